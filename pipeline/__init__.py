@@ -1,0 +1,1 @@
+"""Array in, array out: ingest, proposals, quality and pictures. Nothing heavy is imported here."""
