@@ -1,0 +1,286 @@
+"""Puts whole scans into a store, and nothing else, whatever is killed, full or busy beside.
+
+A commit: write everything under STORE/tmp, fsync, COMMIT.json last; then, holding the store's lock, rename
+the folder to its place and append its line to the index. What each crash leaves, and who repairs it:
+
+    while writing             a folder in tmp/ whose lock nobody holds     sweep removes it
+    between rename and line   a committed folder that the index lacks      sweep writes the line
+    within the line           a line without newline                       readers skip it, writers cut it
+    while replacing a scan    the old folder in tmp/, none in its place    sweep puts the old one back
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.errors import CorruptStore, ScanExists, ScanNotFound
+from storage.files import (
+    checksum,
+    full_disk_named,
+    list_files,
+    remove_if_empty,
+    remove_tree,
+    replace_file,
+    store_lock,
+    sync_folder,
+    sync_tree,
+    take_lock,
+    write_file,
+)
+from storage.index import (
+    Commit,
+    IndexEntry,
+    append_entry,
+    parse_commit,
+    read_index,
+    read_sound_index,
+    write_index,
+)
+from storage.layout import (
+    COMMIT_FILE,
+    FORMAT_VERSION,
+    SCANS_FOLDER,
+    TEMPORARY_FOLDER,
+    dump_document,
+    is_safe_name,
+    scan_key,
+)
+from storage.records import ScanRecord
+from storage.stores import open_store
+
+_OLD, _LOCK = ".old", ".lock"
+
+
+def commit_scan(store: str | Path, record: ScanRecord, *, replace: bool = False) -> IndexEntry:
+    """Store a scan: afterwards it is there whole, or, after an error or a crash, not at all.
+
+    Safe from any number of processes at once. If the very same scan is committed already, nothing changes.
+
+    Args:
+        store: Folder of the store.
+        record: The scan.
+        replace: Whether a different scan of this id gives way; its readers get an error, never a mixture.
+
+    Returns:
+        The scan's line in the index.
+
+    Raises:
+        ScanExists: Another scan of this id is committed, and `replace` is false.
+        StoreFull: No space left; nothing of the scan stays.
+    """
+    from storage.writing import write_scan
+
+    root = open_store(store).path
+    with full_disk_named(root, f"scan {record.scan_id}"), _temporary(root, record.scan_id) as temporary:
+        write_scan(temporary.folder, record)
+        commit_bytes = _commit_document(temporary.folder, record)
+        sync_tree(temporary.folder)
+        write_file(temporary.folder / COMMIT_FILE, commit_bytes)
+        sync_folder(temporary.folder)
+        entry = parse_commit(commit_bytes, where=f"scan {record.scan_id}").entry
+        with store_lock(root):
+            _publish(root, temporary, entry, commit_bytes, replace=replace)
+    return entry
+
+
+def _commit_document(folder: Path, record: ScanRecord) -> bytes:
+    depth, height, width = record.image.shape
+    dz, dy, dx = (float(size) for size in record.spacing_zyx_mm)
+    entry = IndexEntry(
+        scan_id=record.scan_id,
+        shape_zyx=(depth, height, width),
+        spacing_zyx_mm=(dz, dy, dx),
+        modality=record.modality,
+        dataset=record.dataset,
+        split=record.split,
+        num_proposals=len(record.table),
+        labels=tuple(label.name for label in record.labels),
+        digests=record.digests,
+        digest="",
+    )
+    keys = {}
+    for key in list_files(folder):
+        size, sha256 = checksum(folder / key)
+        keys[key] = {"size": size, "sha256": sha256}
+    return dump_document({"format_version": FORMAT_VERSION, "scan": entry.summary(), "keys": keys})
+
+
+@dataclass(frozen=True)
+class _Temporary:
+    """A place in tmp/ that belongs to one live writer."""
+
+    folder: Path
+    """Where the scan is written."""
+    old: Path
+    """Where the scan that it replaces waits for its removal."""
+
+
+@contextmanager
+def _temporary(root: Path, scan_id: str) -> Iterator[_Temporary]:
+    """Make a place in tmp/ for one scan, and clear it at the end whatever happens."""
+    parent = root / TEMPORARY_FOLDER
+    base = f"{scan_id}.{secrets.token_hex(8)}"
+    place = _Temporary(parent / base, parent / (base + _OLD))
+    lock = parent / (base + _LOCK)
+    with store_lock(root):  # no sweep between making the lock file and locking it
+        parent.mkdir(exist_ok=True)
+        handle = take_lock(lock, create=True)
+    assert handle is not None
+    try:
+        place.folder.mkdir()
+        yield place
+    finally:
+        remove_tree(place.folder)
+        remove_tree(place.old)
+        with store_lock(root):
+            lock.unlink()
+            remove_if_empty(parent)
+        os.close(handle)
+
+
+def _publish(
+    root: Path, temporary: _Temporary, entry: IndexEntry, commit_bytes: bytes, *, replace: bool
+) -> None:
+    """Rename a written scan to its place and add its line; undo the one if the other fails."""
+    target = root / entry.path
+    present = _read_commit_bytes(target)
+    if present == commit_bytes:
+        if read_sound_index(root).entries.get(entry.scan_id) != entry:
+            append_entry(root, entry)
+        return
+    if present is not None and not replace:
+        raise ScanExists(
+            f"scan {entry.scan_id}: another scan of this id is in {root}. Replace it on purpose "
+            "(replace=True), or give this one another id"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sync_folder(root / SCANS_FOLDER)
+    sync_folder(root)
+    if target.exists():  # an older scan, or a folder without COMMIT.json, which is none
+        target.rename(temporary.old)
+    try:
+        temporary.folder.rename(target)
+        sync_folder(target.parent)
+        append_entry(root, entry)
+    except BaseException:
+        if target.exists():
+            target.rename(temporary.folder)
+        if temporary.old.exists():
+            temporary.old.rename(target)
+        remove_if_empty(target.parent)
+        raise
+
+
+def _read_commit_bytes(folder: Path) -> bytes | None:
+    try:
+        return (folder / COMMIT_FILE).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def remove_scan(store: str | Path, scan_id: str) -> None:
+    """Remove a committed scan from the store, its index line and its folder."""
+    root = open_store(store).path
+    if not is_safe_name(scan_id):
+        raise ScanNotFound(f"scan {scan_id!r}: not an id that a store can hold")
+    with full_disk_named(root, f"removing scan {scan_id}"), store_lock(root):
+        target = root / scan_key(scan_id)
+        entries = dict(read_sound_index(root).entries)
+        if entries.pop(scan_id, None) is None and not target.exists():
+            raise ScanNotFound(f"scan {scan_id}: not in {root}. `mass status` lists what is")
+        parent = root / TEMPORARY_FOLDER
+        parent.mkdir(exist_ok=True)
+        doomed = parent / f"{scan_id}.{secrets.token_hex(8)}"
+        if target.exists():
+            target.rename(doomed)
+        write_index(root, entries.values())
+        remove_tree(doomed)
+        remove_if_empty(target.parent)
+        remove_if_empty(parent)
+
+
+def sweep(store: str | Path) -> int:
+    """Repair what crashed writers left behind; live ones are not disturbed.
+
+    Removes their temporary folders, puts back a scan that was being replaced, and makes the index say what
+    the committed folders say: a missing or outdated line is written, a line without a committed scan dropped.
+
+    Returns:
+        How many such things were repaired.
+    """
+    root = open_store(store).path
+    with full_disk_named(root, "sweep"), store_lock(root):
+        return _sweep_temporary(root) + _sweep_index(root)
+
+
+def _sweep_temporary(root: Path) -> int:
+    parent = root / TEMPORARY_FOLDER
+    if not parent.is_dir():
+        return 0
+    repaired = 0
+    alive: set[str] = set()
+    for lock in sorted(parent.glob("*" + _LOCK)):
+        base = lock.name.removesuffix(_LOCK)
+        handle = take_lock(lock, create=False)
+        if handle is None:
+            alive |= {base, base + _OLD, lock.name}
+            continue
+        os.close(handle)
+        repaired += 1
+        old, target = parent / (base + _OLD), root / scan_key(base.rsplit(".", 1)[0])
+        if (old / COMMIT_FILE).is_file() and not target.exists():
+            old.rename(target)
+    # Without a live lock, all else is dead: whoever writes here without one holds the store's lock, as we do.
+    for path in sorted(parent.iterdir()):
+        if path.name not in alive:
+            remove_tree(path)
+    remove_if_empty(parent)
+    return repaired
+
+
+def _sweep_index(root: Path) -> int:
+    index = read_index(root)
+    truth = {commit.entry.scan_id: commit.entry for commit in committed_scans(root)}
+    differing = [
+        scan_id for scan_id in {*truth, *index.entries} if truth.get(scan_id) != index.entries.get(scan_id)
+    ]
+    repaired = len(differing) + len(index.damaged_lines)
+    if repaired or index.torn:
+        write_index(root, truth.values())
+    return repaired
+
+
+def committed_scans(root: Path) -> Iterator[Commit]:
+    """Yield the COMMIT.json of every folder under scans/ that has a sound one in its right place."""
+    for parent in sorted((root / SCANS_FOLDER).glob("*")):
+        for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
+            data = _read_commit_bytes(folder)
+            if data is None:
+                continue
+            try:
+                commit = parse_commit(data, where=f"scan {folder.name}")
+            except CorruptStore:  # no scan then: verify reports it, a commit replaces it
+                continue
+            if root / commit.entry.path == folder:
+                yield commit
+
+
+def finish(store: str | Path) -> None:
+    """Bring the index into its one canonical form: sorted, a line a scan.
+
+    Two stores of the same scans then have the same bytes, whatever order and whoever they were written by.
+    """
+    root = open_store(store).path
+    with full_disk_named(root, "finish"), store_lock(root):
+        write_index(root, read_sound_index(root).entries.values())
+        remove_if_empty(root / TEMPORARY_FOLDER)
+        for parent in (root / SCANS_FOLDER).glob("*"):
+            remove_if_empty(parent)
+
+
+__all__ = ["commit_scan", "committed_scans", "finish", "remove_scan", "replace_file", "sweep"]

@@ -1,0 +1,67 @@
+"""What can go wrong with a store. Every message names the scan or file and says what to do.
+
+    StorageError
+    ├── StoreNotFound       (FileNotFoundError)  no store at this path
+    ├── StoreExists         (FileExistsError)    there is something at this path already
+    ├── FormatVersionError  (ValueError)         written by a newer version, or not a mass3d store
+    ├── StoreFull           (OSError)            no space or quota left; nothing half-written stays
+    ├── ScanNotFound        (KeyError)           no committed scan of this id
+    ├── ScanExists          (FileExistsError)    another scan of this id is committed
+    ├── InvalidRecord       (ValueError)         a scan that breaks the rules of the format
+    ├── InvalidSelection    (ValueError)         a region, mask id, layer or label name outside the scan
+    └── CorruptStore        (ValueError)         bytes on disk that contradict the index or each other
+        └── CorruptScan                          the same, of one scan
+
+Each takes one message, so that it survives pickling on its way back from a worker.
+"""
+
+# ruff: noqa: N818 - "ScanNotFound" says it all; "Error" would only lengthen every except clause.
+from __future__ import annotations
+
+
+class StorageError(Exception):
+    """Anything this package raises on purpose."""
+
+    def __str__(self) -> str:
+        # KeyError would show the repr of its message, OSError a tuple.
+        return str(self.args[0]) if self.args else ""
+
+
+class StoreNotFound(StorageError, FileNotFoundError):
+    """No store at this path."""
+
+
+class StoreExists(StorageError, FileExistsError):
+    """There is something at this path already."""
+
+
+class FormatVersionError(StorageError, ValueError):
+    """Written by a newer version, or not a mass3d store."""
+
+
+class StoreFull(StorageError, OSError):
+    """No space or quota left on the store's file system; nothing half-written stays."""
+
+
+class ScanNotFound(StorageError, KeyError):
+    """No committed scan of this id."""
+
+
+class ScanExists(StorageError, FileExistsError):
+    """Another scan of this id is committed."""
+
+
+class InvalidRecord(StorageError, ValueError):
+    """A scan that breaks the rules of the format."""
+
+
+class InvalidSelection(StorageError, ValueError):
+    """A region, mask id, layer or label name outside the scan."""
+
+
+class CorruptStore(StorageError, ValueError):
+    """Bytes on disk that contradict the index or each other."""
+
+
+class CorruptScan(CorruptStore):
+    """Bytes of one scan that contradict its COMMIT.json."""

@@ -1,0 +1,133 @@
+"""Moving bytes so that a crash, a full disk or a second writer leaves either the old state or the new one.
+
+Locks are `flock`: the kernel lets them go when their holder dies. On NFS they need Linux 2.6.12 or later, on
+Lustre the mount option `flock`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from storage.errors import StoreFull
+from storage.layout import LOCK_FILE, TEMPORARY_FOLDER
+
+# EFBIG: a limit on the size of one file (ulimit -f) is met like a quota.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def full_disk_named(store: Path, doing: str) -> Iterator[None]:
+    """Turn "no space left" inside the block into StoreFull, naming the store and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StoreFull) or error.errno not in _FULL:
+            raise
+        raise StoreFull(
+            f"{doing}: {os.strerror(error.errno)} on the file system of {store}. Nothing half-written "
+            "was left. Free space or raise the quota, then run the same command again: finished scans are kept"
+        ) from error
+
+
+@contextmanager
+def store_lock(store: Path) -> Iterator[None]:
+    """Hold the store's lock, for the moments of renames and index lines. Not reentrant."""
+    handle = os.open(store / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def take_lock(path: Path, *, create: bool) -> int | None:
+    """Return an open, locked handle on `path`, or None where another live process holds it."""
+    handle = os.open(path, os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0), 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(root: Path) -> None:
+    """Make every file and name under `root` survive a power cut, leaves first."""
+    for folder, _, names in os.walk(root, topdown=False):
+        for name in names:
+            handle = os.open(os.path.join(folder, name), os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        sync_folder(Path(folder))
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a new file and make its bytes survive a power cut (its name does after `sync_folder`)."""
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(store: Path, name: str, data: bytes) -> None:
+    """Replace STORE/name by `data` in one step. The caller holds the store's lock."""
+    folder = store / TEMPORARY_FOLDER
+    folder.mkdir(exist_ok=True)
+    temporary = folder / name
+    try:
+        temporary.unlink(missing_ok=True)
+        write_file(temporary, data)
+        os.replace(temporary, store / name)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        remove_if_empty(folder)
+    sync_folder(store)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove `folder` unless something is in it."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file or a folder with all in it; nothing there is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def checksum(path: Path) -> tuple[int, str]:
+    """Return a file's size in bytes and its sha256 (hex)."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return file.tell(), digest
+
+
+def list_files(root: Path) -> list[str]:
+    """Return the keys (relative paths, / between parts) of all files under `root`, sorted."""
+    keys = []
+    for folder, _, names in os.walk(root):
+        keys += [Path(folder, name).relative_to(root).as_posix() for name in names]
+    return sorted(keys)

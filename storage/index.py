@@ -1,0 +1,194 @@
+"""The index: one committed scan a line, so that a store of 100,000 scans opens without a look at any of them.
+
+A line is appended once a scan's folder is in place; a later line of the same id replaces an earlier one. A
+line without its newline at the end of the file was cut off by a crash: readers pass over it, the next writer
+cuts it off, `sweep` writes it again from the scan's COMMIT.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storage.errors import CorruptStore
+from storage.files import replace_file
+from storage.layout import INDEX_FILE, dump_line, scan_key
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexEntry:
+    """What the index says about a committed scan."""
+
+    scan_id: str
+    shape_zyx: tuple[int, int, int]
+    """Voxels along each axis."""
+    spacing_zyx_mm: tuple[float, float, float]
+    """Voxel size along each axis."""
+    modality: str
+    """"ct", "mr", "pet", ..."""
+    dataset: str
+    """The collection it comes from."""
+    split: str
+    """Its part of the collection."""
+    num_proposals: int
+    """Rows of the proposals table."""
+    labels: tuple[str, ...]
+    """Names of its expert labels."""
+    digests: Mapping[str, str]
+    """Digest of what each stage was given."""
+    digest: str
+    """sha256 of its COMMIT.json, and with it of every byte of the scan."""
+
+    @property
+    def path(self) -> str:
+        """Folder of the scan, relative to the store."""
+        return scan_key(self.scan_id)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> IndexEntry:
+        """Return the entry in a parsed line; KeyError, TypeError or ValueError where it is none."""
+        depth, height, width = (int(size) for size in value["shape"])
+        dz, dy, dx = (float(size) for size in value["spacing_zyx_mm"])
+        entry = cls(
+            scan_id=str(value["id"]),
+            shape_zyx=(depth, height, width),
+            spacing_zyx_mm=(dz, dy, dx),
+            modality=str(value["modality"]),
+            dataset=str(value["dataset"]),
+            split=str(value["split"]),
+            num_proposals=int(value["num_proposals"]),
+            labels=tuple(str(name) for name in value["labels"]),
+            digests={str(stage): str(digest) for stage, digest in value["digests"].items()},
+            digest=str(value["digest"]),
+        )
+        if value["path"] != entry.path:
+            raise ValueError(f"path of {entry.scan_id} is {value['path']!r}, must be {entry.path!r}")
+        return entry
+
+    def to_json(self) -> dict[str, object]:
+        """Return the entry as one JSON object."""
+        return self.summary() | {"path": self.path, "digest": self.digest}
+
+    def summary(self) -> dict[str, object]:
+        """Return what COMMIT.json repeats of the entry, so that a lost line can be written again."""
+        return {
+            "id": self.scan_id,
+            "shape": list(self.shape_zyx),
+            "spacing_zyx_mm": list(self.spacing_zyx_mm),
+            "modality": self.modality,
+            "dataset": self.dataset,
+            "split": self.split,
+            "num_proposals": self.num_proposals,
+            "labels": list(self.labels),
+            "digests": dict(self.digests),
+        }
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A scan's COMMIT.json: what makes the scan exist."""
+
+    entry: IndexEntry
+    """What belongs into the index."""
+    keys: Mapping[str, tuple[int, str]]
+    """Size in bytes and sha256 of every other file of the scan."""
+
+
+def parse_commit(data: bytes, *, where: str) -> Commit:
+    """Return what a COMMIT.json says, or raise CorruptStore."""
+    try:
+        document = json.loads(data)
+        digest = hashlib.sha256(data).hexdigest()
+        scan_id = document["scan"]["id"]
+        entry = IndexEntry.from_json(document["scan"] | {"path": scan_key(scan_id), "digest": digest})
+        keys = {key: (int(value["size"]), str(value["sha256"])) for key, value in document["keys"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptStore(f"{where}: COMMIT.json is damaged ({error!r}). Prepare the scan again") from error
+    return Commit(entry, keys)
+
+
+@dataclass(frozen=True)
+class Index:
+    """The parsed index."""
+
+    entries: Mapping[str, IndexEntry]
+    """By scan id."""
+    damaged_lines: tuple[int, ...]
+    """Numbers, from 1, of lines that are no entries; the last may be one that a crash cut off."""
+    torn: bool
+    """Whether the file ends within a line."""
+
+
+def read_index(store: Path) -> Index:
+    """Return the store's index as it is; nothing there is an empty one."""
+    try:
+        data = (store / INDEX_FILE).read_bytes()
+    except FileNotFoundError:
+        return Index({}, (), torn=False)
+    lines = data.split(b"\n")
+    torn = lines.pop() != b""
+    entries: dict[str, IndexEntry] = {}
+    damaged = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = IndexEntry.from_json(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            damaged.append(number)
+        else:
+            entries[entry.scan_id] = entry
+    return Index(entries, tuple(damaged), torn)
+
+
+def read_sound_index(store: Path) -> Index:
+    """Return the store's index, or raise CorruptStore if a line in it is damaged."""
+    index = read_index(store)
+    if index.damaged_lines:
+        raise CorruptStore(
+            f"{store / INDEX_FILE}: line {index.damaged_lines[0]} is damaged. Run `mass prepare` again, "
+            "or storage.sweep(): both rebuild the index from the scans"
+        )
+    return index
+
+
+def append_entry(store: Path, entry: IndexEntry) -> None:
+    """Add a line to the index, whole or not at all. The caller holds the store's lock."""
+    line = dump_line(entry.to_json())
+    handle = os.open(store / INDEX_FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        end = _cut_torn_line(handle)
+        try:
+            written = os.write(handle, line)
+            if written < len(line):
+                os.write(handle, line[written:])  # raises what cut the first write short
+            os.fsync(handle)
+        except BaseException:
+            os.ftruncate(handle, end)
+            raise
+    finally:
+        os.close(handle)
+
+
+def _cut_torn_line(handle: int) -> int:
+    """Cut off a last line without newline; return the size of what stays."""
+    size = os.fstat(handle).st_size
+    end, step = size, 4096
+    while end and os.pread(handle, 1, end - 1) != b"\n":
+        block = os.pread(handle, min(step, end), max(0, end - step))
+        end = max(0, end - step) + block.rfind(b"\n") + 1
+    if end < size:
+        os.ftruncate(handle, end)
+    return end
+
+
+def write_index(store: Path, entries: Iterable[IndexEntry]) -> None:
+    """Replace the index by these entries, sorted by id. The caller holds the store's lock."""
+    ordered = sorted(entries, key=lambda entry: entry.scan_id)
+    data = b"".join(dump_line(entry.to_json()) for entry in ordered)
+    path = store / INDEX_FILE
+    if not path.exists() or path.read_bytes() != data:
+        replace_file(store, INDEX_FILE, data)

@@ -1,0 +1,106 @@
+"""The store on paper: names, numbers and paths of format version 1, and its canonical JSON. No I/O.
+
+    STORE/
+      store.json                     format version, target spacing, the prepare config and its digest
+      index.jsonl                    one committed scan a line
+      ledger.jsonl                   one known source a line: committed or failed, and why
+      store.lock                     always empty; writers hold flock on it for moments
+      tmp/                           scans being written; gone when nobody writes
+      scans/<aa>/<scan_id>/          <aa>: first two hex digits of sha256(scan_id)
+        zarr.json                    OME-NGFF 0.5 multiscales, and our `mass` attributes
+        0/                           image, int16 (z, y, x)
+        labels/atoms/0/              uint16 (z, y, x), ids 0..A-1 everywhere
+        labels/atoms_<k>/0/          uint16 (z, y, x), ids 0..A-1 or 65534 = background
+        labels/<name>/0/             expert labels, uint8 or uint16 (z, y, x), 0 = background
+        orders/<k>/                  (T, A) uint16, rows are permutations of the atoms of layer k
+        proposals/                   (N, 11) int32, columns as in PROPOSAL_COLUMNS
+        scores/                      (N,) float32, best first
+        COMMIT.json                  every key with its size and checksum; written last
+
+An array keeps its chunks as one file beside its `zarr.json` (`c.0.0.0`): a scan is few files and few folders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Final
+
+FORMAT: Final = "mass3d-store"
+FORMAT_VERSION: Final = 1
+OME_VERSION: Final = "0.5"
+
+STORE_FILE: Final = "store.json"
+INDEX_FILE: Final = "index.jsonl"
+LEDGER_FILE: Final = "ledger.jsonl"
+LOCK_FILE: Final = "store.lock"
+TEMPORARY_FOLDER: Final = "tmp"
+SCANS_FOLDER: Final = "scans"
+COMMIT_FILE: Final = "COMMIT.json"
+METADATA_FILE: Final = "zarr.json"
+
+CHUNK_VOXELS: Final = 64
+"""Edge of an inner chunk of a volume, voxels; less along an axis that is shorter."""
+
+MISSING_ATOM: Final = 65_535
+"""Fill value of atom volumes: never a valid id, so that lost data cannot pass for an atom."""
+
+BACKGROUND_ATOM: Final = 65_534
+"""No atom here; only in layers k >= 1."""
+
+MAX_ATOMS: Final = 65_534
+"""Most atoms in a layer: ids 0..65533."""
+
+MAX_WORD_BITS: Final = 16
+"""Most masks in one word."""
+
+PROPOSAL_COLUMNS: Final = ("order", "start", "stop", "z0", "y0", "x0", "z1", "y1", "x1", "voxels", "source")
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_ATOMS_NAME = re.compile(r"atoms(_\d+)?")
+
+
+def is_safe_name(name: str) -> bool:
+    """Return whether `name` can be a folder: it cannot leave its parent, hide, or need quoting."""
+    return _SAFE_NAME.fullmatch(name) is not None
+
+
+def is_label_name(name: str) -> bool:
+    """Return whether an expert label may be called so (not like an atom layer or a Zarr file)."""
+    return is_safe_name(name) and not _ATOMS_NAME.fullmatch(name) and name != METADATA_FILE
+
+
+def scan_key(scan_id: str) -> str:
+    """Return the path of a scan's folder, relative to the store."""
+    return f"{SCANS_FOLDER}/{hashlib.sha256(scan_id.encode()).hexdigest()[:2]}/{scan_id}"
+
+
+def atoms_name(layer: int) -> str:
+    """Return the label name of an atom layer: `atoms`, `atoms_1`, ..."""
+    return "atoms" if layer == 0 else f"atoms_{layer}"
+
+
+def label_key(name: str) -> str:
+    """Return the key of a label's (or atom layer's) array."""
+    return f"labels/{name}/0"
+
+
+def chunk_name(num_axes: int) -> str:
+    """Return the file name of the only chunk of an array (`c.0.0.0`)."""
+    return ".".join(["c", *["0"] * num_axes])
+
+
+def dump_document(value: object) -> bytes:
+    """Return JSON for people: sorted keys, indented, newline at the end. NaN is an error (ValueError)."""
+    return (json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
+
+
+def dump_line(value: object) -> bytes:
+    """Return JSON as one line: sorted keys, no spaces, newline at the end. NaN is an error (ValueError)."""
+    return (json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n").encode()
+
+
+def digest_of(value: object) -> str:
+    """Return the sha256 (hex) of a JSON value, the same for every order of its keys."""
+    return hashlib.sha256(dump_line(value)).hexdigest()

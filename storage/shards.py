@@ -1,0 +1,191 @@
+"""Reads an array's one file directly: whole, or the chunks a region touches. Every byte read is checked.
+
+Why not zarr-python here: it takes a missing shard, or one cut to nothing, for the fill value without a word,
+its event loop costs more than the decoding of small crops, and a data loader's worker need not import it. The
+files are plain Zarr v3 all the same: zarr-python writes them, and the tests read them back with it.
+
+*Reads* ARRAY/zarr.json and ARRAY/c.0.0.0: either one shard (`sharding_indexed`: blosc chunks each with a
+crc32c, then the index with its own) or one chunk (blosc, crc32c).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.errors import CorruptScan
+from storage.layout import chunk_name
+from storage.regions import Region, region_shape, touched_chunks
+
+_DTYPES = {"uint8": "|u1", "int16": "<i2", "uint16": "<u2", "int32": "<i4", "float32": "<f4"}
+_CRC_BYTES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayLayout:
+    """What `zarr.json` says about an array of the store."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunk_shape: tuple[int, ...]
+    """Of the inner chunks, where sharded."""
+    sharded: bool
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Chunks along each axis."""
+        return tuple(-(-size // chunk) for size, chunk in zip(self.shape, self.chunk_shape, strict=True))
+
+
+def parse_layout(metadata: bytes, *, where: str) -> ArrayLayout:
+    """Return the layout in an array's `zarr.json`, or raise CorruptScan if it is not one of format 1."""
+    try:
+        document = json.loads(metadata)
+        shape = tuple(int(size) for size in document["shape"])
+        outer = tuple(int(size) for size in document["chunk_grid"]["configuration"]["chunk_shape"])
+        names = [codec["name"] for codec in document["codecs"]]
+        sharded = names == ["sharding_indexed"]
+        settings = document["codecs"][0]["configuration"] if sharded else {}
+        inner = [codec["name"] for codec in settings["codecs"]] if sharded else names
+        layout = ArrayLayout(
+            shape=shape,
+            dtype=np.dtype(_DTYPES[document["data_type"]]),
+            chunk_shape=tuple(int(size) for size in settings["chunk_shape"]) if sharded else outer,
+            sharded=sharded,
+        )
+        one_file = all(size <= chunk for size, chunk in zip(shape, outer, strict=True))
+        index_at_end = settings.get("index_location", "end") == "end"
+        plain_keys = document["chunk_key_encoding"] == {
+            "name": "default",
+            "configuration": {"separator": "."},
+        }
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise CorruptScan(f"{where}: zarr.json is not that of an array of format 1 ({error!r})") from error
+    if inner != ["bytes", "blosc", "crc32c"] or not (one_file and index_at_end and plain_keys):
+        raise CorruptScan(
+            f"{where}: zarr.json describes another layout than format 1's; write it with mass3d"
+        )
+    return layout
+
+
+@dataclass(frozen=True)
+class _ChunkTable:
+    """Where each chunk of a shard lies in its file."""
+
+    offsets: NDArray[np.uint64]
+    sizes: NDArray[np.uint64]
+    inode: int
+
+
+class ArrayReader:
+    """One array on disk. Holds no open file: it may be kept, pickled and used from any thread."""
+
+    def __init__(self, folder: Path, layout: ArrayLayout, *, num_bytes: int, where: str) -> None:
+        self.layout = layout
+        self._path = folder / chunk_name(len(layout.shape))
+        self._num_bytes = num_bytes
+        self._where = where
+        self._table: _ChunkTable | None = None
+
+    def read(self, region: Region) -> NDArray[Any]:
+        """Return the voxels of a parsed region."""
+        result = np.empty(region_shape(region), dtype=self.layout.dtype)
+        for target, part in self.chunks(region):
+            result[target] = part
+        return result
+
+    def chunks(
+        self, region: Region, *, wanted: Callable[[Region], bool] | None = None
+    ) -> Iterator[tuple[Region, NDArray[Any]]]:
+        """Yield each touched chunk's part of a parsed region, decoded.
+
+        Args:
+            region: What to read.
+            wanted: Given where a part lies, whether it is needed; the others are not read.
+
+        Yields:
+            Where the part lies, counted from the region's corner; the part, valid until the next one.
+        """
+        chunk = np.empty(self.layout.chunk_shape, dtype=self.layout.dtype)
+        handle = self._open()
+        try:
+            table = self._chunk_table(handle)
+            for place, inside, target in touched_chunks(region, self.layout.chunk_shape):
+                if wanted is not None and not wanted(target):
+                    continue
+                self._decode(handle, int(table.offsets[place]), int(table.sizes[place]), chunk)
+                yield target, chunk[inside]
+        finally:
+            os.close(handle)
+
+    def _open(self) -> int:
+        try:
+            handle = os.open(self._path, os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise self._corrupt("is missing") from error
+        size = os.fstat(handle).st_size
+        if size != self._num_bytes:
+            os.close(handle)
+            raise self._corrupt(f"has {size} bytes, COMMIT.json says {self._num_bytes}")
+        return handle
+
+    def _chunk_table(self, handle: int) -> _ChunkTable:
+        inode = os.fstat(handle).st_ino
+        if self._table is None:
+            self._table = self._read_table(handle, inode)
+        elif self._table.inode != inode:
+            raise self._corrupt("was replaced after the scan was opened; open the scan again")
+        return self._table
+
+    def _read_table(self, handle: int, inode: int) -> _ChunkTable:
+        grid = self.layout.grid
+        if not self.layout.sharded:
+            one = np.ones(grid, dtype=np.uint64)
+            return _ChunkTable(0 * one, np.uint64(self._num_bytes) * one, inode)
+        index_bytes = 16 * math.prod(grid) + _CRC_BYTES
+        start = self._num_bytes - index_bytes
+        if start < 0:
+            raise self._corrupt("is too short for its index")
+        raw = np.frombuffer(self._read_checked(handle, start, index_bytes), dtype="<u8").reshape(*grid, 2)
+        offsets, sizes = raw[..., 0], raw[..., 1]
+        # A chunk that was never written has offset and size 2^64 - 1: it fails here too.
+        if (sizes > start).any() or (offsets > start - np.minimum(sizes, start)).any():
+            raise self._corrupt("lacks chunks")
+        return _ChunkTable(offsets, sizes, inode)
+
+    def _read_checked(self, handle: int, start: int, size: int) -> bytes:
+        """Return `size` bytes from `start` less the crc32c at their end, which they must match."""
+        import google_crc32c
+
+        data = os.pread(handle, size, start)
+        if len(data) != size or size <= _CRC_BYTES:
+            raise self._corrupt("ends early")
+        payload = data[:-_CRC_BYTES]
+        if google_crc32c.value(payload) != int.from_bytes(data[-_CRC_BYTES:], "little"):
+            raise self._corrupt(f"fails its checksum at bytes {start}..{start + size}")
+        return payload
+
+    def _decode(self, handle: int, start: int, size: int, chunk: NDArray[Any]) -> None:
+        from numcodecs import blosc
+
+        payload = self._read_checked(handle, start, size)
+        # Bytes 4..8 of a blosc buffer: its size once decoded.
+        if int.from_bytes(payload[4:8], "little") != chunk.nbytes:
+            raise self._corrupt("holds a chunk of another size")
+        try:
+            blosc.decompress(payload, chunk)
+        except (RuntimeError, ValueError) as error:
+            raise self._corrupt("holds a chunk that does not decode") from error
+
+    def _corrupt(self, what: str) -> CorruptScan:
+        return CorruptScan(
+            f"{self._where}: {self._path.name} {what}. Run `mass verify`, then prepare the scan again"
+        )

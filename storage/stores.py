@@ -1,0 +1,182 @@
+"""Opening and making stores. Reading takes no lock, lists no folder: it trusts store.json and the index."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from storage.errors import FormatVersionError, InvalidRecord, ScanNotFound, StoreExists, StoreNotFound
+from storage.files import full_disk_named, replace_file, store_lock
+from storage.index import IndexEntry, read_sound_index
+from storage.layout import (
+    FORMAT,
+    FORMAT_VERSION,
+    LOCK_FILE,
+    STORE_FILE,
+    TEMPORARY_FOLDER,
+    digest_of,
+    dump_document,
+)
+from storage.records import plain_json
+from storage.scans import Scan
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreInfo:
+    """What store.json says."""
+
+    format_version: int
+    """Of everything in the store."""
+    spacing_mm: float
+    """Target spacing of its scans."""
+    config: Mapping[str, Any]
+    """What `mass prepare` was told."""
+    config_digest: str
+    """digest_of(config)."""
+
+
+class Store:
+    """A store opened for reading: what was committed when its index was first looked at.
+
+    Holds paths only, so that it may be pickled into the workers of a data loader (start them with spawn or
+    forkserver); each reads the index again when it needs it.
+    """
+
+    def __init__(self, path: Path, info: StoreInfo) -> None:
+        self.path = path
+        self.info = info
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r})"
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "info": self.info}
+
+    @cached_property
+    def entries(self) -> Mapping[str, IndexEntry]:
+        """The index, by scan id, in the order of the ids."""
+        entries = read_sound_index(self.path).entries
+        return {scan_id: entries[scan_id] for scan_id in sorted(entries)}
+
+    @property
+    def scan_ids(self) -> tuple[str, ...]:
+        """Ids of all committed scans, sorted."""
+        return tuple(self.entries)
+
+    def scan(self, scan_id: str) -> Scan:
+        """Return a committed scan; its arrays are read when asked for."""
+        entry = self.entries.get(scan_id)
+        if entry is None:
+            raise ScanNotFound(
+                f"scan {scan_id!r}: not in {self.path}, which has {len(self.entries)} scans. "
+                "`mass status` lists them"
+            )
+        return Scan(self.path, entry)
+
+    def set_config(self, config: Mapping[str, Any], *, spacing_mm: float | None = None) -> None:
+        """Replace the config (and target spacing) in store.json, in one step."""
+        info = _checked_info(config, self.info.spacing_mm if spacing_mm is None else spacing_mm)
+        with full_disk_named(self.path, "set_config"), store_lock(self.path):
+            _write_info(self.path, info)
+        self.info = info
+
+
+def create_store(
+    path: str | Path, *, spacing_mm: float, config: Mapping[str, Any], exist_ok: bool = True
+) -> Store:
+    """Make an empty store, or open the one that is there, unchanged.
+
+    Args:
+        path: A folder that does not exist, is empty, or is a store.
+        spacing_mm: Target spacing of its scans.
+        config: What `mass prepare` was told, as JSON.
+        exist_ok: Whether a store may be there already.
+
+    Raises:
+        StoreExists: The folder holds something else, or a store and `exist_ok` is false.
+    """
+    root = Path(path)
+    info = _checked_info(config, spacing_mm)
+    if root.exists() and not root.is_dir():
+        raise StoreExists(f"{root}: a file, not a folder. Choose another place for the store")
+    if not (root / STORE_FILE).exists():
+        strangers = sorted(set(os.listdir(root)) - {LOCK_FILE, TEMPORARY_FOLDER}) if root.exists() else []
+        if strangers and not (root / STORE_FILE).exists():
+            raise StoreExists(
+                f"{root}: not a store, and not empty ({strangers[0]!r} is in it). Choose another folder"
+            )
+        with full_disk_named(root, "create_store"):
+            root.mkdir(parents=True, exist_ok=True)
+            with store_lock(root):
+                if not (root / STORE_FILE).exists():
+                    _write_info(root, info)
+                    return Store(root, info)
+    if not exist_ok:
+        raise StoreExists(f"{root}: there is a store already. Choose another folder, or open this one")
+    return open_store(root)
+
+
+def open_store(path: str | Path) -> Store:
+    """Return the store at `path` for reading.
+
+    Raises:
+        StoreNotFound: No store there.
+        FormatVersionError: A store of another version, or a folder of something else.
+    """
+    root = Path(path)
+    try:
+        document = json.loads((root / STORE_FILE).read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreNotFound(
+            f"{root}: no store here (no {STORE_FILE}). `mass prepare RAW STORE` makes one"
+        ) from error
+    except ValueError as error:
+        raise FormatVersionError(
+            f"{root / STORE_FILE}: not JSON. Restore it, or prepare the store anew"
+        ) from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise FormatVersionError(
+            f"{root / STORE_FILE}: not that of a mass3d store. Is this the right folder?"
+        )
+    version = document.get("format_version")
+    if version != FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{root}: format version {version}; this mass3d reads version {FORMAT_VERSION}. Use the "
+            "mass3d that wrote it, or prepare the store anew"
+        )
+    return Store(root, _checked_info(document["config"], document["spacing_mm"]))
+
+
+def _checked_info(config: Mapping[str, Any], spacing_mm: float) -> StoreInfo:
+    if not math.isfinite(spacing_mm) or spacing_mm <= 0:
+        raise InvalidRecord(f"spacing_mm must be finite and > 0, got {spacing_mm}")
+    plain = plain_json(config)
+    return StoreInfo(
+        format_version=FORMAT_VERSION,
+        spacing_mm=float(spacing_mm),
+        config=plain,
+        config_digest=digest_of(plain),
+    )
+
+
+def _write_info(root: Path, info: StoreInfo) -> None:
+    document = {
+        "format": FORMAT,
+        "format_version": info.format_version,
+        "spacing_mm": info.spacing_mm,
+        "config": info.config,
+        "config_digest": info.config_digest,
+    }
+    data = dump_document(document)
+    path = root / STORE_FILE
+    if not path.exists() or path.read_bytes() != data:
+        replace_file(root, STORE_FILE, data)

@@ -1,0 +1,125 @@
+"""Does the store on disk still say what was committed? Reads every byte of every scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.errors import CorruptStore
+from storage.files import checksum, list_files, store_lock
+from storage.index import Index, IndexEntry, parse_commit, read_index
+from storage.layout import COMMIT_FILE, INDEX_FILE, LOCK_FILE, SCANS_FOLDER, scan_key
+from storage.stores import open_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is not as it was committed."""
+
+    scan_id: str | None
+    """The scan, or None where it is the store's."""
+    key: str
+    """The file, relative to the scan's folder (or the store's)."""
+    what: str
+    """What is wrong, and what to do."""
+
+
+def verify(store: str | Path, *, on_scan: Callable[[str], None] | None = None) -> Iterator[Problem]:
+    """Yield everything that is not as it was committed: sizes, checksums, files and index lines.
+
+    Args:
+        store: Folder of the store.
+        on_scan: Called with the id of each scan once it is looked through.
+    """
+    root = open_store(store).path
+    with ExitStack() as locked:
+        if (root / LOCK_FILE).exists():
+            locked.enter_context(store_lock(root))  # no commit between its rename and its line
+        index = read_index(root)
+        folders = _scan_folders(root)
+    yield from _index_problems(index, folders)
+    for scan_id in sorted({*index.entries, *(name for name in folders.values())}):
+        key = scan_key(scan_id)
+        if key in folders or scan_id in index.entries:
+            yield from _scan_problems(root, scan_id, index.entries.get(scan_id))
+        if on_scan is not None:
+            on_scan(scan_id)
+
+
+def verify_scan(store: str | Path, scan_id: str) -> tuple[Problem, ...]:
+    """Return everything of one scan that is not as it was committed."""
+    root = open_store(store).path
+    return tuple(_scan_problems(root, scan_id, read_index(root).entries.get(scan_id)))
+
+
+def _scan_folders(root: Path) -> dict[str, str]:
+    """Return the name of every folder two levels under scans/, by its path."""
+    return {
+        f"{SCANS_FOLDER}/{folder.parent.name}/{folder.name}": folder.name
+        for folder in sorted((root / SCANS_FOLDER).glob("*/*"))
+    }
+
+
+def _index_problems(index: Index, folders: dict[str, str]) -> Iterator[Problem]:
+    remedy = "`mass prepare` (or storage.sweep) writes the index again from the scans"
+    for number in index.damaged_lines:
+        yield Problem(scan_id=None, key=INDEX_FILE, what=f"line {number} is damaged; {remedy}")
+    if index.torn:
+        yield Problem(scan_id=None, key=INDEX_FILE, what=f"the last line was cut off; {remedy}")
+    for path, name in folders.items():
+        if path != scan_key(name):
+            yield Problem(
+                scan_id=None, key=path, what=f"does not belong there: {name} lies at {scan_key(name)}"
+            )
+
+
+def _scan_problems(root: Path, scan_id: str, entry: IndexEntry | None) -> Iterator[Problem]:
+    folder = root / scan_key(scan_id)
+    redo = "prepare the scan again"
+
+    def problem(key: str, what: str) -> Problem:
+        return Problem(scan_id=scan_id, key=key, what=what)
+
+    try:
+        data = (folder / COMMIT_FILE).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        state = "the index names it" if entry is not None else "a folder is there"
+        yield problem(COMMIT_FILE, f"missing, though {state}; {redo}")
+        return
+    try:
+        commit = parse_commit(data, where=f"scan {scan_id}")
+    except CorruptStore as error:
+        yield problem(COMMIT_FILE, str(error))
+        return
+    if entry is None:
+        yield problem(COMMIT_FILE, "committed, but without a line in the index; `mass prepare` writes it")
+    elif entry != commit.entry:
+        yield problem(
+            COMMIT_FILE, f"not the one that the index names; `mass prepare` repairs the index, or {redo}"
+        )
+    yield from _file_problems(folder, scan_id, commit.keys.items())
+    for key in list_files(folder):
+        if key not in commit.keys and key != COMMIT_FILE:
+            yield problem(key, "not part of what was committed; remove it")
+
+
+def _file_problems(
+    folder: Path, scan_id: str, keys: Iterable[tuple[str, tuple[int, str]]]
+) -> Iterator[Problem]:
+    for key, committed in sorted(keys):
+        try:
+            found = checksum(folder / key)
+        except FileNotFoundError:
+            yield Problem(scan_id=scan_id, key=key, what="missing; prepare the scan again")
+            continue
+        except OSError as error:
+            yield Problem(scan_id=scan_id, key=key, what=f"cannot be read ({error.strerror}); check the disk")
+            continue
+        if found[0] != committed[0]:
+            what = f"has {found[0]} bytes, {committed[0]} were committed; prepare the scan again"
+            yield Problem(scan_id=scan_id, key=key, what=what)
+        elif found != committed:
+            what = "its checksum is not that of what was committed; prepare the scan again"
+            yield Problem(scan_id=scan_id, key=key, what=what)

@@ -1,0 +1,61 @@
+"""From proposals to words: bit k of a voxel's word says whether it lies in mask k. Arrays in, arrays out.
+
+A proposal is a run of atoms, so K masks over A atoms are one table of A words, and the words of a crop one
+look-up a voxel, whatever K is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.layout import MAX_WORD_BITS
+from storage.regions import Region
+
+
+def build_lookup(
+    runs: Sequence[tuple[int, NDArray[np.uint16]]],
+) -> NDArray[np.uint16]:
+    """Return the word of every atom id.
+
+    Args:
+        runs: For each mask of one atom layer, its bit (0..15) and the ids of its atoms.
+
+    Returns:
+        (65536,) uint16: an entry for every uint16, so that no id needs checking; 0 where no mask is.
+    """
+    lookup = np.zeros(65_536, dtype=np.uint16)
+    for bit, ids in runs:
+        assert 0 <= bit < MAX_WORD_BITS
+        lookup[ids] |= np.uint16(1 << bit)
+    return lookup
+
+
+def covered_part(target: Region, boxes: NDArray[np.int32]) -> Region | None:
+    """Return the smallest box around what `boxes` cover of `target`, counted from target's corner.
+
+    Args:
+        target: A box, (z, y, x).
+        boxes: (K, 6) z0, y0, x0, z1, y1, x1, half-open, in the same frame as target.
+
+    Returns:
+        None where no box meets the target.
+    """
+    corner = np.array([part.start for part in target])
+    lows = np.maximum(boxes[:, :3], corner)
+    highs = np.minimum(boxes[:, 3:], [part.stop for part in target])
+    meets = (lows < highs).all(axis=1)
+    if not meets.any():
+        return None
+    low, high = lows[meets].min(axis=0) - corner, highs[meets].max(axis=0) - corner
+    return tuple(slice(int(start), int(stop)) for start, stop in zip(low, high, strict=True))
+
+
+def unpack_words(words: NDArray[np.uint16], num_masks: int) -> NDArray[np.bool_]:
+    """Return the masks in words (z, y, x) as bool (K, z, y, x)."""
+    masks = np.empty((num_masks, *words.shape), dtype=np.bool_)
+    for bit in range(num_masks):
+        np.not_equal(words & np.uint16(1 << bit), 0, out=masks[bit])
+    return masks
