@@ -42,7 +42,7 @@ class ScoreConfig:
     recall_at: tuple[float, ...] = (0.5, 0.7)
     """IoU from which a structure counts as found."""
     min_voxels: int = 27
-    """Structures of fewer voxels on the stored grid are listed, not scored: 27 is 3 x 3 x 3, 91 mm3 at 1.5 mm."""
+    """Structures of fewer voxels on the stored grid are listed, not scored: 27 = 3 x 3 x 3, 91 mm3."""
     slic: SlicConfig = field(default_factory=SlicConfig)
     """The flat baseline, computed on request."""
 
