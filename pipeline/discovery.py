@@ -1,0 +1,48 @@
+"""Finding the scans below a folder or in a manifest, with their labels, without reading a pixel.
+
+*Reads*: folder entries, manifests, JSON files of label names, DICOM headers. *Writes*: `Discovery`.
+
+Ids of a folder's scans are the parts of their relative path joined by '_', without the suffix; a DICOM series
+takes its folder's, with the series' number where several share a folder. Where two scans would get one id,
+both get a short hash as well. Ids of a manifest are taken as they are, or refused. Labels are paired by the
+manifest, or by name (`pairing`); label value names come from JSON files (`label_names`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.config import IngestConfig
+from pipeline.discovery_folder import discover_folder
+from pipeline.discovery_manifest import discover_manifest
+from pipeline.errors import UnreadableFile
+from pipeline.manifest import MANIFEST_SUFFIXES
+from pipeline.sources import Discovery, LabelSource, Source, SourceFailure
+
+__all__ = ["Discovery", "LabelSource", "Source", "SourceFailure", "discover"]
+
+
+def discover(raw: Path, config: IngestConfig) -> Discovery:
+    """Everything to read at a place: a folder, a manifest (.csv, .tsv, .jsonl), or a single image file.
+
+    Args:
+        raw: The place.
+        config: Settings; how DICOM slices may be spaced, and the frame of 4D series.
+
+    Returns:
+        Sources and failures, sorted by id, each id once, and notes for people.
+
+    Raises:
+        UnreadableFile: There is nothing at `raw`, or it cannot be listed.
+        ManifestError: The manifest as a whole makes no sense.
+    """
+    raw = Path(raw)
+    if not raw.exists():
+        raise UnreadableFile(
+            "there is no such file or folder", path=raw, remedy="Check the path of the scans"
+        )
+    if raw.is_dir():
+        return discover_folder(raw, config)
+    if raw.suffix.lower() in MANIFEST_SUFFIXES:
+        return discover_manifest(raw, config)
+    return discover_folder(raw.parent, config, only=raw)

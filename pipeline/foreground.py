@@ -1,0 +1,85 @@
+"""The box that holds the body, or whatever of it the scan shows.
+
+*Reads*: an image (z, y, x) in real units with its spacing. *Writes*: a box (three slices). The rule looks at
+intensities only, never at labels, and errs on the side of keeping: it takes every component of the foreground
+that is not small beside the largest (two legs, two arms), at a resolution of a few millimetres.
+Stops being valid where the object is darker than its surroundings (then nearly everything is kept).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pipeline.intensity import otsu_threshold
+
+_WORKING_MM = 3.0
+"""Distance of the voxels looked at; a body's outline needs no more."""
+
+_SMALL_FRACTION = 0.02
+"""Components with fewer voxels than this fraction of the largest are left out (table, noise)."""
+
+
+def body_box(
+    image: NDArray[Any],
+    spacing_zyx_mm: tuple[float, float, float],
+    *,
+    threshold: float | None,
+    margin_mm: float,
+) -> tuple[slice, slice, slice] | None:
+    """The box of the foreground with its margin, or None where there is no foreground.
+
+    Args:
+        image: (z, y, x), any number type.
+        spacing_zyx_mm: Voxel size along each axis.
+        threshold: Voxels above it are foreground; None finds one between background and body.
+        margin_mm: Kept around the foreground on each side, in mm, as far as the image reaches.
+    """
+    strides = tuple(max(1, round(_WORKING_MM / s)) for s in spacing_zyx_mm)
+    sample = image[tuple(slice(None, None, k) for k in strides)]
+    if threshold is None:
+        threshold = background_threshold(sample)
+    mask = _main_components(sample > threshold)
+    if not mask.any():
+        return None
+    box = []
+    for axis in range(3):
+        others = tuple(i for i in range(3) if i != axis)
+        where = np.flatnonzero(mask.any(axis=others))
+        margin = int(np.ceil(margin_mm / spacing_zyx_mm[axis])) + strides[axis] - 1
+        start = max(0, int(where[0]) * strides[axis] - margin)
+        stop = min(image.shape[axis], int(where[-1]) * strides[axis] + 1 + margin)
+        box.append(slice(start, stop))
+    return (box[0], box[1], box[2])
+
+
+def background_threshold(sample: NDArray[Any]) -> float:
+    """A threshold between air and body for MR and PET: Otsu's on the logarithm of intensity.
+
+    On the plain intensities Otsu separates bright tissue (fat, a tumour's uptake) from the rest; the
+    logarithm makes the step from noise to the faintest tissue the larger one.
+    """
+    values = sample.astype(np.float32, copy=False).ravel()
+    low, high = (float(v) for v in np.percentile(values, (0.1, 99.5)))
+    if high <= low:
+        high = float(values.max())
+    if high <= low:
+        return low
+    logarithms = np.log1p(255 * np.clip((values - low) / (high - low), 0, 1))
+    return low + (high - low) * float(np.expm1(otsu_threshold(logarithms))) / 255
+
+
+def _main_components(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The mask without thin bridges and without components that are small beside the largest."""
+    opened = ndimage.binary_opening(mask, ndimage.generate_binary_structure(3, 1))
+    if opened.sum() < 0.25 * mask.sum():  # a body a few voxels thick: opening would eat it
+        opened = mask
+    parts, num_parts = ndimage.label(opened)
+    if num_parts <= 1:
+        return np.asarray(opened, dtype=np.bool_)
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return np.asarray((sizes >= _SMALL_FRACTION * sizes.max())[parts] & opened, dtype=np.bool_)

@@ -1,0 +1,46 @@
+"""CT, MR or PET: what a manifest or a DICOM tag calls it, or else a guess from the intensities.
+
+*Reads*: a word, or an image (z, y, x) in real units. *Writes*: "ct", "mr" or "pet", and why. A guess tells CT
+from the others reliably where air is in the picture; PET against MR is told by coarse voxels and a few very
+hot ones, and can be wrong: it is recorded and shown, and a manifest's `modality` column settles it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.intensity import strided_sample
+
+Modality = Literal["ct", "mr", "pet"]
+
+_WORDS: dict[str, Modality] = {
+    "ct": "ct",
+    "cbct": "ct",
+    "mr": "mr",
+    "mri": "mr",
+    "pet": "pet",
+    "pt": "pet",
+}
+
+
+def parse_modality(word: str) -> Modality | None:
+    """The modality that a word names (CT, MR, MRI, PET, PT, in any case), or None."""
+    return _WORDS.get(word.strip().lower())
+
+
+def guess_modality(image: NDArray[Any], spacing_zyx_mm: tuple[float, float, float]) -> tuple[Modality, str]:
+    """The likeliest modality, and the reason in words."""
+    sample = strided_sample(image).astype(np.float32)
+    air = float(((sample > -1100) & (sample < -900)).mean())
+    if sample.min() > -5000 and air > 0.01 and float((sample > -200).mean()) > 0.01:
+        return "ct", f"{air:.0%} of the voxels lie near -1000 as air does in CT"
+    if float((sample < -50).mean()) > 0.02 and sample.min() >= -1100 and sample.max() < 4100:
+        return "ct", "values below 0 in the range of Hounsfield units"
+    body = sample[sample > sample.mean()]
+    tail = float(sample.max() / max(float(np.median(body)), 1e-6)) if body.size else 0.0
+    if min(spacing_zyx_mm[1:]) >= 2.5 and tail > 8 and sample.min() >= 0:
+        return "pet", f"coarse voxels and a hottest voxel {tail:.0f} times the bright median"
+    return "mr", "no air near -1000 as in CT, no few hot voxels on a coarse grid as in PET"
