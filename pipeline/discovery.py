@@ -2,10 +2,11 @@
 
 *Reads*: folder entries, manifests, JSON files of label names, DICOM headers. *Writes*: `Discovery`.
 
-Ids of a folder's scans are the parts of their relative path joined by '_', without the suffix; a DICOM series
-takes its folder's, with the series' number where several share a folder. Where two scans would get one id,
-both get a short hash as well. Ids of a manifest are taken as they are, or refused. Labels are paired by the
-manifest, or by name (`pairing`); label value names come from JSON files (`label_names`).
+Ids of a folder's scans are the parts of their relative path joined by '_', without the suffix and without
+folders named images, imagesTr, imagesTs or image; their data set is the folder searched; a DICOM series takes
+its folder's, with the series' number where several share a folder. Where two scans would get one id, both get
+a short hash as well. Ids of a manifest are taken as they are, or refused. Labels are paired by the manifest,
+or by name (`pairing`); label value names come from JSON files (`label_names`).
 """
 
 from __future__ import annotations

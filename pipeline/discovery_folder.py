@@ -15,7 +15,7 @@ from pipeline.discovery_dicom import DicomFind, find_dicom
 from pipeline.errors import UnreadableFile
 from pipeline.files import companions
 from pipeline.label_names import find_value_names
-from pipeline.pairing import LABEL_FOLDERS, Pairing, pair
+from pipeline.pairing import IMAGE_FOLDERS, LABEL_FOLDERS, Pairing, pair
 from pipeline.privacy import Scrubber
 from pipeline.sources import Discovery, LabelSource, Source, SourceFailure, distinct_ids, id_from_parts
 from pipeline.tree import Tree, stem_of, walk
@@ -80,12 +80,11 @@ def _volumes(root: Path, pairing: Pairing, scrubber: Scrubber, notes: list[str])
             format="file",
             files=companions(root / scan.image),
             labels=tuple(labels),
-            dataset=shown.split("/")[0] if len(scan.image.parts) > 1 else "",
             split=next((_SPLIT_FOLDERS[f] for f in folders if f in _SPLIT_FOLDERS), ""),
             location=shown,
         )
         parts = shown.split("/")
-        yield _Found(shown=shown, id_parts=(*parts[:-1], stem_of(parts[-1])), make=source)
+        yield _Found(shown=shown, id_parts=(*_plain(parts[:-1]), stem_of(parts[-1])), make=source)
     notes.extend(told)
 
 
@@ -96,7 +95,7 @@ def _series(root: Path, dicom: DicomFind, scrubber: Scrubber) -> Iterable[_Found
         if folder == ".":
             folder = scrubber.path(Path(root.resolve().name), series.identity)
         shown = folder + (f" [{series.suffix}]" if series.suffix else "")
-        parts = (*folder.split("/"), *([series.suffix] if series.suffix else []))
+        parts = (*_plain(folder.split("/")), *([series.suffix] if series.suffix else []))
         if series.error is not None:
             failure = SourceFailure.of(series.error, scan_id="pending", location=shown)
             yield _Found(shown=shown, id_parts=parts, failure=failure)
@@ -105,11 +104,15 @@ def _series(root: Path, dicom: DicomFind, scrubber: Scrubber) -> Iterable[_Found
             scan_id="pending",
             format="dicom",
             files=series.files,
-            dataset=folder.split("/")[0] if len(series.folder.parts) > 1 else "",
             location=shown,
             frame=series.frame,
         )
         yield _Found(shown=shown, id_parts=parts, make=source)
+
+
+def _plain(folders: Sequence[str]) -> tuple[str, ...]:
+    """The folders without those that only say that images are in them."""
+    return tuple(f for f in folders if f.lower() not in IMAGE_FOLDERS)
 
 
 def _unreadable(tree: Tree, scrubber: Scrubber) -> Iterable[_Found]:
@@ -145,7 +148,7 @@ def _with_ids(found: Sequence[_Found], notes: list[str], *, root_name: str) -> D
                     files=made.files,
                     labels=made.labels,
                     modality=made.modality,
-                    dataset=made.dataset or root_name,
+                    dataset=root_name,
                     split=made.split,
                     location=key,
                     frame=made.frame,

@@ -19,8 +19,11 @@ from pipeline.intensity import otsu_threshold
 _WORKING_MM = 3.0
 """Distance of the voxels looked at; a body's outline needs no more."""
 
-_SMALL_FRACTION = 0.02
-"""Components with fewer voxels than this fraction of the largest are left out (table, noise)."""
+_SMALL_FRACTION_CT = 0.02
+"""CT components with fewer voxels than this fraction of the largest are left out (table, cables)."""
+
+_SMALL_FRACTION = 0.002
+"""The same for MR and PET, where the body itself falls apart into bright pieces and only noise is small."""
 
 
 def body_box(
@@ -40,9 +43,9 @@ def body_box(
     """
     strides = tuple(max(1, round(_WORKING_MM / s)) for s in spacing_zyx_mm)
     sample = image[tuple(slice(None, None, k) for k in strides)]
-    if threshold is None:
-        threshold = background_threshold(sample)
-    mask = _main_components(sample > threshold)
+    small = _SMALL_FRACTION_CT if threshold is not None else _SMALL_FRACTION
+    level = background_threshold(sample) if threshold is None else threshold
+    mask = _main_components(sample > level, small)
     if not mask.any():
         return None
     box = []
@@ -72,7 +75,7 @@ def background_threshold(sample: NDArray[Any]) -> float:
     return low + (high - low) * float(np.expm1(otsu_threshold(logarithms))) / 255
 
 
-def _main_components(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _main_components(mask: NDArray[np.bool_], small_fraction: float) -> NDArray[np.bool_]:
     """The mask without thin bridges and without components that are small beside the largest."""
     opened = ndimage.binary_opening(mask, ndimage.generate_binary_structure(3, 1))
     if opened.sum() < 0.25 * mask.sum():  # a body a few voxels thick: opening would eat it
@@ -82,4 +85,4 @@ def _main_components(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         return np.asarray(opened, dtype=np.bool_)
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
-    return np.asarray((sizes >= _SMALL_FRACTION * sizes.max())[parts] & opened, dtype=np.bool_)
+    return np.asarray((sizes >= small_fraction * sizes.max())[parts] & opened, dtype=np.bool_)

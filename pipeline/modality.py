@@ -7,6 +7,7 @@ hot ones, and can be wrong: it is recorded and shown, and a manifest's `modality
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 import numpy as np
@@ -25,22 +26,39 @@ _WORDS: dict[str, Modality] = {
     "pt": "pet",
 }
 
+_NAME_WORDS: dict[str, Modality] = _WORDS | dict.fromkeys(
+    ["t1", "t1w", "t1c", "t1ce", "t2", "t2w", "t2star", "flair", "dwi", "adc", "swi", "bold", "dce"], "mr"
+)
+"""Words of a file's name that tell the modality."""
+
 
 def parse_modality(word: str) -> Modality | None:
     """The modality that a word names (CT, MR, MRI, PET, PT, in any case), or None."""
     return _WORDS.get(word.strip().lower())
 
 
-def guess_modality(image: NDArray[Any], spacing_zyx_mm: tuple[float, float, float]) -> tuple[Modality, str]:
-    """The likeliest modality, and the reason in words."""
+def guess_modality(
+    image: NDArray[Any], spacing_zyx_mm: tuple[float, float, float], *, name: str
+) -> tuple[Modality, str]:
+    """The likeliest modality, and the reason in words.
+
+    Args:
+        image: (z, y, x) in real units.
+        spacing_zyx_mm: Voxel size along each axis.
+        name: The file's name, which may say it.
+    """
     sample = strided_sample(image).astype(np.float32)
+    low, high = float(sample.min()), float(sample.max())
     air = float(((sample > -1100) & (sample < -900)).mean())
-    if sample.min() > -5000 and air > 0.01 and float((sample > -200).mean()) > 0.01:
+    if low > -5000 and air > 0.01 and float((sample > -200).mean()) > 0.01:
         return "ct", f"{air:.0%} of the voxels lie near -1000 as air does in CT"
-    if float((sample < -50).mean()) > 0.02 and sample.min() >= -1100 and sample.max() < 4100:
+    for word in re.split(r"[^a-z0-9]+", name.lower()):
+        if word in _NAME_WORDS:
+            return _NAME_WORDS[word], f"its name says {word}"
+    if float((sample < -50).mean()) > 0.02 and low >= -1100 and high < 4100:
         return "ct", "values below 0 in the range of Hounsfield units"
     body = sample[sample > sample.mean()]
-    tail = float(sample.max() / max(float(np.median(body)), 1e-6)) if body.size else 0.0
-    if min(spacing_zyx_mm[1:]) >= 2.5 and tail > 8 and sample.min() >= 0:
+    tail = high / max(float(np.median(body)), 1e-6) if body.size else 0.0
+    if min(spacing_zyx_mm[1:]) >= 2.5 and tail > 8 and low >= 0:
         return "pet", f"coarse voxels and a hottest voxel {tail:.0f} times the bright median"
     return "mr", "no air near -1000 as in CT, no few hot voxels on a coarse grid as in PET"

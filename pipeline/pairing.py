@@ -43,6 +43,9 @@ LABEL_FOLDERS = {
 }
 """Folders whose files are labels, and where their scans are."""
 
+IMAGE_FOLDERS = frozenset(LABEL_FOLDERS.values())
+"""Folders that only say that images are in them; they are no part of a scan's id."""
+
 _SUFFIX = re.compile(rf"^(?P<x>.+)[_.-](?P<word>{'|'.join(LABEL_WORDS)})$", re.IGNORECASE)
 _IMAGE = re.compile(r"^(?P<x>.+)[_.-](image|img)$", re.IGNORECASE)
 _CHANNEL = re.compile(r"^(?P<x>.+)_\d{4}$")

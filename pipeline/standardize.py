@@ -93,7 +93,7 @@ def standardize(raw: RawScan, config: IngestConfig) -> StandardScan:
     image, grid = turn_array(raw.image, turn), turn_grid(raw.grid, turn)
     modality, origin = raw.modality, raw.modality_origin
     if modality is None:
-        guess, why = guess_modality(image, grid.spacing_zyx_mm)
+        guess, why = guess_modality(image, grid.spacing_zyx_mm, name=raw.location.split("/")[-1])
         modality, origin = guess, f"guess: {why}"
     notes: list[str] = []
     has_air = modality == "ct" and float(image.min()) < config.body_threshold_hu
