@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from pipeline.files import os_error
 from pipeline.sources import Source
@@ -23,23 +24,18 @@ def source_digest(source: Source) -> str:
     Raises:
         UnreadableFile: A file cannot be read.
     """
-    digest = hashlib.sha256()
-    choices = {
-        "format": source.format,
-        "modality": source.modality,
-        "dataset": source.dataset,
-        "split": source.split,
-        "frame": source.frame,
-        "num_files": len(source.files),
-        "labels": [
-            {"name": label.name, "value_names": sorted((label.value_names or {}).items())}
-            for label in source.labels
-        ],
-    }
-    digest.update(json.dumps(choices, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(_choices(source), sort_keys=True).encode())
     for path in (*source.files, *(label.path for label in source.labels)):
         digest.update(_file_digest(path, source.location))
     return digest.hexdigest()
+
+
+def choices_digest(source: Source) -> str:
+    """SHA-256 over every choice made for the files of a source, without a look into them.
+
+    With an equal `source_stat` and an equal `choices_digest`, `source_digest` is equal too.
+    """
+    return hashlib.sha256(json.dumps(_choices(source), sort_keys=True).encode()).hexdigest()
 
 
 def source_stat(source: Source) -> list[tuple[str, int, int]]:
@@ -57,6 +53,21 @@ def source_stat(source: Source) -> list[tuple[str, int, int]]:
         for label in source.labels
     )
     return entries
+
+
+def _choices(source: Source) -> dict[str, Any]:
+    return {
+        "format": source.format,
+        "modality": source.modality,
+        "dataset": source.dataset,
+        "split": source.split,
+        "frame": source.frame,
+        "num_files": len(source.files),
+        "labels": [
+            {"name": label.name, "value_names": sorted((label.value_names or {}).items())}
+            for label in source.labels
+        ],
+    }
 
 
 def _stat(paths: tuple[Path, ...], what: str, shown: str) -> tuple[str, int, int]:

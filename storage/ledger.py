@@ -51,6 +51,10 @@ class LedgerEntry:
     """Digest of its bytes, where they were read."""
     files: tuple[LedgerFile, ...] = ()
     """Its files, where they were read."""
+    choices_digest: str = ""
+    """Digest of what was said of its files (modality, names of label values, ...), beside their bytes."""
+    config_digest: str = ""
+    """Of the failure: digest of the settings and code under which it was tried."""
 
     def __post_init__(self) -> None:
         if self.state not in get_args(State):
