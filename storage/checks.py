@@ -25,9 +25,7 @@ def check_proposals(
 ) -> None:
     """Raise InvalidRecord unless orders fit their atoms and every proposal its atoms."""
     if len(atoms) != len(orders) or not atoms:
-        raise InvalidRecord(
-            f"needs one orders array an atom layer, got {len(orders)} for {len(atoms)} layers"
-        )
+        raise InvalidRecord(f"needs orders for each atom layer, got {len(orders)} for {len(atoms)} layers")
     _check_table(table, scores, num_sources, sum(len(order) for order in orders))
     first_row = 0
     for layer, (volume, order) in enumerate(zip(atoms, orders, strict=True)):
@@ -128,14 +126,7 @@ def _check_intervals(
     if wrong.any():
         row = table[chosen[wrong.argmax()], :3].tolist()
         raise InvalidRecord(f"proposal {chosen[wrong.argmax()]}: order, start, stop {row} is no interval")
-    # reduceat over start, stop, start, stop, ...: every other result is an interval's. The extra row lets the
-    # last stop be the end.
-    pairs = np.stack([start, stop], axis=1).ravel()
-    truth = np.empty((len(chosen), 7), dtype=np.int64)
-    truth[:, :3] = np.minimum.reduceat(np.pad(lows, ((0, 1), (0, 0))), pairs, axis=0)[::2]
-    truth[:, 3:6] = np.maximum.reduceat(np.pad(highs, ((0, 1), (0, 0))), pairs, axis=0)[::2]
-    sums = np.concatenate([[0], np.cumsum(sizes)])
-    truth[:, 6] = sums[stop] - sums[start]
+    truth = interval_extents(start, stop, sizes, lows, highs)
     wrong = (truth != table[chosen, 3:10]).any(axis=1)
     if wrong.any():
         first = int(wrong.argmax())
@@ -143,3 +134,30 @@ def _check_intervals(
             f"proposal {chosen[first]}: its atoms give box and voxels {truth[first].tolist()}, "
             f"the table says {table[chosen[first], 3:10].tolist()}"
         )
+
+
+def interval_extents(
+    start: NDArray[np.int32],
+    stop: NDArray[np.int32],
+    sizes: NDArray[np.int64],
+    lows: NDArray[np.int32],
+    highs: NDArray[np.int32],
+) -> NDArray[np.int64]:
+    """Return z0, y0, x0, z1, y1, x1, voxels, (n, 7), of runs of atoms.
+
+    Args:
+        start: (n,) first place of each run in the order.
+        stop: (n,) place after its last, > start.
+        sizes: (A,) voxels of the atoms, in the order.
+        lows: (A, 3) their first places.
+        highs: (A, 3) their places after the last.
+    """
+    # reduceat over start, stop, start, stop, ...: every other result is a run's. The extra row lets the last
+    # stop be the end.
+    pairs = np.stack([start, stop], axis=1).ravel()
+    extents = np.empty((len(start), 7), dtype=np.int64)
+    extents[:, :3] = np.minimum.reduceat(np.pad(lows, ((0, 1), (0, 0))), pairs, axis=0)[::2]
+    extents[:, 3:6] = np.maximum.reduceat(np.pad(highs, ((0, 1), (0, 0))), pairs, axis=0)[::2]
+    sums = np.concatenate([[0], np.cumsum(sizes)])
+    extents[:, 6] = sums[stop] - sums[start]
+    return extents

@@ -18,14 +18,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.errors import CorruptStore, ScanExists, ScanNotFound
+from storage.errors import CorruptScan, ScanExists, ScanNotFound
 from storage.files import (
     checksum,
     full_disk_named,
     list_files,
     remove_if_empty,
     remove_tree,
-    replace_file,
     store_lock,
     sync_folder,
     sync_tree,
@@ -59,7 +58,8 @@ _OLD, _LOCK = ".old", ".lock"
 def commit_scan(store: str | Path, record: ScanRecord, *, replace: bool = False) -> IndexEntry:
     """Store a scan: afterwards it is there whole, or, after an error or a crash, not at all.
 
-    Safe from any number of processes at once. If the very same scan is committed already, nothing changes.
+    Safe from any number of processes at once. If the very same scan is committed already and undamaged,
+    nothing changes.
 
     Args:
         store: Folder of the store.
@@ -84,7 +84,7 @@ def commit_scan(store: str | Path, record: ScanRecord, *, replace: bool = False)
         sync_folder(temporary.folder)
         entry = parse_commit(commit_bytes, where=f"scan {record.scan_id}").entry
         with store_lock(root):
-            _publish(root, temporary, entry, commit_bytes, replace=replace)
+            _publish(root, temporary, entry, replace=replace)
     return entry
 
 
@@ -129,7 +129,10 @@ def _temporary(root: Path, scan_id: str) -> Iterator[_Temporary]:
     lock = parent / (base + _LOCK)
     with store_lock(root):  # no sweep between making the lock file and locking it
         parent.mkdir(exist_ok=True)
-        handle = take_lock(lock, create=True)
+        try:
+            handle = take_lock(lock, create=True)
+        finally:
+            remove_if_empty(parent)
     assert handle is not None
     try:
         place.folder.mkdir()
@@ -143,17 +146,15 @@ def _temporary(root: Path, scan_id: str) -> Iterator[_Temporary]:
         os.close(handle)
 
 
-def _publish(
-    root: Path, temporary: _Temporary, entry: IndexEntry, commit_bytes: bytes, *, replace: bool
-) -> None:
+def _publish(root: Path, temporary: _Temporary, entry: IndexEntry, *, replace: bool) -> None:
     """Rename a written scan to its place and add its line; undo the one if the other fails."""
     target = root / entry.path
-    present = _read_commit_bytes(target)
-    if present == commit_bytes:
+    present = _read_commit(target)
+    if present is not None and present.entry == entry and not damaged_keys(target, present):
         if read_sound_index(root).entries.get(entry.scan_id) != entry:
             append_entry(root, entry)
         return
-    if present is not None and not replace:
+    if present is not None and present.entry != entry and not replace:
         raise ScanExists(
             f"scan {entry.scan_id}: another scan of this id is in {root}. Replace it on purpose "
             "(replace=True), or give this one another id"
@@ -161,7 +162,7 @@ def _publish(
     target.parent.mkdir(parents=True, exist_ok=True)
     sync_folder(root / SCANS_FOLDER)
     sync_folder(root)
-    if target.exists():  # an older scan, or a folder without COMMIT.json, which is none
+    if target.exists():  # another scan, a damaged one, or a folder without COMMIT.json, which is none
         target.rename(temporary.old)
     try:
         temporary.folder.rename(target)
@@ -176,11 +177,25 @@ def _publish(
         raise
 
 
-def _read_commit_bytes(folder: Path) -> bytes | None:
+def _read_commit(folder: Path) -> Commit | None:
+    """Return a folder's COMMIT.json, or None where it is no committed scan."""
     try:
-        return (folder / COMMIT_FILE).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+        return parse_commit((folder / COMMIT_FILE).read_bytes(), where=f"scan {folder.name}")
+    except (FileNotFoundError, NotADirectoryError, CorruptScan):
         return None
+
+
+def damaged_keys(folder: Path, commit: Commit) -> list[str]:
+    """Return the committed files that are missing or have other bytes."""
+    damaged = []
+    for key, committed in commit.keys.items():
+        try:
+            found = checksum(folder / key)
+        except OSError:
+            found = None
+        if found != committed:
+            damaged.append(key)
+    return damaged
 
 
 def remove_scan(store: str | Path, scan_id: str) -> None:
@@ -259,14 +274,9 @@ def committed_scans(root: Path) -> Iterator[Commit]:
     """Yield the COMMIT.json of every folder under scans/ that has a sound one in its right place."""
     for parent in sorted((root / SCANS_FOLDER).glob("*")):
         for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
-            data = _read_commit_bytes(folder)
-            if data is None:
-                continue
-            try:
-                commit = parse_commit(data, where=f"scan {folder.name}")
-            except CorruptStore:  # no scan then: verify reports it, a commit replaces it
-                continue
-            if root / commit.entry.path == folder:
+            # A damaged one is no scan: verify reports it, a commit replaces it.
+            commit = _read_commit(folder)
+            if commit is not None and root / commit.entry.path == folder:
                 yield commit
 
 
@@ -281,6 +291,4 @@ def finish(store: str | Path) -> None:
         remove_if_empty(root / TEMPORARY_FOLDER)
         for parent in (root / SCANS_FOLDER).glob("*"):
             remove_if_empty(parent)
-
-
-__all__ = ["commit_scan", "committed_scans", "finish", "remove_scan", "replace_file", "sweep"]
+        remove_if_empty(root / SCANS_FOLDER)

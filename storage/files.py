@@ -31,8 +31,8 @@ def full_disk_named(store: Path, doing: str) -> Iterator[None]:
         if isinstance(error, StoreFull) or error.errno not in _FULL:
             raise
         raise StoreFull(
-            f"{doing}: {os.strerror(error.errno)} on the file system of {store}. Nothing half-written "
-            "was left. Free space or raise the quota, then run the same command again: finished scans are kept"
+            f"{doing}: {os.strerror(error.errno)} on the file system of {store}. Nothing half-written was "
+            "left. Free space or raise the quota, then run the same command again: finished scans are kept"
         ) from error
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.errors import CorruptStore
+from storage.errors import CorruptScan, CorruptStore
 from storage.files import replace_file
 from storage.layout import INDEX_FILE, dump_line, scan_key
 
@@ -100,7 +100,7 @@ class Commit:
 
 
 def parse_commit(data: bytes, *, where: str) -> Commit:
-    """Return what a COMMIT.json says, or raise CorruptStore."""
+    """Return what a COMMIT.json says, or raise CorruptScan."""
     try:
         document = json.loads(data)
         digest = hashlib.sha256(data).hexdigest()
@@ -108,7 +108,7 @@ def parse_commit(data: bytes, *, where: str) -> Commit:
         entry = IndexEntry.from_json(document["scan"] | {"path": scan_key(scan_id), "digest": digest})
         keys = {key: (int(value["size"]), str(value["sha256"])) for key, value in document["keys"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptStore(f"{where}: COMMIT.json is damaged ({error!r}). Prepare the scan again") from error
+        raise CorruptScan(f"{where}: COMMIT.json is damaged ({error!r}). Prepare the scan again") from error
     return Commit(entry, keys)
 
 

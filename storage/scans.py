@@ -29,7 +29,7 @@ from storage.layout import (
 )
 from storage.records import Intensity, Labels, LabelVolume, Proposals, ScanRecord
 from storage.regions import Region, parse_region, region_shape
-from storage.shards import ArrayReader, parse_layout
+from storage.shards import ArrayReader, ScanFolder, parse_layout
 from storage.words import build_lookup, covered_part, unpack_words
 
 
@@ -278,7 +278,15 @@ class Scan:
             raise InvalidSelection(f"scan {self.id}: no label {name!r}; it has {has}")
 
     @cached_property
+    def _folder(self) -> ScanFolder:
+        try:
+            return ScanFolder(self.path, self.path.stat().st_ino)
+        except FileNotFoundError as error:
+            raise self._corrupt("its folder is missing") from error
+
+    @cached_property
     def _commit(self) -> Commit:
+        _ = self._folder  # looked at first: a scan replaced from here on is noticed
         data = self._read_file(COMMIT_FILE)
         if hashlib.sha256(data).hexdigest() != self.entry.digest:
             raise self._corrupt(
@@ -313,7 +321,11 @@ class Scan:
             if chunk not in self._commit.keys:
                 raise self._corrupt(f"COMMIT.json lacks {chunk}")
             self._readers[key] = ArrayReader(
-                self.path / key, layout, num_bytes=self._commit.keys[chunk][0], where=where
+                self.path / key,
+                layout,
+                num_bytes=self._commit.keys[chunk][0],
+                scan=self._folder,
+                where=where,
             )
         return self._readers[key]
 

@@ -77,6 +77,21 @@ def parse_layout(metadata: bytes, *, where: str) -> ArrayLayout:
 
 
 @dataclass(frozen=True)
+class ScanFolder:
+    """A scan's folder as it was when its COMMIT.json was read; a replaced scan is another folder."""
+
+    path: Path
+    inode: int
+
+    def is_in_place(self) -> bool:
+        """Return whether the same folder is still there."""
+        try:
+            return os.stat(self.path).st_ino == self.inode
+        except FileNotFoundError:
+            return False
+
+
+@dataclass(frozen=True)
 class _ChunkTable:
     """Where each chunk of a shard lies in its file."""
 
@@ -88,8 +103,11 @@ class _ChunkTable:
 class ArrayReader:
     """One array on disk. Holds no open file: it may be kept, pickled and used from any thread."""
 
-    def __init__(self, folder: Path, layout: ArrayLayout, *, num_bytes: int, where: str) -> None:
+    def __init__(
+        self, folder: Path, layout: ArrayLayout, *, num_bytes: int, scan: ScanFolder, where: str
+    ) -> None:
         self.layout = layout
+        self._scan = scan
         self._path = folder / chunk_name(len(layout.shape))
         self._num_bytes = num_bytes
         self._where = where
@@ -140,9 +158,12 @@ class ArrayReader:
     def _chunk_table(self, handle: int) -> _ChunkTable:
         inode = os.fstat(handle).st_ino
         if self._table is None:
+            # Asked after the file was opened: it is of the folder that was there before.
+            if not self._scan.is_in_place():
+                raise self._corrupt("was replaced after the scan was opened; open the store again")
             self._table = self._read_table(handle, inode)
         elif self._table.inode != inode:
-            raise self._corrupt("was replaced after the scan was opened; open the scan again")
+            raise self._corrupt("was replaced after the scan was opened; open the store again")
         return self._table
 
     def _read_table(self, handle: int, inode: int) -> _ChunkTable:

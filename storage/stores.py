@@ -153,7 +153,12 @@ def open_store(path: str | Path) -> Store:
             f"{root}: format version {version}; this mass3d reads version {FORMAT_VERSION}. Use the "
             "mass3d that wrote it, or prepare the store anew"
         )
-    return Store(root, _checked_info(document["config"], document["spacing_mm"]))
+    try:
+        return Store(root, _checked_info(document["config"], float(document["spacing_mm"])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatVersionError(
+            f"{root / STORE_FILE}: damaged ({error!r}). Restore it, or prepare the store anew"
+        ) from error
 
 
 def _checked_info(config: Mapping[str, Any], spacing_mm: float) -> StoreInfo:

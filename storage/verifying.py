@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.errors import CorruptStore
+from storage.errors import CorruptScan
 from storage.files import checksum, list_files, store_lock
 from storage.index import Index, IndexEntry, parse_commit, read_index
 from storage.layout import COMMIT_FILE, INDEX_FILE, LOCK_FILE, SCANS_FOLDER, scan_key
@@ -40,10 +40,9 @@ def verify(store: str | Path, *, on_scan: Callable[[str], None] | None = None) -
         index = read_index(root)
         folders = _scan_folders(root)
     yield from _index_problems(index, folders)
-    for scan_id in sorted({*index.entries, *(name for name in folders.values())}):
-        key = scan_key(scan_id)
-        if key in folders or scan_id in index.entries:
-            yield from _scan_problems(root, scan_id, index.entries.get(scan_id))
+    in_place = {name for path, name in folders.items() if path == scan_key(name)}
+    for scan_id in sorted(in_place | set(index.entries)):
+        yield from _scan_problems(root, scan_id, index.entries.get(scan_id))
         if on_scan is not None:
             on_scan(scan_id)
 
@@ -90,7 +89,7 @@ def _scan_problems(root: Path, scan_id: str, entry: IndexEntry | None) -> Iterat
         return
     try:
         commit = parse_commit(data, where=f"scan {scan_id}")
-    except CorruptStore as error:
+    except CorruptScan as error:
         yield problem(COMMIT_FILE, str(error))
         return
     if entry is None:

@@ -1,8 +1,8 @@
 """Writes a scan's files with zarr-python: one group, valid OME-NGFF 0.5, the same bytes for the same record.
 
 *Reads* a ScanRecord. *Writes* every key of the scan but COMMIT.json into an empty folder. Settings were
-measured: inner chunks of 64^3, one shard a volume, image blosc(zstd, 3, bitshuffle), atoms and labels blosc(zstd, 3,
-noshuffle) (shuffling ids makes them 1.5-3x larger), crc32c on every chunk.
+measured: inner chunks of 64^3, one shard a volume, image blosc(zstd, 3, bitshuffle), atoms and labels
+blosc(zstd, 3, noshuffle) (shuffling ids makes them 1.5-3x larger), crc32c on every chunk.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
-from zarr.core.array_spec import ArrayConfigParams
-from zarr.core.chunk_key_encodings import ChunkKeyEncodingParams
 from zarr.storage import LocalStore
 
 from storage.layout import (
@@ -31,10 +29,6 @@ from storage.layout import (
 from storage.records import ScanRecord, plain_json
 
 _AXES = ("z", "y", "x")
-_KEYS: ChunkKeyEncodingParams = {"name": "default", "separator": "."}
-# One file in the array's own folder instead of three nested folders; empty chunks are written too, so that a
-# chunk that is not there is always a loss.
-_CONFIG: ArrayConfigParams = {"write_empty_chunks": True}
 
 Shuffle = Literal["noshuffle", "shuffle", "bitshuffle"]
 
@@ -59,9 +53,9 @@ def write_scan(folder: Path, record: ScanRecord) -> None:
             _write_volume(store, label_key(label.name), label.array, shuffle="noshuffle", fill=0)
         _write_group(store, "orders", {})
         for layer, orders in enumerate(record.orders):
-            _write_small(store, f"orders/{layer}", orders, ("row", "place"), {}, shuffle="shuffle")
+            _write_small(store, f"orders/{layer}", orders, ("row", "place"), {}, shuffle="bitshuffle")
         columns = {"mass": {"columns": list(PROPOSAL_COLUMNS)}}
-        _write_small(store, "proposals", record.table, ("proposal", "column"), columns, shuffle="bitshuffle")
+        _write_small(store, "proposals", record.table, ("proposal", "column"), columns, shuffle="shuffle")
         _write_small(store, "scores", record.scores, ("proposal",), {}, shuffle="bitshuffle")
 
 
@@ -144,9 +138,11 @@ def _write_array(
         shards=shards,
         compressors=(blosc, Crc32cCodec()),
         fill_value=array.dtype.type(fill),
-        chunk_key_encoding=_KEYS,
+        # One file in the array's own folder instead of three nested folders.
+        chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=list(names),
         attributes=attributes,
-        config=_CONFIG,
+        # Empty chunks too: a chunk that is not there is always a loss.
+        config={"write_empty_chunks": True},
     )
     target[...] = np.ascontiguousarray(array)

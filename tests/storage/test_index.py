@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from storage import CorruptStore, ScanRecord, commit_scan, finish, open_store, sweep
+from storage.index import append_entry, read_index
+from storage.layout import dump_line
+from tests.storage.drawn_record import SMALL, draw_record, store_bytes
+
+
+@pytest.fixture
+def two(store: Path) -> Path:
+    commit_scan(store, draw_record("a", shape=SMALL))
+    return store
+
+
+@pytest.mark.parametrize("kept", [1, 20, -1])
+def test_a_torn_last_line_is_passed_over_cut_off_and_healed(two: Path, kept: int) -> None:
+    finish(two)
+    whole = store_bytes(two)
+    first, second, _ = (two / "index.jsonl").read_bytes().split(b"\n")
+    torn = first + b"\n" + second[:kept]
+    (two / "index.jsonl").write_bytes(torn)
+    assert open_store(two).scan_ids == ("a",)
+    commit_scan(two, draw_record("b", shape=SMALL))
+    assert open_store(two).scan_ids == ("a", "b")
+    assert sweep(two) == 1
+    assert open_store(two).scan_ids == ("a", "b", "scan-1")
+    finish(two)
+    assert {key: data for key, data in store_bytes(two).items() if key in whole and key != "index.jsonl"} == {
+        key: data for key, data in whole.items() if key != "index.jsonl"
+    }
+
+
+def test_a_line_that_lacks_only_its_newline_is_torn_too(two: Path) -> None:
+    data = (two / "index.jsonl").read_bytes()
+    (two / "index.jsonl").write_bytes(data[:-1])
+    assert open_store(two).scan_ids == ("scan-1",)
+    assert sweep(two) == 1
+    assert open_store(two).scan_ids == ("a", "scan-1")
+
+
+def test_a_damaged_line_is_an_error_until_the_sweep(two: Path) -> None:
+    data = (two / "index.jsonl").read_bytes()
+    (two / "index.jsonl").write_bytes(b"garbage\n" + data)
+    with pytest.raises(CorruptStore, match="line 1 is damaged"):
+        _ = open_store(two).entries
+    assert sweep(two) == 1
+    finish(two)
+    assert read_index(two).damaged_lines == ()
+    assert open_store(two).scan_ids == ("a", "scan-1")
+
+
+def test_a_later_line_of_an_id_wins(store: Path) -> None:
+    entry = open_store(store).entries["scan-1"]
+    newer = {**entry.to_json(), "num_proposals": 3}
+    with open(store / "index.jsonl", "ab") as file:
+        file.write(dump_line(newer))
+    assert open_store(store).entries["scan-1"].num_proposals == 3
+
+
+def test_a_lost_index_is_written_again_from_the_scans(two: Path) -> None:
+    finish(two)
+    before = store_bytes(two)
+    (two / "index.jsonl").unlink()
+    assert open_store(two).scan_ids == ()
+    assert sweep(two) == 2
+    assert store_bytes(two) == before
+
+
+def test_a_line_without_its_scan_is_dropped(two: Path) -> None:
+    folder = open_store(two).scan("a").path
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    folder.rmdir()
+    assert sweep(two) == 1
+    assert open_store(two).scan_ids == ("scan-1",)
+
+
+def test_finish_sorts_and_changes_nothing_the_second_time(empty_store: Path, record: ScanRecord) -> None:
+    for scan_id in ("b", "c", "a"):
+        commit_scan(empty_store, draw_record(scan_id, shape=SMALL))
+    commit_scan(empty_store, draw_record("b", seed=1, shape=SMALL), replace=True)
+    assert (empty_store / "index.jsonl").read_bytes().count(b"\n") == 4
+    finish(empty_store)
+    lines = (empty_store / "index.jsonl").read_bytes().splitlines()
+    assert [line.split(b'"id":"')[1][:1] for line in lines] == [b"a", b"b", b"c"]
+    inode = (empty_store / "index.jsonl").stat().st_ino
+    finish(empty_store)
+    assert (empty_store / "index.jsonl").stat().st_ino == inode
+
+
+def test_a_torn_line_longer_than_a_block_is_cut_off(store: Path) -> None:
+    entry = open_store(store).entries["scan-1"]
+    with open(store / "index.jsonl", "ab") as file:
+        file.write(b"x" * 20_000)
+    append_entry(store, entry)
+    assert read_index(store).damaged_lines == ()
+    assert (store / "index.jsonl").read_bytes() == dump_line(entry.to_json()) * 2

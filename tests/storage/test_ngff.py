@@ -1,0 +1,46 @@
+"""The scan's group is valid OME-NGFF 0.5, by the public validator ome-zarr-models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import zarr
+from ome_zarr_models.v05.image import Image
+from ome_zarr_models.v05.image_label import ImageLabel
+
+from storage import open_store
+
+
+@pytest.fixture
+def folder(store: Path) -> Path:
+    return open_store(store).scan("scan-1").path
+
+
+def test_the_scan_is_a_valid_image(folder: Path) -> None:
+    image = Image.from_zarr(zarr.open_group(folder, mode="r"))
+    multiscale = image.ome_attributes.multiscales[0]
+    assert image.ome_attributes.version == "0.5"
+    assert [(axis.name, axis.unit) for axis in multiscale.axes] == [(name, "millimeter") for name in "zyx"]
+    assert multiscale.datasets[0].coordinateTransformations[0].scale == [2.0, 1.5, 1.25]
+
+
+def test_its_labels_are_found_from_the_image(folder: Path) -> None:
+    labels = Image.from_zarr(zarr.open_group(folder, mode="r")).labels
+    assert labels is not None
+    assert labels.ome_attributes.labels == ["atoms", "atoms_1", "organs"]
+
+
+@pytest.mark.parametrize("name", ["atoms", "atoms_1", "organs"])
+def test_each_label_is_a_valid_label_image(folder: Path, name: str) -> None:
+    label = ImageLabel.from_zarr(zarr.open_group(folder / "labels" / name, mode="r"))
+    image_label = label.ome_attributes.image_label
+    assert image_label.source.image == "../../"
+    names = {item.label_value: item.name for item in image_label.properties or ()}
+    assert names == ({1: "liver", 2: "spleen"} if name == "organs" else {})
+
+
+def test_an_arrays_dimensions_are_named_after_the_axes(folder: Path) -> None:
+    group = zarr.open_group(folder, mode="r")
+    for key in ("0", "labels/atoms/0", "labels/organs/0"):
+        assert group[key].metadata.dimension_names == ("z", "y", "x")
