@@ -37,6 +37,21 @@ def full_disk_named(store: Path, doing: str) -> Iterator[None]:
 
 
 @contextmanager
+def reader_lock(store: Path) -> Iterator[None]:
+    """Keep writers from publishing for a moment; needs no right to write. Without a lock file there is none."""
+    try:
+        handle = os.open(store / LOCK_FILE, os.O_RDONLY)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def store_lock(store: Path) -> Iterator[None]:
     """Hold the store's lock, for the moments of renames and index lines. Not reentrant."""
     handle = os.open(store / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from storage.errors import CorruptScan
-from storage.files import checksum, list_files, store_lock
+from storage.files import checksum, list_files, reader_lock
 from storage.index import Index, IndexEntry, parse_commit, read_index
-from storage.layout import COMMIT_FILE, INDEX_FILE, LOCK_FILE, SCANS_FOLDER, scan_key
+from storage.layout import COMMIT_FILE, INDEX_FILE, SCANS_FOLDER, scan_key
 from storage.stores import open_store
 
 
@@ -34,9 +33,7 @@ def verify(store: str | Path, *, on_scan: Callable[[str], None] | None = None) -
         on_scan: Called with the id of each scan once it is looked through.
     """
     root = open_store(store).path
-    with ExitStack() as locked:
-        if (root / LOCK_FILE).exists():
-            locked.enter_context(store_lock(root))  # no commit between its rename and its line
+    with reader_lock(root):  # no commit between its rename and its line
         index = read_index(root)
         folders = _scan_folders(root)
     yield from _index_problems(index, folders)

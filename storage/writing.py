@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import zarr
+from numcodecs import blosc
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 from zarr.storage import LocalStore
@@ -36,6 +37,9 @@ Shuffle = Literal["noshuffle", "shuffle", "bitshuffle"]
 def write_scan(folder: Path, record: ScanRecord) -> None:
     """Write all of `record` into the empty folder, apart from COMMIT.json."""
     store = LocalStore(folder)
+    # zarr sets this too when it is imported. With threads, blosc lays blocks down in the order in which they
+    # are done: other bytes each time.
+    blosc.use_threads = False
     with zarr.config.set({"json_indent": 2}):
         _write_group(store, "", _scan_attributes(record))
         _write_volume(store, "0", record.image, shuffle="bitshuffle", fill=0)
@@ -128,7 +132,9 @@ def _write_array(
     names: Sequence[str],
     attributes: dict[str, Any],
 ) -> None:
-    blosc = BloscCodec(cname="zstd", clevel=3, shuffle=BloscShuffle[shuffle], typesize=array.dtype.itemsize)
+    compressor = BloscCodec(
+        cname="zstd", clevel=3, shuffle=BloscShuffle[shuffle], typesize=array.dtype.itemsize
+    )
     target = zarr.create_array(
         store,
         name=path,
@@ -136,7 +142,7 @@ def _write_array(
         dtype=array.dtype.newbyteorder("<"),
         chunks=chunks,
         shards=shards,
-        compressors=(blosc, Crc32cCodec()),
+        compressors=(compressor, Crc32cCodec()),
         fill_value=array.dtype.type(fill),
         # One file in the array's own folder instead of three nested folders.
         chunk_key_encoding={"name": "default", "separator": "."},

@@ -1,0 +1,371 @@
+from __future__ import annotations
+
+import errno
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import storage.committing
+import storage.index
+import storage.writing
+from storage import (
+    ScanExists,
+    ScanNotFound,
+    ScanRecord,
+    StorageError,
+    StoreFull,
+    StoreNotFound,
+    commit_scan,
+    create_store,
+    finish,
+    open_store,
+    remove_scan,
+    sweep,
+    verify,
+)
+from tests.storage.drawn_record import SMALL, differently, draw_record, store_bytes
+
+IDS = ("b", "a", "d", "c")
+
+
+def writer(store: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.storage.writer", str(store), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+
+
+def run_writer(store: Path, *arguments: str) -> int:
+    process = writer(store, *arguments)
+    process.communicate(timeout=60)
+    return process.returncode
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The bytes of a store of four scans that nothing happened to."""
+    path = create_store(
+        tmp_path_factory.mktemp("undisturbed") / "store", spacing_mm=1.5, config={"max_atoms": 100}
+    ).path
+    for scan_id in sorted(IDS):
+        commit_scan(path, draw_record(scan_id, shape=SMALL))
+    finish(path)
+    return store_bytes(path)
+
+
+def test_the_same_record_is_the_same_bytes_in_every_file(
+    tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    path = create_store(tmp_path / "store", spacing_mm=1.5, config={"max_atoms": 100}).path
+    for scan_id in IDS:  # another order, other memory layouts
+        record = draw_record(scan_id, shape=SMALL)
+        strange = replace(
+            record,
+            image=np.asfortranarray(record.image),
+            atoms=tuple(np.asfortranarray(atoms) for atoms in record.atoms),
+            attributes=dict(reversed(list(record.attributes.items()))),
+            digests=dict(reversed(list(record.digests.items()))),
+        )
+        commit_scan(path, strange)
+    finish(path)
+    assert store_bytes(path) == undisturbed
+
+
+def test_blosc_threads_do_not_change_a_byte(
+    tmp_path: Path, record: ScanRecord, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numcodecs.blosc
+
+    monkeypatch.setattr(numcodecs.blosc, "use_threads", True)
+    other = create_store(tmp_path / "other", spacing_mm=1.5, config={"max_atoms": 100}).path
+    commit_scan(other, record)
+    assert store_bytes(other) == store_bytes(store)
+
+
+def test_a_scan_is_few_files(store: Path) -> None:
+    folder = open_store(store).scan("scan-1").path
+    plain = [path for path in folder.rglob("*") if path.is_file() and not path.match("*/atoms_1*")]
+    assert len([path for path in plain if "organs" not in path.parts and "atoms_1" not in path.parts]) <= 17
+
+
+def test_nothing_is_left_in_tmp(store: Path) -> None:
+    assert sorted(path.name for path in store.iterdir()) == [
+        "index.jsonl",
+        "scans",
+        "store.json",
+        "store.lock",
+    ]
+    assert (store / "store.lock").read_bytes() == b""
+
+
+def test_committing_the_same_scan_again_changes_nothing(store: Path, record: ScanRecord) -> None:
+    before = store_bytes(store)
+    entry = commit_scan(store, record)
+    assert entry == commit_scan(store, record, replace=True) == open_store(store).entries["scan-1"]
+    assert store_bytes(store) == before
+
+
+def test_another_scan_of_the_id_gives_way_only_on_purpose(store: Path, record: ScanRecord) -> None:
+    before = store_bytes(store)
+    with pytest.raises(ScanExists, match=r"scan scan-1: .*replace=True"):
+        commit_scan(store, differently(record))
+    assert store_bytes(store) == before
+    entry = commit_scan(store, differently(record), replace=True)
+    assert open_store(store).entries["scan-1"] == entry
+    np.testing.assert_array_equal(open_store(store).scan("scan-1").image_codes(), record.image[::-1])
+    assert list(verify(store)) == []
+    commit_scan(store, record, replace=True)
+    finish(store)
+    assert store_bytes(store) == before
+
+
+def test_a_folder_without_commit_json_is_no_scan_and_gives_way(empty_store: Path, record: ScanRecord) -> None:
+    commit_scan(empty_store, record)
+    folder = open_store(empty_store).scan("scan-1").path
+    (folder / "COMMIT.json").unlink()
+    (folder / "junk").write_text("x")
+    assert sweep(empty_store) == 1
+    assert open_store(empty_store).scan_ids == ()
+    commit_scan(empty_store, record)
+    assert list(verify(empty_store)) == []
+
+
+def test_a_commit_needs_a_store(tmp_path: Path, record: ScanRecord) -> None:
+    with pytest.raises(StoreNotFound):
+        commit_scan(tmp_path / "nowhere", record)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_removed_scan_leaves_nothing(store: Path, record: ScanRecord) -> None:
+    remove_scan(store, "scan-1")
+    assert open_store(store).scan_ids == ()
+    finish(store)
+    assert sorted(path.name for path in store.iterdir()) == ["index.jsonl", "store.json", "store.lock"]
+    with pytest.raises(ScanNotFound, match="scan-1"):
+        remove_scan(store, "scan-1")
+    with pytest.raises(ScanNotFound):
+        remove_scan(store, "../../etc")
+    commit_scan(store, record)
+    assert open_store(store).scan_ids == ("scan-1",)
+
+
+# ---------------------------------------------------------------------------------------- killed writers
+
+
+@pytest.mark.parametrize(
+    "point",
+    ["array:1", "array:5", "commit:1", "rename:1", "append:1", "torn:1", "unlink:1", "rename:3", "torn:2"],
+)
+def test_a_writer_killed_at_this_point_does_no_harm(
+    tmp_path: Path, undisturbed: dict[str, bytes], point: str
+) -> None:
+    path = create_store(tmp_path / "store", spacing_mm=1.5, config={"max_atoms": 100}).path
+    assert run_writer(path, *IDS, "--die-at", point) == -signal.SIGKILL
+    for scan_id in open_store(path).scan_ids:  # what reads at all reads whole
+        open_store(path).scan(scan_id).record()
+    sweep(path)
+    assert not (path / "tmp").exists()
+    assert list(verify(path)) == []
+    assert run_writer(path, *IDS) == 0
+    finish(path)
+    assert store_bytes(path) == undisturbed
+
+
+@pytest.mark.parametrize("point", ["rename:1", "rename:2", "append:1", "torn:1", "unlink:1"])
+def test_a_writer_killed_while_replacing_leaves_the_old_scan_or_the_new(
+    tmp_path: Path, undisturbed: dict[str, bytes], point: str
+) -> None:
+    path = create_store(tmp_path / "store", spacing_mm=1.5, config={"max_atoms": 100}).path
+    for scan_id in IDS:
+        commit_scan(path, draw_record(scan_id, shape=SMALL, seed=5))
+    old = open_store(path).entries["b"].digests
+    assert run_writer(path, *IDS, "--replace", "--die-at", point) == -signal.SIGKILL
+    sweep(path)
+    assert list(verify(path)) == []
+    store = open_store(path)
+    assert set(store.scan_ids) == set(IDS)
+    assert (store.entries["b"].digests == old) == point.startswith("rename")
+    store.scan("b").record()
+    assert run_writer(path, *IDS, "--replace") == 0
+    finish(path)
+    assert store_bytes(path) == undisturbed
+
+
+def test_writers_killed_at_random_moments_do_no_harm(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    path = create_store(tmp_path / "store", spacing_mm=1.5, config={"max_atoms": 100}).path
+    moments = random.Random(7)
+    finished: set[str] = set()
+    for _ in range(6):
+        process = writer(path, *IDS)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(moments.uniform(0, 0.35))
+        process.kill()
+        done, _ = process.communicate()
+        assert not finished & set(done.split()), "a finished scan was done again"
+        sweep(path)
+        assert set(done.split()) <= set(open_store(path).scan_ids)
+        finished = set(open_store(path).scan_ids)
+        assert list(verify(path)) == []
+    assert run_writer(path, *IDS) == 0
+    finish(path)
+    assert store_bytes(path) == undisturbed
+
+
+def test_a_sweep_leaves_live_writers_alone(empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = storage.writing.write_scan
+    swept: list[int] = []
+
+    def write_and_sweep(folder: Path, record: ScanRecord) -> None:
+        real(folder, record)
+        sweeper = threading.Thread(target=lambda: swept.append(sweep(empty_store)))
+        sweeper.start()
+        sweeper.join()
+
+    monkeypatch.setattr(storage.writing, "write_scan", write_and_sweep)
+    commit_scan(empty_store, draw_record("a", shape=SMALL))
+    assert swept == [0]
+    assert open_store(empty_store).scan_ids == ("a",)
+
+
+def test_writers_at_once_end_in_the_same_store(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    path = create_store(tmp_path / "store", spacing_mm=1.5, config={"max_atoms": 100}).path
+    writers = [writer(path, *ids) for ids in (IDS, IDS, IDS[::-1])]
+    for process in writers:
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    assert list(verify(path)) == []
+    finish(path)
+    assert store_bytes(path) == undisturbed
+
+
+def test_threads_at_once_end_in_the_same_store(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    path = create_store(tmp_path / "store", spacing_mm=1.5, config={"max_atoms": 100}).path
+    records = [draw_record(scan_id, shape=SMALL) for scan_id in IDS]
+    threads = [
+        threading.Thread(target=lambda: [commit_scan(path, record) for record in records]) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    finish(path)
+    assert store_bytes(path) == undisturbed
+
+
+# -------------------------------------------------------------------------------------------- full disks
+
+
+def no_space(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (storage.writing, "_write_volume"),
+        (storage.writing, "_write_small"),
+        (storage.committing, "write_file"),
+        (storage.committing, "sync_tree"),
+        (storage.committing, "append_entry"),
+        (storage.committing, "take_lock"),
+        (storage.index.os, "fsync"),
+    ],
+)
+@pytest.mark.parametrize("there", [False, True])
+def test_no_space_at_this_step_leaves_the_store_as_it_was(
+    empty_store: Path,
+    record: ScanRecord,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: object,
+    name: str,
+    there: bool,
+) -> None:
+    if there:
+        commit_scan(empty_store, differently(record))
+    before = store_bytes(empty_store)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, no_space)
+        with pytest.raises(StoreFull, match=r"scan scan-1: No space left.*Free space") as caught:
+            commit_scan(empty_store, record, replace=True)
+    assert isinstance(caught.value, OSError)
+    after = store_bytes(empty_store)
+    if not there:  # an index that was begun may stay, empty
+        after.pop("index.jsonl", None)
+        after.pop("scans", None)
+    assert after == before
+    assert list(verify(empty_store)) == []
+    commit_scan(empty_store, record, replace=True)
+    assert list(verify(empty_store)) == []
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 600 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip(f"needs to mount a tmpfs: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_really_full_keeps_the_finished_scans(tiny_disk: Path) -> None:
+    path = create_store(tiny_disk / "store", spacing_mm=1.5, config={}).path
+    records = (draw_record(f"scan-{number}", shape=SMALL) for number in range(100))
+    with pytest.raises(StoreFull, match="run the same command again"):
+        deque((commit_scan(path, record) for record in records), maxlen=0)
+    done = open_store(path).scan_ids
+    assert 1 <= len(done) < 100
+    assert not (path / "tmp").exists()
+    assert list(verify(path)) == []
+    (tiny_disk / "filler").write_bytes(b"")
+    with pytest.raises(StoreFull):
+        commit_scan(path, draw_record("one-more", shape=SMALL))
+    remove_scan(path, done[0])
+    commit_scan(path, draw_record(done[0], shape=SMALL))
+    assert open_store(path).scan_ids == done
+
+
+def test_a_limit_on_file_size_is_met_like_a_full_disk(empty_store: Path, record: ScanRecord) -> None:
+    before = store_bytes(empty_store)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(StoreFull, match="scan-1"):
+            commit_scan(empty_store, record)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert store_bytes(empty_store) == before
+
+
+def test_other_errors_pass_through_and_leave_nothing(
+    empty_store: Path, record: ScanRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = store_bytes(empty_store)
+
+    def no_right(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.committing, "sync_tree", no_right)
+        with pytest.raises(PermissionError) as caught:
+            commit_scan(empty_store, record)
+    assert not isinstance(caught.value, StorageError)
+    assert store_bytes(empty_store) == before
