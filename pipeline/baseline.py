@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.protocols import ORDER, START, STOP, IntArray
+from pipeline.intervals import partition
+from pipeline.protocols import IntArray
 from pipeline.quality import BestOverlap, best_overlap, interval_overlap
 
 
@@ -32,26 +33,6 @@ class SlicConfig:
     mean best IoU is highest at 0.03 or 0.1 on hippocampus, CT and MR; 0.1 is never far below the best."""
     iterations: int = 10
     """Rounds of k-means, scikit-image's default."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Partition:
-    """A label volume read as proposals, one a label: what `pipeline.protocols.Intervals` asks for."""
-
-    atoms: tuple[IntArray, ...]
-    """One volume (z, y, x), labels 0..A-1."""
-    orders: tuple[IntArray, ...]
-    """(1, A), the labels in order."""
-    table: IntArray
-    """(A, 11), proposal a = label a."""
-
-
-def partition(labels: IntArray) -> Partition:
-    """The labels of a volume as proposals: row a of the table is label a."""
-    size = int(labels.max()) + 1
-    table = np.zeros((size, 11), dtype=np.int32)
-    table[:, ORDER], table[:, START], table[:, STOP] = 0, np.arange(size), np.arange(size) + 1
-    return Partition(atoms=(labels,), orders=(np.arange(size)[None],), table=table)
 
 
 def slic_scales(

@@ -8,12 +8,13 @@ Bounds: exact; a lookup costs one pass over the atoms asked for, never one over 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.protocols import ORDER, START, STOP, VOXELS, Intervals
+from pipeline.protocols import ORDER, START, STOP, VOXELS, IntArray, Intervals
 
 Region = tuple[slice, slice, slice]
 """A box (z, y, x) of the scan."""
@@ -21,6 +22,32 @@ WHOLE: Region = (slice(None), slice(None), slice(None))
 """All of the scan."""
 
 T = TypeVar("T", bound=np.generic)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntervalSet:
+    """Proposals by themselves: the least that `pipeline.protocols.Intervals` asks for."""
+
+    atoms: Sequence[IntArray]
+    """Label volumes (z, y, x), one a layer."""
+    orders: Sequence[IntArray]
+    """(T_k, A_k) a layer."""
+    table: IntArray
+    """(N, 11)."""
+
+
+def select(proposals: Intervals, rows: IntArray | Sequence[int]) -> IntervalSet:
+    """Some of the proposals, in the order given."""
+    return IntervalSet(atoms=proposals.atoms, orders=proposals.orders, table=proposals.table[rows])
+
+
+def partition(labels: IntArray) -> IntervalSet:
+    """The labels 0.. of a volume (z, y, x) as proposals: row a of the table is label a."""
+    size = int(labels.max()) + 1
+    table = np.zeros((size, 11), dtype=np.int32)
+    table[:, ORDER], table[:, START], table[:, STOP] = 0, np.arange(size), np.arange(size) + 1
+    table[:, VOXELS] = np.bincount(labels.ravel(), minlength=size)
+    return IntervalSet(atoms=(labels,), orders=(np.arange(size)[None],), table=table)
 
 
 def order_rows(proposals: Intervals) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ voxel off; thin parts of one voxel stay visible.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
@@ -100,9 +100,16 @@ class Frame:
     """A point (row, column) in voxels of the turned slice to mark with a cross."""
 
 
+def in_hounsfield(scan: ScanLike) -> bool:
+    """Whether real values are Hounsfield units: CT, and not one that ingest found to be scaled otherwise."""
+    intensity = scan.attributes.get("intensity")
+    unit = intensity.get("unit", "HU") if isinstance(intensity, Mapping) else "HU"
+    return scan.modality == "ct" and unit == "HU"
+
+
 def display_window(scan: ScanLike) -> Window:
     """The window in which a scan is shown: soft tissue for CT, robust extremes of the body for MR and PET."""
-    if scan.modality == "ct":
+    if in_hounsfield(scan):
         return Window(low=CT_WINDOW_HU[0], high=CT_WINDOW_HU[1])
     sample = scan.image[::2, ::2, ::2].astype(np.float32) * scan.scale + scan.offset
     inside = sample[sample > np.percentile(sample, 20)]

@@ -33,6 +33,7 @@ from pipeline.pictures import (
     display_window,
     draw_slice,
     gray,
+    in_hounsfield,
     voxel_mm,
 )
 from pipeline.protocols import VOXELS, X0, X1, Z0, Z1, IntArray, ScanLike
@@ -49,7 +50,7 @@ CT_BODY_HU = -500.0
 
 def foreground(scan: ScanLike) -> NDArray[np.bool_]:
     """The body, bool (z, y, x): above a threshold, holes in axial slices filled."""
-    if scan.modality == "ct":
+    if in_hounsfield(scan):
         threshold = (CT_BODY_HU - scan.offset) / scan.scale
     else:
         threshold = background_threshold(scan.image[::2, ::2, ::2])
@@ -210,7 +211,7 @@ def proposal_tile(scan: ScanLike, row: int, *, color: Color = PROPOSAL_COLOR, pi
 
 def window_for(scan: ScanLike, mean: float) -> Window:
     """The window in which a region of this mean value shows: air in a lung window, bone in a wide one."""
-    if scan.modality == "ct" and not CT_SOFT_HU[0] < mean < CT_SOFT_HU[1]:
+    if in_hounsfield(scan) and not CT_SOFT_HU[0] < mean < CT_SOFT_HU[1]:
         return Window(low=-1000, high=200) if mean < 0 else Window(low=-150, high=500)
     return display_window(scan)
 
@@ -259,3 +260,13 @@ def coverage_planes(
             draw_slice(np.rint(mixed).astype(np.uint8), plane, s.voxel, frame=frame_of(scan, pixels))
         )
     return pictures
+
+
+def overview_slice(scan: ScanLike, point: Point, *, pixels: int = 150) -> Rgb:
+    """The axial slice through a point with the best proposals of 1 mL and more that do not overlap."""
+    s = slice_of(scan, "axial", point[0])
+    voxels = SIZE_CLASSES_MM3[0] / float(np.prod(scan.spacing_zyx_mm))
+    rows = disjoint_rows([s], np.flatnonzero(scan.table[:, VOXELS] >= voxels), most=40)
+    height, width = (n * mm for n, mm in zip(s.levels.shape, s.voxel, strict=True))
+    frame = Frame(mm_per_pixel=max(height, width) / pixels, marks=False)
+    return s.draw([_overlay(s.mask(row), k, 0.4) for k, row in enumerate(rows)], frame)

@@ -1,0 +1,167 @@
+"""Small charts as inline SVG: histograms, bars, curves. Values in, markup out.
+
+Colours come from the page (CSS classes and `currentColor`), so that charts follow its light and dark themes;
+every mark carries its numbers in a `<title>`, which browsers show on hover and readers read out.
+
+Reads: numbers. Writes: an `<svg>` element as text. Bounds: no scripts, no fonts, no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_WIDTH, _HEIGHT = 420, 220
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 42  # margins around the plotting area
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One line of a chart."""
+
+    name: str
+    values: tuple[float, ...]
+    """One value a position on the x axis."""
+    style: int = 0
+    """Which of the page's series colours."""
+    dashed: bool = False
+
+
+def histogram(
+    values: NDArray[Any], *, label: str, bins: int = 30, logarithmic: bool = False, unit: str = ""
+) -> str:
+    """Counts of values in equal bins, or in bins equal on a logarithmic axis (values > 0)."""
+    data = np.log10(values[values > 0]) if logarithmic else np.asarray(values, dtype=np.float64)
+    if not data.size:
+        return _empty(label)
+    low, high = float(data.min()), float(data.max())
+    if high - low < 1e-9:
+        low, high = low - 0.5, high + 0.5
+    counts, edges = np.histogram(data, bins=bins, range=(low, high))
+    step = (_WIDTH - _LEFT - _RIGHT) / bins
+    top = max(int(counts.max()), 1)
+    body = []
+    for k, count in enumerate(counts):
+        start, stop = ((10**e if logarithmic else e) for e in edges[k : k + 2])
+        title = f"{_number(start)} to {_number(stop)} {unit}: {count:,}"
+        body.append(_bar(_LEFT + k * step + 0.5, count / top, step - 1, title))
+    ticks = _decades(low, high) if logarithmic else _round_steps(low, high)
+    marks = [
+        (_LEFT + (t - low) / (high - low) * (bins * step), _number(10**t if logarithmic else t))
+        for t in ticks
+    ]
+    return _chart(label, "".join(body), marks, [(f, f"{round(f * top):,}") for f in (0.0, 0.5, 1.0)], unit)
+
+
+def bars(names: Sequence[str], values: Sequence[float], *, label: str) -> str:
+    """Horizontal bars, one a name, each with its value at the end."""
+    row = 24
+    height = row * len(names) + 8
+    top = max([*values, 1e-12])
+    parts = []
+    for k, (name, value) in enumerate(zip(names, values, strict=True)):
+        y, width = 4 + k * row, 190 * value / top
+        parts.append(
+            f'<text x="150" y="{y + 15}" text-anchor="end">{escape(name)}</text>'
+            f'<rect class="s0" x="158" y="{y + 3}" width="{max(width, 1):.1f}" height="{row - 7}" rx="2">'
+            f"<title>{escape(name)}: {_number(value)}</title></rect>"
+            f'<text x="{164 + width:.1f}" y="{y + 15}">{_number(value)}</text>'
+        )
+    return _svg(label, height, "".join(parts))
+
+
+def curves(positions: Sequence[str], series: Sequence[Curve], *, label: str, unit: str = "") -> str:
+    """Lines over equally spaced positions, y from 0 to 1, with a legend below."""
+    width = _WIDTH - _LEFT - _RIGHT
+    spots = [_LEFT + width * (k + 0.5) / len(positions) for k in range(len(positions))]
+    parts = []
+    for number, curve in enumerate(series):
+        points = " ".join(f"{x:.1f},{_y(v):.1f}" for x, v in zip(spots, curve.values, strict=True))
+        dash = ' stroke-dasharray="5 4"' if curve.dashed else ""
+        parts.append(f'<polyline class="l{curve.style}" points="{points}"{dash}/>')
+        for x, name, v in zip(spots, positions, curve.values, strict=True):
+            title = f"<title>{escape(curve.name)}, {escape(name)}: {v:.3f}</title>"
+            parts.append(
+                f'<circle class="s{curve.style}" cx="{x:.1f}" cy="{_y(v):.1f}" r="3">{title}</circle>'
+            )
+        x, y = _LEFT + (number % 2) * width / 2, _HEIGHT + 8 + 17 * (number // 2)
+        parts.append(f'<line class="l{curve.style}" x1="{x}" x2="{x + 22}" y1="{y}" y2="{y}"{dash}/>')
+        parts.append(f'<text x="{x + 28}" y="{y + 4}">{escape(curve.name)}</text>')
+    marks = list(zip(spots, positions, strict=True))
+    levels = [(f, f"{f:g}") for f in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    height = _HEIGHT + 17 * ((len(series) + 1) // 2) + 4
+    return _chart(label, "".join(parts), marks, levels, unit, height=height)
+
+
+def _y(fraction: float) -> float:
+    return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - fraction)
+
+
+def _bar(x: float, fraction: float, width: float, title: str) -> str:
+    y = _y(fraction)
+    height = _HEIGHT - _BOTTOM - y
+    return (
+        f'<rect class="s0" x="{x:.1f}" y="{y:.1f}" width="{max(width, 0.5):.1f}" height="{height:.1f}">'
+        f"<title>{escape(title)}</title></rect>"
+    )
+
+
+def _chart(
+    label: str,
+    body: str,
+    ticks: Sequence[tuple[float, str]],
+    levels: Sequence[tuple[float, str]],
+    unit: str,
+    *,
+    height: int = _HEIGHT,
+) -> str:
+    """Axes, grid and labels around the marks of a chart."""
+    base = _HEIGHT - _BOTTOM
+    grid = "".join(
+        f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{_y(f):.1f}" y2="{_y(f):.1f}"/>'
+        f'<text x="{_LEFT - 6}" y="{_y(f) + 4:.1f}" text-anchor="end">{escape(text)}</text>'
+        for f, text in levels
+    )
+    below = "".join(
+        f'<text x="{x:.1f}" y="{base + 16}" text-anchor="middle">{escape(text)}</text>' for x, text in ticks
+    )
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    axis = f'<text x="{middle}" y="{base + 35}" text-anchor="middle">{escape(unit)}</text>'
+    return _svg(label, height, grid + body + below + axis)
+
+
+def _svg(label: str, height: float, body: str) -> str:
+    return (
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {height:g}" role="img" aria-label="{escape(label)}">'
+        f"<title>{escape(label)}</title>{body}</svg>"
+    )
+
+
+def _empty(label: str) -> str:
+    return _svg(label, 40, '<text x="8" y="24">nothing to show</text>')
+
+
+def _number(value: float) -> str:
+    """A number as people write it: 0.02, 1.5, 1,200."""
+    if value and abs(value) < 0.001:
+        return f"{value:.0e}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Whole powers of ten between two exponents, with halves where there are few."""
+    whole = [float(e) for e in range(int(np.ceil(low)), int(np.floor(high)) + 1)]
+    return whole if len(whole) >= 2 else [low, (low + high) / 2, high]
+
+
+def _round_steps(low: float, high: float) -> list[float]:
+    """About five round numbers between two values."""
+    raw = (high - low) / 5
+    power = 10.0 ** np.floor(np.log10(raw))
+    step = min((m * power for m in (1, 2, 2.5, 5, 10)), key=lambda s: abs(s - raw))
+    return [float(k * step) for k in range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)]
