@@ -1,0 +1,58 @@
+"""How far a long work is, how fast it goes, and how long it will take: numbers in, one line of text out.
+
+Reads: counts, weights and seconds. Writes: text. Time left is told by weight (about voxels), for scans differ
+a thousandfold; it is not told before a little is done, and is wrong where weights say little about time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_LEAST_SECONDS = 3.0
+"""Time left is not told before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """A state of a work of several scans."""
+
+    done: int
+    total: int
+    failed: int
+    weight_done: float
+    weight_total: float
+    seconds: float
+    """Since the work began."""
+
+    @property
+    def scans_a_minute(self) -> float:
+        """Mean rate so far."""
+        return 60 * self.done / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Expected time to the end, None where it is too early to tell."""
+        if self.weight_done <= 0 or self.seconds < _LEAST_SECONDS:
+            return None
+        return self.seconds * (self.weight_total - self.weight_done) / self.weight_done
+
+    def line(self) -> str:
+        """The state in one line: "37/261 scans, 2 failed, 12.3 a minute, 9 min left"."""
+        parts = [f"{self.done}/{self.total} scans"]
+        if self.failed:
+            parts.append(f"{self.failed} failed")
+        if self.done:
+            parts.append(f"{self.scans_a_minute:.1f} a minute")
+        if self.seconds_left is not None and self.done < self.total:
+            parts.append(f"{duration(self.seconds_left)} left")
+        return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """A span of time as people say it: "8 s", "3 min 20 s", "2 h 5 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
