@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
-from pipeline.errors import BadSpacing, CorruptImage, NotAnImage, ScanError
+import numpy as np
+
+from pipeline.errors import BadSpacing, CorruptImage, NotAnImage, NotFinite, ScanError
 
 Format = Literal["nifti", "nrrd", "meta"]
 
@@ -33,6 +38,9 @@ _OTHERS = (
 )
 
 _NIFTI_MAGIC = {348: (b"n+1\0", b"ni1\0"), 540: (b"n+2\0", b"ni2\0")}
+_NIFTI_FLOATS = {16: "f4", 64: "f8"}
+_META_BYTES = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 4, "ULONG": 4}
+_META_BYTES |= {"LONG_LONG": 8, "ULONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
 _CHUNK_BYTES = 1 << 20
 
 
@@ -44,6 +52,8 @@ class NiftiHeader:
     pixdim: tuple[float, ...]
     bits: int
     data_offset: int
+    float_type: str | None
+    """NumPy's name of the voxel type where that is a float."""
 
     @property
     def num_bytes(self) -> int:
@@ -51,30 +61,37 @@ class NiftiHeader:
         return self.data_offset + math.prod(self.shape) * self.bits // 8
 
 
-def identify(path: Path, *, shown: str) -> Format:
-    """The format of an image file by its bytes; NIfTI and gzip are checked to be whole.
+def identify(path: Path, *, shown: str, frame: int | None = None) -> Format:
+    """The format of an image file by its bytes; its header and length are checked, for NIfTI its voxels too.
+
+    Args:
+        path: The file.
+        shown: What to call it in errors.
+        frame: The frame of a 4D file that matters.
 
     Raises:
         NotAnImage: The bytes are none of NIfTI, NRRD, MetaImage.
         CorruptImage: The file is shorter than its header says, or its gzip stream is damaged.
-        BadSpacing: A NIfTI header's voxel size is not positive.
+        BadSpacing: The header tells no voxel size, or one that is not positive.
+        NotFinite: A NIfTI file holds NaN or infinite voxels (the library would read them as 0).
         OSError: The file cannot be read.
     """
     with path.open("rb") as file:
-        start = file.read(1024)
-    zipped = start[:2] == b"\x1f\x8b"
-    if zipped:
-        start, num_bytes = _unzip(path, shown)
-    else:
-        num_bytes = path.stat().st_size
+        start = file.read(_CHUNK_BYTES // 16)
     if start[:4] == b"NRRD":
+        _check_nrrd(start, shown)
         return "nrrd"
-    if b"NDims" in start and (b"=" in start):
+    if b"NDims" in start[:4096] and b"=" in start[:4096]:
+        _check_meta(start, path, shown)
         return "meta"
-    header = _nifti_header(start)
+    zipped = start[:2] == b"\x1f\x8b"
+    chunks = _chunks(path, zipped, shown)
+    first = next(chunks, b"")
+    header = _nifti_header(first)
     if header is None:
-        raise _no_image(start, zipped, shown)
-    _check_nifti(header, num_bytes, shown)
+        raise _no_image(first, zipped, shown)
+    _check_nifti_header(header, shown)
+    _check_nifti_data(header, first, chunks, frame, shown)
     return "nifti"
 
 
@@ -104,24 +121,28 @@ def _nifti_header(start: bytes) -> NiftiHeader | None:
         size = struct.unpack_from(order + "i", start)[0]
         if size == 348 and start[344:348] in _NIFTI_MAGIC[348]:
             dim = struct.unpack_from(order + "8h", start, 40)
-            bits = struct.unpack_from(order + "h", start, 72)[0]
+            kind, bits = struct.unpack_from(order + "2h", start, 70)
             pixdim = struct.unpack_from(order + "8f", start, 76)
             offset = int(struct.unpack_from(order + "f", start, 108)[0])
         elif size == 540 and start[4:8] in _NIFTI_MAGIC[540] and len(start) >= 540:
             dim = struct.unpack_from(order + "8q", start, 16)
-            bits = struct.unpack_from(order + "h", start, 14)[0]
+            kind, bits = struct.unpack_from(order + "2h", start, 12)
             pixdim = struct.unpack_from(order + "8d", start, 104)
             offset = struct.unpack_from(order + "q", start, 168)[0]
         else:
             continue
         num_axes = dim[0] if 1 <= dim[0] <= 7 else 0
         return NiftiHeader(
-            shape=tuple(dim[1 : num_axes + 1]), pixdim=tuple(pixdim[1:4]), bits=bits, data_offset=offset
+            shape=tuple(dim[1 : num_axes + 1]),
+            pixdim=tuple(pixdim[1:4]),
+            bits=bits,
+            data_offset=offset,
+            float_type=order + _NIFTI_FLOATS[kind] if kind in _NIFTI_FLOATS else None,
         )
     return None
 
 
-def _check_nifti(header: NiftiHeader, num_bytes: int, shown: str) -> None:
+def _check_nifti_header(header: NiftiHeader, shown: str) -> None:
     if not header.shape or min(header.shape) < 1:
         raise CorruptImage(
             f"the header must tell a size of at least one voxel an axis, got {header.shape}",
@@ -135,6 +156,19 @@ def _check_nifti(header: NiftiHeader, num_bytes: int, shown: str) -> None:
             path=shown,
             remedy="Correct the header's pixdim (nibabel: header.set_zooms) or export the file again",
         )
+
+
+def _check_nifti_data(
+    header: NiftiHeader, first: bytes, chunks: Iterator[bytes], frame: int | None, shown: str
+) -> None:
+    """Reads the rest of a NIfTI file: enough bytes, a sound gzip stream, only finite voxels in the frame."""
+    num_bytes, num_odd = 0, 0
+    frame_bytes = math.prod(header.shape[:3]) * header.bits // 8
+    begin = header.data_offset + (frame or 0) * frame_bytes
+    end = header.num_bytes if frame is None else begin + frame_bytes
+    rest = b""
+    for chunk in chain((first,), chunks):
+        rest, num_bytes, num_odd = _count_odd(header, rest, chunk, num_bytes, num_odd, (begin, end))
     if num_bytes < header.num_bytes:
         raise CorruptImage(
             f"the file is cut short: its header needs {header.num_bytes} bytes"
@@ -142,21 +176,45 @@ def _check_nifti(header: NiftiHeader, num_bytes: int, shown: str) -> None:
             path=shown,
             remedy="Copy or download the file again",
         )
+    if num_odd:
+        raise not_finite(num_odd, (end - begin) * 8 // header.bits, shown)
 
 
-def _unzip(path: Path, shown: str) -> tuple[bytes, int]:
-    """First bytes and length of a gzip stream, whose end and checksum are verified.
+def _count_odd(
+    header: NiftiHeader, rest: bytes, chunk: bytes, place: int, num_odd: int, span: tuple[int, int]
+) -> tuple[bytes, int, int]:
+    """Adds a chunk's NaN and infinite voxels within a span of bytes: (bytes left, new place, new count)."""
+    if header.float_type is not None:
+        data = chunk[max(0, span[0] - place) : max(0, span[1] - place)]
+        data = rest + data
+        whole = len(data) - len(data) % (header.bits // 8)
+        num_odd += whole * 8 // header.bits - int(
+            np.isfinite(np.frombuffer(data[:whole], dtype=header.float_type)).sum()
+        )
+        rest = data[whole:]
+    return rest, place + len(chunk), num_odd
+
+
+def not_finite(count: int, total: int, shown: str) -> ScanError:
+    """The error of an image with NaN or infinite voxels."""
+    return NotFinite(
+        f"every voxel must be a number, {count} of {total} are NaN or infinite",
+        path=shown,
+        remedy="Replace them by the background's value (for CT -1000, else 0) and save the file again",
+    )
+
+
+def _chunks(path: Path, zipped: bool, shown: str) -> Iterator[bytes]:
+    """The file's bytes, unzipped, piece by piece; the gzip stream's end and checksum are verified.
 
     Raises:
         CorruptImage: The stream is damaged or ends early.
     """
-    start, num_bytes = b"", 0
     try:
-        with path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as file:
-            stream = cast("BinaryIO", file)
+        with path.open("rb") as raw:
+            stream = cast("BinaryIO", gzip.GzipFile(fileobj=raw)) if zipped else raw
             while chunk := stream.read(_CHUNK_BYTES):
-                start = start or chunk[:1024]
-                num_bytes += len(chunk)
+                yield chunk
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         short = isinstance(error, EOFError)
         raise CorruptImage(
@@ -164,4 +222,73 @@ def _unzip(path: Path, shown: str) -> tuple[bytes, int]:
             path=shown,
             remedy="Copy or download the file again",
         ) from None
-    return start, num_bytes
+
+
+def _no_spacing(header: str, shown: str) -> ScanError:
+    return BadSpacing(
+        f"the header must tell a voxel size above 0, it says {header}",
+        path=shown,
+        remedy="Add it to the header, or export the file again",
+    )
+
+
+def _check_nrrd(start: bytes, shown: str) -> None:
+    """A NRRD file without a voxel size would be read as 1 mm."""
+    text = start.split(b"\n\n", 1)[0].replace(b"\r", b"").decode("latin-1")
+    found = re.search(r"^(spacings|space directions):(.*)$", text, re.IGNORECASE | re.MULTILINE)
+    if found is None:
+        raise _no_spacing("nothing", shown)
+    if "nan" in found[2].lower() and "none" not in found[2].lower() and found[1].lower() == "spacings":
+        values = found[2].split()[:3]
+        if any("nan" in v.lower() for v in values):
+            raise _no_spacing(" ".join(values), shown)
+
+
+def _check_meta(start: bytes, path: Path, shown: str) -> None:
+    """What the library would complain about on the terminal, or read as 1 mm."""
+    text = re.split(rb"(?<=\n)ElementDataFile[^\n]*\n", start, maxsplit=1)[0]
+    fields = dict(re.findall(r"^\s*(\w+)\s*=\s*(.*?)\s*$", text.decode("latin-1"), re.MULTILINE))
+    data = re.search(rb"^\s*ElementDataFile\s*=\s*(.*?)\s*$", start, re.MULTILINE)
+    missing = [name for name in ("DimSize", "ElementType") if name not in fields]
+    if missing or data is None:
+        raise CorruptImage(
+            f"the MetaImage header is incomplete: {', '.join(missing) or 'ElementDataFile'} is missing",
+            path=shown,
+            remedy="Copy or export the file again",
+        )
+    sizes = fields["DimSize"].split()
+    if not all(re.fullmatch(r"\d+", size) and int(size) > 0 for size in sizes) or len(sizes) < 2:
+        raise CorruptImage(
+            f"the header must tell a size of at least one voxel an axis, got {fields['DimSize']}",
+            path=shown,
+            remedy="Copy or export the file again",
+        )
+    spacing = str(fields.get("ElementSpacing", fields.get("ElementSize", "")))
+    if not _all_positive(spacing):
+        raise _no_spacing(spacing or "nothing", shown)
+    needed = math.prod(map(int, sizes)) * _META_BYTES.get(fields["ElementType"].removeprefix("MET_"), 0)
+    needed *= int(fields.get("ElementNumberOfChannels", "1") or 1)
+    if fields.get("CompressedData", "False").lower() == "true":
+        needed = int(fields.get("CompressedDataSize", "0") or 0)
+    _check_meta_length(data[1].decode("latin-1"), data.end(), needed, path, shown)
+
+
+def _check_meta_length(name: str, header_bytes: int, needed: int, path: Path, shown: str) -> None:
+    local = name.upper() == "LOCAL"
+    if not local and (name.upper().startswith("LIST") or "%" in name):
+        return
+    there = path.stat().st_size - header_bytes if local else (path.parent / name).stat().st_size
+    if there < needed:
+        raise CorruptImage(
+            f"the file is cut short: its header needs {needed} bytes of voxels, it has {there}",
+            path=shown,
+            remedy="Copy or download the file again",
+        )
+
+
+def _all_positive(words: str) -> bool:
+    try:
+        values = [float(word) for word in words.split()]
+    except ValueError:
+        return False
+    return bool(values) and all(math.isfinite(v) and v > 0 for v in values)

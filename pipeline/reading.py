@@ -77,7 +77,8 @@ def read_source(source: Source, config: IngestConfig) -> RawScan:
             modality = parse_modality(tag)
             origin = "dicom" if modality else ""
     else:
-        image, grid = _read_file(source.files, config, frame=source.frame, shown=where)
+        frame = config.frame if source.frame is None else source.frame
+        image, grid = _read_file(source.files, config, frame=frame, shown=where)
     labels = tuple(_read_label(label, grid, config, shown=where) for label in source.labels)
     return RawScan(
         scan_id=source.scan_id,
@@ -123,7 +124,7 @@ def _read_file(
             path, shown=shown, what="file" if path == files[0] else "data file named by the header"
         )
     try:
-        kind = identify(files[0], shown=shown)
+        kind = identify(files[0], shown=shown, frame=frame)
     except ScanError:
         raise
     except OSError as error:

@@ -1,11 +1,12 @@
-"""Re-gridding along the axes: images by a linear kernel that widens when it shrinks, labels by nearest.
+"""Re-gridding along the axes: images by averaged linear interpolation, labels by nearest neighbour.
 
 *Reads*: (z, y, x) arrays on a grid. *Writes*: float32 images, or labels of the input's dtype, on a grid with
 the same axes. Both grids share their directions, so everything is one pass along each axis: exact, the same
 on every machine, and without threads that several workers would fight over.
 
-The kernel is a triangle whose half-width is one source voxel when upsampling (plain linear interpolation) and
-one target voxel when downsampling (so that nothing finer than the target's voxels is left to alias).
+Upsampling is plain linear interpolation. Downsampling by a ratio r averages the linear interpolation over a
+window of sqrt(r^2 - 1) source voxels, so that little finer than the target's voxels is left to alias, nothing
+jumps at r = 1, and a linear ramp stays where it is.
 """
 
 from __future__ import annotations
@@ -59,16 +60,25 @@ def resample_labels(labels: NDArray[Scalar], source: Grid, target: Grid) -> NDAr
 
 
 def _kernel(along: AxisMap, num_in: int, num_out: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Taps of the widened triangle: (num_taps, num_out) source indices and their weights, which sum to 1."""
+    """Taps and their weights, both (num_taps, num_out); the weights of a target voxel sum to 1."""
     positions = along.positions(num_out)
-    half_width = max(1.0, abs(along.step))
+    window = float(np.sqrt(max(0.0, along.step**2 - 1)))
+    half_width = 1 + window / 2
     first = np.floor(positions - half_width).astype(np.int64) + 1
-    num_taps = int(np.ceil(2 * half_width))
-    taps = first + np.arange(num_taps)[:, None]
-    weights = np.maximum(0.0, 1.0 - np.abs(taps - positions) / half_width)
-    weights /= weights.sum(axis=0)
-    used = weights.max(axis=1) > 1e-12
+    taps = first + np.arange(int(np.ceil(2 * half_width)))[:, None]
+    away = positions - taps
+    if window < 1e-2:
+        weights = np.maximum(0.0, 1 - np.abs(away))
+    else:
+        weights = (_ramp(away + window / 2) - _ramp(away - window / 2)) / window
+    used = weights.max(axis=1) > 1e-9
     return np.clip(taps[used], 0, num_in - 1), weights[used].astype(np.float32)
+
+
+def _ramp(t: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Integral of the triangle max(0, 1 - |t|) from minus infinity."""
+    t = np.clip(t, -1, 1)
+    return np.where(t < 0, (1 + t) ** 2 / 2, 1 - (1 - t) ** 2 / 2)
 
 
 def _apply(

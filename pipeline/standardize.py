@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import IngestConfig
-from pipeline.errors import BadSpacing, ConstantImage, EmptyForeground, NotFinite
+from pipeline.errors import BadSpacing, ConstantImage, EmptyForeground
 from pipeline.foreground import body_box
+from pipeline.formats import not_finite
 from pipeline.geometry import crop_grid, resampled_grid, turn_array, turn_grid, turn_to_ras, whole
 from pipeline.intensity import Intensity, ct_window, encode, looks_like_hounsfield, percentile_window
 from pipeline.labels import refuse_label_as_scan
@@ -152,11 +153,7 @@ def _check_values(raw: RawScan) -> None:
     low, high = float(raw.image.min()), float(raw.image.max())  # NaN spreads to both
     if not (np.isfinite(low) and np.isfinite(high)):
         count = int(raw.image.size - np.isfinite(raw.image).sum())
-        raise NotFinite(
-            f"every voxel must be a number, {count} of {raw.image.size} are NaN or infinite",
-            path=raw.location,
-            remedy="Replace them by the background's value (for CT -1000, else 0) and save the file again",
-        )
+        raise not_finite(count, raw.image.size, raw.location)
     if low == high:
         raise ConstantImage(
             f"every voxel has the value {low:g}",
