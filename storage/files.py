@@ -38,7 +38,7 @@ def full_disk_named(store: Path, doing: str) -> Iterator[None]:
 
 @contextmanager
 def reader_lock(store: Path) -> Iterator[None]:
-    """Keep writers from publishing for a moment; needs no right to write. Without a lock file there is none."""
+    """Keep writers from publishing for a moment; needs no right to write, nor the lock file."""
     try:
         handle = os.open(store / LOCK_FILE, os.O_RDONLY)
     except FileNotFoundError:

@@ -208,7 +208,8 @@ class Scan:
         runs: dict[int, list[tuple[int, NDArray[np.uint16]]]] = {}
         for bit, proposal in enumerate(chosen):
             atoms = self.atom_ids(proposal)
-            runs.setdefault(int(self.proposals.layer[proposal]), []).append((bit, atoms))
+            layer = int(self.proposals.layer_of_order[self.proposals.table[proposal, 0]])
+            runs.setdefault(layer, []).append((bit, atoms))
         box = self._region(region)
         corner = np.array([part.start for part in box] * 2)
         words = np.zeros(region_shape(box), dtype=np.uint16)

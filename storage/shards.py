@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,19 @@ from storage.regions import Region, region_shape, touched_chunks
 
 _DTYPES = {"uint8": "|u1", "int16": "<i2", "uint16": "<u2", "int32": "<i4", "float32": "<f4"}
 _CRC_BYTES = 4
+
+
+def single_threaded_blosc() -> ModuleType:
+    """Return numcodecs.blosc with its threads switched off for the whole process, as zarr-python does.
+
+    With threads it lays blocks down in the order in which they are done, other bytes each time, and a worker
+    of a data loader would start as many as there are cores.
+    """
+    from numcodecs import blosc
+
+    blosc.use_threads = False
+    module: ModuleType = blosc
+    return module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +209,7 @@ class ArrayReader:
         return payload
 
     def _decode(self, handle: int, start: int, size: int, chunk: NDArray[Any]) -> None:
-        from numcodecs import blosc
-
+        blosc = single_threaded_blosc()
         payload = self._read_checked(handle, start, size)
         # Bytes 4..8 of a blosc buffer: its size once decoded.
         if int.from_bytes(payload[4:8], "little") != chunk.nbytes:

@@ -104,7 +104,7 @@ def create_store(
     Raises:
         StoreExists: The folder holds something else, or a store and `exist_ok` is false.
     """
-    root = Path(path)
+    root = Path(path).absolute()
     info = _checked_info(config, spacing_mm)
     if root.exists() and not root.is_dir():
         raise StoreExists(f"{root}: a file, not a folder. Choose another place for the store")
@@ -132,7 +132,7 @@ def open_store(path: str | Path) -> Store:
         StoreNotFound: No store there.
         FormatVersionError: A store of another version, or a folder of something else.
     """
-    root = Path(path)
+    root = Path(path).absolute()  # for a worker that starts in another folder
     try:
         document = json.loads((root / STORE_FILE).read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import zarr
-from numcodecs import blosc
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 from zarr.storage import LocalStore
@@ -28,6 +27,7 @@ from storage.layout import (
     label_key,
 )
 from storage.records import ScanRecord, plain_json
+from storage.shards import single_threaded_blosc
 
 _AXES = ("z", "y", "x")
 
@@ -37,9 +37,7 @@ Shuffle = Literal["noshuffle", "shuffle", "bitshuffle"]
 def write_scan(folder: Path, record: ScanRecord) -> None:
     """Write all of `record` into the empty folder, apart from COMMIT.json."""
     store = LocalStore(folder)
-    # zarr sets this too when it is imported. With threads, blosc lays blocks down in the order in which they
-    # are done: other bytes each time.
-    blosc.use_threads = False
+    single_threaded_blosc()
     with zarr.config.set({"json_indent": 2}):
         _write_group(store, "", _scan_attributes(record))
         _write_volume(store, "0", record.image, shuffle="bitshuffle", fill=0)
