@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.intervals import coverage, select
-from pipeline.pictures import Rgb, arrange_planes, to_png
+from pipeline.pictures import Rgb, arrange_planes, to_png, volume_text
 from pipeline.protocols import SOURCE, VOXELS, ScanLike
 from pipeline.scan_pictures import (
     Point,
@@ -31,6 +31,7 @@ from pipeline.scan_pictures import (
     structure_tile,
 )
 from pipeline.scoring import ScanScore, StructureScore
+from pipeline.walking import hierarchy_sheet
 
 COVERAGE_STEPS = ((0, 0), (1, 4), (5, 9), (10, 19), (20, 49), (50, 99), (100, 10**9))
 """Groups of voxels by how many proposals contain them, first and last count."""
@@ -42,6 +43,8 @@ class InspectConfig:
 
     plane_pixels: int = 520
     """Longest edge of the scan in the three-plane pictures."""
+    sheet_pixels: int = 240
+    """Longest edge of the scan in the one picture that shows all sizes side by side."""
     tile_pixels: int = 200
     """Edge of the small pictures."""
     examples: int = 6
@@ -114,6 +117,8 @@ class ScanReport:
     overview: ScanOverview
     facts: tuple[tuple[str, str], ...]
     """Name and value of what is known about the scan."""
+    sheet: Picture
+    """From image to organ: image, atoms, proposals of each size class and labels, in three planes."""
     groups: tuple[SizeGroup, ...]
     coverage: Picture
     coverage_shares: tuple[tuple[str, float], ...]
@@ -140,6 +145,7 @@ def describe_scan(scan: ScanLike, score: ScanScore | None, config: InspectConfig
     return ScanReport(
         overview=_overview(scan, score, body, cover, config),
         facts=scan_facts(scan),
+        sheet=_sheet(scan, point, config),
         groups=_size_groups(scan, point, body, config),
         coverage=_picture(
             arrange_planes(coverage_planes(scan, cover, point, pixels=config.plane_pixels)),
@@ -259,6 +265,14 @@ def _step_name(low: int, high: int) -> str:
     return f"{low} or more" if high >= 10**9 else f"{low} to {high}"
 
 
+def _sheet(scan: ScanLike, point: Point, config: InspectConfig) -> Picture:
+    """The picture that says most in one look; of several label maps it shows the first."""
+    label = scan.labels[0].array if scan.labels else None
+    sheet = hierarchy_sheet(scan, point, pixels=config.sheet_pixels, label=label)
+    shown = "image, atoms, proposals of each size class" + (" and expert labels" if scan.labels else "")
+    return _picture(sheet, f"Three planes of {scan.scan_id}: {shown}", config)
+
+
 def _size_groups(
     scan: ScanLike, point: Point, body: NDArray[np.bool_], config: InspectConfig
 ) -> tuple[SizeGroup, ...]:
@@ -314,8 +328,3 @@ def _spread(entries: Sequence[StructureScore], most: int) -> list[StructureScore
     if len(entries) <= most:
         return list(entries)
     return [entries[round(k * (len(entries) - 1) / (most - 1))] for k in range(most)]
-
-
-def volume_text(volume_ml: float) -> str:
-    """A volume as people write it."""
-    return f"{volume_ml / 1000:.2f} L" if volume_ml >= 1000 else f"{volume_ml:.3g} mL"

@@ -194,6 +194,29 @@ def draw_slice(
     return np.asarray(drawn)
 
 
+def draw_borders(
+    picture: Rgb, ids: IntArray, *, color: Color = (120, 200, 255), opacity: float = 0.75
+) -> Rgb:
+    """A picture of a slice with lines between neighbouring regions.
+
+    Args:
+        picture: (height, width, 3), the slice enlarged.
+        ids: (rows, columns) region of each voxel of the slice.
+        color: of the lines.
+        opacity: of the lines, 0 to 1.
+    """
+    height, width = picture.shape[:2]
+    rows = np.arange(height) * ids.shape[0] // height
+    columns = np.arange(width) * ids.shape[1] // width
+    large = ids[np.ix_(rows, columns)]
+    border = np.zeros((height, width), dtype=np.bool_)
+    border[:-1] |= large[:-1] != large[1:]
+    border[:, :-1] |= large[:, :-1] != large[:, 1:]
+    mixed = picture.astype(np.float32)
+    mixed[border] += opacity * (np.array(color, np.float32) - mixed[border])
+    return np.asarray(np.rint(mixed), dtype=np.uint8)
+
+
 def _enlarge(mask: NDArray[np.bool_], width: int, height: int) -> NDArray[np.bool_]:
     """A mask at the picture's size, its steps smoothed."""
     picture = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BILINEAR)
@@ -304,3 +327,8 @@ def to_png(picture: Rgb, *, colors: int | None = None) -> bytes:
     target = io.BytesIO()
     image.save(target, format="PNG", optimize=True)
     return target.getvalue()
+
+
+def volume_text(volume_ml: float) -> str:
+    """A volume as people write it."""
+    return f"{volume_ml / 1000:.2f} L" if volume_ml >= 1000 else f"{volume_ml:.3g} mL"

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from html import escape
 
 from pipeline.charts import Curve, bars, curves, histogram
-from pipeline.inspection import Match, ScanOverview, ScanReport, SizeGroup, volume_text
+from pipeline.inspection import Match, ScanOverview, ScanReport, SizeGroup
 from pipeline.markup import fact_list, figure, image, number_list, page, table
+from pipeline.pictures import volume_text
 from pipeline.score_tables import StoreScore, summarize
 from pipeline.scoring import ScanScore, ScoreConfig
 
@@ -97,6 +98,7 @@ def _scan_body(report: ScanReport, *, prefix: str, level: int) -> str:
     head = f"h{level}"
     return "\n".join(
         [
+            f'<div class="card">{figure(report.sheet)}</div>',
             fact_list(report.facts),
             f'<{head} id="{start}sizes">Proposals by size</{head}>',
             "<p>For each size class, the best-ranked proposals that do not overlap on these slices, "

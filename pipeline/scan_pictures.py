@@ -31,6 +31,7 @@ from pipeline.pictures import (
     Window,
     cut,
     display_window,
+    draw_borders,
     draw_slice,
     gray,
     in_hounsfield,
@@ -59,23 +60,43 @@ def foreground(scan: ScanLike) -> NDArray[np.bool_]:
 
 
 def focus_point(scan: ScanLike, body: NDArray[np.bool_]) -> Point:
-    """The voxel whose three slices show most: much of the body, and much contrast within it.
+    """The voxel whose three slices show most.
 
-    On each axis only the slices between a fifth and four fifths of the body's voxels are looked at.
+    With labels, most structures, then most labelled voxels. Without, much of the body and much contrast
+    within it, among the slices between a fifth and four fifths of the body's voxels.
     """
-    values = np.where(body, scan.image.astype(np.float32), 0)
     point = []
     for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        area = body.sum(axis=others)
-        mean = values.sum(axis=others) / np.maximum(area, 1)
-        variance = (values**2).sum(axis=others) / np.maximum(area, 1) - mean**2
-        worth = area * np.sqrt(np.maximum(variance, 0))
-        worth = ndimage.uniform_filter1d(worth, max(1, len(worth) // 12))
-        share = np.cumsum(area) / max(int(area.sum()), 1)
-        start, stop = np.searchsorted(share, (0.2, 0.8))
-        point.append(int(start + np.argmax(worth[start : stop + 1])) if area.any() else len(area) // 2)
+        found = _labelled_slice(scan, axis)
+        point.append(_contrasted_slice(scan, body, axis) if found is None else found)
     return (point[0], point[1], point[2])
+
+
+def _labelled_slice(scan: ScanLike, axis: int) -> int | None:
+    """The slice with most structures of the label maps, and of those the one with most labelled voxels."""
+    size = scan.image.shape[axis]
+    structures, voxels = np.zeros(size), np.zeros(size)
+    for label in scan.labels:
+        for index in range(size):
+            counts = np.bincount(np.take(label.array, index, axis=axis).ravel())[1:]
+            structures[index] += np.count_nonzero(counts)
+            voxels[index] += counts.sum()
+    worth = structures + voxels / (voxels.max() + 1)
+    return int(np.argmax(worth)) if worth.any() else None
+
+
+def _contrasted_slice(scan: ScanLike, body: NDArray[np.bool_], axis: int) -> int:
+    """The slice with the largest product of body area and standard deviation of intensity within it."""
+    others = tuple(a for a in range(3) if a != axis)
+    area = body.sum(axis=others)
+    if not area.any():
+        return len(area) // 2
+    values = np.where(body, scan.image.astype(np.float32), 0)
+    mean = values.sum(axis=others) / np.maximum(area, 1)
+    variance = (values**2).sum(axis=others) / np.maximum(area, 1) - mean**2
+    worth = ndimage.uniform_filter1d(area * np.sqrt(np.maximum(variance, 0)), max(1, len(area) // 12))
+    start, stop = np.searchsorted(np.cumsum(area) / area.sum(), (0.2, 0.8))
+    return int(start + np.argmax(worth[start : stop + 1]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +121,10 @@ class Slice:
     def draw(self, overlays: Sequence[Overlay], frame: Frame) -> Rgb:
         """The slice with overlays."""
         return draw_slice(self.levels, self.plane, self.voxel, frame=frame, overlays=overlays)
+
+    def draw_atoms(self, frame: Frame) -> Rgb:
+        """The slice with the borders of its atoms."""
+        return draw_borders(self.draw([], frame), self.atoms[0][:, :, 0])
 
 
 def slice_of(scan: ScanLike, plane: Plane, index: int, window: Window | None = None) -> Slice:
@@ -173,10 +198,12 @@ def _overlay(mask: NDArray[np.bool_], number: int, fill: float) -> Overlay:
     return Overlay(mask=mask, color=PALETTE[number % len(PALETTE)], fill=fill)
 
 
-def size_montages(scan: ScanLike, point: Point, *, pixels: int = 360) -> dict[str, list[Rgb]]:
+def size_montages(
+    scan: ScanLike, point: Point, *, pixels: int = 360, marks: bool = True
+) -> dict[str, list[Rgb]]:
     """For each size class, the three planes through a point with its best proposals that do not overlap."""
     slices = slices_through(scan, point)
-    frame = frame_of(scan, pixels)
+    frame = replace(frame_of(scan, pixels), marks=marks)
     montages = {}
     for name, rows in rows_by_size(scan).items():
         chosen = disjoint_rows(slices, rows)
@@ -206,7 +233,7 @@ def proposal_tile(scan: ScanLike, row: int, *, color: Color = PROPOSAL_COLOR, pi
     mean = float(scan.image[box][inside].mean()) * scan.scale + scan.offset
     s = slice_of(scan, plane, index + int(low[PLANES.index(plane)]), window_for(scan, mean))
     mask = s.mask(row)
-    return _close_up(s, mask, [Overlay(mask=mask, color=color, fill=0.3, outline=1)], pixels)
+    return close_up(s, mask, [Overlay(mask=mask, color=color, fill=0.3, outline=1)], pixels)
 
 
 def window_for(scan: ScanLike, mean: float) -> Window:
@@ -226,11 +253,26 @@ def structure_tile(scan: ScanLike, label: IntArray, value: int, row: int, *, pix
     overlays = [Overlay(mask=truth, color=LABEL_COLOR, fill=0, outline=2)]
     if row >= 0:
         overlays.insert(0, Overlay(mask=s.mask(row), color=PROPOSAL_COLOR, fill=0.42, outline=1))
-    return _close_up(s, truth, overlays, pixels)
+    return close_up(s, truth, overlays, pixels)
 
 
-def _close_up(s: Slice, around: NDArray[np.bool_], overlays: Sequence[Overlay], pixels: int) -> Rgb:
-    """A square window on a slice, around a mask with as much again beside it, at least 60 mm wide."""
+def close_up(
+    s: Slice,
+    around: NDArray[np.bool_],
+    overlays: Sequence[Overlay],
+    pixels: int,
+    *,
+    cross: tuple[int, int] | None = None,
+) -> Rgb:
+    """A square window on a slice, around a mask with as much again beside it, at least 60 mm wide.
+
+    Args:
+        s: the slice.
+        around: (height, width) what to show; must not be empty.
+        overlays: drawn on the window.
+        pixels: edge of the picture.
+        cross: a voxel (row, column) of the slice to mark.
+    """
     where = np.argwhere(around)
     low, high = where.min(axis=0), where.max(axis=0) + 1
     shape, voxel = np.array(s.levels.shape), np.array(s.voxel)
@@ -239,9 +281,10 @@ def _close_up(s: Slice, around: NDArray[np.bool_], overlays: Sequence[Overlay], 
     start = np.clip(np.floor((low + high) / 2 - half), 0, np.maximum(shape - 2 * half, 0)).astype(int)
     stop = np.minimum(start + np.ceil(2 * half).astype(int), shape)
     part = (slice(start[0], stop[0]), slice(start[1], stop[1]))
-    cropped = replace(s, levels=s.levels[part])
     inside = [replace(overlay, mask=overlay.mask[part]) for overlay in overlays]
-    return cropped.draw(inside, Frame(mm_per_pixel=edge_mm / pixels))
+    moved = None if cross is None else (float(cross[0] - start[0]), float(cross[1] - start[1]))
+    frame = Frame(mm_per_pixel=edge_mm / pixels, cross=moved)
+    return replace(s, levels=s.levels[part]).draw(inside, frame)
 
 
 def coverage_planes(

@@ -41,6 +41,7 @@ from pipeline.scan_pictures import (
     structure_tile,
     widest_slice,
 )
+from pipeline.walking import Filter, hierarchy_sheet, ladder, ladder_strip, planes_at, rows_where
 from tests.pipeline.drawn_scan import drawn_scan
 
 PLAIN = Frame(mm_per_pixel=1.0, marks=False)
@@ -211,3 +212,46 @@ def test_tiles_and_heat_maps_have_the_size_asked_for() -> None:
     cover[9, 20, 24] = 7
     axial = coverage_planes(scan, cover, (9, 20, 24), pixels=200)[0]
     assert ((axial[:, :, 0].astype(int) - axial[:, :, 2]) > 80).any()  # the only covered voxel is yellow
+
+
+def test_a_ladder_climbs_from_small_to_large_around_its_point() -> None:
+    scan = drawn_scan()
+    point = (9, 20, 30)
+    rows = ladder(scan, point, steps=4)
+    assert len(rows) == 4
+    assert all(proposal_mask(scan, row)[point] for row in rows)
+    assert (np.diff(scan.table[rows, 9]) > 0).all()
+    strip = ladder_strip(scan, point, rows, plane="coronal", pixels=80)
+    assert strip.shape[1] >= 5 * 80
+    assert planes_at(scan, point, rows=rows, label=scan.labels[0].array, pixels=100).ndim == 3
+
+
+def test_a_filter_keeps_what_meets_every_bound_best_first() -> None:
+    scan = drawn_scan()
+    rows = rows_where(scan, Filter(min_ml=1.0, max_ml=20.0, sources={"linkage"}, min_score=0.2))
+    volumes = scan.table[rows, 9] * 3 * 1.5 * 1.5 / 1000
+    assert rows.size
+    assert (np.diff(rows) > 0).all()
+    assert ((volumes >= 1) & (volumes <= 20)).all()
+    assert (scan.table[rows, 10] == 0).all()
+    assert (scan.scores[rows] >= 0.2).all()
+    assert len(rows_where(scan, Filter())) == len(scan.table)
+
+
+def test_the_sheet_has_a_column_for_each_size_class_and_the_labels() -> None:
+    scan = drawn_scan()
+    with_labels = hierarchy_sheet(scan, (9, 20, 24), pixels=60, label=scan.labels[0].array)
+    without = hierarchy_sheet(scan, (9, 20, 24), pixels=60)
+    columns = 2 + len(rows_by_size(scan))
+    assert with_labels.shape[1] > without.shape[1] >= columns * 60
+
+
+def test_labelled_slices_are_preferred() -> None:
+    scan = drawn_scan()
+    z, y, _ = focus_point(scan, foreground(scan))
+    assert set(np.unique(scan.labels[0].array[z])) == {0, 1, 2}
+    assert set(np.unique(scan.labels[0].array[:, y])) == {0, 1, 2}
+    bare = replace(scan, labels=())
+    assert all(
+        0 < p < n - 1 for p, n in zip(focus_point(bare, foreground(bare)), scan.image.shape, strict=True)
+    )

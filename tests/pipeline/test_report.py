@@ -14,7 +14,7 @@ from pipeline.score_tables import summarize
 from pipeline.scoring import score_scan
 from tests.pipeline.drawn_scan import DrawnLabel, drawn_scan
 
-SMALL = InspectConfig(plane_pixels=60, tile_pixels=40, examples=2)
+SMALL = InspectConfig(plane_pixels=60, sheet_pixels=40, tile_pixels=40, examples=2)
 VOID = {"meta", "img", "br"}
 
 
@@ -71,7 +71,7 @@ def test_a_scan_page_is_whole_and_needs_no_network() -> None:
     assert "drawn_1" in shown
     assert "liver" in shown
     assert "speck (fewer than 27 voxels)" in shown
-    assert len(page.images) == sum(1 + len(g.examples) for g in report.groups) + len(report.matches) + 1
+    assert len(page.images) == sum(1 + len(g.examples) for g in report.groups) + len(report.matches) + 2
     assert text == scan_page(describe_scan(scan, score_scan(scan), SMALL))
 
 
