@@ -41,6 +41,13 @@ def companions(path: Path) -> tuple[Path, ...]:
     return (path, path.parent / name)
 
 
+def may_pass(error: BaseException) -> bool:
+    """Whether another try may get over an error: a disk or network that failed, not a full disk."""
+    return isinstance(error, OSError) and (
+        isinstance(error, TransientReadError | ConnectionError | TimeoutError) or error.errno in _MAY_PASS
+    )
+
+
 def check_readable(path: Path, *, shown: str, what: str = "file") -> None:
     """Checks that a file is there, is a file, is not empty and may be opened.
 
