@@ -65,24 +65,19 @@ def focus_point(scan: ScanLike, body: NDArray[np.bool_]) -> Point:
     With labels, most structures, then most labelled voxels. Without, much of the body and much contrast
     within it, among the slices between a fifth and four fifths of the body's voxels.
     """
-    point = []
-    for axis in range(3):
-        found = _labelled_slice(scan, axis)
-        point.append(_contrasted_slice(scan, body, axis) if found is None else found)
-    return (point[0], point[1], point[2])
-
-
-def _labelled_slice(scan: ScanLike, axis: int) -> int | None:
-    """The slice with most structures of the label maps, and of those the one with most labelled voxels."""
-    size = scan.image.shape[axis]
-    structures, voxels = np.zeros(size), np.zeros(size)
+    shape = scan.image.shape
+    worth = [np.zeros(size) for size in shape]
     for label in scan.labels:
-        for index in range(size):
-            counts = np.bincount(np.take(label.array, index, axis=axis).ravel())[1:]
-            structures[index] += np.count_nonzero(counts)
-            voxels[index] += counts.sum()
-    worth = structures + voxels / (voxels.max() + 1)
-    return int(np.argmax(worth)) if worth.any() else None
+        where = np.nonzero(label.array)
+        width = int(label.array.max()) + 1
+        values = label.array[where].astype(np.int64)
+        for axis, size in enumerate(shape):
+            counts = np.bincount(where[axis] * width + values, minlength=size * width).reshape(size, width)
+            worth[axis] += np.count_nonzero(counts, axis=1) + counts.sum(axis=1) / (values.size + 1)
+    z, y, x = (
+        int(np.argmax(w)) if w.any() else _contrasted_slice(scan, body, axis) for axis, w in enumerate(worth)
+    )
+    return (z, y, x)
 
 
 def _contrasted_slice(scan: ScanLike, body: NDArray[np.bool_], axis: int) -> int:
