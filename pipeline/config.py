@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pipeline.errors import ConfigError
 
 INGEST_VERSION = 1
-"""Of the code that reads and standardises scans: raised when the same input and settings give other voxels, so
-that stored scans are known to be stale."""
+"""Of the code that reads and standardises scans: raised when the same input and settings give other voxels,
+so that stored scans are known to be stale."""
 
 
 @dataclass(frozen=True, kw_only=True)
