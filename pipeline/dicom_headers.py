@@ -8,6 +8,7 @@ descriptions).
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,7 +126,8 @@ def read_header(path: Path) -> Header:
         OSError: The file cannot be opened or read.
     """
     try:
-        with disable_value_validation():
+        with disable_value_validation(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they name the file, and with it perhaps the patient
             data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=False)
             return _header(path, data)
     except InvalidDicomError:

@@ -66,10 +66,10 @@ class DicomSeries:
 
 @dataclass(frozen=True, kw_only=True)
 class DicomFind:
-    """All series, the patients seen (for scrubbing paths), and notes."""
+    """All series; the patients seen, each with the relative folder of a file (for scrubbing paths); notes."""
 
     series: tuple[DicomSeries, ...]
-    identities: frozenset[Identity]
+    patients: frozenset[tuple[Path, Identity]]
     notes: tuple[str, ...]
 
 
@@ -80,7 +80,7 @@ def find_dicom(
     frame = config.frame if frame is None else frame
     groups: dict[str, list[Header]] = {}
     broken: dict[Path, list[tuple[Path, ScanError]]] = {}
-    identities: set[Identity] = set()
+    patients: set[tuple[Path, Identity]] = set()
     left_out: Counter[str] = Counter()
     for path in relative:
         try:
@@ -92,7 +92,7 @@ def find_dicom(
         except OSError as error:
             broken.setdefault(path.parent, []).append((path, os_error(error, shown="")))
             continue
-        identities.add(header.identity)
+        patients.add((path.parent, header.identity))
         if header.modality in _NO_SCAN or not header.has_pixels:
             left_out[header.modality or "no pixels"] += 1
         elif header.is_localizer:
@@ -114,7 +114,7 @@ def find_dicom(
     )
     if copies:
         notes.append(f"{copies} DICOM files are copies of others (same SOP instance UID), each counted once")
-    return DicomFind(series=_with_suffixes(found), identities=frozenset(identities), notes=tuple(notes))
+    return DicomFind(series=_with_suffixes(found), patients=frozenset(patients), notes=tuple(notes))
 
 
 def _series(root: Path, uid: str, stack: Stack, config: IngestConfig, frame: int | None) -> DicomSeries:

@@ -39,7 +39,7 @@ def discover_folder(root: Path, config: IngestConfig, *, only: Path | None = Non
     if only is not None:
         tree = _just(tree, only.relative_to(root))
     dicom = find_dicom(root, tree.dicom, config)
-    scrubber = Scrubber(dicom.identities)
+    scrubber = Scrubber(dicom.patients)
     pairing = pair(tree.volumes)
     notes = _pairing_notes(pairing, scrubber)
     found = [

@@ -30,7 +30,7 @@ class _Entry:
     relative: Path = field(repr=False)
     source: Source | None = None
     error: ScanError | None = None
-    identities: frozenset[Identity] = frozenset()
+    patients: frozenset[tuple[Path, Identity]] = frozenset()
     own: Identity | None = None
     note: str | None = None
 
@@ -40,7 +40,7 @@ def discover_manifest(path: Path, config: IngestConfig) -> Discovery:
     manifest = read_manifest(path)
     root = path.parent
     entries = [_entry(row, root, config, default_dataset=path.stem) for row in manifest.rows]
-    scrubber = Scrubber({identity for entry in entries for identity in entry.identities})
+    scrubber = Scrubber({patient for entry in entries for patient in entry.patients})
     entries = _refuse_duplicates(entries)
     sources, failures = [], []
     for entry in entries:
@@ -91,14 +91,14 @@ def _entry(row: Row, root: Path, config: IngestConfig, *, default_dataset: str) 
         entry = replace(entry, note=note)
         if image.is_dir() and not volume_suffix(image.name):
             find = find_dicom(image, walk(image, recursive=True).dicom, config, frame=frame)
-            entry = replace(entry, identities=find.identities, own=_own(find.series))
+            entry = replace(entry, patients=_below(relative, find.patients), own=_own(find.series))
             series = _one_series(find.series, row["series"])
             base = replace(base, format="dicom", files=series.files, frame=series.frame)
         elif _is_dicom_file(image):
             check_readable(image, shown="")
             header = read_header(image)
             find = find_dicom(image.parent, [Path(image.name)], config, frame=frame)
-            entry = replace(entry, identities=find.identities, own=header.identity)
+            entry = replace(entry, patients=_below(relative.parent, find.patients), own=header.identity)
             base = replace(base, format="dicom", files=_one_series(find.series, "").files)
         else:
             check_readable(image, shown="")
@@ -132,6 +132,11 @@ def _labels(row: Row, root: Path) -> tuple[tuple[LabelSource, ...], str | None]:
     else:
         names, note = find_value_names(path, root)
     return (LabelSource(name="label", path=path, value_names=names),), note
+
+
+def _below(folder: Path, patients: frozenset[tuple[Path, Identity]]) -> frozenset[tuple[Path, Identity]]:
+    """Patients with their folders relative to the manifest."""
+    return frozenset((folder / place, identity) for place, identity in patients)
 
 
 def _own(series: Sequence[DicomSeries]) -> Identity | None:

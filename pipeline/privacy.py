@@ -66,8 +66,11 @@ _GENERIC = frozenset(
 )
 """Words in PatientName or PatientID that name nobody."""
 
-_SHORT = 4
+_SHORT_CODE = 4
 """Ids with fewer characters are looked for in the patient's own paths only, and as whole words."""
+
+_SHORT_NAME = 3
+"""The same for the words of a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,14 +108,26 @@ def stand_in_for(study_uid: str) -> str:
 
 
 class Scrubber:
-    """Replaces what identifies a patient in relative paths."""
+    """Replaces what identifies a patient in relative paths.
 
-    def __init__(self, identities: Iterable[Identity] = ()) -> None:
+    Args:
+        patients: Who was seen, each with the relative folder of their files. Folders that are named after
+            their own patient are replaced for everything below them; elsewhere names and ids are looked for
+            as whole words, if they are long enough to mean anything.
+    """
+
+    def __init__(self, patients: Iterable[tuple[Path, Identity]] = ()) -> None:
         self._everywhere: dict[str, str] = {}
-        for identity in sorted(identities, key=lambda i: i.stand_in):
+        self._folders: dict[tuple[str, ...], str] = {}
+        ordered = sorted(set(patients), key=lambda p: (p[1].stand_in, str(p[0])))
+        for identity in dict.fromkeys(identity for _, identity in ordered):
             for token in sorted(identity.tokens()):
-                if len(token) >= _SHORT:
+                if len(token) >= (_SHORT_NAME if token.isalpha() else _SHORT_CODE):
                     self._everywhere.setdefault(token, identity.stand_in)
+        for folder, identity in ordered:
+            for depth, part in enumerate(folder.parts, start=1):
+                if self._names(part, identity):
+                    self._folders.setdefault(folder.parts[:depth], identity.stand_in)
 
     def path(self, relative: Path, own: Identity | None = None) -> str:
         """The path with '/' between its parts, without any patient's name.
@@ -121,27 +136,29 @@ class Scrubber:
             relative: Path relative to the folder searched.
             own: The identity of the patient whose file it is: shorter and run-together names are found, too.
         """
-        parts = [
-            self._part(part, own, is_last=i == len(relative.parts) - 1) for i, part in _numbered(relative)
-        ]
+        parts = []
+        for depth, part in enumerate(relative.parts, start=1):
+            known = self._folders.get(relative.parts[:depth])
+            parts.append(known or self._part(part, own, is_last=depth == len(relative.parts)))
         return "/".join(parts) or "."
 
     def holds_identity(self, text: str) -> bool:
         """Whether a patient's name or id stands in a text."""
         return bool(self._spans(text, self._everywhere))
 
+    def _names(self, part: str, identity: Identity) -> bool:
+        """Whether a part of a path names its own patient, as whole words or run together."""
+        tokens = identity.tokens()
+        plain = "".join(_WORD.findall(part.lower()))
+        together = any(len(token) >= _SHORT_CODE and token in plain for token in tokens)
+        return together or bool(self._spans(part, dict.fromkeys(tokens, "")))
+
     def _part(self, part: str, own: Identity | None, *, is_last: bool) -> str:
-        tokens = dict(self._everywhere)
-        if own is not None:
-            mine = own.tokens()
-            tokens.update(dict.fromkeys(mine, own.stand_in))
-            plain = "".join(_WORD.findall(part.lower()))
-            if any(len(token) >= _SHORT and token in plain for token in mine):
-                return own.stand_in
-        spans = self._spans(part, tokens)
-        if not spans:
-            return part
-        if not is_last:
+        """A part without names: folders are replaced whole, in file names the words that name somebody."""
+        if own is not None and self._names(part, own):
+            return own.stand_in
+        spans = self._spans(part, self._everywhere)
+        if spans and not is_last:
             return spans[0][2]
         for start, stop, stand_in in reversed(spans):
             part = part[:start] + stand_in + part[stop:]
@@ -174,7 +191,3 @@ def _camel_cuts(word: str) -> list[tuple[int, int]]:
     """(start, stop) of the words in a run such as DoeJohn."""
     cuts = [0, *(match.start() for match in _CAMEL.finditer(word)), len(word)]
     return list(pairwise(cuts))
-
-
-def _numbered(path: Path) -> list[tuple[int, str]]:
-    return list(enumerate(path.parts))
