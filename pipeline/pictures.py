@@ -143,6 +143,17 @@ def place(point_zyx: tuple[int, int, int], shape: tuple[int, ...], plane: Plane)
     return float(row), float(column)
 
 
+def locate(
+    row: float, column: float, point_zyx: tuple[int, int, int], shape: tuple[int, ...], plane: Plane
+) -> tuple[int, int, int]:
+    """The voxel at a place on the turned slice through a point: the inverse of `place`, inside the scan."""
+    axis = PLANES.index(plane)
+    found = list(point_zyx)
+    for a, turned in zip((a for a in range(3) if a != axis), (row, column), strict=True):
+        found[a] = min(max(shape[a] - 1 - round(turned), 0), shape[a] - 1)
+    return (found[0], found[1], found[2])
+
+
 def voxel_mm(spacing_zyx_mm: tuple[float, float, float], plane: Plane) -> tuple[float, float]:
     """Height and width in mm of a voxel on a plane."""
     axis = PLANES.index(plane)

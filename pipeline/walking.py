@@ -21,7 +21,6 @@ from pipeline.pictures import (
     Overlay,
     Plane,
     Rgb,
-    arrange_planes,
     beside,
     captioned,
     cut,
@@ -98,7 +97,7 @@ def planes_at(
     rows: Sequence[int] = (),
     label: IntArray | None = None,
     pixels: int = 380,
-) -> Rgb:
+) -> list[Rgb]:
     """The three planes through a voxel, marked by a cross, with proposals filled and structures outlined."""
     frame = frame_of(scan, pixels)
     pictures = []
@@ -108,7 +107,7 @@ def planes_at(
             overlays += structure_outlines(cut(label, s.plane, point[axis]))
         cross = place(point, scan.image.shape, s.plane)
         pictures.append(s.draw(overlays, replace(frame, cross=cross)))
-    return arrange_planes(pictures)
+    return pictures
 
 
 def structure_outlines(label: IntArray, *, fill: float = 0.0) -> list[Overlay]:

@@ -41,7 +41,8 @@ def ellipsoid(
     shape: tuple[int, ...], centre: tuple[float, ...], radii: tuple[float, ...]
 ) -> NDArray[np.bool_]:
     grid = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
-    return sum(((g - c) / r) ** 2 for g, c, r in zip(grid, centre, radii, strict=True)) <= 1
+    squares = [((g - c) / r) ** 2 for g, c, r in zip(grid, centre, radii, strict=True)]
+    return np.asarray(np.sum(squares, axis=0) <= 1)
 
 
 def drawn_scan(seed: int = 0, scan_id: str = "drawn_1", dataset: str = "drawn") -> DrawnScan:

@@ -24,6 +24,7 @@ from pipeline.pictures import (
     display_window,
     draw_slice,
     gray,
+    locate,
     place,
     to_png,
 )
@@ -75,6 +76,7 @@ def test_a_point_is_placed_where_its_voxel_is_drawn(plane: Plane) -> None:
     volume[point] = 1
     index = point[PLANES.index(plane)]
     assert place(point, volume.shape, plane) == tuple(np.argwhere(cut(volume, plane, index))[0])
+    assert locate(*place(point, volume.shape, plane), (index,) * 3, volume.shape, plane) == point
     assert np.array_equal(
         cut(volume[cut_region(volume.shape, plane, index)], plane, 0), cut(volume, plane, index)
     )
@@ -223,7 +225,7 @@ def test_a_ladder_climbs_from_small_to_large_around_its_point() -> None:
     assert (np.diff(scan.table[rows, 9]) > 0).all()
     strip = ladder_strip(scan, point, rows, plane="coronal", pixels=80)
     assert strip.shape[1] >= 5 * 80
-    assert planes_at(scan, point, rows=rows, label=scan.labels[0].array, pixels=100).ndim == 3
+    assert len(planes_at(scan, point, rows=rows, label=scan.labels[0].array, pixels=100)) == 3
 
 
 def test_a_filter_keeps_what_meets_every_bound_best_first() -> None:
