@@ -162,14 +162,14 @@ def _publish(root: Path, temporary: _Temporary, entry: IndexEntry, *, replace: b
     target.parent.mkdir(parents=True, exist_ok=True)
     sync_folder(root / SCANS_FOLDER)
     sync_folder(root)
-    if target.exists():  # another scan, a damaged one, or a folder without COMMIT.json, which is none
-        target.rename(temporary.old)
     try:
+        if target.exists():  # another scan, a damaged one, or a folder without COMMIT.json, which is none
+            target.rename(temporary.old)
         temporary.folder.rename(target)
         sync_folder(target.parent)
         append_entry(root, entry)
     except BaseException:
-        if target.exists():
+        if not temporary.folder.exists():
             target.rename(temporary.folder)
         if temporary.old.exists():
             temporary.old.rename(target)

@@ -355,6 +355,30 @@ def test_a_limit_on_file_size_is_met_like_a_full_disk(empty_store: Path, record:
     assert store_bytes(empty_store) == before
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_interrupt_while_replacing_brings_the_old_scan_back(
+    store: Path, record: ScanRecord, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    before = store_bytes(store)
+    real = Path.rename
+    calls = iter(range(1, number + 1))
+
+    def interrupted(self: Path, target: Path) -> Path:
+        last = next(calls, None) == number
+        if last and number == 2:
+            raise KeyboardInterrupt
+        moved = real(self, target)
+        if last:
+            raise KeyboardInterrupt  # the rename was done, the call never came back
+        return moved
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            commit_scan(store, differently(record), replace=True)
+    assert store_bytes(store) == before
+
+
 def test_other_errors_pass_through_and_leave_nothing(
     empty_store: Path, record: ScanRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -205,6 +205,15 @@ def test_reading_does_not_import_zarr(scan: Scan) -> None:
     assert done.stdout.strip() == "False"
 
 
+def test_a_reader_starts_no_blosc_threads(scan: Scan) -> None:
+    code = (
+        "import numcodecs.blosc as blosc; from storage import open_store; "
+        f"open_store({str(scan.path.parents[2])!r}).scan('scan-1').crop([0]); print(blosc.use_threads)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_importing_storage_imports_nothing_heavy() -> None:
     code = (
         "import sys, storage; heavy = {'zarr', 'numpy', 'numcodecs', 'storage.scans'}; "
