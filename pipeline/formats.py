@@ -37,7 +37,8 @@ _OTHERS = (
     (b"GIF8", "a GIF picture"),
 )
 
-_NIFTI_MAGIC = {348: (b"n+1\0", b"ni1\0"), 540: (b"n+2\0", b"ni2\0")}
+_NIFTI_MAGIC = (b"n+1\0", b"ni1\0")
+_NIFTI_2_MAGIC = (b"n+2\0", b"ni2\0")
 _NIFTI_FLOATS = {16: "f4", 64: "f8"}
 _META_BYTES = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 4, "ULONG": 4}
 _META_BYTES |= {"LONG_LONG": 8, "ULONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
@@ -46,7 +47,7 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class NiftiHeader:
-    """The fields of a NIfTI-1 or -2 header that say how many bytes follow and how large a voxel is."""
+    """The fields of a NIfTI-1 header that say how many bytes follow and how large a voxel is."""
 
     shape: tuple[int, ...]
     pixdim: tuple[float, ...]
@@ -99,6 +100,12 @@ def _no_image(start: bytes, zipped: bool, shown: str) -> ScanError:
     """The error for bytes that are no image, with what they are where that is known."""
     lower = start.lstrip().lower()
     what = next((name for magic, name in _OTHERS if lower.startswith(magic.lower())), None)
+    if start[4:8] in _NIFTI_2_MAGIC:
+        return NotAnImage(
+            "the file is NIfTI-2, which the image library does not read",
+            path=shown,
+            remedy="Save it as NIfTI-1 (nibabel: nib.Nifti1Image.from_image)",
+        )
     if (
         what is None
         and start[344:348] == b"\0\0\0\0"
@@ -118,19 +125,12 @@ def _nifti_header(start: bytes) -> NiftiHeader | None:
     if len(start) < 352:
         return None
     for order in "<>":
-        size = struct.unpack_from(order + "i", start)[0]
-        if size == 348 and start[344:348] in _NIFTI_MAGIC[348]:
-            dim = struct.unpack_from(order + "8h", start, 40)
-            kind, bits = struct.unpack_from(order + "2h", start, 70)
-            pixdim = struct.unpack_from(order + "8f", start, 76)
-            offset = int(struct.unpack_from(order + "f", start, 108)[0])
-        elif size == 540 and start[4:8] in _NIFTI_MAGIC[540] and len(start) >= 540:
-            dim = struct.unpack_from(order + "8q", start, 16)
-            kind, bits = struct.unpack_from(order + "2h", start, 12)
-            pixdim = struct.unpack_from(order + "8d", start, 104)
-            offset = struct.unpack_from(order + "q", start, 168)[0]
-        else:
+        if struct.unpack_from(order + "i", start)[0] != 348 or start[344:348] not in _NIFTI_MAGIC:
             continue
+        dim = struct.unpack_from(order + "8h", start, 40)
+        kind, bits = struct.unpack_from(order + "2h", start, 70)
+        pixdim = struct.unpack_from(order + "8f", start, 76)
+        offset = int(struct.unpack_from(order + "f", start, 108)[0])
         num_axes = dim[0] if 1 <= dim[0] <= 7 else 0
         return NiftiHeader(
             shape=tuple(dim[1 : num_axes + 1]),

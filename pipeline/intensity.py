@@ -50,10 +50,10 @@ def encode(
 ) -> tuple[NDArray[np.int16], Intensity]:
     """Codes of the clipped image, and the statistics of what the codes stand for."""
     low, high = window
-    codes = np.empty(image.shape, np.int16)
+    codes, counts = np.empty(image.shape, np.int16), np.zeros(65536, np.int64)
     for z, plane in enumerate(image):  # a plane at a time: no second float volume
         codes[z] = np.rint((np.clip(plane, low, high) - offset) / step)
-    counts = np.bincount(codes.ravel().astype(np.int32) + 32768, minlength=65536)
+        counts += np.bincount(codes[z].ravel().astype(np.int32) + 32768, minlength=65536)
     present = np.flatnonzero(counts)
     values = (present - 32768) * step + offset
     mean = float(np.dot(counts[present], values) / codes.size)

@@ -101,8 +101,10 @@ def check_label(
 def _values(array: NDArray[Any]) -> NDArray[Any]:
     """The distinct values, sorted."""
     if array.dtype == np.int16:
-        counts = np.bincount(array.ravel().astype(np.int32) + 32768, minlength=65536)
-        return np.flatnonzero(counts) - 32768
+        seen = np.zeros(65536, np.bool_)
+        for plane in array:  # a plane at a time: no wide copy of the volume
+            seen[plane.astype(np.int32) + 32768] = True
+        return np.flatnonzero(seen) - 32768
     return np.unique(array)
 
 

@@ -200,6 +200,7 @@ def test_a_header_whose_data_file_is_missing_is_unreadable(
         (b"\x89PNG\r\n" + bytes(500), "PNG"),
         (gzip.compress(b"not an image " * 100), "after unzipping"),
         (bytes(1000), "NIfTI"),
+        (b"\x1c\x02\0\0n+2\0" + bytes(600), "NIfTI-2"),
     ],
 )
 def test_bytes_that_are_no_image_are_told_by_what_they_are(tmp_path: Path, content: bytes, what: str) -> None:
