@@ -50,25 +50,7 @@ def check_label(
         LabelMismatch: Another shape, or another place by more than the tolerance; values that are no whole
             numbers from 0 to 65,535; or values that were not declared.
     """
-    remedy = "Resample the label map onto its image (nearest neighbour), or pair the right files"
-    if own.shape_zyx != grid.shape_zyx:
-        raise LabelMismatch(
-            f"a label must lie on its image's grid, its shape (z, y, x) is {own.shape_zyx}, "
-            f"the image's {grid.shape_zyx}",
-            path=shown,
-            remedy=remedy,
-        )
-    distance, allowed = (
-        corner_distance_mm(own, grid),
-        config.label_tolerance_voxels * min(grid.spacing_xyz_mm),
-    )
-    if distance > allowed:
-        raise LabelMismatch(
-            f"a label must lie on its image's grid, its corners lie up to {distance:.2f} mm away "
-            f"({allowed:.2f} mm are allowed)",
-            path=shown,
-            remedy=remedy,
-        )
+    _check_grid(own, grid, config, shown)
     values = _values(array)
     odd = (
         [v for v in values if v != int(v) or not 0 <= v <= _MAX_VALUE]
@@ -96,6 +78,29 @@ def check_label(
         array.astype(np.uint16) if wide else array.astype(np.uint8)
     )
     return RawLabel(name=label.name, array=typed, grid=grid, value_names=label.value_names)
+
+
+def _check_grid(own: Grid, grid: Grid, config: IngestConfig, shown: str) -> None:
+    """Refuses a label of another shape or in another place than its image."""
+    remedy = "Resample the label map onto its image (nearest neighbour), or pair the right files"
+    if own.shape_zyx != grid.shape_zyx:
+        raise LabelMismatch(
+            f"a label must lie on its image's grid, its shape (z, y, x) is {own.shape_zyx}, "
+            f"the image's {grid.shape_zyx}",
+            path=shown,
+            remedy=remedy,
+        )
+    distance, allowed = (
+        corner_distance_mm(own, grid),
+        config.label_tolerance_voxels * min(grid.spacing_xyz_mm),
+    )
+    if distance > allowed:
+        raise LabelMismatch(
+            f"a label must lie on its image's grid, its corners lie up to {distance:.2f} mm away "
+            f"({allowed:.2f} mm are allowed)",
+            path=shown,
+            remedy=remedy,
+        )
 
 
 def _values(array: NDArray[Any]) -> NDArray[Any]:

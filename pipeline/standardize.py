@@ -108,19 +108,7 @@ def standardize(raw: RawScan, config: IngestConfig) -> StandardScan:
     floor = _PADDING_FLOOR_HU if in_hu else -np.inf
     values = resample_image(image[box], cropped, target, floor=floor)
     window, step, offset = ct_window(config) if in_hu else percentile_window(values, config)
-    if window[1] <= window[0]:
-        raise ConstantImage(
-            "all voxels left after the crop have one value",
-            path=raw.location,
-            remedy="Check the export of this scan",
-        )
-    codes, intensity = encode(values, window=window, step=step, offset=offset, unit=_unit(raw, in_hu=in_hu))
-    if intensity.std <= 0:
-        raise ConstantImage(
-            f"all voxels are the same after clipping to {window[0]:g} to {window[1]:g}",
-            path=raw.location,
-            remedy="Check the modality in the manifest, or the units of the file",
-        )
+    codes, intensity = _encode(raw, values, window, step, offset, unit=_unit(raw, in_hu=in_hu))
     labels = []
     for label in raw.labels:
         turned: NDArray[Any] = turn_array(label.array, turn)
@@ -139,6 +127,27 @@ def standardize(raw: RawScan, config: IngestConfig) -> StandardScan:
         modality_origin=origin,
         facts=raw.facts,
         notes=tuple(notes),
+    )
+
+
+def _encode(
+    raw: RawScan,
+    values: NDArray[np.float32],
+    window: tuple[float, float],
+    step: float,
+    offset: float,
+    *,
+    unit: str,
+) -> tuple[NDArray[np.int16], Intensity]:
+    """Codes and statistics of the stored volume, which must not be one value."""
+    if window[1] > window[0]:
+        codes, intensity = encode(values, window=window, step=step, offset=offset, unit=unit)
+        if intensity.std > 0:
+            return codes, intensity
+    raise ConstantImage(
+        f"all voxels left are the same after clipping to {window[0]:g} to {window[1]:g}",
+        path=raw.location,
+        remedy="Check the export of this scan, its units, and its modality in the manifest",
     )
 
 

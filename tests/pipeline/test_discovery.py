@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -161,6 +162,21 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
 def test_a_single_file_is_one_scan_with_its_label(tmp_path: Path) -> None:
     touch(tmp_path, "a.nii.gz", "b.nii.gz")
     assert list(pairs(discover(tmp_path / "b.nii.gz", CONFIG))) == ["b"]
+
+
+def test_a_folder_that_cannot_be_listed_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.nii.gz", "shut/b.nii.gz")
+    real = os.scandir
+
+    def listing(folder: Path):
+        if Path(folder).name == "shut":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", listing)
+    found = discover(tmp_path, CONFIG)
+    assert list(pairs(found)) == ["a"]
+    assert [(f.location, f.kind) for f in found.failures] == [("shut", "UnreadableFile")]
 
 
 def test_nothing_at_the_place_is_an_error(tmp_path: Path) -> None:
@@ -386,8 +402,6 @@ def test_the_stat_changes_with_any_slice(tmp_path: Path) -> None:
     before = source_stat(source)
     assert len(before) == 1
     assert before == source_stat(source)
-    import os
-
     os.utime(paths[4], ns=(1, 1))
     assert source_stat(source) != before
 
