@@ -261,6 +261,8 @@ def close_up(
 ) -> Rgb:
     """A square window on a slice, around a mask with as much again beside it, at least 60 mm wide.
 
+    Black where the scan ends.
+
     Args:
         s: the slice.
         around: (height, width) what to show; must not be empty.
@@ -279,7 +281,11 @@ def close_up(
     inside = [replace(overlay, mask=overlay.mask[part]) for overlay in overlays]
     moved = None if cross is None else (float(cross[0] - start[0]), float(cross[1] - start[1]))
     frame = Frame(mm_per_pixel=edge_mm / pixels, cross=moved)
-    return replace(s, levels=s.levels[part]).draw(inside, frame)
+    drawn = replace(s, levels=s.levels[part]).draw(inside, frame)[:pixels, :pixels]
+    square = np.zeros((pixels, pixels, 3), dtype=np.uint8)
+    top, left = ((pixels - n) // 2 for n in drawn.shape[:2])
+    square[top : top + drawn.shape[0], left : left + drawn.shape[1]] = drawn
+    return square
 
 
 def coverage_planes(

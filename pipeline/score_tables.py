@@ -233,7 +233,7 @@ def _iou_table(
     body = []
     for row in rows:
         cells = [*([row.dataset] if datasets else []), _escape(row.group), str(row.scans)]
-        cells += [f"{row.volume_ml:.3g}", *(f"{row.iou[i]:.3f}" for i, _ in columns)]
+        cells += [_volume(row.volume_ml), *(f"{row.iou[i]:.3f}" for i, _ in columns)]
         cells += [f"{row.dice[-1]:.3f}", f"{row.limit_iou:.3f}"]
         if slic:
             ratio = row.ratio(-1)
@@ -269,6 +269,10 @@ def _left_out(score: StoreScore) -> list[str]:
         listed = ", ".join(f"{name} ({n} scans)" if n > 1 else name for name, n in sorted(names.items()))
         lines.append(f"- {dataset}, {reason}: {len(names)} structures: {listed}")
     return lines
+
+
+def _volume(volume_ml: float) -> str:
+    return f"{volume_ml:,.0f}" if volume_ml >= 100 else f"{volume_ml:.3g}"
 
 
 def _escape(text: str) -> str:

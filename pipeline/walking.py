@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from pipeline.intervals import proposals_at
 from pipeline.pictures import (
@@ -56,6 +57,22 @@ def rows_where(scan: ScanLike, wanted: Filter) -> NDArray[np.int64]:
     return np.flatnonzero(keep).astype(np.int64)
 
 
+def deepest_voxel(mask: NDArray[np.bool_]) -> Point:
+    """The voxel of a mask that is farthest from its surface, in voxels.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    where = np.argwhere(mask)
+    if not where.size:
+        raise ValueError("an empty mask has no deepest voxel")
+    low, high = where.min(axis=0), where.max(axis=0) + 1
+    box = np.pad(mask[low[0] : high[0], low[1] : high[1], low[2] : high[2]], 1)
+    depth = ndimage.distance_transform_edt(box)
+    z, y, x = np.array(np.unravel_index(int(np.argmax(depth)), box.shape)) - 1 + low
+    return (int(z), int(y), int(x))
+
+
 def ladder(scan: ScanLike, point: Point, *, steps: int = 8) -> list[int]:
     """A few of the proposals that contain a voxel, smallest first, evenly spaced in log volume."""
     rows = proposals_at(scan, point)
@@ -80,7 +97,7 @@ def ladder_strip(
     for name, mask in [(-1, atom), *((r, s.mask(r)) for r in rows)]:
         overlay = Overlay(mask=mask, color=PROPOSAL_COLOR, fill=0.35)
         tile = close_up(s, mask, [overlay], pixels, cross=at)
-        text = "atom" if name < 0 else _describe(scan, name, voxel_ml)
+        text = "atom\n" if name < 0 else _describe(scan, name, voxel_ml)
         tiles.append(captioned(tile, text))
     return beside(tiles, columns=5)
 

@@ -42,7 +42,15 @@ from pipeline.scan_pictures import (
     structure_tile,
     widest_slice,
 )
-from pipeline.walking import Filter, hierarchy_sheet, ladder, ladder_strip, planes_at, rows_where
+from pipeline.walking import (
+    Filter,
+    deepest_voxel,
+    hierarchy_sheet,
+    ladder,
+    ladder_strip,
+    planes_at,
+    rows_where,
+)
 from tests.pipeline.drawn_scan import drawn_scan
 
 PLAIN = Frame(mm_per_pixel=1.0, marks=False)
@@ -208,7 +216,7 @@ def test_a_structure_is_outlined_and_its_proposal_filled() -> None:
 
 def test_tiles_and_heat_maps_have_the_size_asked_for() -> None:
     scan = drawn_scan()
-    assert max(proposal_tile(scan, 20, pixels=120).shape) <= 121
+    assert proposal_tile(scan, 20, pixels=120).shape == (120, 120, 3)
     assert max(overview_slice(scan, (9, 20, 24), pixels=100).shape) == 100
     cover = np.zeros(scan.image.shape, dtype=np.int32)
     cover[9, 20, 24] = 7
@@ -257,3 +265,13 @@ def test_labelled_slices_are_preferred() -> None:
     assert all(
         0 < p < n - 1 for p, n in zip(focus_point(bare, foreground(bare)), scan.image.shape, strict=True)
     )
+
+
+def test_the_deepest_voxel_lies_in_the_middle_of_a_ball_and_inside_a_ring() -> None:
+    z, y, x = np.indices((21, 31, 31)) - np.array([10, 12, 18])[:, None, None, None]
+    distance = np.sqrt(z**2 + y**2 + x**2)
+    assert deepest_voxel(distance < 8) == (10, 12, 18)
+    ring = (distance < 8) & (distance > 4)
+    assert ring[deepest_voxel(ring)]
+    with pytest.raises(ValueError, match="empty"):
+        deepest_voxel(ring & ~ring)
