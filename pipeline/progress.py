@@ -24,6 +24,16 @@ class Progress:
     seconds: float
     """Since the work began."""
 
+    @classmethod
+    def of_equals(cls, done: int, total: int, seconds: float) -> Progress:
+        """A state of a work of scans that count alike."""
+        return cls(done=done, total=total, failed=0, weight_done=done, weight_total=total, seconds=seconds)
+
+    @property
+    def fraction(self) -> float:
+        """Share of the work that is done, by weight."""
+        return self.weight_done / self.weight_total if self.weight_total > 0 else 1.0
+
     @property
     def scans_a_minute(self) -> float:
         """Mean rate so far."""

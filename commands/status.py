@@ -1,0 +1,70 @@
+"""What a store has, what failed, and what is stale."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from commands.preparing import known_scans, wanted_digests
+from commands.terminal import counted, print_failures, print_table
+from pipeline.outcomes import failure_values
+from pipeline.plan import Wanted
+from storage import open_store
+
+
+def run_status(arguments: Namespace) -> tuple[int, dict[str, Any]]:
+    """Mass status."""
+    store = open_store(arguments.store)
+    wanted = wanted_digests(store.info.config)
+    known = known_scans(store)
+    failures = [known[scan_id].failure for scan_id in sorted(known)]
+    failed = [failure for failure in failures if failure is not None]
+    stale = {
+        scan_id: why
+        for scan_id, entry in store.entries.items()
+        if (why := staleness(entry.digests, wanted, failed=known[scan_id].failure is not None))
+    }
+    groups: dict[tuple[str, str], list[int]] = {}
+    for scan_id in counted("status", store.scan_ids):
+        entry = store.entries[scan_id]
+        row = groups.setdefault((entry.dataset, entry.modality), [0, 0, 0, 0])
+        size = folder_bytes(store.path / entry.path)
+        for column, value in enumerate((1, len(entry.labels) > 0, entry.num_proposals, size)):
+            row[column] += value
+    rows = [(*group, *values) for group, values in sorted(groups.items())]
+    columns = ("data set", "modality", "scans", "with labels", "proposals", "bytes")
+    print(
+        f"{arguments.store}: {len(store)} scans at {store.info.spacing_mm:g} mm, "
+        f"format version {store.info.format_version}"
+    )
+    print_table("scans", columns, rows)
+    print_failures(failed)
+    for why, count in Counter(stale.values()).items():
+        print(f"stale: {count} scans: {why}")
+    document = {
+        "num_scans": len(store),
+        "spacing_mm": store.info.spacing_mm,
+        "groups": [dict(zip(columns, row, strict=True)) for row in rows],
+        "failed": failure_values(failed),
+        "stale": stale,
+    }
+    return int(bool(failed)), document
+
+
+def staleness(digests: Mapping[str, str], wanted: Wanted, *, failed: bool) -> str:
+    """Why a committed scan is not what `mass prepare` would make now; empty where it is."""
+    if failed:
+        return "the source changed, and its new version failed"
+    if digests.get("ingest") != wanted.ingest:
+        return "made with other ingest settings or code"
+    if digests.get("proposals") != wanted.proposals:
+        return "made with other proposals settings or code"
+    return ""
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

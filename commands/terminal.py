@@ -1,0 +1,92 @@
+"""What the terminal shows: progress while a command works, tables when it is done.
+
+Progress goes to stderr, results to stdout. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.progress import Progress
+from pipeline.sources import SourceFailure
+
+
+class CommandError(Exception):
+    """A command cannot be carried out; the message says why and what to do."""
+
+
+@contextmanager
+def shown(title: str) -> Iterator[Callable[[Progress], None]]:
+    """A live bar where there is a terminal; else a line every five seconds, later every thirty."""
+    if not sys.stderr.isatty():
+        last = 0.0
+
+        def say(progress: Progress) -> None:
+            nonlocal last
+            if progress.done == progress.total or progress.seconds - last >= (
+                5 if progress.seconds < 60 else 30
+            ):
+                last = progress.seconds
+                print(f"{title}: {progress.line()}", file=sys.stderr, flush=True)
+
+        yield say
+        return
+    import rich.console
+    import rich.progress
+
+    columns = (
+        rich.progress.TextColumn(title),
+        rich.progress.BarColumn(),
+        rich.progress.TextColumn("{task.description}"),
+    )
+    with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True), transient=True) as bar:
+        line = bar.add_task("", total=1.0)
+
+        def draw(progress: Progress) -> None:
+            bar.update(line, completed=progress.fraction, description=progress.line())
+
+        yield draw
+
+
+def counted(title: str, names: Sequence[str]) -> Iterator[str]:
+    """The names one by one, with progress shown."""
+    began = time.monotonic()
+    with shown(title) as show:
+        for number, name in enumerate(names):
+            yield name
+            show(Progress.of_equals(number + 1, len(names), time.monotonic() - began))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table to stdout, as wide as the terminal (120 where there is none); numbers to the right."""
+    import rich.box
+    import rich.console
+    import rich.table
+    import rich.text
+
+    body = [list(row) for row in rows]
+    table = rich.table.Table(title=title, title_justify="left", title_style="bold", box=rich.box.SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        numeric = bool(body) and all(isinstance(row[number], int | float) for row in body)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in body:
+        cells = (f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row)
+        table.add_row(*(rich.text.Text(cell) for cell in cells))
+    rich.console.Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def print_failures(failures: Sequence[SourceFailure]) -> None:
+    """Print what failed and why."""
+    if failures:
+        rows = [(f.scan_id, f.location, f.reason, f.remedy) for f in failures]
+        print_table(f"failed ({len(failures)})", ("scan", "file", "reason", "remedy"), rows)
+
+
+def cache_folder() -> Path:
+    """Where this program keeps files of its own."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mass3d"

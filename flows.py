@@ -1,0 +1,495 @@
+"""Prefect flows and the `mass` command: order, retries, concurrency. What is computed is in `pipeline`.
+
+    prepare   discover -> plan -> flow: a task for each scan or batch of small ones -> finish -> report
+    status    what the store has, what failed, what is stale
+    verify    every committed byte against its checksum
+    score     proposals against the labels in the store
+    inspect   pictures and numbers on a page
+    demo      prepare, score and inspect the bundled scans
+
+Nothing heavy is imported before a command runs, so that `mass --help` answers at once. Prefect is started
+only where there is work, and brings its own server unless `PREFECT_API_URL` names one. Exit codes: 0 all is
+well, 1 something failed (a table says what), 2 the command cannot be carried out, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import pickle
+import queue
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from commands.preparing import Settings
+    from commands.work import Options, Work
+    from pipeline.outcomes import Outcome, RunReport
+    from pipeline.plan import Job
+
+BATCH_SCANS, BATCH_VOXELS = 8, 2_000_000
+"""Most small scans that share a task, and most (estimated) voxels: a few seconds of work."""
+
+RETRY_DELAYS_SECONDS = (2.0, 10.0)
+"""Waits before another try where a disk or network failed."""
+
+SERVER_START_SECONDS = 180.0
+"""Longest wait for the embedded server; PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS overrides it."""
+
+
+# ---------------------------------------------------------------- prepare
+
+
+def prepare(raw: Path, store_path: Path, settings: Settings, options: Options) -> RunReport:
+    """Bring the store up to date with the scans in `raw`; safe to be killed and run again at any time.
+
+    Args:
+        raw: A folder, a manifest, or one file.
+        store_path: The store; made where there is none.
+        settings: What the stages are given.
+        options: How it is run.
+
+    Returns:
+        What became of every scan.
+    """
+    from commands.one_scan import Setup
+    from commands.preparing import (
+        make_the_plan,
+        outcome_of_done,
+        outcome_of_failure,
+        tell_plan,
+        wanted_digests,
+    )
+    from commands.work import Work
+    from pipeline.discovery import discover
+    from storage import create_store, finish, remove_scan, sweep, write_ledger
+
+    began = time.monotonic()
+    discovery = discover(raw, settings.ingest)
+    config = settings.values()
+    store = create_store(store_path, spacing_mm=settings.ingest.spacing_mm, config=config)
+    before = store.info.config
+    if before != config:
+        store.set_config(config, spacing_mm=settings.ingest.spacing_mm)
+    sweep(store_path)
+    wanted = wanted_digests(config, before if before != config else None)
+    plan = make_the_plan(discovery, store, wanted, retry_failed=options.retry_failed)
+    work = Work(
+        store_path=store_path,
+        options=options,
+        setup=Setup(settings=settings, wanted=wanted, backend=options.backend),
+        plan=plan,
+    )
+    work.take_up(outcome_of_failure(failure) for failure in discovery.failures)
+    work.take_up(outcome_of_done(done) for done in plan.done if not done.recorded)
+    gone = [scan_id for scan_id in plan.absent if scan_id in store.entries]
+    forgotten = sorted(set(plan.absent) - set(gone))
+    tell_plan(discovery, plan, gone=gone, forgotten=forgotten, pruned=options.prune)
+    write_ledger(store_path, (), remove=[*forgotten, *(gone if options.prune else [])])
+    for scan_id in gone if options.prune else ():
+        remove_scan(store_path, scan_id)
+    try:
+        if plan.jobs:
+            run_flow(work)
+    finally:
+        work.write_ledger()
+        sweep(store_path)
+        finish(store_path)
+    return work.report(discovery, absent=() if options.prune else gone, seconds=time.monotonic() - began)
+
+
+_WORK: ContextVar[Work] = ContextVar("work")
+"""The run that `run_batches` is about: as a parameter of the flow it would travel to every worker."""
+
+
+def run_flow(work: Work) -> None:
+    """Run the flow over all jobs of a plan."""
+    with prefect_server(work.options) as settings:
+        from prefect import flow
+        from prefect.settings import temporary_settings
+
+        token = _WORK.set(work)
+        try:
+            with temporary_settings(updates=settings):
+                decorate = flow(
+                    name="prepare",
+                    task_runner=task_runner(work.options),
+                    log_prints=False,
+                    persist_result=False,
+                    validate_parameters=False,
+                )
+                decorate(run_batches)()
+        finally:
+            _WORK.reset(token)
+
+
+def run_batches() -> None:
+    """The flow: hand out batches, a few ahead of the workers, and take up what comes back.
+
+    Scans of a batch that died as a whole (a worker killed for its memory, a disk that stayed away) are handed
+    out again one by one, so that only the guilty one fails.
+    """
+    from commands.terminal import shown
+    from pipeline.plan import batches
+
+    work = _WORK.get()
+    waiting = deque(batches(work.plan.jobs, max_scans=BATCH_SCANS, max_weight=BATCH_VOXELS))
+    flying: dict[Any, tuple[Job, ...]] = {}
+    landed: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    deaths: Counter[str] = Counter()
+    task, began = batch_task(), time.monotonic()
+    with shown("prepare") as show, stopped_by_signals(work):
+        while flying or (waiting and not work.stop):
+            while waiting and not work.stop and len(flying) < num_ahead(work.options):
+                batch = waiting.popleft()
+                future = submit(task, work, batch)
+                flying[future.task_run_id] = batch
+                future.add_done_callback(landed.put)
+            try:
+                future = landed.get(timeout=0.5)
+            except queue.Empty:
+                show(work.progress(began))
+                continue
+            batch = flying.pop(future.task_run_id)
+            try:
+                work.take_up(future.result())
+            except Exception as error:  # noqa: BLE001 - whatever a task dies of, the others go on
+                deaths.update(job.scan_id for job in batch)
+                if len(batch) > 1 or (was_killed(error) and deaths[batch[0].scan_id] <= 2):
+                    waiting.extendleft((job,) for job in reversed(batch))
+                else:
+                    work.take_up([outcome_of_death(batch[0], error)])
+            show(work.progress(began))
+
+
+def batch_task() -> Any:
+    """The Prefect task: tried again, after a pause, only where a disk or network failed."""
+    from prefect import task
+    from prefect.cache_policies import NO_CACHE
+
+    from commands.one_scan import prepare_batch
+
+    decorate = task(
+        name="prepare scans",
+        retries=len(RETRY_DELAYS_SECONDS),
+        retry_delay_seconds=list(RETRY_DELAYS_SECONDS),
+        retry_condition_fn=worth_another_try,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        log_prints=False,
+    )
+    return decorate(prepare_batch)
+
+
+def worth_another_try(task: Any, task_run: Any, state: Any) -> bool:
+    """Whether a task failed by what may pass."""
+    from pipeline.files import may_pass
+
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, BaseException) and may_pass(error)
+
+
+def submit(task: Any, work: Work, batch: Sequence[Job]) -> Any:
+    """Hand a batch to the task runner; returns its future."""
+    more = f" and {len(batch) - 1} more" if len(batch) > 1 else ""
+    named = task.with_options(task_run_name=f"prepare {batch[0].scan_id}{more}")
+    return named.submit(pickle.dumps((work.store_path.resolve(), work.setup, batch)))
+
+
+def task_runner(options: Options) -> Any:
+    """Where tasks run: a thread of this process, processes on this machine, or a Dask cluster."""
+    if options.workers == 1 and not options.scheduler:
+        from prefect.task_runners import ThreadPoolTaskRunner
+
+        return ThreadPoolTaskRunner(max_workers=1)
+    import dask
+    from prefect_dask.task_runners import DaskTaskRunner
+
+    if options.scheduler:
+        return DaskTaskRunner(address=options.scheduler)
+    threads = str(max(1, (os.cpu_count() or 1) // options.workers))
+    limits = dict.fromkeys(["NUMBA_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"], threads)
+    limits |= dict.fromkeys(["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"], threads)
+    dask.config.set(
+        {
+            "distributed.nanny.pre-spawn-environ": limits,
+            # A scan that kills its worker is tried once more by us, and alone.
+            "distributed.scheduler.allowed-failures": 0,
+        }
+    )
+    return DaskTaskRunner(
+        cluster_kwargs={
+            "n_workers": options.workers,
+            "threads_per_worker": 1,
+            "processes": True,
+            "host": "127.0.0.1",
+            "dashboard_address": None,
+            "local_directory": tempfile.gettempdir(),
+        }
+    )
+
+
+def num_ahead(options: Options) -> int:
+    """How many batches are handed out at once: two a worker, so that none waits for the next."""
+    if not options.scheduler:
+        return 2 * options.workers
+    from prefect.context import FlowRunContext
+
+    context: Any = FlowRunContext.get()
+    threads: Mapping[str, int] = context.task_runner.client.nthreads()
+    return max(2, 2 * sum(threads.values()))
+
+
+def was_killed(error: Exception) -> bool:
+    """Whether the worker died, rather than the task failed."""
+    return type(error).__name__ == "KilledWorker"
+
+
+def outcome_of_death(job: Job, error: Exception) -> Outcome:
+    """A scan whose task ended without an outcome of its own."""
+    from commands.one_scan import without_paths
+    from pipeline.outcomes import Outcome
+
+    if was_killed(error):
+        reason = "the worker process died twice while it worked on this scan, most likely for lack of memory"
+        remedy = "Use fewer --workers or a larger spacing_mm, or a machine with more memory"
+    else:
+        reason = f"given up after {len(RETRY_DELAYS_SECONDS) + 1} tries: {type(error).__name__}: {error}"
+        remedy = "Check disk and network, then run the same command again"
+    source = job.found.source
+    return Outcome(
+        scan_id=job.scan_id,
+        location=source.location,
+        state="failed",
+        kind=type(error).__name__,
+        reason=without_paths(reason, source),
+        remedy=remedy,
+        why=job.why,
+    )
+
+
+@contextmanager
+def stopped_by_signals(work: Work) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM lets the scans in hand be finished, the second ends the process at once."""
+
+    def stop(number: int, frame: Any) -> None:
+        if work.stop:
+            os._exit(128 + number)  # safe: what is committed is whole, the rest is swept by the next run
+        work.stop = f"interrupted by {signal.Signals(number).name}"
+        print("\nstopping: the scans in hand are finished; once more to stop at once", file=sys.stderr)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
+
+
+# ---------------------------------------------------------------- the embedded Prefect server
+
+
+@contextmanager
+def prefect_server(options: Options) -> Iterator[dict[Any, Any]]:
+    """A Prefect server for the time of a run, unless PREFECT_API_URL names one that is there already.
+
+    Its database is in memory: nothing to migrate between versions, no file that two runs could fight over.
+    It ends with this process, however that ends. Only who knows the run's random password may talk to it.
+
+    Yields:
+        Prefect settings that lead to the server; they travel to Dask workers with each task.
+    """
+    from commands.terminal import cache_folder
+
+    quiet = {
+        "PREFECT_HOME": str(cache_folder() / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_TO_API_ENABLED": "false",
+        "PREFECT_CLI_PROMPT": "false",
+    }
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    if os.environ.get("PREFECT_API_URL"):
+        yield {}
+        return
+    print("starting the embedded Prefect server", file=sys.stderr)
+    password = secrets.token_urlsafe(24)
+    command = "import sys, flows; flows.serve_prefect(sys.argv[1])"
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
+        ),
+        "PREFECT_API_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///:memory:",
+        "PREFECT_SERVER_API_AUTH_STRING": f"mass:{password}",
+        "PREFECT_UI_ENABLED": "0",
+        "PREFECT__SERVER_EPHEMERAL": "1",
+        "PREFECT__SERVER_FINAL": "1",
+    }
+    host = own_address(options.scheduler)
+    with tempfile.TemporaryFile("w+") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-c", command, host],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for us, not for it
+            text=True,
+        )
+        try:
+            url = f"http://{host}:{wait_for_server(server, host, log)}/api"
+            from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
+
+            yield {PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: f"mass:{password}"}
+        finally:
+            server.kill()
+            server.communicate()
+
+
+def serve_prefect(host: str) -> None:
+    """Be the embedded server: say the port, serve, and end when the parent's end of stdin is closed."""
+    import uvicorn
+
+    def end_with_parent() -> None:
+        sys.stdin.buffer.read()
+        os._exit(0)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    config = uvicorn.Config(
+        "prefect.server.api.server:create_app", factory=True, host=host, port=0, log_level="error"
+    )
+    listening = config.bind_socket()
+    print(listening.getsockname()[1], flush=True)
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def wait_for_server(server: subprocess.Popen[str], host: str, log: Any) -> int:
+    """The port of the embedded server, once it answers."""
+    limit = os.environ.get("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS")
+    deadline = time.monotonic() + (float(limit) if limit else SERVER_START_SECONDS)
+    assert server.stdout is not None
+    port = int(server.stdout.readline() or 0)
+    while time.monotonic() < deadline and server.poll() is None:
+        connection = http.client.HTTPConnection(host, port, timeout=5)
+        try:
+            connection.request("GET", "/api/health")
+            if connection.getresponse().status == 200:
+                return port
+        except OSError:
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.1)
+    from commands.terminal import CommandError
+
+    log.seek(0)
+    raise CommandError(
+        "the embedded Prefect server did not start. Set PREFECT_API_URL to a server of yours, or mend this:\n"
+        + log.read()[-2000:]
+    )
+
+
+def own_address(scheduler: str) -> str:
+    """The address of this machine that a Dask scheduler's workers can reach; the loopback without one."""
+    if not scheduler:
+        return "127.0.0.1"
+    host, _, port = scheduler.split("://")[-1].rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # nothing is sent
+        probe.connect((host.strip("[]"), int(port)))
+        address: str = probe.getsockname()[0]
+        return address
+
+
+# ---------------------------------------------------------------- the command
+
+
+def run_prepare(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    """Mass prepare."""
+    from commands.preparing import Settings, tell_report
+    from commands.work import Options
+
+    options = Options(
+        workers=arguments.workers,
+        scheduler=arguments.scheduler,
+        backend=arguments.backend,
+        retry_failed=arguments.retry_failed,
+        prune=arguments.prune,
+    )
+    report = prepare(arguments.raw, arguments.store, Settings.read(arguments.config), options)
+    tell_report(report)
+    return report.exit_code, {"store": str(arguments.store), **report.to_json()}
+
+
+def run_demo(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    """Mass demo."""
+    from commands.inspect import inspect_store
+    from commands.preparing import Settings, tell_report
+    from commands.score import score_scans
+    from commands.terminal import CommandError
+    from commands.work import Options
+    from pipeline.score_tables import summarize, to_markdown
+
+    if not arguments.raw.exists():
+        raise CommandError(
+            f"{arguments.raw}: no bundled scans here. Run `mass demo` from a checkout, or give --raw"
+        )
+    began = time.monotonic()
+    print(f"1. prepare {arguments.raw} in {arguments.store}")
+    report = prepare(arguments.raw, arguments.store, Settings.read(None), Options(workers=arguments.workers))
+    tell_report(report)
+    print("2. score the proposals against the labels")
+    scores, damaged = score_scans(arguments.store, slic=False, workers=1)
+    print(to_markdown(summarize(scores)).split("## By structure")[0])
+    print("3. draw pictures")
+    written = inspect_store(arguments.store, [], arguments.out, full=3)
+    print(f"page: {written[0]}\npicture: {written[1]}")
+    print(f"done in {time.monotonic() - began:.0f} s")
+    document = report.to_json() | {"written": [str(path) for path in written]}
+    return report.exit_code or int(bool(damaged)), document
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    from commands.arguments import parser
+
+    arguments = parser().parse_args(argv)
+    from commands.terminal import CommandError
+    from pipeline.errors import PipelineError
+    from storage import StorageError
+
+    module, _, name = arguments.run.partition(":")
+    try:
+        code, document = getattr(import_module(module), name)(arguments)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    except (CommandError, PipelineError, StorageError) as error:
+        print(f"mass: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mass: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return int(code)
+
+
+if __name__ == "__main__":
+    # Under its own name, so that what is pickled for a worker is found there.
+    sys.exit(import_module("flows").main())
