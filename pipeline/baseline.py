@@ -29,9 +29,11 @@ class SlicConfig:
     segments: tuple[int, ...] = (100, 400, 1600, 6400)
     """Segments asked for at each scale; SLIC gives a few more or fewer."""
     compactness: float = 0.1
-    """Weight of distance against intensity, for intensities scaled to 0..1. One value serves all data sets:
-    of 0.01, 0.03, 0.1 and 0.3 this has the highest mean best IoU over nine of them (0.317, 0.334, 0.355, 0.309),
-    though CT and MR of sarcomas prefer less (`benchmarks/slic_compactness.py`)."""
+    """Weight of distance against intensity, for intensities scaled to 0..1; one value for all data sets.
+
+    Of 0.01, 0.03, 0.1 and 0.3 this has the highest mean best IoU over nine (0.317, 0.334, 0.355, 0.309),
+    though CT and MR of sarcomas prefer less (`benchmarks/slic_compactness.py`).
+    """
     iterations: int = 10
     """Rounds of k-means, scikit-image's default."""
 
