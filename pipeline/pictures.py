@@ -316,17 +316,16 @@ def arrange_planes(planes: Sequence[Rgb], *, gap: int = 6) -> Rgb:
     return stack if stack.size < row.size else row
 
 
-def captioned(
-    picture: Rgb, text: str, *, background: Color = (0, 0, 0), color: Color = (235, 235, 235)
-) -> Rgb:
+def captioned(picture: Rgb, text: str, *, size: int = 12, background: Color = (0, 0, 0)) -> Rgb:
     """A picture with lines of text above it."""
     lines = text.split("\n")
-    strip = 17 * len(lines) + 4
-    wide = max(picture.shape[1], *(int(np.ceil(_font(12).getlength(line))) + 4 for line in lines))
+    step = round(1.4 * size)
+    strip = step * len(lines) + 4
+    wide = max(picture.shape[1], *(int(np.ceil(_font(size).getlength(line))) + 4 for line in lines))
     sheet = Image.new("RGB", (wide, picture.shape[0] + strip), background)
     sheet.paste(Image.fromarray(picture), (0, strip))
     for number, line in enumerate(lines):
-        write(sheet, (2, 2 + 17 * number), line, size=12, color=color, halo=None)
+        write(sheet, (2, 2 + step * number), line, size=size, color=(235, 235, 235), halo=None)
     return np.asarray(sheet)
 
 

@@ -4,7 +4,7 @@ Pictures are PNG data URIs, charts inline SVG, style and the sorting of tables i
 no other file. Readable in light and dark, by keyboard and by screen reader; complete without scripts.
 
 Reads: `pipeline.inspection` dataclasses, `StoreScore`. Writes: HTML text, the same for the same input.
-Bounds: one to three MB for each scan in full, 15 KB for each row of the overview.
+Bounds: one to six MB for each scan in full, 15 KB for each row of the overview.
 """
 
 from __future__ import annotations

@@ -150,6 +150,6 @@ def hierarchy_sheet(scan: ScanLike, point: Point, *, pixels: int = 240, label: I
             s.draw(structure_outlines(cut(label, s.plane, i), fill=0.35), plain)
             for s, i in zip(slices, point, strict=True)
         ]
-    top = [captioned(pictures[0], name) for name, pictures in columns.items()]
+    top = [captioned(pictures[0], name, size=18) for name, pictures in columns.items()]
     rest = [pictures[k] for k in (1, 2) for pictures in columns.values()]
     return beside([*top, *rest], columns=len(columns))
