@@ -241,8 +241,8 @@ def _intensity(intensity: Mapping[str, Any]) -> str:
     if not {"low", "high", "mean", "std"} <= set(intensity):
         return ""
     low, high, mean, std = (float(intensity[name]) for name in ("low", "high", "mean", "std"))
-    unit = str(intensity.get("unit") or "")
-    return f"{low:.4g} to {high:.4g} {unit}; mean {mean:.4g}, standard deviation {std:.4g}".strip()
+    unit = f" {intensity['unit']}" if intensity.get("unit") else ""
+    return f"{low:.4g} to {high:.4g}{unit}; mean {mean:.4g}, standard deviation {std:.4g}"
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

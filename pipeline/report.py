@@ -250,7 +250,7 @@ def _datasets(overviews: Sequence[ScanOverview], score: StoreScore | None) -> st
     flat = any(summary.slic_iou is not None for summary in scored.values())
     heading = ["data set", "modality", "scans", "proposals a scan", "body covered"]
     if scored:
-        heading += ["structures", "best IoU", "best Dice", "found ≥ 0.5", "found ≥ 0.7", "IoU of atoms"]
+        heading += ["structures", "best IoU", "best Dice", "found ≥ 0.5", "found ≥ 0.7", "IoU of atoms"]
     heading += ["IoU of SLIC", "ratio"] if flat else []
     rows = []
     for name in sorted({overview.dataset for overview in overviews}):
@@ -282,7 +282,7 @@ def _scan_table(overviews: Sequence[ScanOverview], full: set[str]) -> str:
     heading += [
         "proposals",
         "body covered",
-        *(["structures", "mean best IoU", "found ≥ 0.5"] if scored else []),
+        *(["structures", "mean best IoU", "found ≥ 0.5"] if scored else []),
     ]
     rows = []
     for o in sorted(overviews, key=lambda overview: overview.scan_id):
