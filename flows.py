@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import logging
 import os
 import pickle
 import queue
@@ -48,6 +49,9 @@ BATCH_SCANS, BATCH_VOXELS = 8, 2_000_000
 RETRY_DELAYS_SECONDS = (2.0, 10.0)
 """Waits before another try where a disk or network failed."""
 
+UNMANNED_SECONDS = 90.0
+"""Longest wait for a Dask worker to come or to come back."""
+
 SERVER_START_SECONDS = 180.0
 """Longest wait for the embedded server; PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS overrides it."""
 
@@ -74,12 +78,19 @@ def prepare(raw: Path, store_path: Path, settings: Settings, options: Options) -
         outcome_of_failure,
         tell_plan,
         wanted_digests,
+        write_log,
     )
+    from commands.terminal import CommandError
     from commands.work import Work
+    from pipeline.backend import gpu_is_at_hand
     from pipeline.discovery import discover
     from storage import create_store, finish, remove_scan, sweep, write_ledger
 
     began = time.monotonic()
+    if options.device == "gpu" and not options.scheduler and not gpu_is_at_hand():
+        raise CommandError(
+            "--device gpu: there is no CUDA device that CuPy can use here. Leave it out, or use cpu"
+        )
     discovery = discover(raw, settings.ingest)
     config = settings.values()
     store = create_store(store_path, spacing_mm=settings.ingest.spacing_mm, config=config)
@@ -92,7 +103,7 @@ def prepare(raw: Path, store_path: Path, settings: Settings, options: Options) -
     work = Work(
         store_path=store_path,
         options=options,
-        setup=Setup(settings=settings, wanted=wanted, backend=options.backend),
+        setup=Setup(settings=settings, wanted=wanted, device=options.device),
         plan=plan,
     )
     work.take_up(outcome_of_failure(failure) for failure in discovery.failures)
@@ -108,6 +119,7 @@ def prepare(raw: Path, store_path: Path, settings: Settings, options: Options) -
             run_flow(work)
     finally:
         work.write_ledger()
+        write_log(work.outcomes.values())
         sweep(store_path)
         finish(store_path)
     return work.report(discovery, absent=() if options.prune else gone, seconds=time.monotonic() - began)
@@ -152,10 +164,11 @@ def run_batches() -> None:
     flying: dict[Any, tuple[Job, ...]] = {}
     landed: queue.SimpleQueue[Any] = queue.SimpleQueue()
     deaths: Counter[str] = Counter()
-    task, began = batch_task(), time.monotonic()
+    task = batch_task()
+    began = manned = time.monotonic()
     with shown("prepare") as show, stopped_by_signals(work):
         while flying or (waiting and not work.stop):
-            while waiting and not work.stop and len(flying) < num_ahead(work.options):
+            while waiting and not work.stop and len(flying) < max(2, 2 * num_workers(work.options)):
                 batch = waiting.popleft()
                 future = submit(task, work, batch)
                 flying[future.task_run_id] = batch
@@ -164,6 +177,11 @@ def run_batches() -> None:
                 future = landed.get(timeout=0.5)
             except queue.Empty:
                 show(work.progress(began))
+                if num_workers(work.options):
+                    manned = time.monotonic()
+                elif time.monotonic() - manned > UNMANNED_SECONDS:
+                    work.stop = f"no Dask worker has been there for {UNMANNED_SECONDS:.0f} s"
+                    break
                 continue
             batch = flying.pop(future.task_run_id)
             try:
@@ -220,6 +238,8 @@ def task_runner(options: Options) -> Any:
     import dask
     from prefect_dask.task_runners import DaskTaskRunner
 
+    for name in ("distributed", "distributed.scheduler", "distributed.nanny"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what happens to a scan, we tell ourselves
     if options.scheduler:
         return DaskTaskRunner(address=options.scheduler)
     threads = str(max(1, (os.cpu_count() or 1) // options.workers))
@@ -228,8 +248,11 @@ def task_runner(options: Options) -> Any:
     dask.config.set(
         {
             "distributed.nanny.pre-spawn-environ": limits,
+            "distributed.worker.memory.target": False,  # results are small: there is nothing to move to disk
+            "distributed.worker.memory.spill": False,
             # A scan that kills its worker is tried once more by us, and alone.
             "distributed.scheduler.allowed-failures": 0,
+            "distributed.scheduler.worker-saturation": 1.0,  # nothing waits at a worker, to be killed with it
         }
     )
     return DaskTaskRunner(
@@ -239,20 +262,22 @@ def task_runner(options: Options) -> Any:
             "processes": True,
             "host": "127.0.0.1",
             "dashboard_address": None,
+            "scheduler_kwargs": {"dashboard": False},
+            "silence_logs": logging.CRITICAL,
             "local_directory": tempfile.gettempdir(),
         }
     )
 
 
-def num_ahead(options: Options) -> int:
-    """How many batches are handed out at once: two a worker, so that none waits for the next."""
-    if not options.scheduler:
-        return 2 * options.workers
+def num_workers(options: Options) -> int:
+    """How many tasks can be worked on at once, right now."""
+    if options.workers == 1 and not options.scheduler:
+        return 1
     from prefect.context import FlowRunContext
 
     context: Any = FlowRunContext.get()
     threads: Mapping[str, int] = context.task_runner.client.nthreads()
-    return max(2, 2 * sum(threads.values()))
+    return sum(threads.values())
 
 
 def was_killed(error: Exception) -> bool:
@@ -430,7 +455,7 @@ def run_prepare(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     options = Options(
         workers=arguments.workers,
         scheduler=arguments.scheduler,
-        backend=arguments.backend,
+        device=arguments.device,
         retry_failed=arguments.retry_failed,
         prune=arguments.prune,
     )

@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         "--scheduler", default="", metavar="tcp://HOST:PORT", help="a Dask scheduler to use instead"
     )
     add.add_argument(
-        "--backend", default="auto", choices=("auto", "cpu", "numpy", "gpu"), help="where to compute"
+        "--device", default="auto", choices=("auto", "cpu", "numpy", "gpu"), help="where to compute"
     )
     add.add_argument(
         "--retry-failed", action="store_true", help="try failed scans again although nothing changed"

@@ -7,21 +7,22 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
-
-from pipeline.backend import get_backend
-from pipeline.proposals import propose
+from typing import Any, Literal, TypeAlias
 
 from commands.preparing import Settings
+from pipeline.backend import get_backend
 from pipeline.errors import ScanError, UnreadableFile
 from pipeline.files import may_pass
 from pipeline.fingerprint import source_digest
 from pipeline.outcomes import Outcome
 from pipeline.plan import Job, Wanted
+from pipeline.proposals import propose
 from pipeline.reading import read_source
 from pipeline.sources import Source
 from pipeline.standardize import StandardScan, standardize
 from storage import LabelVolume, ScanRecord, StorageError, Store, StoreFull, commit_scan, open_store
+
+Device: TypeAlias = Literal["auto", "cpu", "numpy", "gpu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,8 @@ class Setup:
 
     settings: Settings
     wanted: Wanted
-    backend: str
+    device: Device
+    """Where proposals are computed; it changes no bit of them."""
 
 
 def prepare_batch(payload: bytes) -> list[Outcome]:
@@ -56,6 +58,7 @@ def _attempt(store: Store, setup: Setup, job: Job) -> Outcome:
         scan_id=source.scan_id,
         location=source.location,
         state="failed",
+        dataset=source.dataset,
         why=job.why,
         choices_digest=job.found.choices_digest,
         files=job.found.files,
@@ -165,7 +168,7 @@ def _proposals(
         spacing_zyx_mm=spacing_zyx_mm,
         modality=scan.modality,
         config=setup.settings.proposals,
-        backend=get_backend(setup.backend),
+        backend=get_backend(setup.device),
     )
     return {name: getattr(made, name) for name in ("atoms", "orders", "table", "scores", "sources")}
 

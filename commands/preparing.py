@@ -12,15 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.proposals import ALGORITHM_VERSION, ProposalConfig
-
-from commands.terminal import cache_folder, print_failures
+from commands.terminal import cache_folder, print_failures, print_table
 from pipeline.config import INGEST_VERSION, IngestConfig
 from pipeline.configuration import config_values, describe_change, parse_config, read_tables
 from pipeline.errors import UnreadableFile
 from pipeline.fingerprint import choices_digest, source_digest, source_stat
-from pipeline.outcomes import Outcome, RunReport
+from pipeline.outcomes import Outcome, RunReport, counted_scans
 from pipeline.plan import Done, Found, Known, Plan, Wanted, make_plan
+from pipeline.proposals import ALGORITHM_VERSION, ProposalConfig
 from pipeline.sources import Discovery, Source, SourceFailure
 from storage import LedgerEntry, LedgerFile, Store, digest_of, read_ledger
 
@@ -35,9 +34,8 @@ class Settings:
     @classmethod
     def read(cls, path: Path | None) -> Settings:
         """The settings in a TOML file; the defaults where there is none."""
-        from pipeline.proposals import ProposalConfig
-
         from pipeline.config import IngestConfig
+        from pipeline.proposals import ProposalConfig
 
         tables = read_tables(path, ["ingest", "proposals"]) if path else {"ingest": {}, "proposals": {}}
         return cls(
@@ -160,22 +158,26 @@ def tell_plan(
     for note in discovery.notes:
         print(f"  {note}")
     found = len(discovery.sources) + len(discovery.failures)
-    print(f"{found} scans found: {len(plan.jobs)} to do, {len(plan.done)} done before")
+    print(f"{counted_scans(found)} found: {len(plan.jobs)} to do, {len(plan.done)} done before")
     for why, count in plan.reasons().items():
-        print(f"  {count} scans: {why}")
+        print(f"  {counted_scans(count)}: {why}")
     if plan.failed:
         print(
-            f"  {len(plan.failed)} scans failed before and are as they were; --retry-failed tries them again"
+            f"  {counted_scans(len(plan.failed))} failed before and nothing changed: not tried again "
+            "(--retry-failed does)"
         )
     if gone:
         fate = "removed from the store" if pruned else "kept; --prune removes them"
-        print(f"  {len(gone)} scans of the store are not among the sources any more: {fate}")
+        print(f"  {counted_scans(len(gone))} of the store without a source now: {fate}")
     if forgotten:
-        print(f"  {len(forgotten)} failures of earlier runs are forgotten, their sources are gone")
+        print(f"  {counted_scans(len(forgotten))} failed in an earlier run and the source is gone: forgotten")
 
 
 def tell_report(report: RunReport) -> None:
     """Print what became of the scans."""
+    if report.committed:
+        columns = ("data set", "scans", "proposals a scan", "seconds a scan")
+        print_table("prepared", columns, report.groups())
     print_failures(report.failed)
     if report.stopped:
         print(f"stopped before the end: {report.stopped}")

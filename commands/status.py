@@ -10,7 +10,7 @@ from typing import Any
 
 from commands.preparing import known_scans, wanted_digests
 from commands.terminal import counted, print_failures, print_table
-from pipeline.outcomes import failure_values
+from pipeline.outcomes import counted_scans, failure_values
 from pipeline.plan import Wanted
 from storage import open_store
 
@@ -43,7 +43,7 @@ def run_status(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     print_table("scans", columns, rows)
     print_failures(failed)
     for why, count in Counter(stale.values()).items():
-        print(f"stale: {count} scans: {why}")
+        print(f"stale: {counted_scans(count)}: {why}")
     document = {
         "num_scans": len(store),
         "spacing_mm": store.info.spacing_mm,

@@ -28,9 +28,7 @@ def shown(title: str) -> Iterator[Callable[[Progress], None]]:
 
         def say(progress: Progress) -> None:
             nonlocal last
-            if progress.done == progress.total or progress.seconds - last >= (
-                5 if progress.seconds < 60 else 30
-            ):
+            if progress.seconds - last >= (5 if progress.seconds < 60 else 30):
                 last = progress.seconds
                 print(f"{title}: {progress.line()}", file=sys.stderr, flush=True)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from commands.one_scan import Setup
+from commands.one_scan import Device, Setup
 from commands.preparing import ledger_line
 from pipeline.outcomes import Outcome, RunReport
 from pipeline.plan import Plan
@@ -27,8 +27,8 @@ class Options:
     """Processes on this machine; 1 works in this process."""
     scheduler: str = ""
     """Address of a Dask scheduler to use instead."""
-    backend: str = "auto"
-    """Where proposals are computed: "auto", "cpu", "numpy" or "gpu"."""
+    device: Device = "auto"
+    """Where proposals are computed."""
     retry_failed: bool = False
     """Try failed scans again although nothing changed."""
     prune: bool = False

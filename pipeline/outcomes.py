@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.plan import FileStates
+from pipeline.progress import duration
 from pipeline.sources import SourceFailure
 
 State = Literal["committed", "failed", "not done"]
@@ -23,6 +24,7 @@ class Outcome:
     location: str
     """Place to show, without a patient's name."""
     state: State
+    dataset: str = ""
     kind: str = ""
     """Of a failure: the name of the error's class."""
     reason: str = ""
@@ -81,9 +83,22 @@ class RunReport:
         parts.append(f"{len(self.failed)} failed")
         if self.not_done:
             parts.append(f"{len(self.not_done)} not done")
-        if self.committed:
-            parts.append(f"{sum(outcome.num_proposals for outcome in self.committed):,} proposals")
-        return ", ".join(parts)
+        return f"{', '.join(parts)}, in {duration(self.seconds)}"
+
+    def groups(self) -> list[tuple[str, int, int, float]]:
+        """Data set, scans committed, proposals a scan, seconds a scan; sorted by data set."""
+        members: dict[str, list[Outcome]] = {}
+        for outcome in self.committed:
+            members.setdefault(outcome.dataset, []).append(outcome)
+        return [
+            (
+                name,
+                len(group),
+                round(sum(outcome.num_proposals for outcome in group) / len(group)),
+                round(sum(outcome.seconds for outcome in group) / len(group), 1),
+            )
+            for name, group in sorted(members.items())
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """The run for machines."""
@@ -108,6 +123,11 @@ class RunReport:
             "stopped": self.stopped,
             "exit_code": self.exit_code,
         }
+
+
+def counted_scans(number: int) -> str:
+    """A number of scans in words."""
+    return "1 scan" if number == 1 else f"{number:,} scans"
 
 
 def failure_values(failures: Iterable[SourceFailure]) -> list[dict[str, str]]:
