@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _WIDTH, _HEIGHT = 420, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 42  # margins around the plotting area
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 22, 12, 42  # margins around the plotting area
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,28 @@ def curves(positions: Sequence[str], series: Sequence[Curve], *, label: str, uni
     levels = [(f, f"{f:g}") for f in (0.0, 0.25, 0.5, 0.75, 1.0)]
     height = _HEIGHT + 17 * ((len(series) + 1) // 2) + 4
     return _chart(label, "".join(parts), marks, levels, unit, height=height)
+
+
+def scatter(
+    names: Sequence[str], x: Sequence[float], y: Sequence[float], *, label: str, unit: str = ""
+) -> str:
+    """Points over a logarithmic x axis (x > 0), y from 0 to 1."""
+    if not names:
+        return _empty(label)
+    exponents = np.log10(np.asarray(x, dtype=np.float64))
+    low, high = float(np.floor(exponents.min())), float(np.ceil(exponents.max()))
+    high = max(high, low + 1)
+    width = _WIDTH - _LEFT - _RIGHT
+    parts = []
+    for name, value, exponent, fraction in zip(names, x, exponents, y, strict=True):
+        title = f"<title>{escape(name)}: {_number(value)} {escape(unit)}, {fraction:.3f}</title>"
+        spot = _LEFT + width * (float(exponent) - low) / (high - low)
+        parts.append(
+            f'<circle class="s0 point" cx="{spot:.1f}" cy="{_y(fraction):.1f}" r="4">{title}</circle>'
+        )
+    ticks = [(_LEFT + width * (t - low) / (high - low), _number(10**t)) for t in _decades(low, high)]
+    levels = [(f, f"{f:g}") for f in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    return _chart(label, "".join(parts), ticks, levels, unit)
 
 
 def _y(fraction: float) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from pipeline.charts import Curve, bars, curves, histogram
+from pipeline.charts import Curve, bars, curves, histogram, scatter
 from pipeline.inspection import Match, ScanOverview, ScanReport, SizeGroup
 from pipeline.markup import fact_list, figure, image, number_list, page, table
 from pipeline.pictures import volume_text
@@ -151,7 +151,7 @@ def _matches(report: ScanReport) -> str:
     parts = []
     if score.structures:
         chart = _quality_curve(summarize([score], ScoreConfig(counts=score.counts)))
-        parts.append(f'<div class="charts">{chart}</div>')
+        parts.append(f'<div class="charts">{chart}{_quality_by_size(score)}</div>')
         shown = len(report.matches)
         note = (
             f"The {shown} structures"
@@ -198,6 +198,15 @@ def _quality_curve(score: StoreScore) -> str:
         names, series, label="Quality against the number of proposals", unit="best-ranked proposals kept"
     )
     return f"<div><h4>Quality against the number of proposals</h4>{chart}</div>"
+
+
+def _quality_by_size(score: ScanScore) -> str:
+    """Best IoU of each structure against its volume: which sizes are missed."""
+    names = [entry.name for entry in score.structures]
+    volumes = [entry.volume_mm3 / 1000 for entry in score.structures]
+    best = [entry.iou[-1] for entry in score.structures]
+    chart = scatter(names, volumes, best, label="Best IoU by volume", unit="volume of the structure in mL")
+    return f"<div><h4>Best IoU by size of structure</h4>{chart}</div>"
 
 
 def _structures(score: ScanScore) -> str:

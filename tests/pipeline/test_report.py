@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from pipeline.charts import Curve, bars, curves, histogram
+from pipeline.charts import Curve, bars, curves, histogram, scatter
 from pipeline.inspection import InspectConfig, describe_scan, overview_scan
 from pipeline.report import StoreFacts, scan_page, store_page
 from pipeline.score_tables import summarize
@@ -140,3 +140,5 @@ def test_a_histogram_counts_every_value_once() -> None:
 def test_charts_are_markup_that_parses() -> None:
     Page(bars(["a<b", "c"], [1.0, 0.0], label="two & two"))
     Page(curves(["1", "2"], [Curve(name="x>y", values=(0.1, 1.0), dashed=True)], label="c"))
+    Page(scatter(["x", "y"], [0.5, 20.0], [0.1, 1.0], label="s", unit="mL"))
+    assert "nothing to show" in scatter([], [], [], label="none")
