@@ -1,0 +1,112 @@
+"""The `mass` command from outside: it answers at once, says what is wrong, and its exit code is true."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import flows
+from commands.arguments import parser
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = ("prepare", "status", "verify", "inspect", "score", "demo")
+HEAVY = ("numpy", "scipy", "skimage", "SimpleITK", "pydicom", "zarr", "numba", "higra", "prefect", "dask")
+
+
+def mass(
+    *arguments: str, code: str = "import flows, sys; sys.exit(flows.main())"
+) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment, check=False
+    )
+
+
+def test_help_names_every_command_in_under_a_second() -> None:
+    began = time.monotonic()
+    run = mass("--help")
+    seconds = time.monotonic() - began
+    assert run.returncode == 0
+    for command in COMMANDS:
+        assert re.search(rf"^ +{command} ", run.stdout, re.MULTILINE), command
+    assert seconds < 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_and_can_write_json(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        flows.main([command, "--help"])
+    assert ended.value.code == 0
+    assert "--json FILE" in capsys.readouterr().out
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, flows\n"
+        "try: flows.main(['prepare', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print('LOADED', *(m for m in sys.modules if '.' not in m))"
+    )
+    run = mass(code=code)
+    loaded = run.stdout.split("LOADED")[1].split()
+    assert "flows" in loaded
+    assert not set(HEAVY) & set(loaded)
+
+
+def test_importing_the_packages_loads_nothing_heavy() -> None:
+    run = mass(
+        code="import sys, pipeline, storage, training; print(*(m for m in sys.modules if '.' not in m))"
+    )
+    assert run.returncode == 0, run.stderr
+    assert not set(HEAVY) & set(run.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["status", "nowhere"], "nowhere: no store here"),
+        (["verify", "nowhere"], "nowhere: no store here"),
+        (["score", "nowhere"], "nowhere: no store here"),
+        (["inspect", "nowhere", "--out", "r.html"], "nowhere: no store here"),
+        (["prepare", "nowhere", "store"], "nowhere: there is no such file or folder"),
+        (["demo", "--raw", "nowhere"], "nowhere: no bundled scans here"),
+        (["prepare", ".", "store", "--config", "c.toml"], "the config c.toml cannot be read"),
+    ],
+)
+def test_a_command_that_cannot_be_carried_out_says_why_and_leaves_nothing(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert flows.main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelt_setting_is_an_error_that_names_the_nearest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text("[ingest]\nspacing = 2\n")
+    assert flows.main(["prepare", str(tmp_path), str(tmp_path / "store"), "--config", str(config)]) == 2
+    assert "[ingest]: unknown setting 'spacing'; did you mean 'spacing_mm'?" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "-1", "two"])
+def test_the_number_of_workers_is_at_least_one(workers: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args(["prepare", "raw", "store", "--workers", workers])
+    assert ended.value.code == 2
+    assert "--workers" in capsys.readouterr().err

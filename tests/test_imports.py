@@ -1,0 +1,85 @@
+"""The arrows between packages, and which package may know which library (DESIGN, section 2)."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+OURS = ("commands", "flows", "pipeline", "storage", "training")
+ARROWS = {
+    "flows": {"commands", "pipeline", "storage", "training"},
+    "commands": {"pipeline", "storage", "training"},
+    "training": {"storage"},
+    "pipeline": set(),
+    "storage": set(),
+}
+"""Who may import whom, beside itself."""
+
+HOMES = {
+    "zarr": {"storage"},
+    "prefect": {"flows"},
+    "prefect_dask": {"flows"},
+    "dask": {"flows"},
+    "distributed": {"flows"},
+    "uvicorn": {"flows"},
+    "torch": {"training"},
+    "cupy": {"pipeline.backend"},
+    "cupyx": {"pipeline.backend"},
+}
+"""The only places that know a library: a package, or one module of it."""
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the project by its dotted name."""
+    files = [ROOT / "flows.py", *(file for name in OURS for file in sorted((ROOT / name).rglob("*.py")))]
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
+
+
+MODULES = modules()
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Full names of what a file imports anywhere, also within functions and for types only."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            assert node.module is not None
+            yield node.module
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("import_module", "__import__"):
+            yield from (str(name.value) for name in node.args[:1] if isinstance(name, ast.Constant))
+
+
+def test_every_package_is_looked_at() -> None:
+    for name in OURS:
+        assert any(module.split(".")[0] == name for module in MODULES), name
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_follow_the_arrows(module: str) -> None:
+    package = module.split(".")[0]
+    ours = {name.split(".")[0] for name in imports(MODULES[module])} & {*OURS, "tests", "benchmarks"}
+    assert ours - {package} <= ARROWS[package]
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_a_library_is_known_in_its_home_only(library: str) -> None:
+    users = {
+        module
+        for module, file in MODULES.items()
+        if library in {name.split(".")[0] for name in imports(file)}
+    }
+    strangers = {user for user in users if not {user, user.split(".")[0]} & HOMES[library]}
+    assert not strangers
+
+
+def test_a_wrong_arrow_would_be_seen(tmp_path: Path) -> None:
+    file = tmp_path / "x.py"
+    file.write_text("def f():\n    from zarr.storage import LocalStore\n    import storage.scans as s\n")
+    assert set(imports(file)) == {"zarr.storage", "storage.scans"}
