@@ -212,6 +212,8 @@ def scan_facts(scan: ScanLike) -> tuple[tuple[str, str], ...]:
     known = scan.attributes
     source = _mapping(known.get("source_grid"))
     intensity = _mapping(known.get("intensity"))
+    machine = ", ".join(f"{name}: {value}" for name, value in _mapping(known.get("facts")).items())
+    notes = known.get("notes")
     labels = [f"{label.name} ({len(label.value_names or {}) or 'unnamed'} values)" for label in scan.labels]
     facts = [
         ("data set", scan.dataset),
@@ -221,6 +223,8 @@ def scan_facts(scan: ScanLike) -> tuple[tuple[str, str], ...]:
         ("source file", str(known.get("location", ""))),
         ("source grid", _source_grid(source)),
         ("intensity", _intensity(intensity)),
+        ("acquisition", machine),
+        ("notes", "; ".join(str(note) for note in notes) if isinstance(notes, list | tuple) else ""),
         ("atoms", ", ".join(f"{orders.shape[1]:,}" for orders in scan.orders)),
         ("hierarchies", str(sum(len(orders) for orders in scan.orders))),
         ("proposals", f"{len(scan.table):,}"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.charts import Curve, bars, curves, histogram, scatter
-from pipeline.inspection import InspectConfig, describe_scan, overview_scan
+from pipeline.inspection import InspectConfig, describe_scan, overview_scan, scan_facts
 from pipeline.report import StoreFacts, scan_page, store_page
 from pipeline.score_tables import summarize
 from pipeline.scoring import score_scan
@@ -113,6 +113,24 @@ def test_names_from_files_cannot_inject_markup() -> None:
     ):
         checked(text)
         assert "<script>alert" not in text
+
+
+def test_what_ingest_found_out_is_shown() -> None:
+    attributes = {
+        "location": "a/b.nii.gz",
+        "modality_origin": "guess: air below -900",
+        "intensity": {"low": -991.0, "high": 500.0, "mean": -210.0, "std": 400.0, "unit": "HU"},
+        "source_grid": {"shape_zyx": [20, 512, 512], "spacing_xyz_mm": [0.7, 0.8, 5.0]},
+        "facts": {"maker": "ACME"},
+        "notes": ["cropped 3 labelled voxels", "uneven slices"],
+    }
+    facts = dict(scan_facts(replace(drawn_scan(), attributes=attributes)))
+    assert facts["modality"] == "CT, known by guess: air below -900"
+    assert facts["source grid"] == "20 × 512 × 512 voxels of 5 × 0.8 × 0.7 mm"
+    assert facts["intensity"] == "-991 to 500 HU; mean -210, standard deviation 400"
+    assert facts["acquisition"] == "maker: ACME"
+    assert facts["notes"] == "cropped 3 labelled voxels; uneven slices"
+    assert "notes" not in dict(scan_facts(drawn_scan()))
 
 
 def test_shares_of_the_body_by_coverage_sum_to_one() -> None:
