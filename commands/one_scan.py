@@ -166,7 +166,7 @@ def _proposals(
         intensity_low=intensity.low,
         intensity_high=intensity.high,
         spacing_zyx_mm=spacing_zyx_mm,
-        modality=scan.modality,
+        unit=intensity.unit,
         config=setup.settings.proposals,
         backend=get_backend(setup.device),
     )

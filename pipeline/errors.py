@@ -20,7 +20,8 @@ Every message says which scan, what must hold, what was found, and what to do ab
         ├── DicomSeriesError               missing slices, uneven gaps, gantry tilt, several series
         ├── ManifestError                  a row or a file of the manifest that makes no sense
         ├── DuplicateId                    two scans that claim one id
-        └── UnsafeId                       an id that could leave its folder
+        ├── UnsafeId                       an id that could leave its folder
+        └── NoProposals                    no region within the size limits: too small or too flat
 """
 
 # ruff: noqa: N818 - the name says what is wrong; "Error" would only lengthen every except clause.
@@ -129,3 +130,7 @@ class DuplicateId(ScanError):
 
 class UnsafeId(ScanError):
     """An id that is empty, too long, or could leave its folder."""
+
+
+class NoProposals(ScanError):
+    """The scan holds no region that could be a proposal."""

@@ -1,0 +1,134 @@
+"""Connected components of intensity thresholds, exact to the voxel: air, lung, fat, vessels, bone, hot spots.
+
+Thresholds from low to high give nested components (`bright`: above each threshold; `dark`: below each, from
+high to low): a tree. Regions drawn on boundaries cut thin things badly; thresholds do not.
+
+Reads:  smoothed levels of one intensity window, int32 (z, y, x).
+Writes: `ComponentTree`: the deepest component of each voxel, and which component each lies in.
+Bounds: face connectivity; components outside the size limits are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.backend import Backend
+from pipeline.supervoxels import number_in_scan_order
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentTree:
+    """Nested components; number 0 is everything outside them."""
+
+    zones: NDArray[np.int32]
+    """(z, y, x) the innermost component of each voxel."""
+    inside: NDArray[np.int64]
+    """(Z,) the component that each lies in; component 0 lies in itself."""
+
+    def parents(self) -> NDArray[np.int64]:
+        """Parents of the `Hierarchy` whose leaves are the zones; component i is its node 2Z-1-i."""
+        count = len(self.inside)
+        leaves = 2 * count - 1 - np.arange(count)
+        nodes = (2 * count - 1 - self.inside)[::-1]
+        return np.concatenate([leaves, nodes])
+
+
+def connected_components(mask: Any, backend: Backend) -> tuple[Any, int]:
+    """Face-connected components of a mask: int32 labels, 0 outside, 1..C in scan order, and C."""
+    if backend.name == "cpu":
+        import cc3d
+
+        labels = cc3d.connected_components(mask, connectivity=6, out_dtype=np.uint32).astype(np.int32)
+        count = int(_renumber(labels.reshape(-1), int(labels.max()) if labels.size else 0))
+        return labels, count
+    labels, count = backend.ndimage.label(mask)
+    if count == 0:
+        return labels.astype(backend.xp.int32), 0
+    xp = backend.xp
+    # Background may not be the first in scan order: give it a number of its own below all others.
+    numbered, _ = number_in_scan_order(labels.astype(xp.int64), backend)
+    background = labels == 0
+    numbered = numbered + 1
+    if bool(background.any()):
+        own = numbered[background][0]
+        numbered = numbered - (numbered > own)
+        numbered[background] = 0
+    return numbered.astype(xp.int32), int(count)
+
+
+def component_tree(
+    levels: Any,
+    thresholds: NDArray[np.integer[Any]],
+    *,
+    side: Literal["bright", "dark"],
+    min_voxels: int,
+    max_voxels: int,
+    backend: Backend,
+) -> ComponentTree:
+    """The tree of components beyond each threshold.
+
+    Args:
+        levels: int32 (z, y, x) on the backend.
+        thresholds: Ascending.
+        side: "bright": above a threshold; "dark": at or below it.
+        min_voxels: Smaller components are left out.
+        max_voxels: Larger ones too.
+        backend: Where it runs.
+    """
+    zones = np.zeros(levels.shape, np.int32)
+    inside = [0]
+    known = {0: levels.size}
+    for threshold in thresholds if side == "bright" else thresholds[::-1]:
+        mask = levels > int(threshold) if side == "bright" else levels <= int(threshold)
+        labels, count = connected_components(mask, backend)
+        labels = backend.to_host(labels)
+        sizes = np.bincount(labels.ravel(), minlength=count + 1)
+        holders = _first_values(labels, zones, count + 1)
+        number = np.zeros(count + 1, np.int32)
+        for c in np.flatnonzero((sizes >= min_voxels) & (sizes <= max_voxels)):
+            # One that a threshold leaves as it was is no new component.
+            if c and known[int(holders[c])] != sizes[c]:
+                number[c] = len(inside)
+                known[len(inside)] = int(sizes[c])
+                inside.append(int(holders[c]))
+        _assign(zones, labels, number)
+    return ComponentTree(zones=zones, inside=np.array(inside, np.int64))
+
+
+@numba.njit(cache=True, nogil=True)
+def _renumber(flat: NDArray[np.int32], count: int) -> int:
+    """Labels to 1..C in scan order, in place."""
+    number = np.zeros(count + 1, np.int32)
+    used = 0
+    for i in range(len(flat)):
+        label = flat[i]
+        if label > 0:
+            if number[label] == 0:
+                used += 1
+                number[label] = used
+            flat[i] = number[label]
+    return used
+
+
+@numba.njit(cache=True, nogil=True)
+def _first_values(labels: NDArray[np.int32], values: NDArray[np.int32], count: int) -> NDArray[np.int32]:
+    """The value at the first voxel of each label."""
+    out = np.full(count, -1, np.int32)
+    for label, value in zip(labels.ravel(), values.ravel()):  # noqa: B905  (compiled)
+        if out[label] < 0:
+            out[label] = value
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _assign(zones: NDArray[np.int32], labels: NDArray[np.int32], number: NDArray[np.int32]) -> None:
+    flat_zones, flat_labels = zones.reshape(-1), labels.reshape(-1)
+    for i in range(len(flat_zones)):
+        new = number[flat_labels[i]]
+        if new > 0:
+            flat_zones[i] = new

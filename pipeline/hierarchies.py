@@ -1,0 +1,244 @@
+"""Hierarchies over a partition of the voxels: trees whose nodes are nested regions.
+
+    region graph --linkage, watershed, thresholds--> parents --depth-first--> each node a run of leaves
+
+Several trees with different eyes find different organs: average linkage on boundaries, with contrast, Ward's
+criterion on intensity and place (compact regions), watershed by volume and by dynamics, max- and min-trees of
+region means (the connected components of every threshold).
+
+Reads:  `RegionGraph`, `RegionSums`.
+Writes: `Hierarchy` values.
+Bounds: at least two regions. Watersheds and component trees come from higra (Perret et al., SoftwareX 10,
+        2019).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.agglomeration import agglomerate
+from pipeline.gradient import NUM_LEVELS
+from pipeline.regions import RegionGraph, RegionSums
+
+Method = Literal["boundary", "contrast", "compact", "volume", "dynamics", "bright", "dark"]
+"""boundary: average linkage of boundary evidence; contrast: that plus the difference of mean intensities;
+compact: Ward's criterion on mean intensity and place; volume, dynamics: hierarchical watershed by that
+extinction value; bright, dark: max- and min-tree of the regions' mean intensity."""
+
+_NAME = re.compile(
+    r"(?P<partition>fine|coarse|voxels)-(?P<method>boundary|contrast|compact|volume|dynamics|bright|dark)"
+    r"(-(?P<scale>[0-9.]+)mm)?(?P<balanced>-balanced)?(-window(?P<window>[0-9]))?"
+)
+
+_FRACTION = 8
+"""Sums of window levels carry 3 fraction bits (see `pipeline.gradient`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeSpec:
+    """One tree to grow: over which partition, with which eye."""
+
+    partition: Literal["fine", "coarse", "voxels"]
+    method: Method
+    scale_mm: float = 0.7
+    """Scale of the boundary evidence, in mm; one of those computed."""
+    size_exponent: float = 0.1
+    """contrast only: unlikeness times the smaller volume to this power."""
+    compactness: float = 2.0
+    """compact only: weight of place against intensity."""
+    window: int = 0
+    """bright and dark only: which intensity window."""
+
+    @classmethod
+    def parse(cls, name: str) -> TreeSpec:
+        """The tree of that name, such as `fine-contrast-0.7mm-balanced` (see `name`).
+
+        Raises:
+            ValueError: no tree is called so.
+        """
+        found = _NAME.fullmatch(name)
+        if not found:
+            raise ValueError(
+                f"no tree is called {name!r}; a name is PARTITION-METHOD[-SCALEmm][-balanced][-windowN], "
+                "such as fine-contrast-0.7mm, coarse-dynamics-1.5mm, fine-compact, fine-bright-window0"
+            )
+        part = found.groupdict()
+        spec = cls(
+            partition=part["partition"],  # type: ignore[arg-type]
+            method=part["method"],  # type: ignore[arg-type]
+            scale_mm=float(part["scale"] or cls.scale_mm),
+            size_exponent=0.33 if part["balanced"] else cls.size_exponent,
+            window=int(part["window"] or 0),
+        )
+        if spec.name != name:
+            raise ValueError(f"no tree is called {name!r}; did you mean {spec.name!r}?")
+        return spec
+
+    @property
+    def name(self) -> str:
+        """How it is called in the settings, and its proposals' source in the store."""
+        if self.method in ("bright", "dark"):
+            return f"{self.partition}-{self.method}-window{self.window}"
+        if self.method == "compact":
+            return f"{self.partition}-compact"
+        suffix = "-balanced" if self.method == "contrast" and self.size_exponent > 0.2 else ""
+        return f"{self.partition}-{self.method}-{self.scale_mm:g}mm{suffix}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hierarchy:
+    """A rooted tree over the regions of a partition."""
+
+    source: str
+    partition: int
+    """Which partition its leaves are the regions of."""
+    num_leaves: int
+    parents: NDArray[np.int64]
+    """(M,) leaves first, children before parents; the last node is the root and its own parent."""
+    start: NDArray[np.int64]
+    """(M,) first leaf of each node, in depth-first order."""
+    stop: NDArray[np.int64]
+    """(M,) one past its last leaf."""
+
+    @classmethod
+    def of(cls, source: str, partition: int, num_leaves: int, parents: NDArray[np.int64]) -> Hierarchy:
+        """The hierarchy with these parents, its nodes laid out depth first."""
+        start, stop = _depth_first(np.ascontiguousarray(parents, dtype=np.int64), num_leaves)
+        return cls(
+            source=source, partition=partition, num_leaves=num_leaves, parents=parents, start=start, stop=stop
+        )
+
+    def sums(self, leaf_values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(M, F) sums of (R, F) leaf values over each node."""
+        return np.asarray(_node_sums(self.parents, np.ascontiguousarray(leaf_values)))
+
+    def minima(self, leaf_values: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """(M, F) minima of (R, F) leaf values over each node."""
+        return np.asarray(_node_minima(self.parents, np.ascontiguousarray(leaf_values)))
+
+
+def grow(
+    spec: TreeSpec,
+    *,
+    partition: int,
+    graph: RegionGraph,
+    sums: RegionSums,
+    scale_column: int,
+) -> Hierarchy:
+    """The tree that a spec asks for.
+
+    Args:
+        spec: Which tree.
+        partition: Number of the partition, kept in the result.
+        graph: Its region graph, at least two regions, connected.
+        sums: What its regions hold.
+        scale_column: Column of the graph's evidence that has the spec's scale.
+    """
+    match spec.method:
+        case "boundary" | "contrast" | "compact":
+            features = _features(sums, spec.compactness if spec.method == "compact" else 0.0)
+            parents = agglomerate(
+                graph.pairs,
+                graph.faces,
+                graph.sums[:, scale_column],
+                sums.voxels,
+                features,
+                linkage={"boundary": "boundary", "contrast": "boundary_and_contrast", "compact": "ward"}[
+                    spec.method
+                ],  # type: ignore[arg-type]
+                size_exponent=spec.size_exponent if spec.method == "contrast" else 0.0,
+            )
+        case "volume" | "dynamics":
+            parents = _watershed(graph, sums, graph.lows[:, scale_column], spec.method)
+        case _:
+            parents = _component_tree(graph, sums, spec.window, spec.method)
+    return Hierarchy.of(spec.name, partition, graph.num_regions, parents)
+
+
+def _features(sums: RegionSums, compactness: float) -> NDArray[np.float64]:
+    """(R, F) features summed over voxels: levels of each window, and place scaled by the compactness."""
+    levels = sums.levels / _FRACTION
+    if compactness == 0.0:
+        return levels
+    means = levels / sums.voxels[:, None]
+    spread = float(np.sqrt(means.var(axis=0).sum()))
+    num_voxels = float(sums.voxels.sum())
+    return np.concatenate([levels, sums.places * (compactness * spread / np.cbrt(num_voxels))], axis=1)
+
+
+def _higra_graph(graph: RegionGraph) -> object:
+    import higra
+
+    made = higra.UndirectedGraph(graph.num_regions)
+    made.add_edges(graph.pairs[:, 0].astype(np.int64), graph.pairs[:, 1].astype(np.int64))
+    return made
+
+
+def _watershed(
+    graph: RegionGraph, sums: RegionSums, passes: NDArray[np.int32], attribute: str
+) -> NDArray[np.int64]:
+    import higra
+
+    made = _higra_graph(graph)
+    heights = passes.astype(np.float64)
+    if attribute == "volume":
+        tree, _ = higra.watershed_hierarchy_by_volume(made, heights, sums.voxels.astype(np.float64))
+    else:
+        tree, _ = higra.watershed_hierarchy_by_dynamics(made, heights)
+    return np.asarray(tree.parents(), dtype=np.int64)
+
+
+def _component_tree(
+    graph: RegionGraph, sums: RegionSums, window: int, method: str, num_steps: int = 64
+) -> NDArray[np.int64]:
+    import higra
+
+    means = sums.levels[:, window] / (_FRACTION * sums.voxels)
+    steps = np.floor(means * (num_steps / NUM_LEVELS))
+    grown = higra.component_tree_max_tree if method == "bright" else higra.component_tree_min_tree
+    tree, _ = grown(_higra_graph(graph), steps)
+    return np.asarray(tree.parents(), dtype=np.int64)
+
+
+@numba.njit(cache=True, nogil=True)
+def _depth_first(parents: NDArray[np.int64], num_leaves: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    count = len(parents)
+    size = np.zeros(count, np.int64)
+    size[:num_leaves] = 1
+    for i in range(count - 1):
+        size[parents[i]] += size[i]
+    start = np.zeros(count, np.int64)
+    taken = np.zeros(count, np.int64)
+    for i in range(count - 2, -1, -1):
+        parent = parents[i]
+        start[i] = start[parent] + taken[parent]
+        taken[parent] += size[i]
+    return start, start + size
+
+
+@numba.njit(cache=True, nogil=True)
+def _node_sums(parents: NDArray[np.int64], leaf_values: NDArray[np.int64]) -> NDArray[np.int64]:
+    num_leaves, width = leaf_values.shape
+    out = np.zeros((len(parents), width), np.int64)
+    out[:num_leaves] = leaf_values
+    for i in range(len(parents) - 1):
+        for k in range(width):
+            out[parents[i], k] += out[i, k]
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _node_minima(parents: NDArray[np.int64], leaf_values: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    num_leaves, width = leaf_values.shape
+    out = np.full((len(parents), width), np.uint32(0xFFFFFFFF), np.uint32)
+    out[:num_leaves] = leaf_values
+    for i in range(len(parents) - 1):
+        for k in range(width):
+            out[parents[i], k] = min(out[parents[i], k], out[i, k])
+    return out

@@ -1,0 +1,454 @@
+"""From a scan's image to its mask proposals: the orchestrator of the steps below, and their settings.
+
+    image --window, gradient--> boundary evidence at several scales          gradient.py
+          --steepest descent--> supervoxels, fine and coarse                 supervoxels.py
+          --faces-->            region graphs                                regions.py
+          --linkage, watershed, component trees--> hierarchies               hierarchies.py
+          --thresholds-->       voxel-exact components                       components.py
+          --facility location--> the few thousand that stand for all         selection.py
+          --common refinement--> atoms, orders, table                        atoms.py
+
+Reads:  codes, int16 (z, y, x), as they are stored: so that proposals made again from a store are the same
+        bytes. Writes: a `ProposalSet`, as DESIGN section 3 lays it out. Bounds: fewer than 2^31 voxels;
+        about 60 bytes a voxel at the peak. Scales and sizes are in mm and mm^3. Source: the task comes from
+        MASS (Gao et al., CVPR 2026); there the masks are SAM2's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.agglomeration import agglomerate
+from pipeline.atoms import AtomLayout, lay_out, near_duplicates
+from pipeline.backend import Backend
+from pipeline.components import component_tree
+from pipeline.errors import ConfigError, NoProposals
+from pipeline.gradient import NUM_LEVELS, Window, boundary_evidence, smooth, window_levels
+from pipeline.hierarchies import Hierarchy, TreeSpec, grow
+from pipeline.regions import RegionGraph, RegionSums, merge_graph, merge_sums, region_graph, region_sums
+from pipeline.selection import Candidates, candidates_of, choose
+from pipeline.sketches import leaf_sketches
+from pipeline.supervoxels import basins
+
+ALGORITHM_VERSION = 1
+"""Of the code that makes proposals: raised when the same image and settings give others."""
+
+MAX_ATOMS = 65_534
+"""The most that uint16 ids with two reserved values can tell apart (format version 1)."""
+
+DEFAULT_TREES = (
+    "fine-contrast-0.7mm",
+    "fine-contrast-2.2mm",
+    "fine-contrast-0.7mm-balanced",
+    "fine-boundary-0.7mm",
+    "fine-compact",
+    "fine-volume-1mm",
+    "fine-dynamics-1.5mm",
+    "fine-bright-window0",
+    "fine-dark-window0",
+    "coarse-contrast-0.7mm",
+    "coarse-volume-1.5mm",
+    "coarse-volume-2.2mm",
+    "coarse-dynamics-1.5mm",
+    "coarse-dynamics-2.2mm",
+    "coarse-compact",
+    "voxels-contrast-0.7mm",
+    "voxels-contrast-0.7mm-balanced",
+    "voxels-contrast-2.2mm",
+    "voxels-volume-1.5mm",
+    "voxels-compact",
+)
+"""See `docs/decisions/0003-proposals.md` for what each brings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposalConfig:
+    """Every choice made on the way from an image to its proposals; checked when made."""
+
+    ct_windows_hu: tuple[Window, ...] = ((-160.0, 240.0), (-991.0, 500.0), (0.0, 150.0))
+    """Intensity windows of a CT: soft tissue, wide, narrow. Boundary evidence is summed over them."""
+
+    percentile_windows: tuple[Window, ...] = ((0.0, 100.0), (5.0, 95.0))
+    """Windows of other scans: percentiles of the voxels above the floor (lowest 3 % of the stored range)."""
+
+    scales_mm: tuple[float, ...] = (0.7, 1.0, 1.5, 2.2)
+    """Gaussian scales of the boundary evidence, in mm; at least 0.45 voxels are used."""
+
+    fine_scale_mm: float = 0.7
+    """Scale whose basins are the fine supervoxels; one of `scales_mm`."""
+
+    coarse_scale_mm: float = 1.5
+    """Scale whose basins are the coarse supervoxels; one of `scales_mm`."""
+
+    max_regions: int = 150_000
+    """Weakest supervoxels are merged until no more than this many are left, before trees are grown."""
+
+    max_voxel_leaves: int = 200_000
+    """Scans of no more voxels also get trees whose leaves are voxels."""
+
+    trees: tuple[str, ...] = DEFAULT_TREES
+    """Hierarchies to grow: PARTITION-METHOD-SCALEmm (see `hierarchies.TreeSpec`)."""
+
+    component_thresholds_hu: tuple[float, ...] = (-900, -700, -400, -150, -50, 20, 70, 130, 200, 300, 420)
+    """Thresholds of voxel-exact components in CT, in HU: lung, fat, soft tissue, contrast, bone. Empty:
+    none."""
+
+    component_percentiles: tuple[float, ...] = (10, 20, 35, 50, 65, 80, 90, 95, 98, 99)
+    """Likewise for other scans, as percentiles of the voxels above the floor. Empty: none."""
+
+    min_volume_mm3: float = 100.0
+    """Smaller regions are no proposals."""
+
+    max_volume_fraction: float = 0.6
+    """Regions that fill more of the scan are none either."""
+
+    candidates_per_half_octave: int = 600
+    """Regions of each tree that are looked at, for each factor of sqrt(2) in volume."""
+
+    max_proposals: int = 2000
+    """The most that are kept."""
+
+    duplicate_iou: float = 0.95
+    """A region that overlaps a better one more than this is left out."""
+
+    max_atoms: int = 32_000
+    """The most atoms; above it slivers are absorbed. Fewer atoms are fewer bytes."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        _require(0 < self.max_atoms <= MAX_ATOMS, f"max_atoms must be 1..{MAX_ATOMS}, got {self.max_atoms}")
+        _require(self.max_proposals > 0, f"max_proposals must be positive, got {self.max_proposals}")
+        _require(self.max_regions > 1, f"max_regions must be above 1, got {self.max_regions}")
+        _require(0 < self.duplicate_iou <= 1, f"duplicate_iou must be in (0, 1], got {self.duplicate_iou}")
+        _require(
+            0 < self.max_volume_fraction <= 1,
+            f"max_volume_fraction must be in (0, 1], got {self.max_volume_fraction}",
+        )
+        _require(
+            bool(self.ct_windows_hu and self.percentile_windows), "at least one intensity window is needed"
+        )
+        for low, high in (*self.ct_windows_hu, *self.percentile_windows):
+            _require(low < high, f"an intensity window must rise, got [{low:g}, {high:g}]")
+        for name in ("fine_scale_mm", "coarse_scale_mm"):
+            value = getattr(self, name)
+            _require(value in self.scales_mm, f"{name} must be one of scales_mm, got {value:g}")
+        try:
+            specs = [TreeSpec.parse(name) for name in self.trees]
+        except ValueError as error:
+            raise ConfigError(f"trees: {error}") from error
+        for spec in specs:
+            _require(
+                spec.method in ("compact", "bright", "dark") or spec.scale_mm in self.scales_mm,
+                f"trees: {spec.name} needs the scale {spec.scale_mm:g} in scales_mm",
+            )
+
+    @property
+    def specs(self) -> tuple[TreeSpec, ...]:
+        """The trees to grow."""
+        return tuple(TreeSpec.parse(name) for name in self.trees)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposalSet:
+    """Mask proposals of one scan, as format version 1 stores them."""
+
+    atoms: tuple[NDArray[np.uint16], ...]
+    """One layer (z, y, x): ids 0..A-1 in scan order, every voxel has one."""
+    orders: tuple[NDArray[np.uint16], ...]
+    """(T, A) for the layer; each row a permutation of the ids."""
+    table: NDArray[np.int32]
+    """(N, 11) order, start, stop, z0, y0, x0, z1, y1, x1 (half open), voxels, source; best first."""
+    scores: NDArray[np.float32]
+    """(N,) share of the best one's gain, never rising."""
+    sources: tuple[str, ...]
+    """Name of each code in the source column: the tree that drew the region."""
+
+
+@dataclass(kw_only=True)
+class _Grown:
+    """What has been grown so far."""
+
+    partitions: list[NDArray[np.int32]] = field(default_factory=list)
+    hierarchies: list[Hierarchy] = field(default_factory=list)
+    candidates: list[Candidates] = field(default_factory=list)
+
+
+def propose(
+    image: NDArray[np.int16],
+    *,
+    scale: float,
+    offset: float,
+    intensity_low: float,
+    intensity_high: float,
+    spacing_zyx_mm: tuple[float, float, float],
+    unit: str,
+    config: ProposalConfig,
+    backend: Backend,
+) -> ProposalSet:
+    """The mask proposals of a scan.
+
+    Args:
+        image: Codes (z, y, x); real value = code * scale + offset.
+        scale: Real units a code.
+        offset: Real value of code 0.
+        intensity_low: Lower end of the stored intensity range, in real units.
+        intensity_high: Its upper end.
+        spacing_zyx_mm: Voxel size in mm.
+        unit: "HU" takes the CT windows and thresholds, anything else percentiles.
+        config: Every choice.
+        backend: Where the array kernels run.
+
+    Raises:
+        NoProposals: the scan is too small or too flat to hold any region within the size limits.
+    """
+    codes = backend.to_device(image)
+    calibration = _Calibration.of(codes, scale, offset, (intensity_low, intensity_high), unit, backend)
+    windows = calibration.windows(config)
+    volumes = [window_levels(codes, scale=scale, offset=offset, window=w, backend=backend) for w in windows]
+    voxel_mm3 = float(np.prod(spacing_zyx_mm))
+    limits = (
+        max(2, int(np.ceil(config.min_volume_mm3 / voxel_mm3))),
+        int(config.max_volume_fraction * image.size),
+    )
+    evidence = backend.xp.empty((len(config.scales_mm), *image.shape), dtype=backend.xp.int32)
+    for k, sigma in enumerate(config.scales_mm):
+        evidence[k] = boundary_evidence(
+            volumes, sigma_mm=sigma, spacing_zyx_mm=spacing_zyx_mm, backend=backend
+        )
+    sigma_zyx = tuple(max(0.45, config.scales_mm[0] / s) for s in spacing_zyx_mm)
+    volumes = [smooth(v, (sigma_zyx[0], sigma_zyx[1], sigma_zyx[2]), backend) for v in volumes]
+    grown = _Grown()
+    for name in ("fine", "coarse", "voxels"):
+        _grow_partition(grown, name, evidence, volumes, limits, config, backend)
+    _grow_components(grown, calibration, volumes, windows, limits, config, backend)
+    return _chosen(grown, config)
+
+
+def _grow_partition(
+    grown: _Grown,
+    name: Literal["fine", "coarse", "voxels"],
+    evidence: Any,
+    volumes: list[Any],
+    limits: tuple[int, int],
+    config: ProposalConfig,
+    backend: Backend,
+) -> None:
+    """Supervoxels at one scale (or voxels), and the trees over them."""
+    specs = [spec for spec in config.specs if spec.partition == name and spec.window < len(volumes)]
+    size = volumes[0].size
+    if not specs or (name == "voxels" and size > config.max_voxel_leaves):
+        return
+    xp = backend.xp
+    if name == "voxels":
+        labels, count = xp.arange(size, dtype=xp.int32).reshape(volumes[0].shape), size
+    else:
+        sigma = config.fine_scale_mm if name == "fine" else config.coarse_scale_mm
+        labels, count = basins(evidence[config.scales_mm.index(sigma)], backend)
+    if count < 2:
+        return
+    graph = region_graph(labels, count, evidence, backend)
+    sums = region_sums(labels, count, volumes, backend)
+    labels = backend.to_host(labels)
+    if count > config.max_regions:
+        labels, graph, sums = _merge_weakest(labels, graph, sums, config.max_regions)
+    sketches = leaf_sketches(labels, graph.num_regions)
+    partition = len(grown.partitions)
+    grown.partitions.append(labels)
+    for spec in specs:
+        column = config.scales_mm.index(spec.scale_mm) if spec.scale_mm in config.scales_mm else 0
+        tree = grow(spec, partition=partition, graph=graph, sums=sums, scale_column=column)
+        _keep(grown, tree, sums.voxels, sketches, limits, config)
+
+
+def _merge_weakest(
+    labels: NDArray[np.int32], graph: RegionGraph, sums: RegionSums, max_regions: int
+) -> tuple[NDArray[np.int32], RegionGraph, RegionSums]:
+    """Supervoxels merged, small and alike first, until no more than `max_regions` are left."""
+    parents = agglomerate(
+        graph.pairs,
+        graph.faces,
+        graph.sums[:, 0],
+        sums.voxels,
+        sums.levels / 8,
+        linkage="boundary_and_contrast",
+        size_exponent=0.33,
+        num_remaining=max_regions,
+    )
+    root = np.arange(len(parents))
+    for node in range(len(parents) - 1, -1, -1):
+        if parents[node] != node:
+            root[node] = root[parents[node]]
+    # Leaves are numbered in scan order, so their roots in order of first leaf are so too.
+    _, first, inverse = np.unique(root[: graph.num_regions], return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int32)
+    rank[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
+    new_region = rank[inverse]
+    count = len(first)
+    return (
+        new_region[labels],
+        merge_graph(graph, new_region, count),
+        merge_sums(sums, new_region, count),
+    )
+
+
+def _grow_components(
+    grown: _Grown,
+    calibration: _Calibration,
+    volumes: list[Any],
+    windows: list[Window],
+    limits: tuple[int, int],
+    config: ProposalConfig,
+    backend: Backend,
+) -> None:
+    """Voxel-exact components of thresholds on the widest window."""
+    widest = int(np.argmax([high - low for low, high in windows]))
+    low, high = windows[widest]
+    reals = np.array(list(calibration.thresholds(config)), np.float64)
+    levels = np.rint((reals - low) / (high - low) * (NUM_LEVELS - 1)).astype(np.int64) * 8
+    levels = np.unique(levels[(levels > 0) & (levels < (NUM_LEVELS - 1) * 8)]).astype(np.int32)
+    if not len(levels):
+        return
+    for side in ("bright", "dark"):
+        found = component_tree(
+            volumes[widest],
+            levels,
+            side=side,
+            min_voxels=limits[0],
+            max_voxels=limits[1],
+            backend=backend,
+        )
+        count = len(found.inside)
+        if count < 2:
+            continue
+        tree = Hierarchy.of(f"components-{side}", len(grown.partitions), count, found.parents())
+        grown.partitions.append(found.zones)
+        voxels = np.bincount(found.zones.ravel(), minlength=count)
+        _keep(grown, tree, voxels, leaf_sketches(found.zones, count), limits, config)
+
+
+def _keep(
+    grown: _Grown,
+    tree: Hierarchy,
+    leaf_voxels: NDArray[np.int64],
+    sketches: NDArray[np.uint32],
+    limits: tuple[int, int],
+    config: ProposalConfig,
+) -> None:
+    """Add a tree and its candidates."""
+    found = candidates_of(
+        tree,
+        len(grown.hierarchies),
+        leaf_voxels=leaf_voxels,
+        leaf_sketches=sketches,
+        voxel_limits=limits,
+        per_half_octave=config.candidates_per_half_octave,
+    )
+    grown.hierarchies.append(tree)
+    grown.candidates.append(found)
+
+
+def _chosen(grown: _Grown, config: ProposalConfig) -> ProposalSet:
+    """The best candidates of all trees, near-duplicates out, laid out over their atoms."""
+    if not sum(len(part.node) for part in grown.candidates):
+        raise NoProposals(
+            "no region within the size limits: the scan is too small or flat",
+            path=None,
+            remedy="leave it out, or lower min_volume_mm3 or spacing_mm",
+        )
+    candidates = Candidates.joined(grown.candidates)
+    rows, gains = choose(candidates, config.max_proposals + config.max_proposals // 4)
+    picked = list(zip(candidates.tree[rows].tolist(), candidates.node[rows].tolist(), strict=True))
+    layout = lay_out(grown.partitions, grown.hierarchies, picked, max_atoms=config.max_atoms)
+    unique = layout.kept[~near_duplicates(layout, config.duplicate_iou)][: config.max_proposals]
+    if len(unique) < len(picked):
+        picked, gains = [picked[k] for k in unique], gains[unique]
+        layout = lay_out(grown.partitions, grown.hierarchies, picked, max_atoms=config.max_atoms)
+    return _as_set(layout, gains[layout.kept], grown.hierarchies)
+
+
+def _as_set(layout: AtomLayout, gains: NDArray[np.float64], hierarchies: list[Hierarchy]) -> ProposalSet:
+    table = np.concatenate(
+        [layout.runs, layout.boxes, layout.voxels[:, None], layout.runs[:, :1]], axis=1
+    ).astype(np.int32)
+    return ProposalSet(
+        atoms=(layout.atoms,),
+        orders=(layout.orders,),
+        table=table,
+        scores=np.minimum.accumulate((gains / gains[0]).astype(np.float32)),
+        sources=tuple(hierarchies[tree].source for tree in layout.trees),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Calibration:
+    """What turns settings into real intensities: the range, and for other scans than CT the histogram."""
+
+    hounsfield: bool
+    low: float
+    high: float
+    values: NDArray[np.float64]
+    """Real values of the codes that occur above the floor, ascending."""
+    cumulated: NDArray[np.int64]
+    """How many voxels are at or below each."""
+
+    @classmethod
+    def of(
+        cls,
+        codes: Any,
+        scale: float,
+        offset: float,
+        bounds: tuple[float, float],
+        unit: str,
+        backend: Backend,
+    ) -> _Calibration:
+        low, high = bounds
+        shifted = codes.ravel().astype(backend.xp.int32) + (1 << 15)
+        counts = np.asarray(backend.to_host(backend.xp.bincount(shifted, minlength=1 << 16)))
+        values = np.arange(-(1 << 15), 1 << 15, dtype=np.float64) * scale + offset
+        there = (counts > 0) & (values > low + 0.03 * (high - low))
+        order = np.argsort(values[there], kind="stable")
+        return cls(
+            hounsfield=unit == "HU",
+            low=low,
+            high=high,
+            values=values[there][order],
+            cumulated=np.cumsum(counts[there][order]),
+        )
+
+    def percentile(self, percent: float) -> float:
+        """Real value that so many percent of the voxels above the floor do not exceed."""
+        if not len(self.values):
+            return self.low
+        rank = np.searchsorted(self.cumulated, percent / 100 * self.cumulated[-1], side="left")
+        return float(self.values[min(int(rank), len(self.values) - 1)])
+
+    def windows(self, config: ProposalConfig) -> list[Window]:
+        """Intensity windows in real units; the whole range for (0, 100)."""
+        if self.hounsfield:
+            return list(config.ct_windows_hu)
+        windows = []
+        for low, high in config.percentile_windows:
+            ends = (
+                self.percentile(low) if low > 0 else self.low,
+                self.percentile(high) if high < 100 else self.high,
+            )
+            if ends[0] < ends[1]:
+                windows.append(ends)
+        return windows or [(self.low, self.high)]
+
+    def thresholds(self, config: ProposalConfig) -> Iterator[float]:
+        """Thresholds of the components, in real units."""
+        if self.hounsfield:
+            yield from config.component_thresholds_hu
+        else:
+            yield from (self.percentile(percent) for percent in config.component_percentiles)
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)

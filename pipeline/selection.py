@@ -1,0 +1,228 @@
+"""Which of a million nested regions to keep: a few thousand that stand for all.
+
+    nodes of all trees --longest-lived of each size--> candidates --facility location--> ranked choice
+
+A candidate's weight is how long it lives (the growth at its next merge) times how many trees drew it.
+Chosen is the set whose members best stand for all candidates: each candidate counts its weight times the
+IoU with the nearest chosen one (facility location, greedy: within 1 - 1/e of the best; Nemhauser et al.,
+1978). Weights are made equal over octaves of volume, so every size gets its share, and every place does,
+since distant regions do not overlap.
+
+Reads:  `Hierarchy` values and the sketches of their leaves.
+Writes: ranked (tree, node) pairs with their gains, best first.
+Bounds: overlaps are estimates (see `pipeline.sketches`); exact duplicates are taken out by
+        `pipeline.proposals`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.hierarchies import Hierarchy
+from pipeline.sketches import similar_pairs
+
+_LEAST_IOU = 0.4
+"""A region stands for another from this IoU on."""
+
+_AGREEMENT_IOU = 0.75
+"""Regions of two trees are the same region from this estimated IoU on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """Nodes of several trees that may become proposals."""
+
+    tree: NDArray[np.int32]
+    """(N,) which hierarchy."""
+    node: NDArray[np.int64]
+    """(N,) which of its nodes."""
+    voxels: NDArray[np.int64]
+    """(N,)"""
+    growth: NDArray[np.float64]
+    """(N,) log of how many times larger the next larger region is."""
+    sketches: NDArray[np.uint32]
+    """(N, 32) see `pipeline.sketches`."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Candidates]) -> Candidates:
+        """All parts in turn."""
+        names = ("tree", "node", "voxels", "growth", "sketches")
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+def candidates_of(
+    hierarchy: Hierarchy,
+    tree: int,
+    *,
+    leaf_voxels: NDArray[np.int64],
+    leaf_sketches: NDArray[np.uint32],
+    voxel_limits: tuple[int, int],
+    per_half_octave: int,
+) -> Candidates:
+    """The longest-lived nodes of a tree in each half octave of volume.
+
+    Args:
+        hierarchy: The tree.
+        tree: Its number, kept in the result.
+        leaf_voxels: (R,) voxels of the leaves.
+        leaf_sketches: (R, 32) of the leaves.
+        voxel_limits: Least and largest volume, in voxels.
+        per_half_octave: How many are kept for each factor of sqrt(2) in volume.
+    """
+    voxels = hierarchy.sums(leaf_voxels[:, None])[:, 0]
+    with np.errstate(divide="ignore"):
+        growth = np.log(voxels[hierarchy.parents] / np.maximum(voxels, 1))
+    inside = (voxels >= voxel_limits[0]) & (voxels <= voxel_limits[1])
+    inside[-1] = False  # the root is the whole scan
+    nodes = np.flatnonzero(inside & (growth > 0.02))
+    octave = np.floor(2 * np.log2(voxels[nodes])).astype(np.int64)
+    order = np.lexsort((nodes, -growth[nodes], octave))
+    ranked = octave[order]
+    rank = np.arange(len(order)) - np.searchsorted(ranked, ranked, side="left")
+    nodes = np.sort(nodes[order[rank < per_half_octave]])
+    return Candidates(
+        tree=np.full(len(nodes), tree, np.int32),
+        node=nodes,
+        voxels=voxels[nodes],
+        growth=growth[nodes],
+        sketches=hierarchy.minima(leaf_sketches)[nodes],
+    )
+
+
+def choose(candidates: Candidates, num_wanted: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Rows of the candidates that stand best for all, in order of choice, and the gain of each.
+
+    Args:
+        candidates: At least one.
+        num_wanted: How many to choose at most.
+
+    Returns:
+        (rows int64 (n,), gains float64 (n,), never rising).
+    """
+    first, second, share = similar_pairs(candidates.sketches, candidates.voxels, _LEAST_IOU)
+    agreement = _agreement(first, second, share, candidates.tree, len(candidates.node))
+    weight = np.sqrt(candidates.growth) * agreement
+    octave = np.floor(np.log2(candidates.voxels)).astype(np.int64)
+    weight /= np.bincount(octave, weights=weight)[octave]
+    begin, near, iou = _adjacency(first, second, share, len(candidates.node))
+    rows, gains = _facility_location(begin, near, iou, weight, num_wanted)
+    return rows, np.minimum.accumulate(gains)
+
+
+@numba.njit(cache=True, nogil=True)
+def _agreement(
+    first: NDArray[np.int32], second: NDArray[np.int32], share: NDArray[np.float32],
+    tree: NDArray[np.int32], count: int,
+) -> NDArray[np.float64]:  # fmt: skip
+    """How many trees have this region, its own included (at most 64 trees are told apart)."""
+    seen = np.zeros(count, np.uint64)
+    one = np.uint64(1)
+    for i in range(count):
+        seen[i] = one << np.uint64(tree[i] & 63)
+    for p in range(len(first)):
+        if share[p] >= _AGREEMENT_IOU:
+            seen[first[p]] |= one << np.uint64(tree[second[p]] & 63)
+            seen[second[p]] |= one << np.uint64(tree[first[p]] & 63)
+    out = np.empty(count, np.float64)
+    for i in range(count):
+        bits, number = seen[i], 0
+        while bits:
+            bits &= bits - one
+            number += 1
+        out[i] = number
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _adjacency(
+    first: NDArray[np.int32], second: NDArray[np.int32], share: NDArray[np.float32], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+    """Compressed rows: the neighbours of i are near[begin[i]:begin[i + 1]]."""
+    begin = np.zeros(count + 1, np.int64)
+    for p in range(len(first)):
+        begin[first[p] + 1] += 1
+        begin[second[p] + 1] += 1
+    for i in range(count):
+        begin[i + 1] += begin[i]
+    free = begin[:-1].copy()
+    near = np.empty(2 * len(first), np.int32)
+    iou = np.empty(2 * len(first), np.float32)
+    for p in range(len(first)):
+        a, b = first[p], second[p]
+        near[free[a]], iou[free[a]] = b, share[p]
+        near[free[b]], iou[free[b]] = a, share[p]
+        free[a] += 1
+        free[b] += 1
+    return begin, near, iou
+
+
+@numba.njit(cache=True, nogil=True)
+def _gain(
+    j: int, begin: NDArray[np.int64], near: NDArray[np.int32], iou: NDArray[np.float32],
+    weight: NDArray[np.float64], covered: NDArray[np.float32],
+) -> Any:  # fmt: skip
+    gain = weight[j] * (1.0 - covered[j])
+    for k in range(begin[j], begin[j + 1]):
+        more = iou[k] - covered[near[k]]
+        if more > 0:
+            gain += weight[near[k]] * more
+    return gain
+
+
+@numba.njit(cache=True, nogil=True)
+def _sink(gains: NDArray[np.float64], rows: NDArray[np.int64], count: int) -> None:
+    """Restore a heap (largest gain first, lower row among equals) whose top has changed."""
+    i = 0
+    while True:
+        down = 2 * i + 1
+        if down >= count:
+            return
+        right = down + 1
+        if right < count and (
+            gains[right] > gains[down] or (gains[right] == gains[down] and rows[right] < rows[down])
+        ):
+            down = right
+        if not (gains[down] > gains[i] or (gains[down] == gains[i] and rows[down] < rows[i])):
+            return
+        gains[i], gains[down] = gains[down], gains[i]
+        rows[i], rows[down] = rows[down], rows[i]
+        i = down
+
+
+@numba.njit(cache=True, nogil=True)
+def _facility_location(
+    begin: NDArray[np.int64], near: NDArray[np.int32], iou: NDArray[np.float32],
+    weight: NDArray[np.float64], num_wanted: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:  # fmt: skip
+    """Greedy choice with lazy gains (Minoux, 1978): gains only fall, so the top of the heap is enough."""
+    count = len(weight)
+    covered = np.zeros(count, np.float32)
+    start = np.empty(count, np.float64)
+    for j in range(count):
+        start[j] = _gain(j, begin, near, iou, weight, covered)
+    rows = np.argsort(-start, kind="mergesort")  # a sorted list is a heap
+    gains = start[rows]
+    chosen = np.empty(min(num_wanted, count), np.int64)
+    gained = np.empty(min(num_wanted, count), np.float64)
+    done = 0
+    while done < len(chosen) and count > 0:
+        j = rows[0]
+        gains[0] = _gain(j, begin, near, iou, weight, covered)
+        _sink(gains, rows, count)
+        if rows[0] != j:
+            continue
+        chosen[done], gained[done] = j, gains[0]
+        done += 1
+        covered[j] = 1.0
+        for k in range(begin[j], begin[j + 1]):
+            covered[near[k]] = max(covered[near[k]], iou[k])
+        count -= 1
+        gains[0], rows[0] = gains[count], rows[count]
+        _sink(gains, rows, count)
+    return chosen[:done], gained[:done]
