@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.intervals import coverage, select
 from pipeline.pictures import Rgb, arrange_planes, to_png, volume_text
 from pipeline.protocols import SOURCE, VOXELS, ScanLike
+from pipeline.quality import interval_overlap
 from pipeline.scan_pictures import (
     Point,
     coverage_planes,
@@ -35,6 +36,9 @@ from pipeline.walking import hierarchy_sheet
 
 COVERAGE_STEPS = ((0, 0), (1, 4), (5, 9), (10, 19), (20, 49), (50, 99), (100, 10**9))
 """Groups of voxels by how many proposals contain them, first and last count."""
+
+OUTSIDE_BODY_FRACTION = 0.1
+"""A proposal with less of its voxels than this in the body lies outside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +104,8 @@ class ScanOverview:
     num_proposals: int
     covered_fraction: float
     """Share of the body's voxels that at least one proposal contains."""
+    outside_fraction: float
+    """Share of the proposals that lie outside the body: couch, streaks, air."""
     num_structures: int
     mean_iou: float | None
     """Mean best IoU over the scored structures; None without labels."""
@@ -193,6 +199,7 @@ def _overview(
         num_atoms=sum(orders.shape[1] for orders in scan.orders),
         num_proposals=len(scan.table),
         covered_fraction=float(np.mean(cover[body] > 0)) if body.any() else 0.0,
+        outside_fraction=_outside_fraction(scan, body),
         num_structures=len(structures),
         mean_iou=float(np.mean(best)) if best else None,
         found_fraction=float(np.mean(np.array(best) >= 0.5)) if best else None,
@@ -203,6 +210,12 @@ def _overview(
             config,
         ),
     )
+
+
+def _outside_fraction(scan: ScanLike, body: NDArray[np.bool_]) -> float:
+    """Share of the proposals that have less than a tenth of their voxels in the body."""
+    overlap = interval_overlap(scan, body.view(np.uint8), values=[1])
+    return float(np.mean(overlap.intersection[0] < OUTSIDE_BODY_FRACTION * overlap.proposal_voxels))
 
 
 def scan_facts(scan: ScanLike) -> tuple[tuple[str, str], ...]:

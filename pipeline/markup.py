@@ -65,7 +65,8 @@ def table(
     head = "".join(
         f'<th scope="col" class="{c}">{name}</th>' for c, name in zip(classes, heading, strict=True)
     )
-    body = "".join(f"<tr>{''.join(map(_cell, classes, row))}</tr>" for row in rows)
+    cells = ("".join(_cell(c, cell) for c, cell in zip(classes, row, strict=True)) for row in rows)
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
     return (
         f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"

@@ -119,6 +119,7 @@ def _numbers(overview: ScanOverview) -> str:
         (f"{overview.num_proposals:,}", "proposals"),
         (f"{overview.num_atoms:,}", "atoms"),
         (f"{overview.covered_fraction:.1%}", "of the body covered"),
+        (f"{overview.outside_fraction:.1%}", "of the proposals outside the body"),
     ]
     if overview.mean_iou is not None and overview.found_fraction is not None:
         counts.append((f"{overview.mean_iou:.3f}", f"mean best IoU, {overview.num_structures} structures"))
@@ -291,6 +292,7 @@ def _scan_table(overviews: Sequence[ScanOverview], full: set[str]) -> str:
     heading += [
         "proposals",
         "body covered",
+        "outside the body",
         *(["structures", "mean best IoU", "found ≥ 0.5"] if scored else []),
     ]
     rows = []
@@ -306,7 +308,7 @@ def _scan_table(overviews: Sequence[ScanOverview], full: set[str]) -> str:
             size,
             f"{o.num_atoms:,}",
         ]
-        row += [f"{o.num_proposals:,}", f"{o.covered_fraction:.1%}"]
+        row += [f"{o.num_proposals:,}", f"{o.covered_fraction:.1%}", f"{o.outside_fraction:.1%}"]
         if scored:
             row += ["" if o.mean_iou is None else str(o.num_structures)]
             row += [

@@ -9,7 +9,9 @@ import pytest
 
 from pipeline.charts import Curve, bars, curves, histogram, scatter
 from pipeline.inspection import InspectConfig, describe_scan, overview_scan, scan_facts
+from pipeline.intervals import proposal_mask
 from pipeline.report import StoreFacts, scan_page, store_page
+from pipeline.scan_pictures import foreground
 from pipeline.score_tables import summarize
 from pipeline.scoring import score_scan
 from tests.pipeline.drawn_scan import DrawnLabel, drawn_scan
@@ -138,6 +140,18 @@ def test_shares_of_the_body_by_coverage_sum_to_one() -> None:
     assert sum(share for _, share in report.coverage_shares) == pytest.approx(1)
     assert report.overview.covered_fraction == 1
     assert sum(group.num_proposals for group in report.groups) == report.overview.num_proposals
+
+
+def test_proposals_in_the_air_around_the_body_are_counted() -> None:
+    scan = drawn_scan()
+    assert overview_scan(scan, None, SMALL).outside_fraction == pytest.approx(
+        np.mean(
+            [
+                (proposal_mask(scan, k) & foreground(scan)).sum() < 0.1 * n
+                for k, n in enumerate(scan.table[:, 9])
+            ]
+        )
+    )
 
 
 def test_when_structures_are_many_the_worst_are_still_shown() -> None:
