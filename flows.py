@@ -315,7 +315,7 @@ def stopped_by_signals(work: Work) -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         if work.stop:
             os._exit(128 + number)  # safe: what is committed is whole, the rest is swept by the next run
-        work.stop = f"interrupted by {signal.Signals(number).name}"
+        work.stop, work.interrupted = f"interrupted by {signal.Signals(number).name}", True
         print("\nstopping: the scans in hand are finished; once more to stop at once", file=sys.stderr)
 
     numbers = (signal.SIGINT, signal.SIGTERM)
@@ -340,31 +340,17 @@ def prefect_server(options: Options) -> Iterator[dict[Any, Any]]:
     Yields:
         Prefect settings that lead to the server; they travel to Dask workers with each task.
     """
-    from commands.terminal import cache_folder
-
-    quiet = {
-        "PREFECT_HOME": str(cache_folder() / "prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "PREFECT_LOGGING_LEVEL": "CRITICAL",
-        "PREFECT_LOGGING_TO_API_ENABLED": "false",
-        "PREFECT_CLI_PROMPT": "false",
-    }
-    for name, value in quiet.items():
-        os.environ.setdefault(name, value)
-    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
-    if os.environ.get("PREFECT_API_URL"):
-        yield {}
+    keep_prefect_quiet()
+    if url := os.environ.get("PREFECT_API_URL"):
+        yield prefect_settings(url, os.environ.get("PREFECT_API_AUTH_STRING"))
         return
-    print("starting the embedded Prefect server", file=sys.stderr)
-    password = secrets.token_urlsafe(24)
-    command = "import sys, flows; flows.serve_prefect(sys.argv[1])"
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(
-            filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
-        ),
+    print("starting the embedded Prefect server (seconds; a minute on a busy machine)", file=sys.stderr)
+    password = f"mass:{secrets.token_urlsafe(24)}"
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    environment = {
+        "PYTHONPATH": path,
         "PREFECT_API_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///:memory:",
-        "PREFECT_SERVER_API_AUTH_STRING": f"mass:{password}",
+        "PREFECT_SERVER_API_AUTH_STRING": password,
         "PREFECT_UI_ENABLED": "0",
         "PREFECT__SERVER_EPHEMERAL": "1",
         "PREFECT__SERVER_FINAL": "1",
@@ -372,22 +358,43 @@ def prefect_server(options: Options) -> Iterator[dict[Any, Any]]:
     host = own_address(options.scheduler)
     with tempfile.TemporaryFile("w+") as log:
         server = subprocess.Popen(
-            [sys.executable, "-c", command, host],
+            [sys.executable, "-c", "import sys, flows; flows.serve_prefect(sys.argv[1])", host],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env=environment,
+            env=os.environ | environment,
             start_new_session=True,  # Ctrl-C is for us, not for it
             text=True,
         )
         try:
-            url = f"http://{host}:{wait_for_server(server, host, log)}/api"
-            from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
-
-            yield {PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: f"mass:{password}"}
+            yield prefect_settings(f"http://{host}:{wait_for_server(server, host, log)}/api", password)
         finally:
             server.kill()
             server.communicate()
+
+
+def keep_prefect_quiet() -> None:
+    """Give Prefect a home of its own, no telemetry and no log lines; what is set already stays."""
+    from commands.terminal import cache_folder
+
+    settings = {
+        "PREFECT_HOME": str(cache_folder() / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_TO_API_ENABLED": "false",
+        "PREFECT_CLI_PROMPT": "false",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+
+
+def prefect_settings(url: str, password: str | None) -> dict[Any, Any]:
+    """The settings that lead a client to a server."""
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
+
+    return {PREFECT_API_URL: url} | ({PREFECT_API_AUTH_STRING: password} if password else {})
 
 
 def serve_prefect(host: str) -> None:

@@ -25,7 +25,7 @@ def run_score(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     )
     score = summarize(scores)
     markdown = to_markdown(score)
-    print(markdown.split("## By structure")[0] if arguments.markdown else markdown)
+    print(markdown.split("## By structure")[0] + "Every structure: --markdown FILE or --csv FILE")
     for path, text in ((arguments.markdown, markdown), (arguments.csv, to_csv(score))):
         if path:
             path.write_text(text, encoding="utf-8")

@@ -49,6 +49,8 @@ class Work:
     written: float = field(default_factory=time.monotonic)
     stop: str = ""
     """Why nothing more is begun."""
+    interrupted: bool = False
+    """Whether someone asked for the end."""
 
     def take_up(self, outcomes: Iterable[Outcome]) -> None:
         """Note what became of some scans."""
@@ -92,7 +94,8 @@ class Work:
             )
             for job in left
         ]
-        of_jobs = [self.outcomes[job.scan_id] for job in self.plan.jobs if job.scan_id in self.outcomes]
+        ids = sorted(job.scan_id for job in self.plan.jobs)
+        of_jobs = [self.outcomes[scan_id] for scan_id in ids if scan_id in self.outcomes]
         failures = [outcome.failure for outcome in self.outcomes.values() if outcome.state == "failed"]
         return RunReport(
             committed=tuple(outcome for outcome in of_jobs if outcome.state == "committed"),
@@ -104,4 +107,5 @@ class Work:
             absent=tuple(absent),
             seconds=seconds,
             stopped=self.stop,
+            interrupted=self.interrupted,
         )

@@ -71,11 +71,13 @@ class RunReport:
     seconds: float
     stopped: str = ""
     """Why the run ended before its end; empty where it did not."""
+    interrupted: bool = False
+    """Whether someone asked for that."""
 
     @property
     def exit_code(self) -> int:
-        """0 where every scan is committed, 1 where something failed or was not done."""
-        return int(bool(self.failed or self.not_done or self.stopped))
+        """0 where every scan is committed, 1 where one failed or was not done, 130 after an interrupt."""
+        return 130 if self.interrupted else int(bool(self.failed or self.not_done or self.stopped))
 
     def summary(self) -> str:
         """The run in one line."""

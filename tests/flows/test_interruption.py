@@ -1,0 +1,170 @@
+"""A run may be killed, interrupted, or run twice at once; the store comes out the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import flows
+from commands.preparing import Settings
+from commands.work import Options
+from tests.flows.conftest import FAST
+from tests.phantom import phantom
+
+ROOT = Path(flows.__file__).parent
+
+HOLD_A_SERVER = """
+import flows, os, subprocess, sys, time
+from commands.work import Options
+start = subprocess.Popen
+def remember(*a, **k):
+    process = start(*a, **k)
+    print(process.pid, flush=True)
+    return process
+subprocess.Popen = remember
+with flows.prefect_server(Options()):
+    print("up", flush=True)
+    time.sleep(60)
+"""
+
+
+def store_bytes(store: Path) -> dict[str, bytes]:
+    """Every file of a store by its path."""
+    return {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*") if path.is_file()}
+
+
+def commits(store: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of every scan's COMMIT.json."""
+    return {
+        path.parent.name: (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in store.glob("scans/*/*/COMMIT.json")
+    }
+
+
+def wait_for(holds: Callable[[], bool], *, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine scans, which no test changes."""
+    folder = tmp_path_factory.mktemp("many") / "raw"
+    for number in range(9):
+        phantom(seed=number).write(folder / f"scan{number}_ct.nii.gz")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(many: Path) -> dict[str, bytes]:
+    """What a store of them must come out as."""
+    config = many.parent / "fast.toml"
+    config.write_text(FAST)
+    flows.prepare(many, many.parent / "store", Settings.read(config), Options())
+    return store_bytes(many.parent / "store")
+
+
+def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_bytes(
+    many: Path, tmp_path: Path, config: Path, settings: Settings,
+    undisturbed: dict[str, bytes], mass: Callable[..., subprocess.Popen[str]],
+) -> None:  # fmt: skip
+    store = tmp_path / "store"
+    finished: dict[str, tuple[int, int]] = {}
+    for wanted in (1, 4):
+        run = mass("prepare", many, store, "--config", config)
+        wait_for(lambda wanted=wanted, run=run: len(commits(store)) >= wanted or run.poll() is not None)
+        run.kill()
+        run.communicate()
+        before, finished = finished, commits(store)
+        assert before.items() <= finished.items(), "a finished scan was done again"
+    flows.prepare(many, store, settings, Options())
+    assert finished.items() <= commits(store).items(), "a finished scan was done again"
+    assert store_bytes(store) == undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_finishes_the_scan_in_hand_and_lists_the_rest(
+    number: signal.Signals, many: Path, tmp_path: Path, config: Path, settings: Settings,
+    undisturbed: dict[str, bytes], mass: Callable[..., subprocess.Popen[str]],
+) -> None:  # fmt: skip
+    store = tmp_path / "store"
+    run = mass("prepare", many, store, "--config", config)
+    wait_for(lambda: len(commits(store)) >= 1 or run.poll() is not None)
+    run.send_signal(number)
+    out, _ = run.communicate(timeout=60)
+    assert run.returncode == 130, out
+    assert f"stopped before the end: interrupted by {number.name}" in out
+    assert not (store / "tmp").exists()
+    assert flows.prepare(many, store, settings, Options()).exit_code == 0
+    assert store_bytes(store) == undisturbed
+
+
+def test_two_runs_at_once_on_one_store_do_no_harm(
+    many: Path, tmp_path: Path, config: Path,
+    undisturbed: dict[str, bytes], mass: Callable[..., subprocess.Popen[str]],
+) -> None:  # fmt: skip
+    store = tmp_path / "store"
+    runs = [mass("prepare", many, store, "--config", config) for _ in range(2)]
+    told = [run.communicate(timeout=120)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], told
+    assert store_bytes(store) == undisturbed
+
+
+def test_the_embedded_server_does_not_outlive_a_killed_run() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD_A_SERVER], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    )
+    assert holder.stdout is not None
+    server = int(holder.stdout.readline())
+    assert holder.stdout.readline() == "up\n"
+    os.kill(server, 0)
+    holder.kill()
+    holder.communicate()
+    wait_for(lambda: not is_running(server), seconds=10)
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_dask_scheduler_elsewhere_does_the_same_work(
+    many: Path, tmp_path: Path, settings: Settings, undisturbed: dict[str, bytes]
+) -> None:
+    import distributed
+
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, scheduler_port=0
+    ) as cluster:
+        report = flows.prepare(
+            many, tmp_path / "store", settings, Options(scheduler=cluster.scheduler_address)
+        )
+    assert (report.exit_code, len(report.committed)) == (0, 9)
+    assert store_bytes(tmp_path / "store") == undisturbed
+
+
+def test_a_run_without_workers_ends_and_says_so(
+    raw: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import distributed
+
+    monkeypatch.setattr(flows, "UNMANNED_SECONDS", 1.0)
+    with distributed.LocalCluster(n_workers=0, dashboard_address=None, scheduler_port=0) as cluster:
+        report = flows.prepare(
+            raw, tmp_path / "store", settings, Options(scheduler=cluster.scheduler_address)
+        )
+    assert report.exit_code == 1
+    assert report.stopped == "no Dask worker has been there for 1 s"
+    assert len(report.not_done) == 3

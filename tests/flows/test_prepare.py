@@ -1,0 +1,156 @@
+"""`mass prepare`: what is done, what is not done again, and what is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import flows
+from commands.preparing import Settings
+from commands.work import Options
+from storage import open_store, read_ledger
+from tests.phantom import phantom
+
+
+def store_bytes(store: Path) -> dict[str, bytes]:
+    """Every file of a store by its path."""
+    return {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*") if path.is_file()}
+
+
+def folder_times(store: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of every scan's COMMIT.json: other ones after a commit."""
+    return {
+        path.parent.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in store.rglob("COMMIT.json")
+    }
+
+
+def test_every_scan_is_committed_and_a_second_run_does_nothing(
+    raw: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    first = flows.prepare(raw, store, settings, Options())
+    assert (first.exit_code, len(first.committed), first.failed) == (0, 3, ())
+    assert open_store(store).scan_ids == ("ann_ct", "ben_ct", "cis_ct")
+    assert open_store(store).entries["ann_ct"].labels == ("label",)
+    before, times = store_bytes(store), folder_times(store)
+
+    monkeypatch.setattr(flows, "run_flow", lambda work: pytest.fail("Prefect was started for nothing"))
+    second = flows.prepare(raw, store, settings, Options())
+    assert (second.exit_code, second.committed) == (0, ())
+    assert second.skipped == ("ann_ct", "ben_ct", "cis_ct")
+    assert store_bytes(store) == before
+    assert folder_times(store) == times
+
+
+def test_a_changed_source_redoes_that_scan_only(raw: Path, tmp_path: Path, settings: Settings) -> None:
+    store = tmp_path / "store"
+    flows.prepare(raw, store, settings, Options())
+    times = folder_times(store)
+    phantom(seed=9).write(raw / "ben_ct.nii.gz")
+    report = flows.prepare(raw, store, settings, Options())
+    assert report.reasons == {"source changed": 1}
+    assert [outcome.scan_id for outcome in report.committed] == ["ben_ct"]
+    after = folder_times(store)
+    assert {scan_id for scan_id in after if after[scan_id] != times[scan_id]} == {"ben_ct"}
+
+
+def test_a_touched_source_is_recognised_by_its_bytes(
+    raw: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    flows.prepare(raw, store, settings, Options())
+    os.utime(raw / "ben_ct.nii.gz", (1, 1))
+    monkeypatch.setattr(flows, "run_flow", lambda work: pytest.fail("something is done again"))
+    flows.prepare(raw, store, settings, Options())
+    assert read_ledger(store)["ben_ct"].files[0].mtime_ns == 1_000_000_000
+
+
+def test_other_proposal_settings_redo_proposals_without_a_look_at_the_source(
+    raw: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    flows.prepare(raw, store, settings, Options())
+    images = {
+        scan_id: open_store(store).scan(scan_id).image_codes().copy() for scan_id in ("ann_ct", "cis_ct")
+    }
+    fewer = replace(settings, proposals=replace(settings.proposals, max_proposals=20))
+    monkeypatch.setattr("commands.one_scan.read_source", lambda *a: pytest.fail("a source was read"))
+    report = flows.prepare(raw, store, fewer, Options())
+    (reason,) = report.reasons
+    assert reason.startswith("proposals settings changed (max_proposals ")
+    assert reason.endswith(" -> 20)")
+    assert len(report.committed) == 3
+    again = open_store(store)
+    assert all(entry.num_proposals <= 20 for entry in again.entries.values())
+    assert all((again.scan(scan_id).image_codes() == image).all() for scan_id, image in images.items())
+    assert again.entries["ann_ct"].labels == ("label",)
+
+    fresh = tmp_path / "fresh"
+    monkeypatch.undo()
+    flows.prepare(raw, fresh, fewer, Options())
+    assert store_bytes(fresh) == store_bytes(store), "the way there leaves no trace"
+
+
+def test_other_ingest_settings_redo_everything(raw: Path, tmp_path: Path, settings: Settings) -> None:
+    store = tmp_path / "store"
+    flows.prepare(raw, store, settings, Options())
+    wider = replace(settings, ingest=replace(settings.ingest, spacing_mm=5.0))
+    report = flows.prepare(raw, store, wider, Options())
+    assert report.reasons == {"ingest settings changed (spacing_mm 4 -> 5)": 3}
+    assert open_store(store).info.spacing_mm == 5.0
+    assert open_store(store).scan("ann_ct").spacing_zyx_mm == (5.0, 5.0, 5.0)
+
+
+def test_scans_without_a_source_are_kept_until_they_are_pruned(
+    raw: Path, tmp_path: Path, settings: Settings
+) -> None:
+    store = tmp_path / "store"
+    flows.prepare(raw, store, settings, Options())
+    (raw / "cis_ct.nii.gz").unlink()
+    report = flows.prepare(raw, store, settings, Options())
+    assert report.absent == ("cis_ct",)
+    assert "cis_ct" in open_store(store).scan_ids
+    flows.prepare(raw, store, settings, Options(prune=True))
+    assert open_store(store).scan_ids == ("ann_ct", "ben_ct")
+    assert set(read_ledger(store)) == {"ann_ct", "ben_ct"}
+
+
+def test_two_workers_and_one_give_the_same_bytes(
+    raw: Path, tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stores = []
+    for workers in ("1", "2"):
+        stores.append(tmp_path / f"store{workers}")
+        arguments = ["prepare", str(raw), str(stores[-1]), "--config", str(config), "--workers", workers]
+        assert flows.main(arguments) == 0
+    assert store_bytes(stores[0]) == store_bytes(stores[1])
+
+
+def test_the_report_for_machines_tells_of_every_scan(raw: Path, tmp_path: Path, config: Path) -> None:
+    (raw / "dud_ct.nii.gz").write_bytes(b"no image")
+    out = tmp_path / "report.json"
+    arguments = ["prepare", str(raw), str(tmp_path / "store"), "--config", str(config), "--json", str(out)]
+    assert flows.main(arguments) == 1
+    told = json.loads(out.read_text())
+    assert [scan["scan"] for scan in told["committed"]] == ["ann_ct", "ben_ct", "cis_ct"]
+    assert all(scan["num_proposals"] > 0 and scan["seconds"] > 0 for scan in told["committed"])
+    assert [(f["scan"], f["file"], f["kind"]) for f in told["failed"]] == [
+        ("dud_ct", "dud_ct.nii.gz", "NotAnImage")
+    ]
+    assert told["failed"][0]["reason"]
+    assert told["failed"][0]["remedy"]
+    assert told["exit_code"] == 1
+
+
+def test_a_store_made_elsewhere_from_the_same_scans_has_the_same_bytes(
+    raw: Path, tmp_path: Path, settings: Settings
+) -> None:
+    flows.prepare(raw, tmp_path / "one", settings, Options())
+    shutil.copytree(raw, tmp_path / "copy" / "raw", copy_function=shutil.copy2)
+    flows.prepare(tmp_path / "copy" / "raw", tmp_path / "two", settings, Options())
+    assert store_bytes(tmp_path / "one") == store_bytes(tmp_path / "two")
