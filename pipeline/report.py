@@ -159,7 +159,7 @@ def _matches(report: ScanReport) -> str:
             if shown == len(score.structures)
             else (f"{shown} of {len(score.structures)} structures, spread over the ranking")
         )
-        parts.append(f"<p class="wide">{note}, best matched first. {_KEYS}</p>")
+        parts.append(f'<p class="wide">{note}, best matched first. {_KEYS}</p>')
         parts.append(f'<div class="tiles">{"".join(_match(match) for match in report.matches)}</div>')
         parts.append(f"<details open><summary>All scored structures</summary>{_structures(score)}</details>")
     if score.skipped:
