@@ -69,7 +69,8 @@ def write_pictures(reports: Sequence[ScanReport], folder: Path) -> list[Path]:
     """Write the montages of some scans: proposals of each size in three planes, and their coverage."""
     written = []
     for report in reports:
-        pictures = {group.name: group.planes for group in report.groups} | {"coverage": report.coverage}
+        pictures = {"all-sizes": report.sheet} | {group.name: group.planes for group in report.groups}
+        pictures["coverage"] = report.coverage
         for name, picture in pictures.items():
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"{report.overview.scan_id}-{name.replace(' ', '-')}.png"
