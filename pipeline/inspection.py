@@ -22,6 +22,7 @@ from pipeline.protocols import SOURCE, VOXELS, ScanLike
 from pipeline.quality import interval_overlap
 from pipeline.scan_pictures import (
     Point,
+    coverage_limits,
     coverage_planes,
     focus_point,
     foreground,
@@ -34,7 +35,7 @@ from pipeline.scan_pictures import (
 from pipeline.scoring import ScanScore, StructureScore
 from pipeline.walking import hierarchy_sheet
 
-COVERAGE_STEPS = ((0, 0), (1, 4), (5, 9), (10, 19), (20, 49), (50, 99), (100, 10**9))
+COVERAGE_STEPS = ((0, 0), (1, 9), (10, 19), (20, 49), (50, 99), (100, 199), (200, 499), (500, 10**9))
 """Groups of voxels by how many proposals contain them, first and last count."""
 
 OUTSIDE_BODY_FRACTION = 0.1
@@ -147,6 +148,7 @@ def describe_scan(scan: ScanLike, score: ScanScore | None, config: InspectConfig
     point = focus_point(scan, body)
     cover = coverage(scan)
     inside = cover[body] if body.any() else cover.ravel()
+    few, many = coverage_limits(cover)
     counts = np.bincount(scan.table[:, SOURCE], minlength=len(scan.sources))
     return ScanReport(
         overview=_overview(scan, score, body, cover, config),
@@ -157,7 +159,7 @@ def describe_scan(scan: ScanLike, score: ScanScore | None, config: InspectConfig
             arrange_planes(coverage_planes(scan, cover, point, pixels=config.plane_pixels)),
             f"Three planes of {scan.scan_id}, coloured by how many proposals contain each voxel",
             config,
-            f"dark blue: 1 proposal, yellow: {int(cover.max()):,}, on a logarithmic scale; grey: none",
+            f"dark blue: {few:,} proposals or fewer, yellow: {many:,} or more; grey: none",
         ),
         coverage_shares=tuple(
             (_step_name(low, high), float(np.mean((inside >= low) & (inside <= high))))

@@ -288,21 +288,33 @@ def close_up(
     return square
 
 
+def coverage_limits(cover: NDArray[np.int32]) -> tuple[int, int]:
+    """The counts that the ends of the colour scale stand for: the first and the last percentile."""
+    covered = cover[cover > 0]
+    if not covered.size:
+        return 1, 2
+    low, high = (int(v) for v in np.percentile(covered, (1, 99)))
+    return low, max(high, low + 1)
+
+
 def coverage_planes(
     scan: ScanLike, cover: NDArray[np.int32], point: Point, *, pixels: int = 360
 ) -> list[Rgb]:
-    """The three planes through a point, coloured by how many proposals contain each voxel (logarithmic)."""
-    top = float(np.log1p(max(int(cover.max()), 1)))
+    """The three planes through a point, coloured by how many proposals contain each voxel.
+
+    Colours are equal steps of the logarithm between `coverage_limits`; voxels in no proposal stay grey.
+    """
+    low, high = (float(np.log(count)) for count in coverage_limits(cover))
     pictures = []
     for axis, plane in enumerate(PLANES):
         s = slice_of(scan, plane, point[axis])
         counts = cut(cover, plane, point[axis])
-        heat = HEAT[np.rint(np.log1p(counts) / top * (len(HEAT) - 1)).astype(int)]
+        share = np.clip((np.log(np.maximum(counts, 1)) - low) / (high - low), 0, 1)
+        heat = HEAT[np.rint(share * (len(HEAT) - 1)).astype(int)]
         base = s.levels[:, :, None].astype(np.float32)
         mixed = np.where((counts > 0)[:, :, None], 0.22 * base + 0.78 * heat, base)
-        pictures.append(
-            draw_slice(np.rint(mixed).astype(np.uint8), plane, s.voxel, frame=frame_of(scan, pixels))
-        )
+        colored = np.rint(mixed).astype(np.uint8)
+        pictures.append(draw_slice(colored, plane, s.voxel, frame=frame_of(scan, pixels)))
     return pictures
 
 

@@ -29,6 +29,7 @@ from pipeline.pictures import (
     to_png,
 )
 from pipeline.scan_pictures import (
+    coverage_limits,
     coverage_planes,
     disjoint_rows,
     focus_point,
@@ -219,9 +220,10 @@ def test_tiles_and_heat_maps_have_the_size_asked_for() -> None:
     assert proposal_tile(scan, 20, pixels=120).shape == (120, 120, 3)
     assert max(overview_slice(scan, (9, 20, 24), pixels=100).shape) == 100
     cover = np.zeros(scan.image.shape, dtype=np.int32)
-    cover[9, 20, 24] = 7
+    cover[9, 20, 24], cover[9, 20, 10] = 7, 1
+    assert coverage_limits(cover) == (1, 6)
     axial = coverage_planes(scan, cover, (9, 20, 24), pixels=200)[0]
-    assert ((axial[:, :, 0].astype(int) - axial[:, :, 2]) > 80).any()  # the only covered voxel is yellow
+    assert ((axial[:, :, 0].astype(int) - axial[:, :, 2]) > 80).any()  # the most covered voxel is yellow
 
 
 def test_a_ladder_climbs_from_small_to_large_around_its_point() -> None:
