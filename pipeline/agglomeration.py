@@ -71,6 +71,89 @@ def agglomerate(
     return np.asarray(parents[:count])
 
 
+def join_nearest(
+    pairs: NDArray[np.int32],
+    faces: NDArray[np.int64],
+    strength_sums: NDArray[np.int64],
+    voxels: NDArray[np.int64],
+    feature_sums: NDArray[np.float64],
+) -> tuple[NDArray[np.int32], int]:
+    """One round in which every region joins its nearest neighbour (Boruvka): a third or so are left.
+
+    Arguments are those of `agglomerate`; the linkage is "boundary_and_contrast".
+
+    Returns:
+        (int32 (R,): the new region of each, numbered by their lowest member; how many there are).
+    """
+    means = feature_sums / voxels[:, None]
+    contrast = np.sqrt(((means[pairs[:, 0]] - means[pairs[:, 1]]) ** 2).sum(axis=1))
+    new_region, count = _join_nearest(pairs, strength_sums / faces + contrast, len(voxels))
+    return np.asarray(new_region), int(count)
+
+
+def join_flat(
+    pairs: NDArray[np.int32], passes: NDArray[np.int32], num_regions: int
+) -> tuple[NDArray[np.int32], int]:
+    """Basins of one plateau joined: those that touch where there is no evidence at all.
+
+    On a plateau (clipped air, a saturated tumour) steepest descent knows no direction, and leaves stripes.
+
+    Args:
+        pairs: (E, 2) touching basins.
+        passes: (E,) least evidence over their common faces.
+        num_regions: How many basins there are.
+
+    Returns:
+        (int32 (R,): the new region of each, numbered by their lowest member; how many there are).
+    """
+    flat = passes == 0
+    new_region, count = _join(pairs[flat, 0].astype(np.int64), pairs[flat, 1].astype(np.int64), num_regions)
+    return np.asarray(new_region), int(count)
+
+
+@numba.njit(cache=True, nogil=True)
+def _join_nearest(
+    pairs: NDArray[np.int32], unlikeness: NDArray[np.float64], num_regions: int
+) -> tuple[NDArray[np.int32], int]:
+    nearest = np.full(num_regions, -1, np.int64)
+    for e in range(len(pairs)):
+        for side in range(2):
+            r = pairs[e, side]
+            if nearest[r] < 0 or unlikeness[e] < unlikeness[nearest[r]]:  # the first pair wins a tie
+                nearest[r] = e
+    first, second = np.arange(num_regions), np.arange(num_regions)
+    for r in range(num_regions):
+        if nearest[r] >= 0:
+            first[r], second[r] = pairs[nearest[r], 0], pairs[nearest[r], 1]
+    return _join(first, second, num_regions)
+
+
+@numba.njit(cache=True, nogil=True)
+def _join(
+    first: NDArray[np.int64], second: NDArray[np.int64], num_regions: int
+) -> tuple[NDArray[np.int32], int]:
+    """Regions that the pairs connect, numbered by their lowest member (union-find)."""
+    root = np.arange(num_regions)
+    for p in range(len(first)):
+        a, b = first[p], second[p]
+        while root[a] != a:
+            root[a] = root[root[a]]
+            a = root[a]
+        while root[b] != b:
+            root[b] = root[root[b]]
+            b = root[b]
+        root[max(a, b)] = min(a, b)
+    new_region = np.empty(num_regions, np.int32)
+    count = 0
+    for r in range(num_regions):  # a root is the lowest of its members, so it has its number already
+        if root[r] == r:
+            new_region[r] = count
+            count += 1
+        else:
+            new_region[r] = new_region[root[r]]
+    return new_region, count
+
+
 @numba.njit(cache=True, nogil=True)
 def _push(
     weights: NDArray[np.float64], edges: NDArray[np.int64], stamps: NDArray[np.int32], count: int,

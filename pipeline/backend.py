@@ -30,6 +30,8 @@ class Backend:
     """One of the three places; hand it to the kernels."""
 
     name: BackendName
+    num_threads: int = 1
+    """Trees that are grown at once; the result does not depend on it."""
 
     @property
     def xp(self) -> Any:
@@ -86,14 +88,18 @@ def gpu_is_at_hand() -> bool:
         return False
 
 
-def get_backend(name: Literal["auto", "cpu", "numpy", "gpu"] = "auto") -> Backend:
+def get_backend(name: Literal["auto", "cpu", "numpy", "gpu"] = "auto", *, num_threads: int = 1) -> Backend:
     """The backend of that name; `auto` is the GPU where one is at hand, else the CPU.
+
+    Args:
+        name: Which one.
+        num_threads: Trees that are grown at once.
 
     Raises:
         NoGpu: "gpu" where there is none.
     """
     if name == "auto":
-        return Backend(name="gpu" if gpu_is_at_hand() else "cpu")
+        return Backend(name="gpu" if gpu_is_at_hand() else "cpu", num_threads=num_threads)
     if name == "gpu" and not gpu_is_at_hand():
         raise NoGpu("no CUDA device that CuPy can use; install `mass3d[gpu]`, or choose --device cpu")
-    return Backend(name=name)
+    return Backend(name=name, num_threads=num_threads)

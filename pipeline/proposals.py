@@ -17,17 +17,19 @@ Reads:  codes, int16 (z, y, x), as they are stored: so that proposals made again
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.agglomeration import agglomerate
+from pipeline.agglomeration import agglomerate, join_flat, join_nearest
 from pipeline.atoms import AtomLayout, lay_out, near_duplicates
 from pipeline.backend import Backend
 from pipeline.components import component_tree
 from pipeline.errors import ConfigError, NoProposals
+from pipeline.foreground import body_mask
 from pipeline.gradient import NUM_LEVELS, Window, boundary_evidence, smooth, window_levels
 from pipeline.hierarchies import Hierarchy, TreeSpec, grow
 from pipeline.regions import RegionGraph, RegionSums, merge_graph, merge_sums, region_graph, region_sums
@@ -85,7 +87,7 @@ class ProposalConfig:
     coarse_scale_mm: float = 1.5
     """Scale whose basins are the coarse supervoxels; one of `scales_mm`."""
 
-    max_regions: int = 150_000
+    max_regions: int = 80_000
     """Weakest supervoxels are merged until no more than this many are left, before trees are grown."""
 
     max_voxel_leaves: int = 200_000
@@ -106,6 +108,12 @@ class ProposalConfig:
 
     max_volume_fraction: float = 0.6
     """Regions that fill more of the scan are none either."""
+
+    min_body_fraction: float = 0.5
+    """Regions with a smaller part of their voxels in the body are none: table, air, streaks."""
+
+    body_threshold_hu: float = -500.0
+    """CT voxels above it are body; what they enclose is too (lung, bowel gas)."""
 
     candidates_per_half_octave: int = 600
     """Regions of each tree that are looked at, for each factor of sqrt(2) in volume."""
@@ -173,6 +181,7 @@ class ProposalSet:
 class _Grown:
     """What has been grown so far."""
 
+    body: NDArray[np.bool_]
     partitions: list[NDArray[np.int32]] = field(default_factory=list)
     hierarchies: list[Hierarchy] = field(default_factory=list)
     candidates: list[Candidates] = field(default_factory=list)
@@ -222,7 +231,7 @@ def propose(
         )
     sigma_zyx = tuple(max(0.45, config.scales_mm[0] / s) for s in spacing_zyx_mm)
     volumes = [smooth(v, (sigma_zyx[0], sigma_zyx[1], sigma_zyx[2]), backend) for v in volumes]
-    grown = _Grown()
+    grown = _Grown(body=calibration.body(image, scale, offset, spacing_zyx_mm, config))
     for name in ("fine", "coarse", "voxels"):
         _grow_partition(grown, name, evidence, volumes, limits, config, backend)
     _grow_components(grown, calibration, volumes, windows, limits, config, backend)
@@ -248,27 +257,51 @@ def _grow_partition(
         labels, count = xp.arange(size, dtype=xp.int32).reshape(volumes[0].shape), size
     else:
         sigma = config.fine_scale_mm if name == "fine" else config.coarse_scale_mm
-        labels, count = basins(evidence[config.scales_mm.index(sigma)], backend)
+        # Where one scale sees no slope, the largest decides: plateaus drain to their middle, not to an edge.
+        column, last = config.scales_mm.index(sigma), len(config.scales_mm) - 1
+        labels, count = basins((evidence[column] << 10) + xp.minimum(evidence[last], 1023), backend)
     if count < 2:
         return
     graph = region_graph(labels, count, evidence, backend)
     sums = region_sums(labels, count, volumes, backend)
     labels = backend.to_host(labels)
+    if name != "voxels":
+        joined, count = join_flat(graph.pairs, graph.lows[:, -1], count)
+        graph, sums, labels = (
+            merge_graph(graph, joined, count),
+            merge_sums(sums, joined, count),
+            joined[labels],
+        )
+    if count < 2:
+        return
     if count > config.max_regions:
         labels, graph, sums = _merge_weakest(labels, graph, sums, config.max_regions)
     sketches = leaf_sketches(labels, graph.num_regions)
+    body_voxels = np.bincount(labels[grown.body], minlength=graph.num_regions)
     partition = len(grown.partitions)
     grown.partitions.append(labels)
-    for spec in specs:
+
+    def grown_tree(spec: TreeSpec) -> Hierarchy:
         column = config.scales_mm.index(spec.scale_mm) if spec.scale_mm in config.scales_mm else 0
-        tree = grow(spec, partition=partition, graph=graph, sums=sums, scale_column=column)
-        _keep(grown, tree, sums.voxels, sketches, limits, config)
+        return grow(spec, partition=partition, graph=graph, sums=sums, scale_column=column)
+
+    with ThreadPoolExecutor(backend.num_threads) as pool:  # the loops within release Python's lock
+        for tree in pool.map(grown_tree, specs):
+            _keep(grown, tree, sums.voxels, body_voxels, sketches, limits, config)
 
 
 def _merge_weakest(
     labels: NDArray[np.int32], graph: RegionGraph, sums: RegionSums, max_regions: int
 ) -> tuple[NDArray[np.int32], RegionGraph, RegionSums]:
     """Supervoxels merged, small and alike first, until no more than `max_regions` are left."""
+    if graph.num_regions > 2 * max_regions:  # much quicker than pair by pair, and these are a few voxels each
+        nearest, count = join_nearest(
+            graph.pairs, graph.faces, graph.sums[:, 0], sums.voxels, sums.levels / 8
+        )
+        joined = merge_graph(graph, nearest, count), merge_sums(sums, nearest, count)
+        if count <= max_regions:
+            return nearest[labels], *joined
+        return _merge_weakest(nearest[labels], *joined, max_regions)
     parents = agglomerate(
         graph.pairs,
         graph.faces,
@@ -328,13 +361,15 @@ def _grow_components(
         tree = Hierarchy.of(f"components-{side}", len(grown.partitions), count, found.parents())
         grown.partitions.append(found.zones)
         voxels = np.bincount(found.zones.ravel(), minlength=count)
-        _keep(grown, tree, voxels, leaf_sketches(found.zones, count), limits, config)
+        body_voxels = np.bincount(found.zones[grown.body], minlength=count)
+        _keep(grown, tree, voxels, body_voxels, leaf_sketches(found.zones, count), limits, config)
 
 
 def _keep(
     grown: _Grown,
     tree: Hierarchy,
     leaf_voxels: NDArray[np.int64],
+    leaf_body_voxels: NDArray[np.int64],
     sketches: NDArray[np.uint32],
     limits: tuple[int, int],
     config: ProposalConfig,
@@ -344,7 +379,9 @@ def _keep(
         tree,
         len(grown.hierarchies),
         leaf_voxels=leaf_voxels,
+        leaf_body_voxels=leaf_body_voxels,
         leaf_sketches=sketches,
+        least_body_fraction=config.min_body_fraction,
         voxel_limits=limits,
         per_half_octave=config.candidates_per_half_octave,
     )
@@ -419,6 +456,19 @@ class _Calibration:
             values=values[there][order],
             cumulated=np.cumsum(counts[there][order]),
         )
+
+    def body(
+        self,
+        image: NDArray[np.int16],
+        scale: float,
+        offset: float,
+        spacing_zyx_mm: tuple[float, float, float],
+        config: ProposalConfig,
+    ) -> NDArray[np.bool_]:
+        """Where the body is; thresholds are compared as codes."""
+        most = (self.low + 0.1 * (self.high - self.low) - offset) / scale
+        threshold = (config.body_threshold_hu - offset) / scale if self.hounsfield else None
+        return body_mask(image, spacing_zyx_mm, threshold=threshold, most=most)
 
     def percentile(self, percent: float) -> float:
         """Real value that so many percent of the voxels above the floor do not exceed."""

@@ -4,9 +4,9 @@
 
 A candidate's weight is how long it lives (the growth at its next merge) times how many trees drew it.
 Chosen is the set whose members best stand for all candidates: each candidate counts its weight times the
-IoU with the nearest chosen one (facility location, greedy: within 1 - 1/e of the best; Nemhauser et al.,
-1978). Weights are made equal over octaves of volume, so every size gets its share, and every place does,
-since distant regions do not overlap.
+IoU with the nearest chosen one, squared (facility location, greedy: within 1 - 1/e of the best; Nemhauser
+et al., 1978). Weights are made equal over octaves of volume, so every size gets its share, and every place
+does, since distant regions do not overlap.
 
 Reads:  `Hierarchy` values and the sketches of their leaves.
 Writes: ranked (tree, node) pairs with their gains, best first.
@@ -61,7 +61,9 @@ def candidates_of(
     tree: int,
     *,
     leaf_voxels: NDArray[np.int64],
+    leaf_body_voxels: NDArray[np.int64],
     leaf_sketches: NDArray[np.uint32],
+    least_body_fraction: float,
     voxel_limits: tuple[int, int],
     per_half_octave: int,
 ) -> Candidates:
@@ -71,14 +73,17 @@ def candidates_of(
         hierarchy: The tree.
         tree: Its number, kept in the result.
         leaf_voxels: (R,) voxels of the leaves.
+        leaf_body_voxels: (R,) those of them that are in the body.
         leaf_sketches: (R, 32) of the leaves.
+        least_body_fraction: Nodes with a smaller part in the body are left out (table, air, streaks).
         voxel_limits: Least and largest volume, in voxels.
         per_half_octave: How many are kept for each factor of sqrt(2) in volume.
     """
-    voxels = hierarchy.sums(leaf_voxels[:, None])[:, 0]
+    voxels, body = hierarchy.sums(np.stack([leaf_voxels, leaf_body_voxels], axis=1)).T
     with np.errstate(divide="ignore"):
         growth = np.log(voxels[hierarchy.parents] / np.maximum(voxels, 1))
     inside = (voxels >= voxel_limits[0]) & (voxels <= voxel_limits[1])
+    inside &= body >= least_body_fraction * voxels
     inside[-1] = False  # the root is the whole scan
     nodes = np.flatnonzero(inside & (growth > 0.02))
     octave = np.floor(2 * np.log2(voxels[nodes])).astype(np.int64)
@@ -110,8 +115,8 @@ def choose(candidates: Candidates, num_wanted: int) -> tuple[NDArray[np.int64], 
     weight = np.sqrt(candidates.growth) * agreement
     octave = np.floor(np.log2(candidates.voxels)).astype(np.int64)
     weight /= np.bincount(octave, weights=weight)[octave]
-    begin, near, iou = _adjacency(first, second, share, len(candidates.node))
-    rows, gains = _facility_location(begin, near, iou, weight, num_wanted)
+    begin, near, likeness = _adjacency(first, second, share * share, len(candidates.node))
+    rows, gains = _facility_location(begin, near, likeness, weight, num_wanted)
     return rows, np.minimum.accumulate(gains)
 
 
