@@ -13,6 +13,7 @@ Reads: nothing. Writes: nothing.
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -88,16 +89,21 @@ def gpu_is_at_hand() -> bool:
         return False
 
 
-def get_backend(name: Literal["auto", "cpu", "numpy", "gpu"] = "auto", *, num_threads: int = 1) -> Backend:
+def get_backend(
+    name: Literal["auto", "cpu", "numpy", "gpu"] = "auto", *, num_threads: int | None = None
+) -> Backend:
     """The backend of that name; `auto` is the GPU where one is at hand, else the CPU.
 
     Args:
         name: Which one.
-        num_threads: Trees that are grown at once.
+        num_threads: Trees that are grown at once; by default NUMBA_NUM_THREADS, where that is set (as it is in
+            the workers of a cluster), else one a core.
 
     Raises:
         NoGpu: "gpu" where there is none.
     """
+    if num_threads is None:
+        num_threads = int(os.environ.get("NUMBA_NUM_THREADS") or os.cpu_count() or 1)
     if name == "auto":
         return Backend(name="gpu" if gpu_is_at_hand() else "cpu", num_threads=num_threads)
     if name == "gpu" and not gpu_is_at_hand():
