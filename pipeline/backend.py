@@ -96,8 +96,8 @@ def get_backend(
 
     Args:
         name: Which one.
-        num_threads: Trees that are grown at once; by default NUMBA_NUM_THREADS, where that is set (as it is in
-            the workers of a cluster), else one a core.
+        num_threads: Trees that are grown at once; by default NUMBA_NUM_THREADS, where that is set (as it is
+            in the workers of a cluster), else one a core.
 
     Raises:
         NoGpu: "gpu" where there is none.
