@@ -52,6 +52,9 @@ RETRY_DELAYS_SECONDS = (2.0, 10.0)
 UNMANNED_SECONDS = 90.0
 """Longest wait for a Dask worker to come or to come back."""
 
+EVENTS_SECONDS = 20.0
+"""Longest wait for the last events to reach the embedded server."""
+
 SERVER_START_SECONDS = 180.0
 """Longest wait for the embedded server; PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS overrides it."""
 
@@ -145,7 +148,12 @@ def run_flow(work: Work) -> None:
                     persist_result=False,
                     validate_parameters=False,
                 )
-                decorate(run_batches)()
+                try:
+                    decorate(run_batches)()
+                except Exception:
+                    if not work.ended:
+                        raise
+                    print("Prefect's server is gone; all the work is done without it", file=sys.stderr)
         finally:
             _WORK.reset(token)
 
@@ -193,6 +201,7 @@ def run_batches() -> None:
                 else:
                     work.take_up([outcome_of_death(batch[0], error)])
             show(work.progress(began))
+    work.ended = True
 
 
 def batch_task() -> Any:
@@ -366,9 +375,15 @@ def prefect_server(options: Options) -> Iterator[dict[Any, Any]]:
             start_new_session=True,  # Ctrl-C is for us, not for it
             text=True,
         )
+        from prefect.events.clients import PrefectEventsClient
+        from prefect.events.worker import EventsWorker
+
+        EventsWorker.set_client_override(PrefectEventsClient, reconnection_attempts=0)
         try:
             yield prefect_settings(f"http://{host}:{wait_for_server(server, host, log)}/api", password)
+            EventsWorker.drain_all(timeout=EVENTS_SECONDS)  # or it would wait for the dead server at our exit
         finally:
+            EventsWorker.set_client_override(None)
             server.kill()
             server.communicate()
 
@@ -380,8 +395,10 @@ def keep_prefect_quiet() -> None:
     settings = {
         "PREFECT_HOME": str(cache_folder() / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_CLIENT_MAX_RETRIES": "2",  # a run does not wait minutes for a server that is gone
         "DO_NOT_TRACK": "1",
         "PREFECT_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_TO_API_ENABLED": "false",
         "PREFECT_CLI_PROMPT": "false",
     }

@@ -51,6 +51,8 @@ class Work:
     """Why nothing more is begun."""
     interrupted: bool = False
     """Whether someone asked for the end."""
+    ended: bool = False
+    """Whether the last task has come back."""
 
     def take_up(self, outcomes: Iterable[Outcome]) -> None:
         """Note what became of some scans."""

@@ -1,0 +1,150 @@
+"""`mass status`, `verify`, `score`, `inspect` and `demo` on a small store."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import flows
+from commands.preparing import Settings
+from commands.work import Options
+from storage import open_store
+from tests.flows.conftest import FAST
+from tests.phantom import phantom
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of two scans, one of them with labels, and one failure; not to be changed."""
+    folder = tmp_path_factory.mktemp("made")
+    raw, config = folder / "raw", folder / "fast.toml"
+    phantom().write(raw / "ann_ct.nii.gz")
+    phantom().write_labels(raw / "ann_ct_label.nii.gz")
+    phantom(seed=2).write(raw / "ben_ct.nii.gz")
+    (raw / "dud_ct.nii.gz").write_bytes(b"no image")
+    config.write_text(FAST)
+    assert flows.prepare(raw, folder / "store", Settings.read(config), Options()).exit_code == 1
+    return folder / "store"
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Path:
+    """A copy of it to change."""
+    return Path(shutil.copytree(made, tmp_path / "store"))
+
+
+def run(*arguments: object, out: Path) -> tuple[int, dict[str, object]]:
+    """Exit code and JSON of a command."""
+    code = flows.main([*map(str, arguments), "--json", str(out)])
+    return code, json.loads(out.read_text())
+
+
+def test_status_tells_what_there_is_and_what_failed(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, told = run("status", made, out=tmp_path / "s.json")
+    assert code == 1, "a scan failed"
+    assert (told["num_scans"], told["spacing_mm"], told["stale"]) == (2, 4.0, {})
+    (group,) = told["groups"]
+    assert (group["data set"], group["modality"], group["scans"], group["with labels"]) == ("raw", "ct", 2, 1)
+    size = sum(path.stat().st_size for path in (made / "scans").rglob("*") if path.is_file())
+    assert group["bytes"] == size
+    assert [failure["scan"] for failure in told["failed"]] == ["dud_ct"]
+    shown = capsys.readouterr().out
+    assert "dud_ct" in shown
+    assert "NIfTI" in shown
+
+
+def test_status_tells_what_is_stale(store: Path, tmp_path: Path) -> None:
+    config = open_store(store).info.config
+    changed = {**config, "proposals": {**config["proposals"], "max_proposals": 61}}
+    open_store(store).set_config(changed)
+    _, told = run("status", store, out=tmp_path / "s.json")
+    assert told["stale"] == dict.fromkeys(["ann_ct", "ben_ct"], "made with other proposals settings or code")
+
+
+def test_verify_finds_a_flipped_byte(made: Path, store: Path, tmp_path: Path) -> None:
+    assert run("verify", made, out=tmp_path / "v.json") == (0, {"num_scans": 2, "problems": []})
+    victim = next((store / open_store(store).entries["ann_ct"].path).rglob("c.0.0.0"))
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    code, told = run("verify", store, out=tmp_path / "v.json")
+    assert code == 1
+    assert [problem["scan_id"] for problem in told["problems"]] == ["ann_ct"]
+
+
+def test_score_writes_every_table(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    markdown, table = tmp_path / "s.md", tmp_path / "s.csv"
+    code, told = run("score", made, "--markdown", markdown, "--csv", table, out=tmp_path / "s.json")
+    assert code == 0
+    assert told["overall"]["scans"] == 1
+    assert 0 < told["overall"]["iou"][-1] <= 1
+    assert told["overall"]["slic_iou"] is None
+    assert "## By structure" in markdown.read_text()
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert {row["scan"] for row in rows} == {"ann_ct"}
+    assert "By data set" in capsys.readouterr().out
+
+
+def test_scoring_in_two_processes_gives_the_same_and_knows_the_baseline(made: Path, tmp_path: Path) -> None:
+    one = run("score", made, "--baseline", "slic", out=tmp_path / "1.json")
+    two = run("score", made, "--baseline", "slic", "--workers", 2, out=tmp_path / "2.json")
+    assert one == two
+    assert one[1]["overall"]["slic_iou"] > 0
+
+
+def test_score_lists_a_damaged_scan_and_goes_on(store: Path, tmp_path: Path) -> None:
+    entry = open_store(store).entries["ben_ct"]
+    for victim in (store / entry.path / "proposals").glob("c.*"):
+        victim.write_bytes(b"")
+    code, told = run("score", store, out=tmp_path / "s.json")
+    assert code == 1
+    assert [failure["scan_id"] for failure in told["failed"]] == ["ben_ct"]
+    assert [scan["scan_id"] for scan in told["scans"]] == ["ann_ct"]
+
+
+def test_inspect_draws_a_scan_or_the_whole_store(made: Path, tmp_path: Path) -> None:
+    code, told = run(
+        "inspect", made, "--scan", "ann_ct", "--out", tmp_path / "one.html", out=tmp_path / "i.json"
+    )
+    assert code == 0
+    page, *pictures = map(Path, told["written"])
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    assert "ann_ct" in page.read_text()
+    assert pictures
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+
+    code, told = run("inspect", made, "--out", tmp_path / "all.html", "--full", 1, out=tmp_path / "i.json")
+    text = Path(told["written"][0]).read_text()
+    assert code == 0
+    for name in ("ann_ct", "ben_ct", "dud_ct"):
+        assert name in text
+
+
+def test_an_unknown_scan_is_an_error_that_names_it(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert flows.main(["inspect", str(made), "--scan", "zoe", "--out", str(tmp_path / "x.html")]) == 2
+    assert "'zoe'" in capsys.readouterr().err
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_the_demo_prepares_scores_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = tmp_path / "raw"
+    small = phantom(shape_zyx=(20, 40, 44), spacing_zyx_mm=(5.5, 2, 2.1))
+    small.write(raw / "ann_ct.nii.gz")
+    small.write_labels(raw / "ann_ct_label.nii.gz")
+    arguments = ["demo", "--raw", raw, "--store", tmp_path / "store", "--out", tmp_path / "report.html"]
+    for _ in range(2):
+        code, told = run(*arguments, out=tmp_path / "d.json")
+        assert code == 0
+        assert all(Path(path).stat().st_size > 0 for path in told["written"])
+    shown = capsys.readouterr().out
+    assert "1 committed" in shown
+    assert "1 done before" in shown
+    assert "picture: " in shown
