@@ -63,18 +63,27 @@ class Backend:
         return array.get() if self.name == "gpu" else np.asarray(array)
 
     def scatter_min(self, target: Any, index: Any, values: Any) -> None:
-        """`target[index] = min(target[index], values)`, repeated indices included."""
+        """`target[index] = min(target[index], values)`, repeated indices included; nothing negative."""
         if self.name == "gpu":
-            self.xp.minimum.at(target, index, values)
+            import cupyx
+
+            cupyx.scatter_min(_for_atomics(target), index, _for_atomics(values))
         else:
             np.minimum.at(target, index, values)
 
     def scatter_add(self, target: Any, index: Any, values: Any) -> None:
         """`target[index] += values`, repeated indices included."""
         if self.name == "gpu":
-            self.xp.add.at(target, index, values)
+            import cupyx
+
+            cupyx.scatter_add(_for_atomics(target), index, _for_atomics(values))
         else:
             np.add.at(target, index, values)
+
+
+def _for_atomics(array: Any) -> Any:
+    """The same memory as the scatters take it: they know no int64, and uint64 has the same sums and order."""
+    return array.view(np.uint64) if array.dtype == np.int64 else array
 
 
 def gpu_is_at_hand() -> bool:
