@@ -16,7 +16,7 @@ Reads:  codes, int16 (z, y, x), as they are stored: so that proposals made again
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -281,13 +281,26 @@ def _grow_partition(
     partition = len(grown.partitions)
     grown.partitions.append(labels)
 
+    for tree in grow_all(specs, partition, graph, sums, config, backend):
+        _keep(grown, tree, sums.voxels, body_voxels, sketches, limits, config)
+
+
+def grow_all(
+    specs: Sequence[TreeSpec],
+    partition: int,
+    graph: RegionGraph,
+    sums: RegionSums,
+    config: ProposalConfig,
+    backend: Backend,
+) -> list[Hierarchy]:
+    """The trees of a partition, several at once: the compiled loops release Python's lock."""
+
     def grown_tree(spec: TreeSpec) -> Hierarchy:
         column = config.scales_mm.index(spec.scale_mm) if spec.scale_mm in config.scales_mm else 0
         return grow(spec, partition=partition, graph=graph, sums=sums, scale_column=column)
 
-    with ThreadPoolExecutor(backend.num_threads) as pool:  # the loops within release Python's lock
-        for tree in pool.map(grown_tree, specs):
-            _keep(grown, tree, sums.voxels, body_voxels, sketches, limits, config)
+    with ThreadPoolExecutor(backend.num_threads) as pool:
+        return list(pool.map(grown_tree, specs))
 
 
 def _merge_weakest(
