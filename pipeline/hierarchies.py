@@ -33,7 +33,7 @@ extinction value; bright, dark: max- and min-tree of the regions' mean intensity
 
 _NAME = re.compile(
     r"(?P<partition>fine|coarse|voxels)-(?P<method>boundary|contrast|compact|volume|dynamics|bright|dark)"
-    r"(-(?P<scale>[0-9.]+)mm)?(?P<balanced>-balanced)?(-window(?P<window>[0-9]))?"
+    r"(-(?P<scale>[0-9]+(\.[0-9]+)?)mm)?(?P<balanced>-balanced)?(-window(?P<window>[0-9]))?"
 )
 
 _FRACTION = 8
