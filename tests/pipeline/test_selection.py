@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.hierarchies import Hierarchy
+from pipeline.selection import Candidates, candidates_of, choose
+from pipeline.sketches import leaf_sketches, similar_pairs
+from tests.pipeline.test_sketches import boxes, sketches_of, volumes_of
+
+#             8
+#          /     \
+#         6       7
+#        / \     / \
+#       4   5   |   |
+#      / \  |   |   |
+#     0   1 2   3   (leaf 3 stands twice: 7 has it and nothing else)
+PARENTS = np.array([4, 4, 5, 7, 6, 6, 8, 8, 8])
+LEAF_VOXELS = np.array([10, 30, 60, 100])
+
+
+def drawn_candidates(count: int = 40, seed: int = 0, num_trees: int = 3) -> Candidates:
+    """Boxes that overlap, drawn by several trees."""
+    rng, masks = np.random.default_rng(seed), boxes(count, seed)
+    return Candidates(
+        tree=(np.arange(count) % num_trees).astype(np.int32),
+        node=np.arange(count),
+        voxels=volumes_of(masks),
+        growth=rng.uniform(0.05, 2, count),
+        sketches=sketches_of(masks),
+    )
+
+
+def looked_at(hierarchy: Hierarchy | None = None, **changes: Any) -> Candidates:
+    options: dict[str, Any] = {
+        "leaf_voxels": LEAF_VOXELS,
+        "leaf_body_voxels": LEAF_VOXELS,
+        "least_body_fraction": 0.5,
+        "voxel_limits": (1, 1000),
+        "per_half_octave": 10,
+    }
+    options |= changes
+    tree = hierarchy or Hierarchy.of("drawn", 0, 4, PARENTS)
+    sketches = leaf_sketches(np.arange(tree.num_leaves, dtype=np.int32).reshape(1, 1, -1), tree.num_leaves)
+    return candidates_of(tree, 5, leaf_sketches=sketches, **options)
+
+
+def naive_choice(c: Candidates, num_wanted: int) -> tuple[list[int], list[float]]:
+    """Facility location as it is defined: every gain anew in every step."""
+    first, second, share = similar_pairs(c.sketches, c.voxels, 0.4)
+    likeness = np.eye(len(c.node))
+    likeness[first, second] = likeness[second, first] = share
+    drawn_by = [{int(c.tree[j]) for j in np.flatnonzero(row >= 0.75)} for row in likeness]
+    weight = np.sqrt(c.growth) * [len(trees) for trees in drawn_by]
+    octave = np.floor(np.log2(c.voxels)).astype(int)
+    weight = np.array([w / weight[octave == o].sum() for w, o in zip(weight, octave, strict=True)])
+    best = np.zeros(len(c.node))
+    rows, gains = [], []
+    for _ in range(num_wanted):
+        total = [(weight * np.maximum(row**2 - best, 0)).sum() for row in likeness]
+        rows.append(int(np.argmax(total)))
+        gains.append(float(max(total)))
+        best = np.maximum(best, likeness[rows[-1]] ** 2)
+    return rows, gains
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lazy_greedy_chooses_as_the_naive_greedy_does(seed: int) -> None:
+    candidates = drawn_candidates(seed=seed)
+    rows, gains = choose(candidates, 15)
+    expected, expected_gains = naive_choice(candidates, 15)
+    assert rows.tolist() == expected
+    np.testing.assert_allclose(gains, expected_gains, rtol=1e-5)
+
+
+def test_gains_never_rise_and_no_row_is_chosen_twice() -> None:
+    rows, gains = choose(drawn_candidates(), 100)
+    assert sorted(rows.tolist()) == list(range(40))
+    assert (np.diff(gains) <= 0).all()
+
+
+def test_fewer_wanted_are_the_first_of_more() -> None:
+    few, many = choose(drawn_candidates(), 5)[0], choose(drawn_candidates(), 20)[0]
+    np.testing.assert_array_equal(few, many[:5])
+
+
+def test_what_more_trees_have_drawn_is_worth_more() -> None:
+    one, other = boxes(1, seed=1)[0], np.zeros((16, 16, 16), bool)
+    other[-5:, -12:, -12:] = True
+    masks = [one, other, other]
+    for trees, best in (((0, 1, 2), 1), ((0, 1, 1), 0)):
+        candidates = Candidates(
+            tree=np.array(trees, np.int32),
+            node=np.arange(3),
+            voxels=np.array([700, 700, 700]),
+            growth=np.array([3.0, 0.5, 0.5]),
+            sketches=sketches_of(masks),
+        )
+        assert choose(candidates, 1)[0][0] == best
+
+
+def test_every_octave_of_volume_has_its_share() -> None:
+    far = [np.zeros((16, 16, 16), bool) for _ in range(5)]
+    for k, mask in enumerate(far[:4]):
+        mask[0, 0, 4 * k : 4 * k + 4] = True
+    far[4][8:] = True
+    candidates = Candidates(
+        tree=np.zeros(5, np.int32),
+        node=np.arange(5),
+        voxels=volumes_of(far),
+        growth=np.array([1.0, 1.0, 1.0, 1.0, 0.01]),
+        sketches=sketches_of(far),
+    )
+    assert choose(candidates, 1)[0][0] == 4  # alone in its octave, however briefly it lives
+
+
+def test_the_root_and_what_its_parent_does_not_outgrow_are_no_candidates() -> None:
+    found = looked_at()
+    assert found.node.tolist() == [0, 1, 4, 5, 6, 7]  # 2 and 3 are the same as 5 and 7
+    assert found.voxels.tolist() == [10, 30, 40, 60, 100, 100]
+    assert set(found.tree.tolist()) == {5}
+    np.testing.assert_allclose(found.growth, np.log([4, 4 / 3, 2.5, 100 / 60, 2, 2]))
+
+
+def test_candidates_are_within_the_volume_limits() -> None:
+    assert looked_at(voxel_limits=(30, 60)).voxels.tolist() == [30, 40, 60]
+
+
+def test_regions_mostly_out_of_the_body_are_left_out() -> None:
+    found = looked_at(leaf_body_voxels=np.array([10, 0, 40, 20]))
+    assert found.node.tolist() == [0, 5, 6]  # 10/10, 40/60, 50/100; but 0/30, 10/40, 20/100
+
+
+def test_the_longest_lived_of_each_half_octave_are_looked_at() -> None:
+    leaves = np.array([64, 65, 66, 200])
+    tree = Hierarchy.of("comb", 0, 4, np.array([4, 4, 5, 6, 5, 6, 6]))
+    one = looked_at(tree, leaf_voxels=leaves, leaf_body_voxels=leaves, per_half_octave=1)
+    assert one.node.tolist() == [2, 4, 5]  # of volumes {64, 65, 66}, {129} and {195, 200}
+    two = looked_at(tree, leaf_voxels=leaves, leaf_body_voxels=leaves, per_half_octave=2)
+    assert two.node.tolist() == [0, 2, 3, 4, 5]
+
+
+def test_joined_parts_follow_each_other() -> None:
+    both = Candidates.joined([drawn_candidates(3), drawn_candidates(4)])
+    assert both.node.tolist() == [0, 1, 2, 0, 1, 2, 3]
+    assert both.sketches.shape == (7, 32)
