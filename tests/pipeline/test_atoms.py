@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pipeline.atoms import AtomLayout, lay_out, near_duplicates
+from pipeline.hierarchies import Hierarchy, TreeSpec, grow
+from tests.pipeline.drawn_regions import ON_MANY, iou, leaf_sets, random_regions
+
+SHAPE = (8, 9, 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Regions of several trees over several partitions, and their masks."""
+
+    partitions: list[NDArray[np.int32]]
+    hierarchies: list[Hierarchy]
+    chosen: list[tuple[int, int]]
+
+    def lay_out(self, max_atoms: int = 65_534) -> AtomLayout:
+        return lay_out(self.partitions, self.hierarchies, self.chosen, max_atoms=max_atoms)
+
+    def mask(self, rank: int) -> NDArray[np.bool_]:
+        """The voxels of the chosen region of that rank, from the leaves below its node."""
+        tree, node = self.chosen[rank]
+        hierarchy = self.hierarchies[tree]
+        return np.isin(self.partitions[hierarchy.partition], list(leaf_sets(hierarchy)[node]))
+
+
+def scene(seed: int = 0, num_chosen: int = 20, shape: tuple[int, int, int] = SHAPE) -> Scene:
+    """Random nodes, in random order, of three trees over two noise partitions."""
+    rng = np.random.default_rng(seed)
+    partitions, hierarchies = [], []
+    for p, methods in enumerate((("boundary", "bright"), ("volume",))):
+        labels, graph, sums = random_regions(2 * seed + p, shape)
+        partitions.append(labels)
+        for method in methods:
+            spec = TreeSpec(partition="fine", method=method)  # type: ignore[arg-type]
+            hierarchies.append(grow(spec, partition=p, graph=graph, sums=sums, scale_column=0))
+    nodes = [(t, n) for t, tree in enumerate(hierarchies) for n in range(len(tree.parents) - 1)]
+    picked = rng.choice(len(nodes), min(num_chosen, len(nodes)), replace=False)
+    return Scene(partitions=partitions, hierarchies=hierarchies, chosen=[nodes[k] for k in picked])
+
+
+def run_mask(layout: AtomLayout, index: int) -> NDArray[np.bool_]:
+    row, start, stop = layout.runs[index]
+    return np.isin(layout.atoms, layout.orders[row, start:stop])
+
+
+def assert_sound(layout: AtomLayout) -> None:
+    """What format version 1 asks of atoms and orders, and exact measures of every run."""
+    num_atoms = layout.orders.shape[1]
+    values, first = np.unique(layout.atoms, return_index=True)
+    assert values.tolist() == list(range(num_atoms))
+    assert (np.diff(first) > 0).all()  # numbered in scan order
+    for row in layout.orders:
+        assert sorted(row.tolist()) == list(range(num_atoms))
+    np.testing.assert_array_equal(layout.atom_voxels, np.bincount(layout.atoms.ravel()))
+    for index in range(len(layout.runs)):
+        places = np.argwhere(run_mask(layout, index))
+        assert layout.voxels[index] == len(places) > 0
+        assert layout.boxes[index].tolist() == [*places.min(axis=0), *(places.max(axis=0) + 1)]
+
+
+@ON_MANY
+@given(st.integers(0, 1000), st.integers(1, 40))
+def test_every_chosen_region_is_exactly_the_union_of_its_run(seed: int, num_chosen: int) -> None:
+    drawn = scene(seed, num_chosen)
+    layout = drawn.lay_out()
+    assert_sound(layout)
+    assert layout.kept.tolist() == list(range(len(drawn.chosen)))
+    for index, (tree, _) in enumerate(drawn.chosen):
+        np.testing.assert_array_equal(run_mask(layout, index), drawn.mask(index))
+        assert layout.trees[layout.runs[index, 0]] == tree
+
+
+def test_there_are_no_more_atoms_than_the_regions_tell_apart() -> None:
+    drawn = scene(num_chosen=12)
+    signatures = np.stack([drawn.mask(k) for k in range(12)], axis=-1).reshape(-1, 12)
+    assert drawn.lay_out().orders.shape[1] == len(np.unique(signatures, axis=0))
+
+
+@pytest.mark.parametrize("max_atoms", [2, 5, 20, 60, 120])
+@pytest.mark.parametrize("seed", range(4))
+def test_atoms_within_the_limit_still_measure_every_run_exactly(seed: int, max_atoms: int) -> None:
+    drawn = scene(seed, 60)
+    assert drawn.lay_out().orders.shape[1] > max_atoms
+    layout = drawn.lay_out(max_atoms)
+    assert layout.orders.shape[1] <= max_atoms
+    assert_sound(layout)
+    assert (np.diff(layout.kept) > 0).all()
+    for run, kept in zip(layout.runs, layout.kept, strict=True):
+        assert layout.trees[run[0]] == drawn.chosen[kept][0]
+
+
+def test_absorbing_slivers_changes_large_regions_by_little() -> None:
+    drawn = scene(1, 60, (16, 16, 16))
+    num_atoms = drawn.lay_out().orders.shape[1]
+    layout = drawn.lay_out(int(0.8 * num_atoms))
+    large = [rank for rank in range(60) if drawn.mask(rank).sum() > 100]
+    index_of = {rank: index for index, rank in enumerate(layout.kept.tolist())}
+    kept = [iou(run_mask(layout, index_of[rank]), drawn.mask(rank)) for rank in large]
+    assert len(kept) > 3
+    assert 0.8 < min(kept) < 1
+
+
+def test_too_few_atoms_for_all_regions_keep_the_best() -> None:
+    # 50 slabs of 80 voxels each: no slivers to absorb, so the last ranked have to go.
+    labels = np.repeat(np.arange(50, dtype=np.int32), 80).reshape(50, 8, 10)
+    tree = Hierarchy.of("star", 0, 50, np.full(51, 50))
+    chosen = [(0, node) for node in range(49, -1, -1)]
+    layout = lay_out([labels], [tree], chosen, max_atoms=30)
+    assert_sound(layout)
+    assert 15 < len(layout.kept) < 30
+    for index in range(len(layout.kept)):
+        np.testing.assert_array_equal(run_mask(layout, index), labels == 49 - index)
+
+
+def test_more_atoms_than_the_first_table_holds_are_all_told_apart() -> None:
+    labels = np.arange(40_000, dtype=np.int32).reshape(40, 40, 25)
+    tree = Hierarchy.of("star", 0, 40_000, np.full(40_001, 40_000))
+    layout = lay_out([labels], [tree], [(0, node) for node in range(39_999)], max_atoms=65_534)
+    np.testing.assert_array_equal(layout.atoms, labels)
+    assert (layout.voxels == 1).all()
+
+
+@ON_MANY
+@given(st.integers(0, 1000), st.sampled_from([0.3, 0.6, 0.9]))
+def test_near_duplicates_are_those_that_brute_force_finds(seed: int, limit: float) -> None:
+    drawn = scene(seed, 30)
+    masks = [drawn.mask(k) for k in range(len(drawn.chosen))]
+    kept: list[int] = []
+    for k, mask in enumerate(masks):
+        if not any(iou(mask, masks[better]) > limit for better in kept):
+            kept.append(k)
+    assert np.flatnonzero(~near_duplicates(drawn.lay_out(), limit)).tolist() == kept
+
+
+def test_the_same_region_of_two_trees_is_kept_once() -> None:
+    labels = np.arange(4, dtype=np.int32).reshape(1, 1, 4)
+    trees = [Hierarchy.of(name, 0, 4, np.array([4, 4, 5, 5, 6, 6, 6])) for name in ("one", "other")]
+    layout = lay_out([labels], trees, [(1, 4), (0, 4), (0, 5)], max_atoms=9)
+    assert near_duplicates(layout, 0.95).tolist() == [False, True, False]
