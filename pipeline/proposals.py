@@ -260,7 +260,7 @@ def _grow_partition(
         # Where one scale sees no slope, the largest decides: plateaus drain to their middle, not to an edge.
         column, last = config.scales_mm.index(sigma), len(config.scales_mm) - 1
         labels, count = basins((evidence[column] << 10) + xp.minimum(evidence[last], 1023), backend)
-    if count < 2:
+    if count < 2 or not bool(evidence.any()):  # without evidence a tree would tell of ties only
         return
     graph = region_graph(labels, count, evidence, backend)
     sums = region_sums(labels, count, volumes, backend)
