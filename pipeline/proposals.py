@@ -129,7 +129,8 @@ class ProposalConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        _require(0 < self.max_atoms <= MAX_ATOMS, f"max_atoms must be 1..{MAX_ATOMS}, got {self.max_atoms}")
+        # One region and what is around it are two atoms.
+        _require(1 < self.max_atoms <= MAX_ATOMS, f"max_atoms must be 2..{MAX_ATOMS}, got {self.max_atoms}")
         _require(self.max_proposals > 0, f"max_proposals must be positive, got {self.max_proposals}")
         _require(self.max_regions > 1, f"max_regions must be above 1, got {self.max_regions}")
         _require(0 < self.duplicate_iou <= 1, f"duplicate_iou must be in (0, 1], got {self.duplicate_iou}")
@@ -142,6 +143,10 @@ class ProposalConfig:
         )
         for low, high in (*self.ct_windows_hu, *self.percentile_windows):
             _require(low < high, f"an intensity window must rise, got [{low:g}, {high:g}]")
+        _require(
+            list(self.scales_mm) == sorted({s for s in self.scales_mm if s > 0}),
+            f"scales_mm must be positive and rise, got {list(self.scales_mm)}",
+        )
         for name in ("fine_scale_mm", "coarse_scale_mm"):
             value = getattr(self, name)
             _require(value in self.scales_mm, f"{name} must be one of scales_mm, got {value:g}")
