@@ -106,8 +106,7 @@ def main() -> int:
         total = time.monotonic() - began
         expected, number = files(folder / "undisturbed"), len(commits(folder / "undisturbed"))
         print(f"undisturbed: {number} scans in {total:.0f} s, the first after {first or total:.0f} s")
-        # On average, a run finishes its share of the scans: kills fall on start-up and on all stages.
-        longest = 2 * (first or total) + 2 * (total - (first or total)) / arguments.kills
+        longest = total
         stores, again, outlived, working, done = [folder / "killed0"], 0, 0, 0, 0
         kept: dict[str, tuple[int, int]] = {}
         while done < arguments.kills:
