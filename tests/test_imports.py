@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +35,16 @@ HOMES = {
     "cupyx": {"pipeline.backend"},
 }
 """The only places that know a library: a package, or one module of it."""
+
+
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cc3d": "connected-components-3d",
+    "google_crc32c": "google-crc32c",
+    "prefect_dask": "prefect-dask",
+    "skimage": "scikit-image",
+}
+"""Libraries whose distribution is called otherwise."""
 
 
 def modules() -> dict[str, Path]:
@@ -77,6 +90,16 @@ def test_a_library_is_known_in_its_home_only(library: str) -> None:
     }
     strangers = {user for user in users if not {user, user.split(".")[0]} & HOMES[library]}
     assert not strangers
+
+
+def test_every_library_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[^A-Za-z0-9-]", line)[0].lower() for line in project["dependencies"]}
+    used = {name.split(".")[0] for file in MODULES.values() for name in imports(file)}
+    libraries = used - set(sys.stdlib_module_names) - {*OURS, "cupy", "cupyx"}
+    needed = {DISTRIBUTIONS.get(library, library).lower() for library in libraries}
+    assert needed - declared == set(), "a fresh environment would lack it"
+    assert declared - needed - {"distributed"} == set(), "nothing uses it"
 
 
 def test_a_wrong_arrow_would_be_seen(tmp_path: Path) -> None:
