@@ -1,1 +1,1 @@
-"""Training comes with the next milestone: model, views, losses, trainer, fine-tuning, probing, inference, evaluation."""
+"""Training comes with the next milestone: model, views, losses, trainer, probing, inference, evaluation."""
