@@ -90,8 +90,10 @@ def lay_out(
             remaining = _renumber(atoms, num_atoms)
             num_atoms, witness = len(remaining), witness[remaining]
         if num_atoms <= max_atoms:
-            return _arranged(partitions, hierarchies, chosen[:count], nests, atoms, witness)
-        count = max(1, int(count * 0.9 * max_atoms / num_atoms))
+            layout = _arranged(partitions, hierarchies, chosen[:count], nests, atoms, witness)
+            if len(layout.kept):  # else all were slivers: fewer need no absorbing
+                return layout
+        count = max(1, int(count * 0.9 * min(1.0, max_atoms / num_atoms)))
 
 
 def near_duplicates(layout: AtomLayout, iou: float) -> NDArray[np.bool_]:

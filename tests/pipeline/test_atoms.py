@@ -111,8 +111,8 @@ def test_absorbing_slivers_changes_large_regions_by_little() -> None:
 
 
 def test_too_few_atoms_for_all_regions_keep_the_best() -> None:
-    # 50 slabs of 80 voxels each: no slivers to absorb, so the last ranked have to go.
-    labels = np.repeat(np.arange(50, dtype=np.int32), 80).reshape(50, 8, 10)
+    # 50 slabs of 1,600 voxels each: no slivers to absorb, so the last ranked have to go.
+    labels = np.repeat(np.arange(50, dtype=np.int32), 1600).reshape(50, 40, 40)
     tree = Hierarchy.of("star", 0, 50, np.full(51, 50))
     chosen = [(0, node) for node in range(49, -1, -1)]
     layout = lay_out([labels], [tree], chosen, max_atoms=30)
@@ -120,6 +120,15 @@ def test_too_few_atoms_for_all_regions_keep_the_best() -> None:
     assert 15 < len(layout.kept) < 30
     for index in range(len(layout.kept)):
         np.testing.assert_array_equal(run_mask(layout, index), labels == 49 - index)
+
+
+def test_regions_that_are_all_slivers_are_given_up_from_the_last_on() -> None:
+    # 49 regions of a single voxel, and room for three atoms: absorbing all would leave no region.
+    labels = np.arange(50, dtype=np.int32).reshape(1, 1, 50)
+    tree = Hierarchy.of("star", 0, 50, np.full(51, 50))
+    layout = lay_out([labels], [tree], [(0, node) for node in range(40, 0, -1)], max_atoms=3)
+    assert_sound(layout)
+    assert layout.kept.tolist()[0] == 0
 
 
 def test_more_atoms_than_the_first_table_holds_are_all_told_apart() -> None:
