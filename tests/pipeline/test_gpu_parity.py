@@ -1,4 +1,7 @@
-"""CuPy gives what NumPy gives, to the bit; on a machine with a GPU: pytest -m gpu."""
+"""CuPy gives what NumPy gives, to the bit (on a machine with a GPU: pytest -m gpu).
+
+Without a GPU its path runs on a stand-in (`strict_cupy`), which refuses what CuPy would.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from pipeline.components import component_tree, connected_components
 from pipeline.gradient import boundary_evidence, smooth, window_levels
 from pipeline.regions import region_graph, region_sums
 from pipeline.supervoxels import basins, number_in_scan_order
+from tests.pipeline import strict_cupy
 from tests.pipeline.drawn_proposals import COARSE, bytes_of, patient_proposals
 from tests.pipeline.drawn_regions import CPU, NUMPY
 
@@ -68,6 +72,24 @@ def assert_as_numpy(backend: Backend, shape: tuple[int, int, int], num_values: i
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_kernel_of_numba_equals_numpys_to_the_bit(shape: tuple[int, int, int], num_values: int) -> None:
     assert_as_numpy(CPU, shape, num_values)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gpus_path_mixes_no_arrays_of_host_and_device(
+    shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict_cupy.install(monkeypatch)
+    assert_as_numpy(Backend(name="gpu"), shape, 4)
+
+
+@pytest.mark.parametrize("modality", ["ct", "mr"])
+def test_proposals_come_out_of_the_gpus_path_as_from_any_other(
+    modality: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = bytes_of(patient_proposals(grid=COARSE, modality=modality))
+    strict_cupy.install(monkeypatch)
+    made = patient_proposals(grid=COARSE, modality=modality, backend=Backend(name="gpu"))
+    assert bytes_of(made) == expected
 
 
 @pytest.mark.gpu
