@@ -110,6 +110,14 @@ def test_absorbing_slivers_changes_large_regions_by_little() -> None:
     assert 0.8 < min(kept) < 1
 
 
+def test_an_atom_stays_in_its_regions_when_a_sliver_before_it_joins_it() -> None:
+    labels = np.repeat(np.arange(3, dtype=np.int32), (1, 19, 20)).reshape(1, 1, 40)
+    tree = Hierarchy.of("star", 0, 3, np.array([3, 3, 3, 3]))
+    layout = lay_out([labels], [tree], [(0, 0), (0, 1)], max_atoms=2)
+    assert layout.kept.tolist() == [1]  # the sliver was a region of its own, and is gone
+    np.testing.assert_array_equal(run_mask(layout, 0), labels < 2)
+
+
 def test_too_few_atoms_for_all_regions_keep_the_best() -> None:
     # 50 slabs of 1,600 voxels each: no slivers to absorb, so the last ranked have to go.
     labels = np.repeat(np.arange(50, dtype=np.int32), 1600).reshape(50, 40, 40)
