@@ -21,6 +21,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.supervoxels import join
+
 Linkage: TypeAlias = Literal["boundary", "boundary_and_contrast", "ward"]
 """How unlike two touching regions are:
 boundary: mean evidence over their faces (average linkage);
@@ -87,8 +89,9 @@ def join_nearest(
     """
     means = feature_sums / voxels[:, None]
     contrast = np.sqrt(((means[pairs[:, 0]] - means[pairs[:, 1]]) ** 2).sum(axis=1))
-    new_region, count = _join_nearest(pairs, strength_sums / faces + contrast, len(voxels))
-    return np.asarray(new_region), int(count)
+    nearest = _nearest_pair(pairs, strength_sums / faces + contrast, len(voxels))
+    nearest = nearest[nearest >= 0]
+    return join(pairs[nearest, 0], pairs[nearest, 1], len(voxels))
 
 
 def join_flat(
@@ -107,51 +110,21 @@ def join_flat(
         (int32 (R,): the new region of each, numbered by their lowest member; how many there are).
     """
     flat = passes == 0
-    new_region, count = _join(pairs[flat, 0].astype(np.int64), pairs[flat, 1].astype(np.int64), num_regions)
-    return np.asarray(new_region), int(count)
+    return join(pairs[flat, 0], pairs[flat, 1], num_regions)
 
 
 @numba.njit(cache=True, nogil=True)
-def _join_nearest(
+def _nearest_pair(
     pairs: NDArray[np.int32], unlikeness: NDArray[np.float64], num_regions: int
-) -> tuple[NDArray[np.int32], int]:
+) -> NDArray[np.int64]:
+    """(R,) the pair of each region with its nearest neighbour, -1 without one; the first pair wins a tie."""
     nearest = np.full(num_regions, -1, np.int64)
     for e in range(len(pairs)):
         for side in range(2):
             r = pairs[e, side]
-            if nearest[r] < 0 or unlikeness[e] < unlikeness[nearest[r]]:  # the first pair wins a tie
+            if nearest[r] < 0 or unlikeness[e] < unlikeness[nearest[r]]:
                 nearest[r] = e
-    first, second = np.arange(num_regions), np.arange(num_regions)
-    for r in range(num_regions):
-        if nearest[r] >= 0:
-            first[r], second[r] = pairs[nearest[r], 0], pairs[nearest[r], 1]
-    return _join(first, second, num_regions)
-
-
-@numba.njit(cache=True, nogil=True)
-def _join(
-    first: NDArray[np.int64], second: NDArray[np.int64], num_regions: int
-) -> tuple[NDArray[np.int32], int]:
-    """Regions that the pairs connect, numbered by their lowest member (union-find)."""
-    root = np.arange(num_regions)
-    for p in range(len(first)):
-        a, b = first[p], second[p]
-        while root[a] != a:
-            root[a] = root[root[a]]
-            a = root[a]
-        while root[b] != b:
-            root[b] = root[root[b]]
-            b = root[b]
-        root[max(a, b)] = min(a, b)
-    new_region = np.empty(num_regions, np.int32)
-    count = 0
-    for r in range(num_regions):  # a root is the lowest of its members, so it has its number already
-        if root[r] == r:
-            new_region[r] = count
-            count += 1
-        else:
-            new_region[r] = new_region[root[r]]
-    return new_region, count
+    return nearest
 
 
 @numba.njit(cache=True, nogil=True)

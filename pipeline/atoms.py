@@ -29,7 +29,7 @@ from pipeline.hierarchies import Hierarchy
 Chosen = Sequence[tuple[int, int]]
 """(tree, node) of each chosen region, best first."""
 
-_SLIVER_VOXELS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_SLIVER_VOXELS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Atoms of fewer voxels are absorbed, one step after the other, until there are few enough."""
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -35,13 +35,16 @@ from pipeline.hierarchies import Hierarchy, TreeSpec, grow
 from pipeline.regions import RegionGraph, RegionSums, merge_graph, merge_sums, region_graph, region_sums
 from pipeline.selection import Candidates, candidates_of, choose
 from pipeline.sketches import leaf_sketches
-from pipeline.supervoxels import basins
+from pipeline.supervoxels import basins, join_lowest_pass
 
 ALGORITHM_VERSION = 1
 """Of the code that makes proposals: raised when the same image and settings give others."""
 
 MAX_ATOMS = 65_534
 """The most that uint16 ids with two reserved values can tell apart (format version 1)."""
+
+_MANY = 4
+"""Times `max_regions`: more basins are first joined over their lowest pass, before there is a graph."""
 
 DEFAULT_TREES = (
     "fine-contrast-0.7mm",
@@ -124,7 +127,7 @@ class ProposalConfig:
     duplicate_iou: float = 0.95
     """A region that overlaps a better one more than this is left out."""
 
-    max_atoms: int = 32_000
+    max_atoms: int = 24_000
     """The most atoms; above it slivers are absorbed. Fewer atoms are fewer bytes."""
 
     def __post_init__(self) -> None:
@@ -182,14 +185,27 @@ class ProposalSet:
     """Name of each code in the source column: the tree that drew the region."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Grown:
-    """What has been grown so far."""
+    """A partition of the voxels, with the trees over it and their candidates."""
 
+    labels: NDArray[np.int32]
+    hierarchies: tuple[Hierarchy, ...]
+    candidates: tuple[Candidates, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scene:
+    """What every partition is grown from."""
+
+    volumes: list[Any]
+    """Smoothed levels, one a window, on the backend."""
+    evidence: Any
+    """int32 (K, z, y, x), one a scale, on the backend."""
     body: NDArray[np.bool_]
-    partitions: list[NDArray[np.int32]] = field(default_factory=list)
-    hierarchies: list[Hierarchy] = field(default_factory=list)
-    candidates: list[Candidates] = field(default_factory=list)
+    voxel_limits: tuple[int, int]
+    config: ProposalConfig
+    backend: Backend
 
 
 def propose(
@@ -236,39 +252,41 @@ def propose(
         )
     sigma_zyx = tuple(max(0.45, config.scales_mm[0] / s) for s in spacing_zyx_mm)
     volumes = [smooth(v, (sigma_zyx[0], sigma_zyx[1], sigma_zyx[2]), backend) for v in volumes]
-    grown = _Grown(body=calibration.body(image, scale, offset, spacing_zyx_mm, config))
-    for name in ("fine", "coarse", "voxels"):
-        _grow_partition(grown, name, evidence, volumes, limits, config, backend)
-    _grow_components(grown, calibration, volumes, windows, limits, config, backend)
-    return _chosen(grown, config)
+    scene = _Scene(
+        volumes=volumes,
+        evidence=evidence,
+        body=calibration.body(image, scale, offset, spacing_zyx_mm, config),
+        voxel_limits=limits,
+        config=config,
+        backend=backend,
+    )
+    names: tuple[Literal["fine", "coarse", "voxels"], ...] = ("fine", "coarse", "voxels")
+    with ThreadPoolExecutor(backend.num_threads) as pool:
+        grown = list(pool.map(lambda name: _grow_partition(name, scene), names))
+    grown += _grow_components(calibration, windows, scene)
+    return _chosen([part for part in grown if part is not None], config)
 
 
-def _grow_partition(
-    grown: _Grown,
-    name: Literal["fine", "coarse", "voxels"],
-    evidence: Any,
-    volumes: list[Any],
-    limits: tuple[int, int],
-    config: ProposalConfig,
-    backend: Backend,
-) -> None:
-    """Supervoxels at one scale (or voxels), and the trees over them."""
-    specs = [spec for spec in config.specs if spec.partition == name and spec.window < len(volumes)]
-    size = volumes[0].size
+def _grow_partition(name: Literal["fine", "coarse", "voxels"], scene: _Scene) -> _Grown | None:
+    """Supervoxels at one scale (or voxels), and the trees over them; None where there is nothing to grow."""
+    config, backend, xp = scene.config, scene.backend, scene.backend.xp
+    specs = [spec for spec in config.specs if spec.partition == name and spec.window < len(scene.volumes)]
+    size = scene.volumes[0].size
     if not specs or (name == "voxels" and size > config.max_voxel_leaves):
-        return
-    xp = backend.xp
+        return None
     if name == "voxels":
-        labels, count = xp.arange(size, dtype=xp.int32).reshape(volumes[0].shape), size
+        labels, count = xp.arange(size, dtype=xp.int32).reshape(scene.volumes[0].shape), size
     else:
         sigma = config.fine_scale_mm if name == "fine" else config.coarse_scale_mm
         # Where one scale sees no slope, the largest decides: plateaus drain to their middle, not to an edge.
-        column, last = config.scales_mm.index(sigma), len(config.scales_mm) - 1
-        labels, count = basins((evidence[column] << 10) + xp.minimum(evidence[last], 1023), backend)
-    if count < 2 or not bool(evidence.any()):  # without evidence a tree would tell of ties only
-        return
-    graph = region_graph(labels, count, evidence, backend)
-    sums = region_sums(labels, count, volumes, backend)
+        evidence, coarsest = scene.evidence[config.scales_mm.index(sigma)], scene.evidence[-1]
+        labels, count = basins((evidence << 10) + xp.minimum(coarsest, 1023), backend)
+        while count > _MANY * config.max_regions:
+            labels, count = join_lowest_pass(labels, count, evidence, backend)
+    if count < 2 or not bool(scene.evidence.any()):  # without evidence a tree would tell of ties only
+        return None
+    graph = region_graph(labels, count, scene.evidence, backend)
+    sums = region_sums(labels, count, scene.volumes, backend)
     labels = backend.to_host(labels)
     if name != "voxels":
         joined, count = join_flat(graph.pairs, graph.lows[:, -1], count)
@@ -278,21 +296,15 @@ def _grow_partition(
             joined[labels],
         )
     if count < 2:
-        return
+        return None
     if count > config.max_regions:
         labels, graph, sums = _merge_weakest(labels, graph, sums, config.max_regions)
-    sketches = leaf_sketches(labels, graph.num_regions)
-    body_voxels = np.bincount(labels[grown.body], minlength=graph.num_regions)
-    partition = len(grown.partitions)
-    grown.partitions.append(labels)
-
-    for tree in grow_all(specs, partition, graph, sums, config, backend):
-        _keep(grown, tree, sums.voxels, body_voxels, sketches, limits, config)
+    trees = grow_all(specs, graph, sums, config, backend)
+    return _with_candidates(labels, trees, sums.voxels, scene)
 
 
 def grow_all(
     specs: Sequence[TreeSpec],
-    partition: int,
     graph: RegionGraph,
     sums: RegionSums,
     config: ProposalConfig,
@@ -302,7 +314,7 @@ def grow_all(
 
     def grown_tree(spec: TreeSpec) -> Hierarchy:
         column = config.scales_mm.index(spec.scale_mm) if spec.scale_mm in config.scales_mm else 0
-        return grow(spec, partition=partition, graph=graph, sums=sums, scale_column=column)
+        return grow(spec, partition=0, graph=graph, sums=sums, scale_column=column)
 
     with ThreadPoolExecutor(backend.num_threads) as pool:
         return list(pool.map(grown_tree, specs))
@@ -347,83 +359,75 @@ def _merge_weakest(
     )
 
 
-def _grow_components(
-    grown: _Grown,
-    calibration: _Calibration,
-    volumes: list[Any],
-    windows: list[Window],
-    limits: tuple[int, int],
-    config: ProposalConfig,
-    backend: Backend,
-) -> None:
-    """Voxel-exact components of thresholds on the widest window."""
+def _grow_components(calibration: _Calibration, windows: list[Window], scene: _Scene) -> list[_Grown]:
+    """Voxel-exact components of thresholds on the widest window: one tree upwards, one downwards."""
     widest = int(np.argmax([high - low for low, high in windows]))
     low, high = windows[widest]
-    reals = np.array(list(calibration.thresholds(config)), np.float64)
+    reals = np.array(list(calibration.thresholds(scene.config)), np.float64)
     levels = np.rint((reals - low) / (high - low) * (NUM_LEVELS - 1)).astype(np.int64) * 8
-    levels = np.unique(levels[(levels > 0) & (levels < (NUM_LEVELS - 1) * 8)]).astype(np.int32)
-    if not len(levels):
-        return
-    for side in ("bright", "dark"):
+    levels = np.unique(levels[(levels > 0) & (levels < (NUM_LEVELS - 1) * 8)])
+    grown = []
+    sides: tuple[Literal["bright", "dark"], ...] = ("bright", "dark")
+    for side in sides if len(levels) else ():
         found = component_tree(
-            volumes[widest],
+            scene.volumes[widest],
             levels,
             side=side,
-            min_voxels=limits[0],
-            max_voxels=limits[1],
-            backend=backend,
+            min_voxels=scene.voxel_limits[0],
+            max_voxels=scene.voxel_limits[1],
+            backend=scene.backend,
         )
         count = len(found.inside)
-        if count < 2:
-            continue
-        tree = Hierarchy.of(f"components-{side}", len(grown.partitions), count, found.parents())
-        grown.partitions.append(found.zones)
-        voxels = np.bincount(found.zones.ravel(), minlength=count)
-        body_voxels = np.bincount(found.zones[grown.body], minlength=count)
-        _keep(grown, tree, voxels, body_voxels, leaf_sketches(found.zones, count), limits, config)
+        if count > 1:
+            tree = Hierarchy.of(f"components-{side}", 0, count, found.parents())
+            voxels = np.bincount(found.zones.ravel(), minlength=count)
+            grown.append(_with_candidates(found.zones, [tree], voxels, scene))
+    return grown
 
 
-def _keep(
-    grown: _Grown,
-    tree: Hierarchy,
-    leaf_voxels: NDArray[np.int64],
-    leaf_body_voxels: NDArray[np.int64],
-    sketches: NDArray[np.uint32],
-    limits: tuple[int, int],
-    config: ProposalConfig,
-) -> None:
-    """Add a tree and its candidates."""
-    found = candidates_of(
-        tree,
-        len(grown.hierarchies),
-        leaf_voxels=leaf_voxels,
-        leaf_body_voxels=leaf_body_voxels,
-        leaf_sketches=sketches,
-        least_body_fraction=config.min_body_fraction,
-        voxel_limits=limits,
-        per_half_octave=config.candidates_per_half_octave,
+def _with_candidates(
+    labels: NDArray[np.int32], trees: list[Hierarchy], voxels: NDArray[np.int64], scene: _Scene
+) -> _Grown:
+    """A partition and its trees, with the nodes that may become proposals."""
+    sketches = leaf_sketches(labels, len(voxels))
+    body_voxels = np.bincount(labels[scene.body], minlength=len(voxels))
+    candidates = tuple(
+        candidates_of(
+            tree,
+            0,
+            leaf_voxels=voxels,
+            leaf_body_voxels=body_voxels,
+            leaf_sketches=sketches,
+            least_body_fraction=scene.config.min_body_fraction,
+            voxel_limits=scene.voxel_limits,
+            per_half_octave=scene.config.candidates_per_half_octave,
+        )
+        for tree in trees
     )
-    grown.hierarchies.append(tree)
-    grown.candidates.append(found)
+    return _Grown(labels=labels, hierarchies=tuple(trees), candidates=candidates)
 
 
-def _chosen(grown: _Grown, config: ProposalConfig) -> ProposalSet:
+def _chosen(grown: list[_Grown], config: ProposalConfig) -> ProposalSet:
     """The best candidates of all trees, near-duplicates out, laid out over their atoms."""
-    if not sum(len(part.node) for part in grown.candidates):
+    partitions = [part.labels for part in grown]
+    hierarchies = [replace(tree, partition=p) for p, part in enumerate(grown) for tree in part.hierarchies]
+    found = [candidates for part in grown for candidates in part.candidates]
+    found = [replace(c, tree=np.full(len(c.node), tree, np.int32)) for tree, c in enumerate(found)]
+    if not sum(len(candidates.node) for candidates in found):
         raise NoProposals(
             "no region within the size limits: the scan is too small or flat",
             path=None,
             remedy="leave it out, or lower min_volume_mm3 or spacing_mm",
         )
-    candidates = Candidates.joined(grown.candidates)
+    candidates = Candidates.joined(found)
     rows, gains = choose(candidates, config.max_proposals + config.max_proposals // 4)
     picked = list(zip(candidates.tree[rows].tolist(), candidates.node[rows].tolist(), strict=True))
-    layout = lay_out(grown.partitions, grown.hierarchies, picked, max_atoms=config.max_atoms)
+    layout = lay_out(partitions, hierarchies, picked, max_atoms=config.max_atoms)
     unique = layout.kept[~near_duplicates(layout, config.duplicate_iou)][: config.max_proposals]
     if len(unique) < len(picked):
         picked, gains = [picked[k] for k in unique], gains[unique]
-        layout = lay_out(grown.partitions, grown.hierarchies, picked, max_atoms=config.max_atoms)
-    return _as_set(layout, gains[layout.kept], grown.hierarchies)
+        layout = lay_out(partitions, hierarchies, picked, max_atoms=config.max_atoms)
+    return _as_set(layout, gains[layout.kept], hierarchies)
 
 
 def _as_set(layout: AtomLayout, gains: NDArray[np.float64], hierarchies: list[Hierarchy]) -> ProposalSet:

@@ -56,7 +56,7 @@ def region_graph(labels: Any, num_regions: int, evidence: Any, backend: Backend)
         backend: Where it runs.
     """
     if backend.name == "cpu":
-        keys, faces, sums, lows = _touching_numba(labels, evidence)
+        keys, faces, sums, lows = _touching_numba(labels, evidence, num_regions)
     else:
         keys, faces, sums, lows = _touching(labels, list(evidence), backend)
     order = np.argsort(keys, kind="stable")
@@ -172,82 +172,58 @@ def _touching(labels: Any, evidence: list[Any], backend: Backend) -> _Touching:
     )
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
-def _slot(table: NDArray[np.int64], key: Any, mask: int) -> Any:
-    """Where a key is in an open-addressing table, or the free place where it belongs."""
-    i = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(24)) & mask
-    while table[i] != -1 and table[i] != key:
-        i = (i + 1) & mask
-    return i
-
-
 @numba.njit(cache=True, nogil=True)
-def _count_pairs(labels: NDArray[np.int32], size: int) -> tuple[NDArray[np.int64], int]:
-    """A table of all pair keys, grown as needed, and how many there are."""
+def _touching_numba(labels: NDArray[np.int32], evidence: NDArray[np.int32], num_regions: int) -> _Touching:
+    """As `_touching`, in one pass over the faces; keys in the order in which pairs are met.
+
+    The pairs of a region are a linked list at its lower member. Regions are numbered in scan order,
+    so the lists that a row of voxels needs lie close together, which a table of hashed keys would not.
+    """
     num_z, num_y, num_x = labels.shape
-    table = np.full(size, -1, np.int64)
-    mask = size - 1
+    width = evidence.shape[0]
+    head = np.full(num_regions, -1, np.int32)
+    room = 4 * num_regions + 64
+    following = np.empty(room, np.int32)
+    higher = np.empty(room, np.int32)
+    keys = np.empty(room, np.int64)
+    faces = np.empty(room, np.int64)
+    sums = np.empty((room, width), np.int64)
+    lows = np.empty((room, width), np.int32)
     used = 0
     for z in range(num_z):
         for y in range(num_y):
             for x in range(num_x):
-                one = np.int64(labels[z, y, x])
+                one = labels[z, y, x]
                 for d in range(3):
                     zz, yy, xx = z + (d == 0), y + (d == 1), x + (d == 2)
                     if zz == num_z or yy == num_y or xx == num_x:
                         continue
-                    other = np.int64(labels[zz, yy, xx])
+                    other = labels[zz, yy, xx]
                     if one == other:
                         continue
-                    key = (min(one, other) << 32) | max(one, other)
-                    i = _slot(table, key, mask)
-                    if table[i] == -1:
-                        table[i] = key
+                    a, b = min(one, other), max(one, other)
+                    e = head[a]
+                    while e >= 0 and higher[e] != b:
+                        e = following[e]
+                    if e < 0:
+                        if used == room:
+                            following = np.concatenate((following, np.empty(room, np.int32)))
+                            higher = np.concatenate((higher, np.empty(room, np.int32)))
+                            keys = np.concatenate((keys, np.empty(room, np.int64)))
+                            faces = np.concatenate((faces, np.empty(room, np.int64)))
+                            sums = np.concatenate((sums, np.empty((room, width), np.int64)))
+                            lows = np.concatenate((lows, np.empty((room, width), np.int32)))
+                            room *= 2
+                        e = used
                         used += 1
-                        if used * 2 > mask:
-                            old = table
-                            mask = (mask << 1) | 1
-                            table = np.full(mask + 1, -1, np.int64)
-                            for k in old:
-                                if k != -1:
-                                    table[_slot(table, k, mask)] = k
-    return table, used
-
-
-@numba.njit(cache=True, nogil=True)
-def _touching_numba(labels: NDArray[np.int32], evidence: NDArray[np.int32]) -> _Touching:
-    num_z, num_y, num_x = labels.shape
-    width = evidence.shape[0]
-    table, used = _count_pairs(labels, 1 << 16)
-    mask = len(table) - 1
-    number = np.full(len(table), -1, np.int64)
-    keys = np.empty(used, np.int64)
-    faces = np.zeros(used, np.int64)
-    sums = np.zeros((used, width), np.int64)
-    lows = np.full((used, width), np.iinfo(np.int32).max, np.int32)
-    new = 0
-    for z in range(num_z):
-        for y in range(num_y):
-            for x in range(num_x):
-                one = np.int64(labels[z, y, x])
-                for d in range(3):
-                    zz, yy, xx = z + (d == 0), y + (d == 1), x + (d == 2)
-                    if zz == num_z or yy == num_y or xx == num_x:
-                        continue
-                    other = np.int64(labels[zz, yy, xx])
-                    if one == other:
-                        continue
-                    key = (min(one, other) << 32) | max(one, other)
-                    i = _slot(table, key, mask)
-                    e = number[i]
-                    if e == -1:
-                        e = new
-                        number[i] = e
-                        keys[e] = key
-                        new += 1
+                        following[e], higher[e] = head[a], b
+                        head[a] = e
+                        keys[e], faces[e] = (np.int64(a) << 32) | b, 0
+                        sums[e] = 0
+                        lows[e] = np.iinfo(np.int32).max
                     faces[e] += 1
                     for k in range(width):
                         value = max(evidence[k, z, y, x], evidence[k, zz, yy, xx])
                         sums[e, k] += value
                         lows[e, k] = min(lows[e, k], value)
-    return keys, faces, sums, lows
+    return keys[:used].copy(), faces[:used].copy(), sums[:used].copy(), lows[:used].copy()

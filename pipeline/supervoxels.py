@@ -40,6 +40,39 @@ def basins(evidence: Any, backend: Backend) -> tuple[Any, int]:
     return number_in_scan_order(roots.reshape(evidence.shape), backend)
 
 
+def join_lowest_pass(labels: Any, num_regions: int, evidence: Any, backend: Backend) -> tuple[Any, int]:
+    """Every basin joined with the neighbour that it would first overflow into: a third or so are left.
+
+    Quick, since it needs no region graph: for scans whose noise makes more basins than are worth a graph.
+
+    Args:
+        labels: int32 (z, y, x) in scan order, on the backend.
+        num_regions: How many basins there are.
+        evidence: int32 (z, y, x); a pass is as high as the larger evidence of its two voxels. The lower
+            neighbour wins a tie.
+        backend: Where it runs.
+
+    Returns:
+        (labels int32 (z, y, x) in scan order on the backend, number of regions).
+    """
+    if backend.name == "cpu":
+        lowest = _lowest_pass_numba(labels, num_regions, evidence)
+    else:
+        lowest = backend.to_host(_lowest_pass(labels, num_regions, evidence, backend))
+    there = lowest < _NO_PASS
+    region = np.flatnonzero(there)
+    new_region, count = join(region, lowest[there] & 0xFFFFFFFF, num_regions)
+    return backend.to_device(new_region)[labels], count
+
+
+def join(
+    first: NDArray[np.int64], second: NDArray[np.int64], num_regions: int
+) -> tuple[NDArray[np.int32], int]:
+    """Regions that pairs connect made one: the number of each, by lowest member, and how many there are."""
+    new_region, count = _join(first.astype(np.int64), second.astype(np.int64), num_regions)
+    return np.asarray(new_region), int(count)
+
+
 def number_in_scan_order(labels: Any, backend: Backend) -> tuple[Any, int]:
     """Labels renumbered 0..R-1 by the first voxel that has them, and how many there are."""
     xp = backend.xp
@@ -76,6 +109,73 @@ def _jump(pointers: Any, xp: Any) -> Any:
         if bool((further == pointers).all()):
             return pointers
         pointers = further
+
+
+_NO_PASS = np.int64(1) << 62
+
+
+def _lowest_pass(labels: Any, num_regions: int, evidence: Any, backend: Backend) -> Any:
+    """(R,) pass << 32 | neighbour of the lowest pass of each region."""
+    xp = backend.xp
+    lowest = xp.full(num_regions, _NO_PASS, dtype=xp.int64)
+    for axis in range(3):
+        a: list[slice] = [slice(None)] * 3
+        b: list[slice] = [slice(None)] * 3
+        a[axis], b[axis] = slice(None, -1), slice(1, None)
+        one, other = labels[tuple(a)], labels[tuple(b)]
+        differ = one != other
+        height = xp.maximum(evidence[tuple(a)][differ], evidence[tuple(b)][differ]).astype(xp.int64) << 32
+        one, other = one[differ], other[differ]
+        backend.scatter_min(lowest, one, height | other.astype(xp.int64))
+        backend.scatter_min(lowest, other, height | one.astype(xp.int64))
+    return lowest
+
+
+@numba.njit(cache=True, nogil=True)
+def _lowest_pass_numba(
+    labels: NDArray[np.int32], num_regions: int, evidence: NDArray[np.int32]
+) -> NDArray[np.int64]:
+    num_z, num_y, num_x = labels.shape
+    lowest = np.full(num_regions, np.int64(1) << 62, np.int64)
+    for z in range(num_z):
+        for y in range(num_y):
+            for x in range(num_x):
+                one = labels[z, y, x]
+                for d in range(3):
+                    zz, yy, xx = z + (d == 0), y + (d == 1), x + (d == 2)
+                    if zz < num_z and yy < num_y and xx < num_x:
+                        other = labels[zz, yy, xx]
+                        if one != other:
+                            height = np.int64(max(evidence[z, y, x], evidence[zz, yy, xx])) << 32
+                            lowest[one] = min(lowest[one], height | other)
+                            lowest[other] = min(lowest[other], height | one)
+    return lowest
+
+
+@numba.njit(cache=True, nogil=True)
+def _join(
+    first: NDArray[np.int64], second: NDArray[np.int64], num_regions: int
+) -> tuple[NDArray[np.int32], int]:
+    """Union-find; a root is the lowest of its members, so it is numbered before them."""
+    root = np.arange(num_regions)
+    for p in range(len(first)):
+        a, b = first[p], second[p]
+        while root[a] != a:
+            root[a] = root[root[a]]
+            a = root[a]
+        while root[b] != b:
+            root[b] = root[root[b]]
+            b = root[b]
+        root[max(a, b)] = min(a, b)
+    new_region = np.empty(num_regions, np.int32)
+    count = 0
+    for r in range(num_regions):
+        if root[r] == r:
+            new_region[r] = count
+            count += 1
+        else:
+            new_region[r] = new_region[root[r]]
+    return new_region, count
 
 
 @numba.njit(cache=True, nogil=True)

@@ -1,8 +1,10 @@
 """Writes a scan's files with zarr-python: one group, valid OME-NGFF 0.5, the same bytes for the same record.
 
 *Reads* a ScanRecord. *Writes* every key of the scan but COMMIT.json into an empty folder. Settings were
-measured: inner chunks of 64^3, one shard a volume, image blosc(zstd, 3, bitshuffle), atoms and labels
-blosc(zstd, 3, noshuffle) (shuffling ids makes them 1.5-3x larger), crc32c on every chunk.
+measured: inner chunks of 64^3, one shard a volume, image blosc(zstd, 5, bitshuffle), atoms and labels
+blosc(zstd, 5, noshuffle) (shuffling ids makes them 1.5-3x larger), crc32c on every chunk. Orders and table
+are small and worth level 9 with shuffle: 0.33 MB instead of 0.53 for 17 orders of 27,753 atoms. Whatever the
+level, readers are the same.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ def write_scan(folder: Path, record: ScanRecord) -> None:
             _write_volume(store, label_key(label.name), label.array, shuffle="noshuffle", fill=0)
         _write_group(store, "orders", {})
         for layer, orders in enumerate(record.orders):
-            _write_small(store, f"orders/{layer}", orders, ("row", "place"), {}, shuffle="bitshuffle")
+            _write_small(store, f"orders/{layer}", orders, ("row", "place"), {}, shuffle="shuffle")
         columns = {"mass": {"columns": list(PROPOSAL_COLUMNS)}}
         _write_small(store, "proposals", record.table, ("proposal", "column"), columns, shuffle="shuffle")
         _write_small(store, "scores", record.scores, ("proposal",), {}, shuffle="bitshuffle")
@@ -131,7 +133,10 @@ def _write_array(
     attributes: dict[str, Any],
 ) -> None:
     compressor = BloscCodec(
-        cname="zstd", clevel=3, shuffle=BloscShuffle[shuffle], typesize=array.dtype.itemsize
+        cname="zstd",
+        clevel=5 if shards else 9,
+        shuffle=BloscShuffle[shuffle],
+        typesize=array.dtype.itemsize,
     )
     target = zarr.create_array(
         store,
