@@ -87,7 +87,7 @@ def prepare(raw: Path, store_path: Path, settings: Settings, options: Options) -
     from commands.work import Work
     from pipeline.backend import gpu_is_at_hand
     from pipeline.discovery import discover
-    from storage import create_store, finish, remove_scan, sweep, write_ledger
+    from storage import create_store, remove_scan, sweep, write_ledger
 
     began = time.monotonic()
     if options.device == "gpu" and not options.scheduler and not gpu_is_at_hand():
@@ -121,10 +121,8 @@ def prepare(raw: Path, store_path: Path, settings: Settings, options: Options) -
         if plan.jobs:
             run_flow(work)
     finally:
-        work.write_ledger()
         write_log(work.outcomes.values())
-        sweep(store_path)
-        finish(store_path)
+        work.tidy_up()
     return work.report(discovery, absent=() if options.prune else gone, seconds=time.monotonic() - began)
 
 
@@ -159,49 +157,77 @@ def run_flow(work: Work) -> None:
 
 
 def run_batches() -> None:
-    """The flow: hand out batches, a few ahead of the workers, and take up what comes back.
-
-    Scans of a batch that died as a whole (a worker killed for its memory, a disk that stayed away) are handed
-    out again one by one, so that only the guilty one fails.
-    """
+    """The flow: hand out batches, a few ahead of the workers, and take up what comes back."""
     from commands.terminal import shown
-    from pipeline.plan import batches
 
-    work = _WORK.get()
-    waiting = deque(batches(work.plan.jobs, max_scans=BATCH_SCANS, max_weight=BATCH_VOXELS))
-    flying: dict[Any, tuple[Job, ...]] = {}
-    landed: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    deaths: Counter[str] = Counter()
-    task = batch_task()
-    began = manned = time.monotonic()
+    work, began = _WORK.get(), time.monotonic()
+    handout = Handout(work)
     with shown("prepare") as show, stopped_by_signals(work):
-        while flying or (waiting and not work.stop):
-            while waiting and not work.stop and len(flying) < max(2, 2 * num_workers(work.options)):
-                batch = waiting.popleft()
-                future = submit(task, work, batch)
-                flying[future.task_run_id] = batch
-                future.add_done_callback(landed.put)
-            try:
-                future = landed.get(timeout=0.5)
-            except queue.Empty:
-                show(work.progress(began))
-                if num_workers(work.options):
-                    manned = time.monotonic()
-                elif time.monotonic() - manned > UNMANNED_SECONDS:
-                    work.stop = f"no Dask worker has been there for {UNMANNED_SECONDS:.0f} s"
-                    break
-                continue
-            batch = flying.pop(future.task_run_id)
-            try:
-                work.take_up(future.result())
-            except Exception as error:  # noqa: BLE001 - whatever a task dies of, the others go on
-                deaths.update(job.scan_id for job in batch)
-                if len(batch) > 1 or (was_killed(error) and deaths[batch[0].scan_id] <= 2):
-                    waiting.extendleft((job,) for job in reversed(batch))
-                else:
-                    work.take_up([outcome_of_death(batch[0], error)])
+        while handout.goes_on():
+            handout.give()
+            handout.take()
             show(work.progress(began))
     work.ended = True
+
+
+class Handout:
+    """Batches on their way to the workers and back. Stays in this process."""
+
+    def __init__(self, work: Work) -> None:
+        from pipeline.plan import batches
+
+        self.work = work
+        self.task = batch_task()
+        self.waiting = deque(batches(work.plan.jobs, max_scans=BATCH_SCANS, max_weight=BATCH_VOXELS))
+        self.flying: dict[Any, tuple[Job, ...]] = {}
+        self.landed: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.deaths: Counter[str] = Counter()
+        self.manned = time.monotonic()
+        """When a worker was last seen."""
+
+    def goes_on(self) -> bool:
+        """Whether anything is to be waited for or, unless the run is stopped, to be handed out."""
+        return bool(self.flying or (self.waiting and not self.work.stop))
+
+    def give(self) -> None:
+        """Hand out batches: two a worker, so that none waits for its next."""
+        while self.waiting and not self.work.stop:
+            if len(self.flying) >= max(2, 2 * num_workers(self.work.options)):
+                return
+            batch = self.waiting.popleft()
+            future = submit(self.task, self.work, batch)
+            self.flying[future.task_run_id] = batch
+            future.add_done_callback(self.landed.put)
+
+    def take(self) -> None:
+        """Take up the next batch that comes back, or give up where nobody is left to send one."""
+        try:
+            future = self.landed.get(timeout=0.5)
+        except queue.Empty:
+            if num_workers(self.work.options):
+                self.manned = time.monotonic()
+            elif time.monotonic() - self.manned > UNMANNED_SECONDS:
+                self.work.stop = f"no Dask worker has been there for {UNMANNED_SECONDS:.0f} s"
+                self.flying.clear()
+            return
+        batch = self.flying.pop(future.task_run_id)
+        try:
+            outcomes = future.result()
+        except Exception as error:  # noqa: BLE001 - whatever a task dies of, the others go on
+            outcomes = self.bury(batch, error)
+        self.work.take_up(outcomes)
+
+    def bury(self, batch: tuple[Job, ...], error: Exception) -> list[Outcome]:
+        """What becomes of a batch that died as a whole: its worker was killed, its disk stayed away.
+
+        Its scans are handed out again one by one, so that only the guilty one fails; the one that killed its
+        worker, once more.
+        """
+        self.deaths.update(job.scan_id for job in batch)
+        if len(batch) == 1 and not (was_killed(error) and self.deaths[batch[0].scan_id] <= 2):
+            return [outcome_of_death(batch[0], error)]
+        self.waiting.extendleft((job,) for job in reversed(batch))
+        return []
 
 
 def batch_task() -> Any:

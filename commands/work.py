@@ -13,7 +13,7 @@ from pipeline.outcomes import Outcome, RunReport
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.sources import Discovery
-from storage import LedgerEntry, write_ledger
+from storage import LedgerEntry, StoreFull, finish, sweep, write_ledger
 
 LEDGER_SECONDS = 30.0
 """The ledger is written at least so often: after a kill, few sources' bytes have to be looked at again."""
@@ -67,9 +67,22 @@ class Work:
 
     def write_ledger(self) -> None:
         """Write down what is not written yet."""
-        write_ledger(self.store_path, self.lines)
-        self.lines.clear()
         self.written = time.monotonic()
+        try:
+            write_ledger(self.store_path, self.lines)
+        except StoreFull as error:
+            self.stop = self.stop or str(error)
+        else:
+            self.lines.clear()
+
+    def tidy_up(self) -> None:
+        """Leave ledger and index complete and in order, and nothing of writers that died."""
+        self.write_ledger()
+        try:
+            sweep(self.store_path)
+            finish(self.store_path)
+        except StoreFull as error:
+            self.stop = self.stop or str(error)
 
     def progress(self, began: float) -> Progress:
         """How far the jobs are."""
