@@ -127,7 +127,7 @@ class ProposalConfig:
     duplicate_iou: float = 0.95
     """A region that overlaps a better one more than this is left out."""
 
-    max_atoms: int = 24_000
+    max_atoms: int = MAX_ATOMS
     """The most atoms; above it slivers are absorbed. Fewer atoms are fewer bytes."""
 
     def __post_init__(self) -> None:
