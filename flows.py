@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import io
 import json
 import logging
 import os
@@ -94,6 +95,7 @@ def prepare(raw: Path, store_path: Path, settings: Settings, options: Options) -
         raise CommandError(
             "--device gpu: there is no CUDA device that CuPy can use here. Leave it out, or use cpu"
         )
+    print(f"looking for scans in {raw.name}", file=sys.stderr)
     discovery = discover(raw, settings.ingest)
     config = settings.values()
     store = create_store(store_path, spacing_mm=settings.ingest.spacing_mm, config=config)
@@ -296,7 +298,7 @@ def task_runner(options: Options) -> Any:
             "threads_per_worker": 1,
             "processes": True,
             "host": "127.0.0.1",
-            "dashboard_address": None,
+            "dashboard_address": "127.0.0.1:0",  # a free port, for nobody: two runs must not want the same
             "scheduler_kwargs": {"dashboard": False},
             "silence_logs": logging.CRITICAL,
             "local_directory": tempfile.gettempdir(),
@@ -551,6 +553,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipeline.errors import PipelineError
     from storage import StorageError
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what is told comes in time, also through a pipe
     module, _, name = arguments.run.partition(":")
     try:
         code, document = getattr(import_module(module), name)(arguments)

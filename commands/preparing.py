@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from commands.terminal import cache_folder, print_failures, print_table
+from commands.terminal import cache_folder, counted, print_failures, print_table
 from pipeline.config import INGEST_VERSION, IngestConfig
 from pipeline.configuration import config_values, describe_change, parse_config, read_tables
 from pipeline.errors import UnreadableFile
@@ -34,9 +34,6 @@ class Settings:
     @classmethod
     def read(cls, path: Path | None) -> Settings:
         """The settings in a TOML file; the defaults where there is none."""
-        from pipeline.config import IngestConfig
-        from pipeline.proposals import ProposalConfig
-
         tables = read_tables(path, ["ingest", "proposals"]) if path else {"ingest": {}, "proposals": {}}
         return cls(
             ingest=parse_config(tables["ingest"], IngestConfig, where="[ingest]"),
@@ -124,7 +121,7 @@ def make_the_plan(discovery: Discovery, store: Store, wanted: Wanted, *, retry_f
             return None
 
     return make_plan(
-        [found_now(source) for source in discovery.sources],
+        (found_now(source) for source in counted("compare with the store", discovery.sources)),
         known_scans(store),
         wanted,
         digest=digest,

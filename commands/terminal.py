@@ -11,9 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from pipeline.progress import Progress
 from pipeline.sources import SourceFailure
+
+Thing = TypeVar("Thing")
 
 
 class CommandError(Exception):
@@ -51,13 +54,13 @@ def shown(title: str) -> Iterator[Callable[[Progress], None]]:
         yield draw
 
 
-def counted(title: str, names: Sequence[str]) -> Iterator[str]:
-    """The names one by one, with progress shown."""
+def counted(title: str, things: Sequence[Thing]) -> Iterator[Thing]:
+    """The things one by one, with progress shown."""
     began = time.monotonic()
     with shown(title) as show:
-        for number, name in enumerate(names):
-            yield name
-            show(Progress.of_equals(number + 1, len(names), time.monotonic() - began))
+        for number, thing in enumerate(things):
+            yield thing
+            show(Progress.of_equals(number + 1, len(things), time.monotonic() - began))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -146,7 +146,7 @@ def test_a_dask_scheduler_elsewhere_does_the_same_work(
     import distributed
 
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, scheduler_port=0
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", scheduler_port=0
     ) as cluster:
         report = flows.prepare(
             many, tmp_path / "store", settings, Options(scheduler=cluster.scheduler_address)
@@ -161,7 +161,7 @@ def test_a_run_without_workers_ends_and_says_so(
     import distributed
 
     monkeypatch.setattr(flows, "UNMANNED_SECONDS", 1.0)
-    with distributed.LocalCluster(n_workers=0, dashboard_address=None, scheduler_port=0) as cluster:
+    with distributed.LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", scheduler_port=0) as cluster:
         report = flows.prepare(
             raw, tmp_path / "store", settings, Options(scheduler=cluster.scheduler_address)
         )
