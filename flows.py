@@ -192,9 +192,9 @@ class Handout:
         return bool(self.flying or (self.waiting and not self.work.stop))
 
     def give(self) -> None:
-        """Hand out batches: two a worker, so that none waits for its next."""
+        """Hand out batches: one a worker and one more, so that who is done first need not wait."""
         while self.waiting and not self.work.stop:
-            if len(self.flying) >= max(2, 2 * num_workers(self.work.options)):
+            if len(self.flying) > num_workers(self.work.options):
                 return
             batch = self.waiting.popleft()
             future = submit(self.task, self.work, batch)
@@ -297,6 +297,7 @@ def task_runner(options: Options) -> Any:
             "n_workers": options.workers,
             "threads_per_worker": 1,
             "processes": True,
+            "preload": ["import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"],  # Ctrl-C is for us
             "host": "127.0.0.1",
             "dashboard_address": "127.0.0.1:0",  # a free port, for nobody: two runs must not want the same
             "scheduler_kwargs": {"dashboard": False},

@@ -99,7 +99,7 @@ class Work:
     def report(self, discovery: Discovery, *, absent: Sequence[str], seconds: float) -> RunReport:
         """The run, told."""
         left = [job for job in self.plan.jobs if job.scan_id not in self.outcomes]
-        not_done = [
+        not_done = [outcome for outcome in self.outcomes.values() if outcome.state == "not done"] + [
             Outcome(
                 scan_id=job.scan_id,
                 location=job.found.source.location,
@@ -116,11 +116,11 @@ class Work:
             committed=tuple(outcome for outcome in of_jobs if outcome.state == "committed"),
             skipped=tuple(done.found.source.scan_id for done in self.plan.done),
             failed=tuple(sorted([*failures, *self.plan.failed], key=lambda failure: failure.scan_id)),
-            not_done=(*(outcome for outcome in of_jobs if outcome.state == "not done"), *not_done),
+            not_done=tuple(not_done),
             reasons=self.plan.reasons(),
             notes=discovery.notes,
             absent=tuple(absent),
             seconds=seconds,
-            stopped=self.stop,
-            interrupted=self.interrupted,
+            stopped=self.stop if not_done else "",
+            interrupted=self.interrupted and bool(not_done),
         )
