@@ -192,9 +192,10 @@ class Handout:
         return bool(self.flying or (self.waiting and not self.work.stop))
 
     def give(self) -> None:
-        """Hand out batches: one a worker and one more, so that who is done first need not wait."""
+        """Hand out batches: one a worker and, on Dask, one more, so that who is done first need not wait."""
+        spare = 0 if in_this_process(self.work.options) else 1
         while self.waiting and not self.work.stop:
-            if len(self.flying) > num_workers(self.work.options):
+            if len(self.flying) >= num_workers(self.work.options) + spare:
                 return
             batch = self.waiting.popleft()
             future = submit(self.task, self.work, batch)
@@ -266,9 +267,14 @@ def submit(task: Any, work: Work, batch: Sequence[Job]) -> Any:
     return named.submit(pickle.dumps((work.store_path.resolve(), work.setup, batch)))
 
 
+def in_this_process(options: Options) -> bool:
+    """Whether there is no Dask."""
+    return options.workers == 1 and not options.scheduler
+
+
 def task_runner(options: Options) -> Any:
     """Where tasks run: a thread of this process, processes on this machine, or a Dask cluster."""
-    if options.workers == 1 and not options.scheduler:
+    if in_this_process(options):
         from prefect.task_runners import ThreadPoolTaskRunner
 
         return ThreadPoolTaskRunner(max_workers=1)
@@ -309,7 +315,7 @@ def task_runner(options: Options) -> Any:
 
 def num_workers(options: Options) -> int:
     """How many tasks can be worked on at once, right now."""
-    if options.workers == 1 and not options.scheduler:
+    if in_this_process(options):
         return 1
     from prefect.context import FlowRunContext
 
