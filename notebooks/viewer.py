@@ -1,7 +1,7 @@
 """Widgets for `inspect_proposals.ipynb`: pictures that take clicks, panels that also show without a kernel.
 
-What is drawn comes from `pipeline`; here are only the controls. Every panel carries a still picture, so that an
-executed notebook shows it on GitHub, in nbconvert and wherever widgets do not run.
+What is drawn comes from `pipeline`; here are only the controls. Every panel carries a still picture, so that
+an executed notebook shows it on GitHub, in nbconvert and wherever widgets do not run.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Panel(ipywidgets.VBox):
 class PlaneViewer:
     """Three planes through a point that sliders and clicks move.
 
-    `rows` are proposals to fill, `label` a label map to outline; `moved` is called after each change of point.
+    `rows` are proposals to fill, `label` a label map to outline; `moved` is called when the point changed.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ def browse(scan: ScanLike, point: Point, *, label: Any = None) -> Panel:
 
 
 def walk(scan: ScanLike, point: Point, *, steps: int = 9) -> Panel:
-    """A panel that shows the proposals at the point clicked, from atom to organ; the slider fills one of them."""
+    """A panel of the proposals at the point clicked, from atom to organ; the slider fills one of them."""
     viewer = PlaneViewer(scan, point, pixels=300)
     strip = Picture(alt="the proposals at the point, from the smallest to the largest")
     step = ipywidgets.IntSlider(value=0, min=0, max=0, description="fill", continuous_update=False)
@@ -182,7 +182,8 @@ def filtered(scan: ScanLike, point: Point) -> Panel:
     volumes = scan.table[:, 9] * float(np.prod(scan.spacing_zyx_mm)) / 1000
     low, high = float(np.log10(volumes.min())), float(np.log10(volumes.max()))
     size = ipywidgets.FloatRangeSlider(
-        value=(max(low, 0.0), min(high, 2.0)) if low < 2 and high > 0 else (low, high), min=low, max=high, step=0.1,
+        value=(max(low, 0.0), min(high, 2.0)) if low < 2 and high > 0 else (low, high),
+        min=low, max=high, step=0.1,
         description="log10 mL", continuous_update=False,
     )  # fmt: skip
     sources = ipywidgets.SelectMultiple(
