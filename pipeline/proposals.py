@@ -8,10 +8,10 @@
           --facility location--> the few thousand that stand for all         selection.py
           --common refinement--> atoms, orders, table                        atoms.py
 
-Reads:  codes, int16 (z, y, x), as they are stored: so that proposals made again from a store are the same
-        bytes. Writes: a `ProposalSet`, as DESIGN section 3 lays it out. Bounds: fewer than 2^31 voxels;
-        peak memory 2.0 GiB at 256^3. Scales and sizes are in mm and mm^3. Source: the task comes from
-        MASS (Gao et al., CVPR 2026); there the masks are SAM2's.
+Reads:  codes, int16 (z, y, x), as they are stored: proposals made again from a store are the same bytes.
+Writes: a `ProposalSet`, as DESIGN section 3 lays it out.
+Bounds: fewer than 2^31 voxels; peak memory 2.0 GiB at 256^3. Scales and sizes are in mm and mm^3.
+Source: the task comes from MASS (Gao et al., CVPR 2026); there the masks are SAM2's.
 """
 
 from __future__ import annotations
