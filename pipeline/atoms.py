@@ -9,9 +9,8 @@ allowed, the smallest slivers join the neighbour that they have most faces with:
 voxels at their boundary, and stay unions of atoms exactly.
 
 Reads:  partitions, int32 (z, y, x); hierarchies over them; chosen (tree, node) pairs.
-Writes: `AtomLayout`: atoms, uint16 (z, y, x), 0..A-1 in scan order; orders, uint16 (T, A); runs, boxes,
-        voxels. Bounds: A <= 65,534; if absorbing slivers is not enough, the lowest ranked regions are given
-        up.
+Writes: `AtomLayout`: atoms, uint16 (z, y, x), 0..A-1 in scan order; orders, uint16 (T, A); runs and boxes.
+Bounds: A <= 65,534; if absorbing slivers is not enough, the lowest ranked regions are given up.
 """
 
 from __future__ import annotations
