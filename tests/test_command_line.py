@@ -16,7 +16,19 @@ from commands.arguments import parser
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("prepare", "status", "verify", "inspect", "score", "demo")
-HEAVY = ("numpy", "scipy", "skimage", "SimpleITK", "pydicom", "zarr", "numba", "higra", "prefect", "dask")
+HEAVY = (
+    "numpy",
+    "scipy",
+    "skimage",
+    "SimpleITK",
+    "pydicom",
+    "zarr",
+    "numba",
+    "higra",
+    "prefect",
+    "dask",
+    "torch",
+)
 
 
 def mass(

@@ -1,1 +1,54 @@
-"""Training comes with the next milestone: model, views, losses, trainer, probing, inference, evaluation."""
+"""Training: the Iris network, batches from the store, losses, one trainer, inference and evaluation.
+
+    from training import Iris, load_checkpoint
+
+    net = load_checkpoint("RUN/weights.safetensors")
+    logits = net(target, reference, masks)   # (B,1,Z,Y,X), (B,1,Z,Y,X), (B,K,Z,Y,X) -> (B,K,Z,Y,X)
+
+Names are loaded when first used, so that importing `training` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from training.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        NonFiniteLoss,
+        RunError,
+        TrainingError,
+    )
+
+_HOME = {
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "NonFiniteLoss": "errors",
+    "RunError": "errors",
+    "TrainingError": "errors",
+}
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "NonFiniteLoss",
+    "RunError",
+    "TrainingError",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load an exported name on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'training' has no attribute {name!r}")
+    return getattr(import_module(f"training.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """Return the exported names."""
+    return sorted(__all__)
