@@ -17,16 +17,20 @@ if TYPE_CHECKING:
     from training.errors import (
         CheckpointError,
         ConfigError,
+        CropError,
         DataError,
         NonFiniteLoss,
         RunError,
         TrainingError,
     )
+    from training.iris import Iris
 
 _HOME = {
     "CheckpointError": "errors",
     "ConfigError": "errors",
+    "CropError": "errors",
     "DataError": "errors",
+    "Iris": "iris",
     "NonFiniteLoss": "errors",
     "RunError": "errors",
     "TrainingError": "errors",
@@ -35,7 +39,9 @@ _HOME = {
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "CropError",
     "DataError",
+    "Iris",
     "NonFiniteLoss",
     "RunError",
     "TrainingError",

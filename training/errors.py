@@ -1,9 +1,10 @@
-"""What can go wrong in training and with networks. Every message says what must hold, what was got, what to do.
+"""What can go wrong in training and with networks: what must hold, what was got, what to do.
 
     TrainingError
     ├── ConfigError      (ValueError)       a setting that cannot be, or that differs from the run's
     ├── RunError         (FileExistsError)  a run folder that cannot be begun, gone on with, or shared
     ├── CheckpointError  (ValueError)       no checkpoint that is known, or one that does not fit
+    ├── CropError        (ValueError)       an image or masks whose size the network cannot take
     ├── DataError        (RuntimeError)     a scan that a batch needs is damaged or gone, or a worker died
     └── NonFiniteLoss    (ArithmeticError)  a loss or gradient that is NaN or infinite
 
@@ -32,6 +33,10 @@ class RunError(TrainingError, FileExistsError):
 
 class CheckpointError(TrainingError, ValueError):
     """A file that is no checkpoint of a known kind, or whose tensors do not fit the network."""
+
+
+class CropError(TrainingError, ValueError):
+    """An image or masks whose size the network cannot take, or that do not fit each other."""
 
 
 class DataError(TrainingError, RuntimeError):
