@@ -24,8 +24,12 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from training.iris import Iris
+    from training.weights import ModelCard, export_weights, load_checkpoint
 
 _HOME = {
+    "ModelCard": "weights",
+    "export_weights": "weights",
+    "load_checkpoint": "weights",
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "CropError": "errors",
@@ -42,9 +46,12 @@ __all__ = [
     "CropError",
     "DataError",
     "Iris",
+    "ModelCard",
     "NonFiniteLoss",
     "RunError",
     "TrainingError",
+    "export_weights",
+    "load_checkpoint",
 ]
 
 
