@@ -1,0 +1,149 @@
+"""Pictures of what the network was shown and what it drew: reference, mask, target, prediction.
+
+    one row a case, one block a plane:   reference + its mask | target + prediction (and what was expected)
+
+Reads:  images float (z, y, x), masks bool (z, y, x), spacing in mm.
+Writes: RGB images (Pillow), or a PNG. Mask and prediction are red, what was expected green.
+Bounds: slices are those with most of the mask, so a thin thing may be shown at its thickest only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+_GAP = 4
+_RED, _GREEN = (255, 70, 60), (70, 235, 90)
+_PLANES = ("axial", "coronal", "sagittal")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """One in-context question and its answer."""
+
+    reference: NDArray[np.floating]
+    """(z, y, x)"""
+    mask: NDArray[np.bool_]
+    """(z, y, x) on the reference's grid."""
+    target: NDArray[np.floating]
+    """(z, y, x)"""
+    prediction: NDArray[np.bool_]
+    """(z, y, x) on the target's grid."""
+    expected: NDArray[np.bool_] | None = None
+    """(z, y, x) on the target's grid, where it is known."""
+    spacing_zyx_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Of both images."""
+    title: str = ""
+    """Written above."""
+
+    def __post_init__(self) -> None:
+        for image, mask in ((self.reference, self.mask), (self.target, self.prediction)):
+            if image.ndim != 3 or image.shape != mask.shape:
+                raise ValueError(
+                    f"image and mask must be (z, y, x) on one grid, got {image.shape}, {mask.shape}"
+                )
+        if self.expected is not None and self.expected.shape != self.target.shape:
+            raise ValueError(f"expected must be {self.target.shape}, got {self.expected.shape}")
+
+    @property
+    def dice(self) -> float | None:
+        """Dice of prediction and expectation; None where there is nothing to compare."""
+        if self.expected is None or not self.expected.any():
+            return None
+        both = int((self.expected & self.prediction).sum())
+        return 2 * both / int(self.expected.sum() + self.prediction.sum())
+
+
+def draw_cases(cases: Sequence[Case], *, height: int = 160) -> Image.Image:
+    """Return all cases below each other.
+
+    Args:
+        cases: At least one.
+        height: Pixels of a panel.
+    """
+    rows = [_draw_case(case, height) for case in cases]
+    width = max(row.width for row in rows)
+    page = Image.new("RGB", (width, sum(row.height for row in rows)), "black")
+    top = 0
+    for row in rows:
+        page.paste(row, (0, top))
+        top += row.height
+    return page
+
+
+def write_png(path: Path, cases: Sequence[Case], *, height: int = 160) -> None:
+    """Write the picture of all cases."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_cases(cases, height=height).save(path)
+
+
+def _draw_case(case: Case, height: int) -> Image.Image:
+    panels: list[Image.Image] = []
+    shown = case.prediction if case.expected is None or not case.expected.any() else case.expected
+    for axis in range(3):
+        panels.append(
+            _panel(case.reference, [(case.mask, _RED)], case.mask, axis, case.spacing_zyx_mm, height)
+        )
+        outlines = [(case.prediction, _RED)]
+        if case.expected is not None:
+            outlines.insert(0, (case.expected, _GREEN))
+        panels.append(_panel(case.target, outlines, shown, axis, case.spacing_zyx_mm, height))
+    title = case.title + ("" if case.dice is None else f"  Dice {case.dice:.2f}")
+    head = 14
+    width = sum(panel.width + _GAP for panel in panels)
+    row = Image.new("RGB", (width, height + head + _GAP), "black")
+    draw = ImageDraw.Draw(row)
+    draw.text((2, 1), title, fill="white")
+    left = 0
+    for number, panel in enumerate(panels):
+        row.paste(panel, (left, head))
+        draw.text(
+            (left + 2, head), "target" if number % 2 else f"{_PLANES[number // 2]} reference", fill="yellow"
+        )
+        left += panel.width + _GAP
+    return row
+
+
+def _panel(
+    image: NDArray[np.floating],
+    outlines: Sequence[tuple[NDArray[np.bool_], tuple[int, int, int]]],
+    shown: NDArray[np.bool_],
+    axis: int,
+    spacing_zyx_mm: tuple[float, float, float],
+    height: int,
+) -> Image.Image:
+    """One slice with outlines, head (or front) up; its pixels are square in mm."""
+    place = best_slice(shown, axis)
+    rows, columns = (spacing for other, spacing in enumerate(spacing_zyx_mm) if other != axis)
+    gray = _upright(np.take(image, place, axis=axis), axis)
+    low, high = np.percentile(image, (1, 99))
+    levels = np.clip((gray - low) / max(float(high - low), 1e-6) * 255, 0, 255).astype(np.uint8)
+    size = (max(1, round(height * gray.shape[1] * columns / (gray.shape[0] * rows))), height)
+    panel = np.asarray(Image.fromarray(levels).resize(size, Image.Resampling.BILINEAR).convert("RGB")).copy()
+    for mask, colour in outlines:
+        flat = _upright(np.take(mask, place, axis=axis), axis)
+        panel[_edge(np.asarray(Image.fromarray(flat).resize(size, Image.Resampling.NEAREST)))] = colour
+    return Image.fromarray(panel)
+
+
+def best_slice(mask: NDArray[np.bool_], axis: int) -> int:
+    """Return the slice with most of the mask along an axis; the middle one where the mask is empty."""
+    areas = mask.sum(axis=tuple(other for other in range(3) if other != axis))
+    return int(areas.argmax()) if areas.any() else mask.shape[axis] // 2
+
+
+def _upright(plane: NDArray[np.generic], axis: int) -> NDArray[np.generic]:
+    """Rows of a plane from top to bottom: arrays are RAS, so z and, in axial planes, y run upwards."""
+    return np.ascontiguousarray(plane[::-1])
+
+
+def _edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The pixels of a mask that have a neighbour outside."""
+    padded = np.pad(mask, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inner
