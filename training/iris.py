@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from training import fast_task_encoding
 from training.blocks import HEAD_WIDTH
 from training.decoder import Classifier, Decoder, Priors
 from training.encoder import Encoder, Features, Widths
@@ -48,7 +49,7 @@ class Iris(nn.Module):
         num_tasks: int = PUBLISHED_NUM_TASKS,
         *,
         position_std: float = 1.0,
-        task_encoding: Literal["fast", "direct"] = "direct",
+        task_encoding: Literal["fast", "direct"] = "fast",
     ) -> None:
         super().__init__()
         self.channels = parse_channels(channels)
@@ -94,11 +95,16 @@ class Iris(nn.Module):
         Priors of several references of one task may be averaged before `decode`.
         """
         check_masks(reference_features, masks)
-        first, second, third = (
-            stage(feature, masks)
-            for stage, feature in zip(self.task_embedding, reference_features[:3], strict=True)
-        )
-        return first, second, third
+        stages = [stage for stage in self.task_embedding if isinstance(stage, TaskEncoding)]
+        deepest = reference_features[:3]
+        match self.task_encoding:
+            case "fast":
+                return fast_task_encoding.encode_tasks(stages, deepest, masks)
+            case "direct":
+                first, second, third = (
+                    stage(feature, masks) for stage, feature in zip(stages, deepest, strict=True)
+                )
+                return first, second, third
 
     def decode(self, target_features: Features, priors: Priors) -> Tensor:
         """Return the logits (B, K, Z, Y, X), float32, that the priors ask for in the target."""
