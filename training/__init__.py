@@ -14,6 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from training.augmentation import AugmentationConfig, ViewAugmentation, Views, augment
+    from training.batches import Batch
     from training.errors import (
         CheckpointError,
         ConfigError,
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from training.iris import Iris
+    from training.loader import SampleLoader, make_loader
+    from training.samples import digest_scans
+    from training.sampling import DataConfig, split_scans
     from training.weights import ModelCard, export_weights, load_checkpoint
 
 _HOME = {
@@ -38,20 +43,40 @@ _HOME = {
     "NonFiniteLoss": "errors",
     "RunError": "errors",
     "TrainingError": "errors",
+    "AugmentationConfig": "augmentation",
+    "ViewAugmentation": "augmentation",
+    "Views": "augmentation",
+    "augment": "augmentation",
+    "Batch": "batches",
+    "DataConfig": "sampling",
+    "split_scans": "sampling",
+    "make_loader": "loader",
+    "SampleLoader": "loader",
+    "digest_scans": "samples",
 }
 
 __all__ = [
+    "AugmentationConfig",
+    "Batch",
     "CheckpointError",
     "ConfigError",
     "CropError",
+    "DataConfig",
     "DataError",
     "Iris",
     "ModelCard",
     "NonFiniteLoss",
     "RunError",
+    "SampleLoader",
     "TrainingError",
+    "ViewAugmentation",
+    "Views",
+    "augment",
+    "digest_scans",
     "export_weights",
     "load_checkpoint",
+    "make_loader",
+    "split_scans",
 ]
 
 

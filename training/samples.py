@@ -1,0 +1,275 @@
+"""Reads sample i of a run from the store: the box around both cuts once, of it two cuts of codes and words.
+
+*Reads* of one scan: the image codes and the atoms of the union of both cuts, the proposals, the orders.
+*Gives* a Sample, the same wherever and whenever it is read. Which masks are visible is counted, not guessed:
+boxes rule most proposals out before anything is read, then one histogram of the atoms in each view and prefix
+sums along the orders give the voxels of all that are left.
+
+Where it stops being valid: a scan that was replaced since the run began is an error, not another sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage import IndexEntry, Scan, StorageError, open_store
+from storage.words import build_lookup
+from training.errors import DataError
+from training.sampling import (
+    DataConfig,
+    ScanChoice,
+    candidates,
+    draw_masks,
+    generator_of,
+    make_choice,
+    visible_voxels,
+)
+from training.views import Box, draw_views, whole
+
+_PLACES_TRIED = 4
+"""Pairs of views drawn of a scan before one with fewer visible masks than asked for is taken."""
+
+_SCANS_TRIED = 16
+"""Scans drawn for a sample before it is an error that none of them shows any mask."""
+
+_KEPT_BYTES = 128 * 2**20
+"""Orders of opened scans that a reader keeps: opening one takes 2 to 4 ms."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """Two cuts of one scan."""
+
+    index: int
+    """Which sample of the run."""
+    scan_id: str
+    """Whose it is."""
+    cuts: tuple[NDArray[np.int16], NDArray[np.int16]]
+    """Codes of the reference and the target, (z, y, x)."""
+    words: tuple[NDArray[np.int16], NDArray[np.int16]]
+    """Words of the same, (z, y, x)."""
+    scale: float
+    """Z-score units a code step."""
+    offset: float
+    """Z-score of code 0."""
+    padding_code: int
+    """What `cuts` holds outside the scan."""
+    views: tuple[Box, Box]
+    """What the reference and the target show of the scan, unwarped."""
+    masks: tuple[int, ...]
+    """The proposal of each bit; repeated where too few are visible."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """A pair of views and what is visible in both."""
+
+    views: tuple[Box, Box]
+    region: Box
+    """The union of both cuts, inside the scan."""
+    atoms: dict[int, NDArray[np.uint16]]
+    """Of each layer that a visible mask needs, in the region."""
+    ids: NDArray[np.int64]
+    """Visible proposals."""
+    voxels: NDArray[np.int64]
+    """Of each in the view that shows less of it."""
+
+
+def digest_scans(entries: Mapping[str, IndexEntry], scan_ids: Sequence[str]) -> str:
+    """Return a digest of every byte of these scans, as the index names them.
+
+    Raises:
+        DataError: A scan is not in the index.
+    """
+    digest = hashlib.sha256()
+    for scan_id in sorted(scan_ids):
+        if scan_id not in entries:
+            raise DataError(
+                f"scan {scan_id!r}: the run trains on it, but the store has it no longer. Prepare it again, "
+                "or begin a new run without it"
+            )
+        digest.update(f"{scan_id} {entries[scan_id].digest}\n".encode())
+    return digest.hexdigest()
+
+
+class SampleReader:
+    """Reads samples of a run. Holds a path and opens the store when first asked: it may be pickled."""
+
+    def __init__(
+        self, store: str | Path, scan_ids: Sequence[str], config: DataConfig, *, seed: int, digest: str
+    ) -> None:
+        self._path = Path(store).absolute()
+        self._ids = tuple(scan_ids)
+        self._config = config
+        self._seed = seed
+        self._digest = digest
+        self._scans: OrderedDict[str, Scan] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: self.__dict__[name] for name in ("_path", "_ids", "_config", "_seed", "_digest")} | {
+            "_scans": OrderedDict()
+        }
+
+    def read(self, index: int) -> Sample:
+        """Return sample `index` of the run.
+
+        Raises:
+            DataError: A scan that it needs is damaged, gone or replaced, or no scan shows a mask.
+        """
+        generator = generator_of(self._seed, index, "scan")
+        tried = []
+        for _ in range(_SCANS_TRIED):
+            scan_id = self._choice.draw(generator)
+            tried.append(scan_id)
+            try:
+                sample = self._read_from(self._scan(scan_id), index, generator)
+            except (StorageError, OSError) as error:
+                self._scans.pop(scan_id, None)
+                raise DataError(
+                    f"sample {index} needs scan {scan_id}, which cannot be read: {error}\nRepair the scan "
+                    "and resume, or begin a new run that leaves it out (`exclude` in [data])"
+                ) from error
+            if sample is not None:
+                return sample
+        raise DataError(
+            f"sample {index}: {_SCANS_TRIED} scans drawn in a row show no mask of at least "
+            f"{self._config.min_mask_voxels} voxels in both views: {', '.join(sorted(set(tried)))}. Lower "
+            "min_mask_voxels, enlarge the crop, or leave these scans out"
+        )
+
+    @cached_property
+    def _choice(self) -> ScanChoice:
+        return make_choice((self._entries[scan_id] for scan_id in self._ids), self._config.dataset_weights)
+
+    @cached_property
+    def _entries(self) -> Mapping[str, IndexEntry]:
+        """The index, which must still name the scans of the run as they were when it began."""
+        try:
+            entries = open_store(self._path).entries
+        except (StorageError, OSError) as error:
+            raise DataError(f"the store cannot be opened: {error}") from error
+        if digest_scans(entries, self._ids) != self._digest:
+            raise DataError(
+                f"{self._path}: scans were replaced since the loader was made. Resume the run to go on with "
+                "the new ones"
+            )
+        return entries
+
+    def _scan(self, scan_id: str) -> Scan:
+        if scan_id not in self._scans:
+            scan = Scan(self._path, self._entries[scan_id])
+            self._scans[scan_id] = scan
+            kept = sum(_kept_bytes(other) for other in self._scans.values())
+            while kept > _KEPT_BYTES and len(self._scans) > 1:
+                kept -= _kept_bytes(self._scans.popitem(last=False)[1])
+        self._scans.move_to_end(scan_id)
+        return self._scans[scan_id]
+
+    def _read_from(self, scan: Scan, index: int, generator: np.random.Generator) -> Sample | None:
+        """Return a sample of this scan, or None where no place tried shows any mask."""
+        wanted = self._config.masks_per_sample - 1
+        best: _Place | None = None
+        for _ in range(_PLACES_TRIED):
+            place = self._look(scan, generator)
+            if place is not None and (best is None or len(place.ids) > len(best.ids)):
+                best = place
+            if best is not None and len(best.ids) >= wanted:
+                break
+        if best is None:
+            return None
+        chosen = draw_masks(best.voxels, scan.proposals.source[best.ids], wanted, generator)
+        # Too few: all of them, then again in the same order, so that K is the same in every sample.
+        masks = np.resize(best.ids[chosen], wanted)
+        words = _words(scan, masks, best)
+        intensity = scan.intensity
+        low = np.clip(round((intensity.low - scan.offset) / scan.scale), -32_768, 32_767)
+        codes = scan.image_codes(best.region.slices)
+        cuts = [view.grow(self._config.margin_zyx) for view in best.views]
+        return Sample(
+            index=index,
+            scan_id=scan.id,
+            cuts=(_cut(codes, best.region, cuts[0], int(low)), _cut(codes, best.region, cuts[1], int(low))),
+            words=(_cut(words, best.region, cuts[0], 0), _cut(words, best.region, cuts[1], 0)),
+            scale=scan.scale / intensity.std,
+            offset=(scan.offset - intensity.mean) / intensity.std,
+            padding_code=int(low),
+            views=best.views,
+            masks=tuple(int(mask) for mask in masks),
+        )
+
+    def _look(self, scan: Scan, generator: np.random.Generator) -> _Place | None:
+        """Draw a pair of views and return what is visible in both, or None where nothing is."""
+        config = self._config
+        views = draw_views(
+            scan.shape, config.crop_zyx, min_overlap=config.min_view_overlap, generator=generator
+        )
+        seen = [view.intersect(whole(scan.shape)) for view in views]
+        ids = candidates(scan.proposals, seen, config.min_mask_voxels)
+        if not len(ids):
+            return None
+        cuts = [view.grow(config.margin_zyx) for view in views]
+        region = cuts[0].enclose(cuts[1]).intersect(whole(scan.shape))
+        layers = {int(layer) for layer in np.unique(scan.proposals.layer[ids])}
+        atoms = {layer: scan.atoms(layer, region.slices) for layer in sorted(layers)}
+        orders = [scan.orders(layer) for layer in range(scan.num_layers)]
+        voxels = np.stack(
+            [
+                visible_voxels(
+                    ids, scan.proposals, orders, list(_histograms(atoms, view, region, len(orders)))
+                )
+                for view in seen
+            ]
+        )
+        most = config.max_mask_fraction * np.array([[view.voxels] for view in seen])
+        visible = (voxels >= config.min_mask_voxels).all(axis=0) & (voxels <= most).any(axis=0)
+        if not visible.any():
+            return None
+        return _Place(
+            views=views, region=region, atoms=atoms, ids=ids[visible], voxels=voxels.min(axis=0)[visible]
+        )
+
+
+def _histograms(
+    atoms: Mapping[int, NDArray[np.uint16]], view: Box, region: Box, num_layers: int
+) -> Iterator[NDArray[np.int64] | None]:
+    """Yield, for each layer, the voxels of every atom id in a view, (65536,); None for a layer not read."""
+    inside = view.within(region).slices
+    for layer in range(num_layers):
+        if layer in atoms:
+            yield np.bincount(atoms[layer][inside].ravel(), minlength=65_536)
+        else:
+            yield None
+
+
+def _words(scan: Scan, masks: NDArray[np.int64], place: _Place) -> NDArray[np.int16]:
+    """Return the words of a place's region, int16 (z, y, x): bit k is proposal masks[k]."""
+    runs: dict[int, list[tuple[int, NDArray[np.uint16]]]] = {}
+    for bit, (proposal, layer) in enumerate(zip(masks, scan.proposals.layer[masks], strict=True)):
+        runs.setdefault(int(layer), []).append((bit, scan.atom_ids(int(proposal))))
+    words: NDArray[np.uint16] | None = None
+    for layer, members in runs.items():
+        some = np.take(build_lookup(members), place.atoms[layer])
+        words = some if words is None else words | some
+    assert words is not None
+    return words.view(np.int16)  # 15 bits at most: none is negative
+
+
+def _cut(array: NDArray[np.int16], region: Box, cut: Box, padding: int) -> NDArray[np.int16]:
+    """Return a cut of what was read of `region`, `padding` outside of it."""
+    result = np.full(cut.shape, padding, dtype=np.int16)
+    shared = cut.intersect(region)
+    result[shared.within(cut).slices] = array[shared.within(region).slices]
+    return result
+
+
+def _kept_bytes(scan: Scan) -> int:
+    """Return the bytes of the orders that an opened scan keeps."""
+    return sum(scan.orders(layer).nbytes for layer in range(scan.num_layers))
