@@ -126,27 +126,26 @@ class TaskEncoding(nn.Module):
     def forward(self, feature: Tensor, masks: Tensor) -> Tensor:
         """Return the prior (B, K, 11, C) of a feature (B, C, z, y, x) and its masks (B, K, Z, Y, X)."""
         B, K = masks.shape[:2]
-        masks = masks.flatten(0, 1).unsqueeze(1).to(feature.dtype)
-        feature = feature.repeat_interleave(K, dim=0)
-        queries = self.combine(self._foreground(feature, masks))
+        queries = self.combine(self._foreground(feature, masks).flatten(0, 1))
         context = self._conditioned(feature, masks).flatten(2).transpose(1, 2)
         for block in self.attn_layers:
             queries = block(queries, context)
         return self.norm_post(queries).unflatten(0, (B, K))  # type: ignore[no-any-return]
 
     def _foreground(self, feature: Tensor, masks: Tensor) -> Tensor:
-        """Return the mean (B, C) of the upsampled feature inside each mask (B, 1, Z, Y, X)."""
-        grid = masks.shape[2:]
+        """Return the mean (B, K, C) of the upsampled feature inside each mask (B, K, Z, Y, X)."""
         upsampled = functional.interpolate(
-            at_least_float32(feature), size=grid, mode="trilinear", align_corners=True
+            at_least_float32(feature), size=masks.shape[2:], mode="trilinear", align_corners=True
         )
         masks = masks.to(upsampled.dtype)
-        total = (upsampled * masks).sum(dim=(2, 3, 4))
-        return total / masks.sum(dim=(2, 3, 4)).clamp(min=1)
+        total = torch.einsum("bczyx,bkzyx->bkc", upsampled, masks)
+        return total / masks.sum(dim=(2, 3, 4)).clamp(min=1)[:, :, None]
 
     def _conditioned(self, feature: Tensor, masks: Tensor) -> Tensor:
-        """Return the feature (B, C, z, y, x) that has seen its mask (B, 1, Z, Y, X)."""
+        """Return the feature (B*K, C, z, y, x) that has seen each mask (B, K, Z, Y, X)."""
+        feature = feature.repeat_interleave(masks.shape[1], dim=0)
         fine = pixel_shuffle(self.expand(feature), self.scale)
-        merged = self.merge(torch.cat([fine, masks.to(fine.dtype)], dim=1)) + self.pos_embed(masks.shape[2:])
+        both = torch.cat([fine, masks.flatten(0, 1)[:, None].to(fine.dtype)], dim=1)
+        merged = self.merge(both) + self.pos_embed(masks.shape[2:])
         out: Tensor = self.squeeze(pixel_unshuffle(merged, self.scale)) + feature
         return out
