@@ -1,0 +1,257 @@
+"""Pretraining: in-context segmentation of the masks that a store proposes; no label is read.
+
+*Reads* a store. *Writes* a run's folder (`training.runs`). A sample shows two overlapping places of a scan:
+the network sees the reference with its masks, and draws the same masks in the target. Where two scans of the
+store share a label map, the averaged network is asked now and then to find labelled structures, from one
+labelled scan: that measures, and trains nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from storage import Store, open_store
+from training.augmentation import Views, augment
+from training.batches import Batch
+from training.config import PretrainConfig
+from training.distributed import DeviceName, Ranks, joined_processes
+from training.evaluation import EvaluationConfig, evaluate_in_context
+from training.iris import Iris
+from training.loader import make_loader
+from training.losses import LossTerms, segmentation_loss
+from training.monitoring import TrainingProgress
+from training.pictures import Case, write_png
+from training.runs import RunRecord, begin_run, check_run, has_begun, locked_run, scan_digests, to_toml
+from training.sampling import ScanSplit, split_scans
+from training.tasks import Task, TrainingResult
+from training.trainer import Trainer
+from training.weights import ModelCard, export_weights, installed_versions
+
+WEIGHTS, MODEL_CARD = "weights.safetensors", "MODEL_CARD.md"
+
+_DRAWN_MASKS = 4
+"""Most masks of a sample in a picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """How a pretraining ended."""
+
+    result: TrainingResult
+    """Of the trainer."""
+    num_scans: int
+    """Scans trained on."""
+    resumed: bool
+    """Whether a state was taken up."""
+    weights: Path | None
+    """The exported weights; None where the run is not complete."""
+
+
+def pretrain(
+    store_path: Path,
+    folder: Path,
+    config: PretrainConfig,
+    *,
+    resume: bool = False,
+    device: DeviceName = "auto",
+    on_progress: Callable[[TrainingProgress], None] | None = None,
+) -> Pretraining:
+    """Pretrain in a run's folder, in this process and those that torchrun has started with it.
+
+    Args:
+        store_path: The store.
+        folder: The run's; made where there is none.
+        config: Every setting.
+        resume: Go on with the run in the folder.
+        device: Where to compute.
+        on_progress: Told after every step, in the first process.
+
+    Raises:
+        RunError: There is a run in the folder (or, with `resume`, none), or another process trains in it.
+        ConfigError: Settings or scans differ from the run's, or cannot be.
+        DataError: A scan cannot be read.
+        NonFiniteLoss: A loss or gradient is NaN or infinite.
+    """
+    store = open_store(store_path)
+    split = split_scans(store.entries, config.data)
+    record = RunRecord(
+        settings=config.values(),
+        store_name=store_path.resolve().name,
+        scans=scan_digests(store, split.training),
+        versions=installed_versions(),
+    )
+    with joined_processes(device) as (ranks, where):
+        if not ranks.is_first:
+            ranks.wait()
+            return _train(store, folder, config, record, split, ranks, where, on_progress)
+        with locked_run(folder):
+            if resume:
+                check_run(folder, record)
+            else:
+                begin_run(folder, record)
+            ranks.wait()
+            return _train(store, folder, config, record, split, ranks, where, on_progress)
+
+
+def _train(
+    store: Store,
+    folder: Path,
+    config: PretrainConfig,
+    record: RunRecord,
+    split: ScanSplit,
+    ranks: Ranks,
+    device: torch.device,
+    on_progress: Callable[[TrainingProgress], None] | None,
+) -> Pretraining:
+    """Train in a folder that is ready, and export what comes out."""
+    torch.manual_seed(config.optimisation.seed)
+    net = config.model.make().to(device)
+    trainer = Trainer(
+        pretraining_task(net, store, config, split, ranks),
+        folder,
+        optimisation=config.optimisation,
+        run=config.run,
+        ranks=ranks,
+        settings=config.values(),
+        on_progress=on_progress,
+    )
+    resumed = has_begun(folder)
+    if resumed:
+        trainer.resume()
+    result = trainer.run()
+    weights = None
+    if result.complete and ranks.is_first:
+        weights = folder / WEIGHTS
+        card = ModelCard(
+            title=f"Iris, pretrained on {len(record.scans)} scans of {record.store_name}",
+            recipe=to_toml(record.settings),
+            store_digest=record.store_digest,
+            num_scans=len(record.scans),
+            num_steps=result.step,
+            weights="ema",
+            versions=record.versions,
+        )
+        assert isinstance(result.average, Iris)
+        export_weights(result.average, weights, card).replace(folder / MODEL_CARD)
+    return Pretraining(result=result, num_scans=len(record.scans), resumed=resumed, weights=weights)
+
+
+def pretraining_task(
+    net: Iris, store: Store, config: PretrainConfig, split: ScanSplit, ranks: Ranks
+) -> Task[Batch, Views]:
+    """Pretraining as the trainer takes it.
+
+    Args:
+        net: On the device it is trained on.
+        store: Where samples come from.
+        config: Every setting.
+        split: Scans trained on, and kept out.
+        ranks: This process among those that train together.
+    """
+    device = next(net.parameters()).device
+    on_gpu = device.type == "cuda"
+    questions = asked(store, config, split)
+
+    def batches(size: int, first: int, number: int) -> Iterable[Batch]:
+        return make_loader(
+            store.path,
+            split.training,
+            config.data,
+            batch_size=size,
+            seed=config.optimisation.seed,
+            first_sample=first,
+            num_samples=number,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            num_workers=config.run.num_workers,
+            pin_memory=on_gpu,
+        )
+
+    def prepare(batch: Batch) -> Views:
+        return augment(batch.to(device, non_blocking=on_gpu), config.augmentation)
+
+    def evaluate(average: nn.Module) -> Mapping[str, float]:
+        assert questions is not None
+        return evaluate_scalars(average, store, questions, device)
+
+    return Task(
+        net=net,
+        batches=batches,
+        prepare=prepare,
+        loss=in_context_loss,
+        evaluate=evaluate if questions else None,
+        draw=draw_views,
+    )
+
+
+def in_context_loss(net: nn.Module, views: Views) -> LossTerms:
+    """The loss of drawing, in the target, the masks that the reference shows."""
+    logits = net(views.target, views.reference, views.reference_masks)
+    return segmentation_loss(logits, views.target_masks)
+
+
+def asked(store: Store, config: PretrainConfig, split: ScanSplit) -> EvaluationConfig | None:
+    """The evaluation that goes with a training, None where no two scans share a label map.
+
+    Targets that are not chosen are scans kept out of training, where these have labels, else any; of at most
+    `max_evaluation_voxels`. References are drawn from the other scans: their labels train nothing.
+    """
+    wanted = config.evaluation
+    labelled = {
+        scan_id: entry
+        for scan_id, entry in sorted(store.entries.items())
+        if entry.labels
+        and wanted.label in ("", *entry.labels)
+        and (not wanted.datasets or entry.dataset in wanted.datasets)
+    }
+    partners = Counter((entry.dataset, label) for entry in labelled.values() for label in entry.labels)
+    possible = [
+        scan_id
+        for scan_id, entry in labelled.items()
+        if math.prod(entry.shape_zyx) <= config.run.max_evaluation_voxels
+        and any(partners[entry.dataset, label] > 1 for label in entry.labels)
+    ]
+    if wanted.targets or not possible:
+        return wanted if wanted.targets else None
+    kept_out = [scan_id for scan_id in possible if scan_id in split.holdout]
+    targets: dict[str, list[str]] = {}
+    for scan_id in kept_out or possible:
+        targets.setdefault(labelled[scan_id].dataset, []).append(scan_id)
+    chosen = tuple(scan_id for ids in targets.values() for scan_id in ids[: wanted.num_targets])
+    return replace(wanted, targets=chosen)
+
+
+def evaluate_scalars(
+    net: nn.Module, store: Store, config: EvaluationConfig, device: torch.device
+) -> dict[str, float]:
+    """In-context Dice on labelled scans: "dice", the mean over structures, and each structure's."""
+    evaluation = evaluate_in_context(net, store, config, device=device)
+    each = {f"dice/{part.dataset}/{part.label}/{part.structure}": part.dice for part in evaluation.structures}
+    return {"dice": evaluation.mean_dice, **each}
+
+
+def draw_views(net: nn.Module, views: Views, path: Path) -> None:
+    """Draw the first sample: the reference with some masks, the target with what the network draws."""
+    visible = (views.reference_masks[0].flatten(1).any(1) & views.target_masks[0].flatten(1).any(1)).nonzero()
+    chosen = visible.flatten()[:_DRAWN_MASKS]
+    reference, target = views.reference[:1], views.target[:1]
+    drawn = net(target, reference, views.reference_masks[:1, chosen]) > 0
+    cases = [
+        Case(
+            reference=reference[0, 0].cpu().numpy(),
+            mask=views.reference_masks[0, mask].cpu().numpy(),
+            target=target[0, 0].cpu().numpy(),
+            prediction=drawn[0, place].cpu().numpy(),
+            expected=views.target_masks[0, mask].cpu().numpy(),
+            title=f"mask {int(mask)}",
+        )
+        for place, mask in enumerate(chosen)
+    ]
+    write_png(path, cases)
