@@ -5,6 +5,7 @@
     verify    every committed byte against its checksum
     score     proposals against the labels in the store
     inspect   pictures and numbers on a page
+    pretrain  a network on the store's proposals; also under torchrun
     demo      prepare, score and inspect the bundled scans
 
 Nothing heavy is imported before a command runs, so that `mass --help` answers at once. Prefect is started
@@ -559,6 +560,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from commands.terminal import CommandError
     from pipeline.errors import PipelineError
     from storage import StorageError
+    from training import TrainingError
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # what is told comes in time, also through a pipe
@@ -567,7 +569,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, document = getattr(import_module(module), name)(arguments)
         if arguments.json:
             arguments.json.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    except (CommandError, PipelineError, StorageError) as error:
+    except (CommandError, PipelineError, StorageError, TrainingError) as error:
         print(f"mass: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -76,6 +76,23 @@ def parser() -> argparse.ArgumentParser:
         "--full", type=int, default=3, metavar="N", help="without --scan: so many scans in full (3)"
     )
 
+    add = command("pretrain", "commands.pretraining:run_pretrain", "train a network on a store's proposals")
+    add.add_argument("store", type=Path, metavar="STORE")
+    add.add_argument(
+        "run_folder", type=Path, metavar="RUN", help="checkpoints, metrics, pictures, weights; made new"
+    )
+    add.add_argument(
+        "--recipe", choices=("published", "small"), help="settings to begin with (default: published)"
+    )
+    add.add_argument(
+        "--config", type=Path, metavar="C.toml", help="settings that differ from the recipe's, by table"
+    )
+    add.add_argument("--resume", action="store_true", help="go on with the run in RUN, with its own settings")
+    add_workers(add, "processes that read samples (default: the recipe's)", default=None)
+    add.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: auto)"
+    )
+
     add = command("demo", "flows:run_demo", "prepare, score and draw the bundled scans")
     add.add_argument("--raw", type=Path, default=EXAMPLES, metavar="RAW", help="other scans")
     add.add_argument(
@@ -88,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def add_workers(group: argparse._ActionsContainer, help: str) -> None:
+def add_workers(group: argparse._ActionsContainer, help: str, *, default: int | None = 1) -> None:
     """Give a command the option --workers."""
 
     def count(text: str) -> int:
@@ -97,4 +114,4 @@ def add_workers(group: argparse._ActionsContainer, help: str) -> None:
             raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
         return number
 
-    group.add_argument("--workers", type=count, default=1, metavar="N", help=help)
+    group.add_argument("--workers", type=count, default=default, metavar="N", help=help)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from pipeline.progress import Progress
 from pipeline.sources import SourceFailure
@@ -23,13 +23,28 @@ class CommandError(Exception):
     """A command cannot be carried out; the message says why and what to do."""
 
 
+class State(Protocol):
+    """How far a long work is, as `shown` takes it."""
+
+    @property
+    def seconds(self) -> float:
+        """Since the work began."""
+
+    @property
+    def fraction(self) -> float:
+        """Part of the work that is done."""
+
+    def line(self) -> str:
+        """The state in one line."""
+
+
 @contextmanager
-def shown(title: str) -> Iterator[Callable[[Progress], None]]:
+def shown(title: str) -> Iterator[Callable[[State], None]]:
     """A live bar where there is a terminal; else a line every five seconds, later every thirty."""
     if not sys.stderr.isatty():
         last = 0.0
 
-        def say(progress: Progress) -> None:
+        def say(progress: State) -> None:
             nonlocal last
             if progress.seconds - last >= (5 if progress.seconds < 60 else 30):
                 last = progress.seconds
@@ -48,7 +63,7 @@ def shown(title: str) -> Iterator[Callable[[Progress], None]]:
     with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True), transient=True) as bar:
         line = bar.add_task("", total=1.0)
 
-        def draw(progress: Progress) -> None:
+        def draw(progress: State) -> None:
             bar.update(line, completed=progress.fraction, description=progress.line())
 
         yield draw

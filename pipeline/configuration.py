@@ -14,7 +14,7 @@ import difflib
 import tomllib
 import types
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -44,13 +44,16 @@ def read_tables(path: Path, known: Iterable[str]) -> dict[str, Mapping[str, Any]
     return {name: document.get(name, {}) for name in names}
 
 
-def parse_config(table: Mapping[str, Any], kind: type[Config], *, where: str) -> Config:
+def parse_config(
+    table: Mapping[str, Any], kind: type[Config], *, where: str, base: Config | None = None
+) -> Config:
     """A config of the class `kind` from a table's values.
 
     Args:
         table: Values by field name.
         kind: A frozen, keyword-only dataclass with a default for every field.
         where: What to call the table in errors, as "[ingest]".
+        base: What the values that are left out are taken from, in place of the defaults.
 
     Raises:
         ConfigError: A name is unknown, or a value has the wrong type or is refused by the dataclass.
@@ -60,9 +63,12 @@ def parse_config(table: Mapping[str, Any], kind: type[Config], *, where: str) ->
     for name in table:
         if name not in names:
             raise ConfigError(f"{where}: unknown setting {name!r}{_nearest(name, names)}")
-    values = {name: _parse(value, hints[name], f"{where} {name}") for name, value in table.items()}
+    values = {
+        name: _parse(value, hints[name], f"{where} {name}", getattr(base, name, None))
+        for name, value in table.items()
+    }
     try:
-        return kind(**values)
+        return kind(**values) if base is None else replace(base, **values)  # type: ignore[type-var]
     except ConfigError:
         raise
     except ValueError as error:
@@ -94,11 +100,11 @@ def _nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
 
 
-def _parse(value: Any, hint: Any, where: str) -> Any:
+def _parse(value: Any, hint: Any, where: str, base: Any = None) -> Any:
     """The value as the type that the dataclass declares; whole numbers pass for floats, lists for tuples."""
     origin, arguments = get_origin(hint), get_args(hint)
     if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
-        return parse_config(value, hint, where=where)
+        return parse_config(value, hint, where=where, base=base)
     if origin in (Union, types.UnionType):
         return _parse_union(value, arguments, where)
     if origin is Literal:
@@ -108,6 +114,8 @@ def _parse(value: Any, hint: Any, where: str) -> Any:
         raise ConfigError(f"{where} must be one of {', '.join(map(repr, arguments))}, got {value!r}{near}")
     if origin is tuple:
         return _parse_tuple(value, arguments, where)
+    if origin is dict and isinstance(value, dict):
+        return {str(name): _parse(item, arguments[1], f"{where} {name}") for name, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
@@ -137,7 +145,9 @@ def _parse_tuple(value: Any, arguments: tuple[Any, ...], where: str) -> tuple[An
 
 def _name(hint: Any) -> str:
     names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
-    return names.get(hint) or ("left out" if hint is type(None) else "a list")
+    if hint is type(None):
+        return "left out"
+    return names.get(hint) or ("a table" if get_origin(hint) is dict else "a list")
 
 
 def _plain(value: Any) -> Any:

@@ -50,6 +50,8 @@ class Pretraining:
     """Scans trained on."""
     resumed: bool
     """Whether a state was taken up."""
+    is_first: bool
+    """Whether this process is the one that writes and talks."""
     weights: Path | None
     """The exported weights; None where the run is not complete."""
 
@@ -140,7 +142,13 @@ def _train(
         )
         assert isinstance(result.average, Iris)
         export_weights(result.average, weights, card).replace(folder / MODEL_CARD)
-    return Pretraining(result=result, num_scans=len(record.scans), resumed=resumed, weights=weights)
+    return Pretraining(
+        result=result,
+        num_scans=len(record.scans),
+        resumed=resumed,
+        is_first=ranks.is_first,
+        weights=weights,
+    )
 
 
 def pretraining_task(
