@@ -81,7 +81,10 @@ class Split:
 
 def mass(*arguments: object) -> None:
     """Run a `mass` command; its failure ends this script."""
-    subprocess.run([sys.executable, "-m", "flows", *map(str, arguments)], cwd=ROOT, check=True)
+    command = [sys.executable, "-m", "flows", *map(str, arguments)]
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if code:
+        sys.exit(f"mass {arguments[0]} ended with code {code}: run this script again to go on")
 
 
 def prepare_stores(raw: Path, out: Path, arms: Sequence[str], workers: int) -> None:
@@ -337,8 +340,8 @@ def with_settings(base: PretrainConfig, chosen: Mapping[str, Any]) -> PretrainCo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("raw", type=Path, metavar="MANIFEST")
-    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("raw", type=lambda text: Path(text).resolve(), metavar="MANIFEST")
+    parser.add_argument("out", type=lambda text: Path(text).resolve(), metavar="OUT")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=None, help="default: ours slic")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--minutes", type=float, default=25.0, help="of training a cell, measured first")
