@@ -6,6 +6,8 @@ or wider whatever autocast chose for the convolutions around them.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,10 +26,34 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def norm_relu(x: Tensor, eps: float) -> Tensor:
-    """Instance norm without affine, then ReLU, of (B, C, Z, Y, X); a channel of one voxel becomes 0."""
-    # Not functional.instance_norm: it refuses the single deepest voxel of a 16^3 crop.
-    normed = torch.instance_norm(x, None, None, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)
-    return functional.relu(normed)
+    """Instance norm without affine, then ReLU, of (B, C, Z, Y, X); a channel of one voxel becomes 0.
+
+    Statistics are float32 whatever the type of `x`.
+    """
+    # Not functional.instance_norm or batch_norm: they refuse the single deepest voxel of a 16^3 crop.
+    cudnn = torch.backends.cudnn.enabled
+    if x.dtype == torch.bfloat16 and in_channels_last(x):
+        # instance_norm would copy to channels first and back. batch_norm of one sample is the same norm, its
+        # plain sums good to 3e-5: enough for bfloat16, too little for the 1e-4 of float32 outputs.
+        samples = [
+            torch.batch_norm(s, None, None, None, None, True, 0.0, eps, cudnn) for s in torch.split(x, 1)
+        ]
+        return functional.relu(torch.cat(samples) if len(samples) > 1 else samples[0])
+    return functional.relu(torch.instance_norm(x, None, None, None, None, True, 0.0, eps, cudnn))
+
+
+def in_channels_last(x: Tensor) -> bool:
+    """Whether the channels of (B, C, Z, Y, X) lie side by side in memory, and its voxels do not."""
+    return x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
+
+
+def in_best_layout(x: Tensor) -> Tensor:
+    """Lay (B, C, Z, Y, X) out as the convolutions that follow like it best; they keep the layout."""
+    # Measured on a CPU (benchmarks/step.py): channels last is faster in bfloat16, not in float32, where the
+    # exact norm has to copy. No GPU was at hand.
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        return x.contiguous(memory_format=torch.channels_last_3d)
+    return x
 
 
 class PreNormConv(nn.Module):
@@ -39,7 +65,12 @@ class PreNormConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in, Z, Y, X) to (B, out, Z, Y, X)."""
-        out: Tensor = self.conv(norm_relu(x, BLOCK_EPS))
+        active = norm_relu(x, BLOCK_EPS)
+        # oneDNN 3.12's bfloat16 weight gradient reads memory that nobody wrote when there are just two
+        # planes: infinities from the first step on. Two planes are cheap in float32.
+        broken = x.device.type == "cpu" and x.shape[2] == 2
+        with torch.autocast("cpu", enabled=False) if broken else nullcontext():
+            out: Tensor = self.conv(at_least_float32(active) if broken else active)
         return out
 
 

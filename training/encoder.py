@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from training.blocks import ResidualBlock
+from training.blocks import ResidualBlock, in_best_layout
 
 Widths = tuple[int, int, int, int, int]
 """Channels of the five stages, full resolution first."""
@@ -22,7 +22,7 @@ class Stem(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map (B, 1, Z, Y, X) to (B, C, Z, Y, X)."""
-        out: Tensor = self.conv2(self.conv1(image))
+        out: Tensor = self.conv2(in_best_layout(self.conv1(image)))
         return out
 
 

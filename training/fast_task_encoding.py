@@ -10,9 +10,9 @@
                        queries: scores change by a constant a query, which softmax drops, and its weights add
                        to one. Both blocks then read one affine-free norm of the tokens, as keys and values
 
-Masks must be 0 and 1; only the direct form takes soft ones. Closed forms, norms and softmax stay in float32 or
-wider under autocast, for in bfloat16 gradients overflow. Checkpointing activations saved a tenth of the memory
-that is left for a third more time (measured on a CPU): not done.
+Masks must be 0 and 1; only the direct form takes soft ones. Closed forms, norms and softmax stay in float32
+or wider under autocast. Checkpointing activations saved a tenth of what memory is left, for a third more time
+(measured on a CPU): not done.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def encode_tasks(stages: Sequence[TaskEncoding], features: Sequence[Tensor], mas
     B, K = masks.shape[:2]
     masks = masks.to(at_least_float32(features[0]).dtype)
     halves = _mask_halves(stages, masks)
-    priors = []
+    priors: list[Tensor] = []
     for stage, feature, half in zip(stages, features, halves, strict=True):
         foreground = foreground_tokens(feature, masks).flatten(0, 1)
         context = _conditioned(stage, feature, half).flatten(0, 1)
         queries = stage.combine(foreground)
-        for block in stage.attn_layers:
+        for block in stage.query_blocks():
             queries = _query_block(block, queries, context)
-        priors.append(stage.norm_post(queries).unflatten(0, (B, K)))
+        priors.append(stage.norm_post(queries).view(B, K, *queries.shape[1:]))
     first, second, third = priors
     return first, second, third
 
@@ -79,7 +79,7 @@ def _mask_halves(stages: Sequence[TaskEncoding], masks: Tensor) -> tuple[Tensor,
         height = (1 - mean) / torch.sqrt(mean * (1 - mean) + NORM_EPS)
         kernels = torch.cat([stage.merge.conv.weight[:, 1:] for stage in stages])
         halves = _conv((masks * height).flatten(0, 1)[:, None], kernels)
-    return halves.unflatten(0, masks.shape[:2]).unbind(2)
+    return halves.view(*masks.shape[:2], *halves.shape[1:]).unbind(2)
 
 
 def _conditioned(stage: TaskEncoding, feature: Tensor, mask_half: Tensor) -> Tensor:
@@ -100,10 +100,10 @@ def _conditioned(stage: TaskEncoding, feature: Tensor, mask_half: Tensor) -> Ten
 
 def _conv(volumes: Tensor, kernels: Tensor) -> Tensor:
     """Convolve (N, 1, Z, Y, X) with (O, 1, 3, 3, 3) to (N, O, Z, Y, X)."""
-    # Measured on a CPU: for one channel, PyTorch's own kernel, which takes single volumes, is 6 times as fast as
-    # oneDNN's, which takes batches and pads every channel to 16.
+    # Measured on a CPU: for one channel, PyTorch's own kernel, which takes single volumes, is 6 times as fast
+    # as oneDNN's, which takes batches and pads the channels to 16.
     at_once = 1 if volumes.device.type == "cpu" else len(volumes)
-    return torch.cat([functional.conv3d(part, kernels, padding=1) for part in volumes.split(at_once)])
+    return torch.cat([functional.conv3d(part, kernels, padding=1) for part in torch.split(volumes, at_once)])
 
 
 def _blocks(volumes: Tensor, scale: int) -> Tensor:
@@ -136,16 +136,16 @@ def _attend(block: CrossAttention, queries: Tensor, context: Tensor) -> Tensor:
     """
     mha = block.fn.mha
     heads, width = mha.num_heads, mha.embed_dim // mha.num_heads
-    to_query, to_key, to_value = mha.in_proj_weight.unflatten(0, (3, heads, width)).unbind()
+    to_query, to_key, to_value = mha.in_proj_weight.view(3, heads, width, -1).unbind()
     query_bias, _, value_bias = mha.in_proj_bias.chunk(3)
-    projected = functional.linear(block.norm1(queries), to_query.flatten(0, 1), query_bias)
-    asked = torch.einsum(
-        "bqhd,hdc->bhqc", projected.unflatten(2, (heads, width)), to_key * block.norm2.weight
-    )
+    asking = functional.linear(block.norm1(queries), to_query.flatten(0, 1), query_bias)
+    asking = asking.view(*queries.shape[:2], heads, width)
+    asked = torch.einsum("bqhd,hdc->bhqc", asking, to_key * block.norm2.weight)
+    keys = context.to(asked.dtype)[:, None]
     seen = functional.scaled_dot_product_attention(
-        asked.flatten(1, 2)[:, None], *[context.to(asked.dtype)[:, None]] * 2, scale=width**-0.5
+        asked.flatten(1, 2)[:, None], keys, keys, scale=width**-0.5
     )
     seen = at_least_float32(seen) * block.norm2.weight + block.norm2.bias
-    value = torch.einsum("bhqc,hdc->bqhd", seen[:, 0].unflatten(1, (heads, -1)), to_value)
+    value = torch.einsum("bhqc,hdc->bqhd", seen.view(asked.shape), to_value)
     out: Tensor = queries + mha.out_proj(value.flatten(2) + value_bias)
     return out

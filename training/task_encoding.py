@@ -6,6 +6,8 @@ parameters of both. It repeats the image's work for every mask.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -29,7 +31,7 @@ MAX_CROP_VOXELS = 128
 def pixel_shuffle(x: Tensor, scale: int) -> Tensor:
     """Map (B, s^3, z, y, x) to (B, 1, s*z, s*y, s*x); channel (a*s + b)*s + c goes to offset (a, b, c)."""
     B, _, z, y, x_ = x.shape
-    blocks = x.view(B, scale, scale, scale, z, y, x_)
+    blocks = x.reshape(B, scale, scale, scale, z, y, x_)
     return blocks.permute(0, 4, 1, 5, 2, 6, 3).reshape(B, 1, z * scale, y * scale, x_ * scale)
 
 
@@ -116,6 +118,12 @@ class TaskEncoding(nn.Module):
         self.squeeze = NormReluConv(nn.Conv3d(scale**3, width, kernel_size=1))
         self.pos_embed = PositionVolume(position_std)
 
+    def query_blocks(self) -> Iterator[TaskQueryBlock]:
+        """The two blocks, typed."""
+        for block in self.attn_layers:
+            assert isinstance(block, TaskQueryBlock)
+            yield block
+
     def combine(self, foreground: Tensor) -> Tensor:
         """Return the first queries (B, 11, C): the learned ones, then the foreground token (B, C)."""
         learned = self.norm_query(self.task_query).expand(len(foreground), -1, -1)
@@ -128,9 +136,10 @@ class TaskEncoding(nn.Module):
         B, K = masks.shape[:2]
         queries = self.combine(self._foreground(feature, masks).flatten(0, 1))
         context = self._conditioned(feature, masks).flatten(2).transpose(1, 2)
-        for block in self.attn_layers:
+        for block in self.query_blocks():
             queries = block(queries, context)
-        return self.norm_post(queries).unflatten(0, (B, K))  # type: ignore[no-any-return]
+        prior: Tensor = self.norm_post(queries).view(B, K, *queries.shape[1:])
+        return prior
 
     def _foreground(self, feature: Tensor, masks: Tensor) -> Tensor:
         """Return the mean (B, K, C) of the upsampled feature inside each mask (B, K, Z, Y, X)."""
