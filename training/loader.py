@@ -9,8 +9,8 @@ batch_size; going on after a stop is `first_sample`. Of a last, smaller lot ever
 differs by one sample at most (and is none, and no batch, where there are fewer samples than ranks).
 
 *Workers* are started by a fork server (spawn where there is none), open the store themselves and leave
-SIGINT and SIGTERM to the process that started them. A scan that cannot be read and a worker that died are a
-DataError in that process, at the batch where it happened, within seconds.
+SIGINT and, for half a minute, SIGTERM to the process that started them. A scan that cannot be read and a
+worker that died are a DataError in that process, at the batch where it happened, within seconds.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ from training.batches import Batch
 from training.errors import ConfigError, DataError
 from training.samples import Sample, SampleReader, digest_scans
 from training.sampling import DataConfig, make_choice
+
+_SECONDS_TO_SAVE = 30
+"""How long workers go on after SIGTERM, so that the trainer ends its step and saves; as schedulers grant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,21 +91,13 @@ class SampleLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         iterator = iter(self._loader())
-        while True:
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader worker"):
-                    raise
-                raise DataError(
-                    f"a worker of the data loader died ({error}). Most often memory ran out: use fewer "
-                    "workers or smaller batches, in a container enlarge /dev/shm; then resume"
-                ) from error
-            if isinstance(item, _Failure):
-                raise DataError(item.message)
-            yield item
+        try:
+            while (item := _next(iterator)) is not None:
+                if isinstance(item, _Failure):
+                    raise DataError(item.message)
+                yield item
+        finally:
+            del iterator  # ends the workers now, not when a traceback lets go of this frame
 
     def _loader(self) -> DataLoader[Batch | _Failure]:
         workers = self._num_workers
@@ -222,14 +217,27 @@ def _stack(arrays: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(arrays))
 
 
+def _next(iterator: Iterator[Batch | _Failure]) -> Batch | _Failure | None:
+    try:
+        return next(iterator, None)
+    except (RuntimeError, EOFError, OSError) as error:  # the latter two: it died while handing over a batch
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+            raise
+        raise DataError(
+            f"a worker of the data loader died ({error!r}). Most often memory ran out: use fewer workers or "
+            "smaller batches, in a container enlarge /dev/shm; then resume"
+        ) from error
+
+
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
 def _start_worker(worker: int) -> None:
-    # A job's end is announced to every process of it; the trainer's own saves and stops the workers.
+    # A job's end is announced to every process of it; the trainer's own saves and ends the workers. That
+    # it does is not left to chance: multiprocessing, too, ends with SIGTERM what is left when it exits.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_SECONDS_TO_SAVE))
 
 
 def _context() -> BaseContext:

@@ -112,11 +112,11 @@ class SampleReader:
         self._seed = seed
         self._digest = digest
         self._scans: OrderedDict[str, Scan] = OrderedDict()
+        self._kept_bytes = 0
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: self.__dict__[name] for name in ("_path", "_ids", "_config", "_seed", "_digest")} | {
-            "_scans": OrderedDict()
-        }
+        settings = {name: self.__dict__[name] for name in ("_path", "_ids", "_config", "_seed", "_digest")}
+        return settings | {"_scans": OrderedDict(), "_kept_bytes": 0}
 
     def read(self, index: int) -> Sample:
         """Return sample `index` of the run.
@@ -132,7 +132,6 @@ class SampleReader:
             try:
                 sample = self._read_from(self._scan(scan_id), index, generator)
             except (StorageError, OSError) as error:
-                self._scans.pop(scan_id, None)
                 raise DataError(
                     f"sample {index} needs scan {scan_id}, which cannot be read: {error}\nRepair the scan "
                     "and resume, or begin a new run that leaves it out (`exclude` in [data])"
@@ -166,10 +165,10 @@ class SampleReader:
     def _scan(self, scan_id: str) -> Scan:
         if scan_id not in self._scans:
             scan = Scan(self._path, self._entries[scan_id])
+            self._kept_bytes += _order_bytes(scan)
             self._scans[scan_id] = scan
-            kept = sum(_kept_bytes(other) for other in self._scans.values())
-            while kept > _KEPT_BYTES and len(self._scans) > 1:
-                kept -= _kept_bytes(self._scans.popitem(last=False)[1])
+            while self._kept_bytes > _KEPT_BYTES and len(self._scans) > 1:
+                self._kept_bytes -= _order_bytes(self._scans.popitem(last=False)[1])
         self._scans.move_to_end(scan_id)
         return self._scans[scan_id]
 
@@ -270,6 +269,6 @@ def _cut(array: NDArray[np.int16], region: Box, cut: Box, padding: int) -> NDArr
     return result
 
 
-def _kept_bytes(scan: Scan) -> int:
+def _order_bytes(scan: Scan) -> int:
     """Return the bytes of the orders that an opened scan keeps."""
     return sum(scan.orders(layer).nbytes for layer in range(scan.num_layers))

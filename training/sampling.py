@@ -230,13 +230,13 @@ def draw_masks(
             are left of (nearly: shares are those before the first draw), a source evenly, a candidate evenly.
         generator: Draws.
     """
-    octaves = np.frexp(voxels.astype(np.float64))[1]
+    octaves = np.frexp(voxels.astype(np.float64))[1].astype(np.int64)
+    num_sources = int(sources.max()) + 1
     cells, cell_of, cell_sizes = np.unique(
-        np.stack([octaves, sources], axis=1), axis=0, return_inverse=True, return_counts=True
+        octaves * num_sources + sources, return_inverse=True, return_counts=True
     )
-    cell_octaves, sources_in = np.unique(cells[:, 0], return_inverse=True, return_counts=True)[1:]
-    cell_of = cell_of.reshape(-1)
-    weights = 1.0 / (sources_in[cell_octaves.reshape(-1)[cell_of]] * cell_sizes[cell_of])
+    sources_in = np.bincount(cells // num_sources)
+    weights = 1.0 / (sources_in[octaves] * cell_sizes[cell_of])
     # The `count` largest of log(weight) + Gumbel noise are a draw without replacement by weight.
     keys = np.log(weights) + generator.gumbel(size=len(voxels))
     return np.argsort(-keys, kind="stable")[:count]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +26,7 @@ class Drawn:
     sizes: tuple[int, ...] = (1, 2)
     frame: int | None = None
     inner: Inner = Inner()
+    shares: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.count < 0:
@@ -75,6 +76,8 @@ def test_an_unknown_setting_names_the_nearest_known_one() -> None:
         ({"frame": "first"}, "frame must be a whole number or left out"),
         ({"inner": {"sigma": 1}}, r"\[drawn\] inner: unknown setting 'sigma'; did you mean 'sigma_mm'"),
         ({"count": -1}, "count must be at least 0"),
+        ({"shares": 1.0}, "shares must be a table, got 1.0"),
+        ({"shares": {"ct": "much"}}, "shares ct must be a number, got 'much'"),
     ],
 )
 def test_a_wrong_value_says_what_must_hold_and_what_was_got(table: dict[str, object], message: str) -> None:
@@ -102,6 +105,14 @@ def test_unknown_tables_and_broken_files_are_errors(tmp_path: Path) -> None:
         read_tables(tmp_path / "absent.toml", ["ingest"])
     path.write_text("[ingest]\nspacing_mm = 2\n")
     assert read_tables(path, ["ingest", "proposals"]) == {"ingest": {"spacing_mm": 2}, "proposals": {}}
+
+
+def test_a_table_of_free_names_is_read_and_told() -> None:
+    config = parse(shares={"ct": 2, "mr": 0.5})
+    assert config.shares == {"ct": 2.0, "mr": 0.5}
+    assert describe_change(config_values(parse()), config_values(config)) == (
+        "shares.ct unset -> 2, shares.mr unset -> 0.5"
+    )
 
 
 def test_a_change_is_told_setting_by_setting() -> None:
