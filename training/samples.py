@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -219,14 +219,11 @@ class SampleReader:
         layers = {int(layer) for layer in np.unique(scan.proposals.layer[ids])}
         atoms = {layer: scan.atoms(layer, region.slices) for layer in sorted(layers)}
         orders = [scan.orders(layer) for layer in range(scan.num_layers)]
-        voxels = np.stack(
-            [
-                visible_voxels(
-                    ids, scan.proposals, orders, list(_histograms(atoms, view, region, len(orders)))
-                )
-                for view in seen
-            ]
-        )
+        counts = [
+            _histograms(atoms[layer], seen, region) if layer in atoms else None
+            for layer in range(scan.num_layers)
+        ]
+        voxels = visible_voxels(ids, scan.proposals, orders, counts)
         most = config.max_mask_fraction * np.array([[view.voxels] for view in seen])
         visible = (voxels >= config.min_mask_voxels).all(axis=0) & (voxels <= most).any(axis=0)
         if not visible.any():
@@ -236,16 +233,12 @@ class SampleReader:
         )
 
 
-def _histograms(
-    atoms: Mapping[int, NDArray[np.uint16]], view: Box, region: Box, num_layers: int
-) -> Iterator[NDArray[np.int64] | None]:
-    """Yield, for each layer, the voxels of every atom id in a view, (65536,); None for a layer not read."""
-    inside = view.within(region).slices
-    for layer in range(num_layers):
-        if layer in atoms:
-            yield np.bincount(atoms[layer][inside].ravel(), minlength=65_536)
-        else:
-            yield None
+def _histograms(atoms: NDArray[np.uint16], views: Sequence[Box], region: Box) -> NDArray[np.int64]:
+    """Return the voxels of every atom id in the first view plus 2^32 times those in the second, (65536,)."""
+    first, second = (
+        np.bincount(atoms[view.within(region).slices].ravel(), minlength=65_536) for view in views
+    )
+    return first + (second << 32)
 
 
 def _words(scan: Scan, masks: NDArray[np.int64], place: _Place) -> NDArray[np.int16]:

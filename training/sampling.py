@@ -192,7 +192,7 @@ def visible_voxels(
     orders: Sequence[NDArray[np.uint16]],
     counts: Sequence[NDArray[np.int64] | None],
 ) -> NDArray[np.int64]:
-    """Return the voxels that proposals have in a view, (n,), exactly.
+    """Return the voxels that proposals have in each of two views, (2, n), exactly.
 
     A proposal is a run of its order, so its voxels are the difference of two prefix sums along it.
 
@@ -200,7 +200,8 @@ def visible_voxels(
         ids: Proposals, (n,).
         proposals: All of the scan.
         orders: (T_k, A_k) of each layer.
-        counts: Voxels of each atom id of a layer in the view, (65536,); None for a layer without ids.
+        counts: Voxels of each atom id of a layer in the first view and, times 2^32, in the second, (65536,):
+            one sum serves both. None for a layer without ids.
     """
     found = np.zeros(len(ids), dtype=np.int64)
     rows = proposals.order[ids]
@@ -215,7 +216,7 @@ def visible_voxels(
             sums = np.concatenate(([0], np.cumsum(layer_counts[layer_orders[row]])))
             found[here] = sums[proposals.stop[ids[here]]] - sums[proposals.start[ids[here]]]
         first += len(layer_orders)
-    return found
+    return np.stack([found & 0xFFFF_FFFF, found >> 32])
 
 
 def draw_masks(

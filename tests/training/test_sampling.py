@@ -60,13 +60,20 @@ corners = st.tuples(*[st.tuples(st.integers(0, size - 1), st.integers(1, size)) 
 
 
 @given(corners=corners)
-def test_visible_voxels_are_those_of_the_masks_in_the_view(corners) -> None:
+def test_visible_voxels_are_those_of_the_masks_in_each_view(corners) -> None:
     start, stop = zip(*[(min(a, b - 1), b) for a, b in corners], strict=True)
-    view = Box(start=start, stop=stop)
-    counts = [np.bincount(atoms[view.slices].ravel(), minlength=65_536) for atoms in RECORD.atoms]
+    views = (Box(start=start, stop=stop), Box(start=(0, 3, 5), stop=(7, 25, 40)))
+    counts = [
+        sum(
+            np.bincount(atoms[view.slices].ravel(), minlength=65_536) << shift
+            for view, shift in zip(views, (0, 32), strict=True)
+        )
+        for atoms in RECORD.atoms
+    ]
     ids = np.arange(len(RECORD.table))
     found = visible_voxels(ids, proposals_of(RECORD), RECORD.orders, counts)
-    expected = record_masks(RECORD)[(slice(None), *view.slices)].sum(axis=(1, 2, 3))
+    masks = record_masks(RECORD)
+    expected = [masks[(slice(None), *view.slices)].sum(axis=(1, 2, 3)) for view in views]
     np.testing.assert_array_equal(found, expected)
 
 
