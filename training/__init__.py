@@ -25,8 +25,19 @@ if TYPE_CHECKING:
         RunError,
         TrainingError,
     )
+    from training.evaluation import Evaluation, EvaluationConfig, evaluate_in_context
+    from training.inference import (
+        InferenceConfig,
+        Prompt,
+        Reference,
+        Structure,
+        encode_references,
+        predict_labels,
+        predict_probabilities,
+    )
     from training.iris import Iris
     from training.loader import SampleLoader, make_loader
+    from training.pictures import Case, draw_cases, write_png
     from training.samples import digest_scans
     from training.sampling import DataConfig, split_scans
     from training.weights import ModelCard, export_weights, load_checkpoint
@@ -53,30 +64,56 @@ _HOME = {
     "make_loader": "loader",
     "SampleLoader": "loader",
     "digest_scans": "samples",
+    "Case": "pictures",
+    "Evaluation": "evaluation",
+    "EvaluationConfig": "evaluation",
+    "InferenceConfig": "inference",
+    "Prompt": "inference",
+    "Reference": "inference",
+    "Structure": "inference",
+    "draw_cases": "pictures",
+    "encode_references": "inference",
+    "evaluate_in_context": "evaluation",
+    "predict_labels": "inference",
+    "predict_probabilities": "inference",
+    "write_png": "pictures",
 }
 
 __all__ = [
     "AugmentationConfig",
     "Batch",
+    "Case",
     "CheckpointError",
     "ConfigError",
     "CropError",
     "DataConfig",
     "DataError",
+    "Evaluation",
+    "EvaluationConfig",
+    "InferenceConfig",
     "Iris",
     "ModelCard",
     "NonFiniteLoss",
+    "Prompt",
+    "Reference",
     "RunError",
     "SampleLoader",
+    "Structure",
     "TrainingError",
     "ViewAugmentation",
     "Views",
     "augment",
     "digest_scans",
+    "draw_cases",
+    "encode_references",
+    "evaluate_in_context",
     "export_weights",
     "load_checkpoint",
     "make_loader",
+    "predict_labels",
+    "predict_probabilities",
     "split_scans",
+    "write_png",
 ]
 
 
