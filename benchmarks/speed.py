@@ -35,8 +35,8 @@ STEPS = {
     "trees": ("grow_all",),
     "components": ("component_tree",),
     "sketches": ("leaf_sketches", "candidates_of"),
-    "selection": ("choose", "near_duplicates"),
-    "atoms": ("lay_out",),
+    "selection": ("choose", "worth_keeping"),
+    "atoms": ("refine", "arrange"),
 }
 """Functions that `pipeline.proposals` calls, by what the table calls them."""
 

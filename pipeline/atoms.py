@@ -1,29 +1,34 @@
 """Atoms: the common refinement of the chosen regions, and the chosen regions as runs of atoms.
 
+    chosen nodes --smooth outlines--> regions --refine--> atoms --near-duplicates out, slivers absorbed-->
+    orders and runs
+
 Two voxels belong to one atom when the same chosen regions contain them. So every chosen region is a union of
 atoms, whichever tree and partition it came from, and there are no more atoms than needed. Each tree's chosen
 regions, laid out depth first, order the atoms so that every region is a run.
 
-Where ragged boundaries cross, the refinement has slivers of a few voxels. If there are more atoms than
-allowed, the smallest slivers join the neighbour that they have most faces with: regions change by single
-voxels at their boundary, and stay unions of atoms exactly.
+Where boundaries cross, the refinement has slivers of a few voxels. If there are more atoms than allowed, the
+smallest slivers join the neighbour that they have most faces with: regions change by single voxels at their
+boundary, and stay unions of atoms exactly.
 
 Reads:  partitions, int32 (z, y, x); hierarchies over them; chosen (tree, node) pairs.
-Writes: `AtomLayout`: atoms, uint16 (z, y, x), 0..A-1 in scan order; orders, uint16 (T, A); runs and boxes.
+Writes: `Refinement`, then `AtomLayout`: atoms, uint16 (z, y, x), 0..A-1 in scan order; orders, uint16 (T, A);
+        runs and boxes.
 Bounds: A <= 65,534; if absorbing slivers is not enough, the lowest ranked regions are given up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from pipeline.hierarchies import Hierarchy
+from pipeline.smoothing import Outlines, paint_smoothed, region_boxes
 
 Chosen = Sequence[tuple[int, int]]
 """(tree, node) of each chosen region, best first."""
@@ -53,146 +58,173 @@ class AtomLayout:
     atom_voxels: NDArray[np.int64]
     """(A,)"""
 
-    def members(self) -> sparse.csr_array:
-        """(N, A) which atoms each region has."""
-        lengths = self.runs[:, 2] - self.runs[:, 1]
-        columns = np.concatenate([self.orders[row, start:stop] for row, start, stop in self.runs])
-        begin = np.concatenate([[0], np.cumsum(lengths)])
-        shape = (len(self.runs), self.orders.shape[1])
-        return sparse.csr_array((np.ones(len(columns), np.int64), columns, begin), shape=shape)
 
+@dataclass(frozen=True, kw_only=True)
+class Refinement:
+    """The chosen regions and the partition of the voxels that tells them apart."""
 
-def lay_out(
-    partitions: Sequence[NDArray[np.int32]],
-    hierarchies: Sequence[Hierarchy],
-    chosen: Chosen,
-    *,
-    max_atoms: int,
-) -> AtomLayout:
-    """Atoms, orders and runs of the chosen regions; of fewer, from the best on, if they need too many atoms.
-
-    Args:
-        partitions: Label volumes that the hierarchies' leaves are regions of.
-        hierarchies: The trees.
-        chosen: At least one region.
-        max_atoms: At most 65,534.
-    """
-    count = len(chosen)
-    while True:
-        nests = _nests(hierarchies, chosen[:count])
-        atoms, num_atoms = _refine(partitions, hierarchies, nests)
-        witness = _first_voxels(atoms, num_atoms)
-        for least in _SLIVER_VOXELS:
-            if num_atoms <= max_atoms:
-                break
-            _absorb_slivers(atoms, np.bincount(atoms.ravel(), minlength=num_atoms), least)
-            remaining = _renumber(atoms, num_atoms)
-            num_atoms, witness = len(remaining), witness[remaining]
-        if num_atoms <= max_atoms:
-            layout = _arranged(partitions, hierarchies, chosen[:count], nests, atoms, witness)
-            if len(layout.kept):  # else all were slivers: fewer need no absorbing
-                return layout
-        count = max(1, int(count * 0.9 * min(1.0, max_atoms / num_atoms)))
-
-
-def near_duplicates(layout: AtomLayout, iou: float) -> NDArray[np.bool_]:
-    """(N,) whether a better region has more than this IoU with it; exact."""
-    members = layout.members()
-    overlap = ((members * layout.atom_voxels[None, :].astype(np.int64)) @ members.T).tocoo()
-    a, b = overlap.row, overlap.col
-    later = a > b
-    a, b, both = a[later], b[later], overlap.data[later]
-    twin = both > iou * (layout.voxels[a] + layout.voxels[b] - both)
-    dropped = np.zeros(len(layout.runs), np.bool_)
-    order = np.argsort(a[twin], kind="stable")
-    for worse, better in zip(a[twin][order], b[twin][order], strict=True):
-        if not dropped[better]:
-            dropped[worse] = True
-    return dropped
+    chosen: tuple[tuple[int, int], ...]
+    """(tree, node) of each region, best first."""
+    atoms: NDArray[np.int32]
+    """(z, y, x) 0..A-1 in scan order."""
+    ranks: NDArray[np.uint16]
+    """(A, T) for each tree that has chosen regions: 1 + rank of the innermost one around an atom, or 0."""
+    nests: tuple[_Nest, ...]
+    """(T,) the chosen regions of these trees, by rank."""
+    atom_voxels: NDArray[np.int64]
+    """(A,)"""
+    atom_boxes: NDArray[np.int32]
+    """(A, 6) z0, y0, x0, z1, y1, x1, half open."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Nest:
-    """The chosen nodes of one tree, depth first."""
+    """The chosen nodes of one tree, depth first: a rank is a place in it."""
 
+    tree: int
     nodes: NDArray[np.int64]
+    place: NDArray[np.int64]
+    """(n,) place of each in the list of all chosen regions."""
+    parent: NDArray[np.int64]
+    """(n,) rank of the smallest one around each, -1 where there is none."""
     last: NDArray[np.int64]
-    """Rank of the last chosen node inside each."""
-    innermost: NDArray[np.int64]
-    """(R,) rank + 1 of the smallest chosen node around each leaf; 0 where there is none."""
+    """(n,) rank of the last one inside each."""
 
-
-def _nests(hierarchies: Sequence[Hierarchy], chosen: Chosen) -> dict[int, _Nest]:
-    wanted: dict[int, list[int]] = {}
-    for tree, node in chosen:
-        wanted.setdefault(tree, []).append(node)
-    nests = {}
-    for tree in sorted(wanted):
-        h = hierarchies[tree]
-        nodes = np.array(wanted[tree], np.int64)
-        nodes = nodes[np.lexsort((nodes, -h.stop[nodes], h.start[nodes]))]
-        start, stop = h.start[nodes], h.stop[nodes]
-        around = np.zeros(h.num_leaves, np.int64)
-        for rank in range(len(nodes)):
-            around[start[rank] : stop[rank]] = rank + 1
-        nests[tree] = _Nest(
-            nodes=nodes,
+    @classmethod
+    def of(cls, tree: int, hierarchy: Hierarchy, nodes: list[int], place: list[int]) -> _Nest:
+        """The nest of these nodes."""
+        start, stop = hierarchy.start[nodes], hierarchy.stop[nodes]
+        order = np.lexsort((np.array(nodes), -stop, start))
+        start, stop = start[order], stop[order]
+        return cls(
+            tree=tree,
+            nodes=np.array(nodes, np.int64)[order],
+            place=np.array(place, np.int64)[order],
+            parent=_parents_of(stop, start),
             last=np.searchsorted(start, stop, side="left") - 1,
-            innermost=around[h.start[: h.num_leaves]],
         )
-    return nests
+
+    def restricted(self, wanted: NDArray[np.bool_]) -> tuple[_Nest, NDArray[np.uint16]]:
+        """The nest of some of the nodes, and 1 + the rank in it of what is around each node of this one."""
+        kept = wanted[self.place]
+        around = np.zeros(len(kept) + 1, np.uint16)
+        number = np.cumsum(kept)
+        for rank in range(len(kept)):
+            around[rank + 1] = number[rank] if kept[rank] else around[self.parent[rank] + 1]
+        parent = around[self.parent[kept] + 1].astype(np.int64) - 1
+        last = number[self.last[kept]] - 1
+        place = (np.cumsum(wanted) - 1)[self.place[kept]]
+        return _Nest(tree=self.tree, nodes=self.nodes[kept], place=place, parent=parent, last=last), around
 
 
-def _refine(
-    partitions: Sequence[NDArray[np.int32]], hierarchies: Sequence[Hierarchy], nests: dict[int, _Nest]
-) -> tuple[NDArray[np.int32], int]:
-    """The common refinement of all nests, numbered in scan order."""
-    atoms = np.zeros(partitions[0].shape, np.int32)
-    count = 1
-    for p, labels in enumerate(partitions):
-        signature: NDArray[np.int64] | None = None
-        for tree, nest in nests.items():
-            if hierarchies[tree].partition == p:
-                mixed = nest.innermost
-                if signature is not None:
-                    mixed = signature * (int(nest.innermost.max()) + 1) + nest.innermost
-                signature = np.unique(mixed, return_inverse=True)[1].astype(np.int64)
-        if signature is not None:
-            atoms, count = _intersect(atoms, labels, signature)
-    return atoms, count
-
-
-def _arranged(
+def refine(
     partitions: Sequence[NDArray[np.int32]],
     hierarchies: Sequence[Hierarchy],
     chosen: Chosen,
-    nests: dict[int, _Nest],
-    atoms: NDArray[np.int32],
-    witness: NDArray[np.int64],
-) -> AtomLayout:
-    """Orders and runs; `witness` is a voxel of each atom whose regions are those of the atom."""
-    num_atoms = len(witness)
-    voxels, boxes = _measure(atoms, num_atoms)
-    orders = np.empty((len(nests), num_atoms), np.uint16)
-    run_of = {}
-    for row, (tree, nest) in enumerate(nests.items()):
-        leaf = partitions[hierarchies[tree].partition].ravel()[witness]
-        rank = nest.innermost[leaf] - 1
-        rank[rank < 0] = len(nest.nodes)  # atoms in no chosen region come last
-        order = np.argsort(rank, kind="stable")
-        orders[row] = order
-        start = np.searchsorted(rank[order], np.arange(len(nest.nodes)), side="left")
-        stop = np.searchsorted(rank[order], nest.last, side="right")
-        for node, a, b in zip(nest.nodes.tolist(), start.tolist(), stop.tolist(), strict=True):
-            run_of[tree, node] = (row, a, b)
-    runs = np.array([run_of[tree, node] for tree, node in chosen], np.int32)
-    kept = np.flatnonzero(runs[:, 2] > runs[:, 1])  # a region of slivers only may be gone
+    *,
+    outlines: Outlines | None = None,
+    num_threads: int = 1,
+) -> Refinement:
+    """The atoms that tell the chosen regions apart.
+
+    Args:
+        partitions: Label volumes that the hierarchies' leaves are regions of.
+        hierarchies: The trees.
+        chosen: At least one region, at most 65,534 of them.
+        outlines: How regions are smoothed; None keeps all as their leaves are, as level sets always are.
+        num_threads: Trees painted at once.
+    """
+    leaves = [_measure(labels, _num_leaves(hierarchies, p)) for p, labels in enumerate(partitions)]
+    volumes = _volumes(hierarchies, leaves, chosen)
+    soft = np.array([outlines is not None and not hierarchies[tree].level_sets for tree, _ in chosen])
+    nests = _nests(hierarchies, chosen, soft & outlines.wide(volumes) if outlines else soft)
+
+    def painted(nest: _Nest) -> NDArray[np.uint16]:
+        tree = hierarchies[nest.tree]
+        labels = partitions[tree.partition]
+        innermost = np.zeros(tree.num_leaves, np.uint16)
+        for rank, node in enumerate(nest.nodes):
+            innermost[tree.start[node] : tree.stop[node]] = rank + 1
+        innermost = innermost[tree.start[: tree.num_leaves]]
+        if outlines is None or tree.level_sets:
+            return innermost[labels]
+        boxes = region_boxes(leaves[tree.partition][1], innermost, nest.parent)
+        sigmas = outlines.sigmas(volumes[nest.place])
+        return np.asarray(paint_smoothed(labels, innermost, nest.parent, nest.last, sigmas, boxes))
+
+    atoms = np.zeros(partitions[0].shape, np.int32)
+    ranks = np.zeros((1, 0), np.uint16)
+    with ThreadPoolExecutor(num_threads) as pool:
+        for first in range(0, len(nests), num_threads):  # a volume each: no more of them than threads
+            for volume in pool.map(painted, nests[first : first + num_threads]):
+                atoms, origin, rank = _intersect(atoms, volume)
+                ranks = np.concatenate([ranks[origin], rank[:, None]], axis=1)
+    voxels, boxes = _measure(atoms, len(ranks))
+    return Refinement(
+        chosen=tuple(chosen),
+        atoms=atoms,
+        ranks=ranks,
+        nests=tuple(nests),
+        atom_voxels=voxels,
+        atom_boxes=boxes,
+    )
+
+
+def worth_keeping(
+    refinement: Refinement,
+    *,
+    min_voxels: int,
+    duplicate_iou: float,
+    body: NDArray[np.bool_] | None = None,
+    min_body_fraction: float = 0.0,
+) -> NDArray[np.int64]:
+    """Places of the regions within the limits that are no near-duplicates of better ones; exact.
+
+    Args:
+        refinement: The regions and their atoms.
+        min_voxels: Smaller regions go: smoothing may have taken some of their voxels.
+        duplicate_iou: A region goes when a better one has more than this IoU with it.
+        body: (z, y, x) where the body is; None for everywhere.
+        min_body_fraction: Regions with a smaller part in the body go.
+    """
+    orders, runs = _runs(refinement.ranks, refinement.nests, len(refinement.chosen))
+    voxels, boxes = _measure_runs(orders, runs, refinement.atom_voxels, refinement.atom_boxes)
+    within = voxels >= max(min_voxels, 1)
+    if body is not None:
+        in_body = np.bincount(refinement.atoms[body], minlength=len(refinement.ranks))
+        within &= _run_sums(orders, runs, in_body) >= min_body_fraction * voxels
+    kept = _no_twins(orders, runs, refinement.atom_voxels, voxels, boxes, duplicate_iou, within)
+    return np.flatnonzero(kept)
+
+
+def arrange(refinement: Refinement, places: NDArray[np.int64], *, max_atoms: int) -> AtomLayout:
+    """Atoms, orders and runs of some of the regions; of fewer, from the best on, if they need too many atoms.
+
+    Args:
+        refinement: The regions.
+        places: (N,) which of them, rising: best first.
+        max_atoms: At most 65,534.
+    """
+    while True:
+        atoms, ranks, nests = _restrict(refinement, places)
+        for least in _SLIVER_VOXELS:
+            if len(ranks) <= max_atoms:
+                break
+            _absorb_slivers(atoms, np.bincount(atoms.ravel(), minlength=len(ranks)), least)
+            ranks = ranks[_renumber(atoms, len(ranks))]
+        if len(ranks) <= max_atoms:
+            orders, runs = _runs(ranks, nests, len(places))
+            kept = np.flatnonzero(runs[:, 2] > runs[:, 1])  # a region of slivers only may be gone
+            if len(kept):  # else all were slivers: fewer need no absorbing
+                break
+        places = places[: max(1, int(len(places) * 0.9 * min(1.0, max_atoms / len(ranks))))]
+    voxels, boxes = _measure(atoms, len(ranks))
     totals, extents = _measure_runs(orders, runs[kept], voxels, boxes)
     return AtomLayout(
         atoms=atoms.astype(np.uint16),
-        orders=orders,
-        trees=tuple(nests),
-        kept=kept,
+        orders=orders.astype(np.uint16),
+        trees=tuple(nest.tree for nest in nests),
+        kept=places[kept],
         runs=runs[kept],
         boxes=extents,
         voxels=totals,
@@ -200,30 +232,149 @@ def _arranged(
     )
 
 
+def _num_leaves(hierarchies: Sequence[Hierarchy], partition: int) -> int:
+    return next((tree.num_leaves for tree in hierarchies if tree.partition == partition), 0)
+
+
+def _volumes(
+    hierarchies: Sequence[Hierarchy],
+    leaves: Sequence[tuple[NDArray[np.int64], NDArray[np.int32]]],
+    chosen: Chosen,
+) -> NDArray[np.int64]:
+    """(N,) voxels of the chosen regions, before they are smoothed."""
+    volumes = np.empty(len(chosen), np.int64)
+    trees, nodes = np.array(chosen, np.int64).T
+    for tree in np.unique(trees).tolist():
+        hierarchy = hierarchies[tree]
+        here = trees == tree
+        volumes[here] = hierarchy.sums(leaves[hierarchy.partition][0][:, None])[nodes[here], 0]
+    return volumes
+
+
+def _nests(hierarchies: Sequence[Hierarchy], chosen: Chosen, wide: NDArray[np.bool_]) -> list[_Nest]:
+    """The chosen nodes by tree, those with a wide blur apart."""
+    wanted: dict[tuple[int, bool], list[tuple[int, int]]] = {}
+    for place, (tree, node) in enumerate(chosen):
+        wanted.setdefault((tree, bool(wide[place])), []).append((node, place))
+    return [
+        _Nest.of(key[0], hierarchies[key[0]], [n for n, _ in wanted[key]], [p for _, p in wanted[key]])
+        for key in sorted(wanted)
+    ]
+
+
+def _restrict(
+    refinement: Refinement, places: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.uint16], list[_Nest]]:
+    """The refinement of some of the regions: atoms that only others told apart are one."""
+    wanted = np.zeros(len(refinement.chosen), np.bool_)
+    wanted[places] = True
+    ranks, nests = [], []
+    for column, nest in enumerate(refinement.nests):
+        some, around = nest.restricted(wanted)
+        if len(some.nodes):
+            nests.append(some)
+            ranks.append(around[refinement.ranks[:, column]])
+    matrix = np.ascontiguousarray(np.stack(ranks, axis=1))
+    rows = matrix.view(np.dtype((np.void, matrix.itemsize * matrix.shape[1]))).ravel()
+    _, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
+    order = np.argsort(first)  # atoms are numbered in scan order, so their first ones are too
+    number = np.empty(len(first), np.int32)
+    number[order] = np.arange(len(first), dtype=np.int32)
+    return number[inverse][refinement.atoms], matrix[first[order]], nests
+
+
+def _runs(
+    ranks: NDArray[np.uint16], nests: Sequence[_Nest], num_regions: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """(T, A) atoms in depth-first order of each nest; (N, 3) row, start, stop of each region, by place."""
+    orders = np.empty((len(nests), len(ranks)), np.int32)
+    runs = np.empty((num_regions, 3), np.int32)
+    for row, nest in enumerate(nests):
+        rank = ranks[:, row].astype(np.int64) - 1
+        rank[rank < 0] = len(nest.nodes)  # atoms in no chosen region come last
+        order = np.argsort(rank, kind="stable")
+        orders[row] = order
+        runs[nest.place, 0] = row
+        runs[nest.place, 1] = np.searchsorted(rank[order], np.arange(len(nest.nodes)), side="left")
+        runs[nest.place, 2] = np.searchsorted(rank[order], nest.last, side="right")
+    return orders, runs
+
+
+@numba.njit(cache=True, nogil=True)
+def _parents_of(stop: NDArray[np.int64], start: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rank of the smallest interval around each, for intervals in depth-first order; -1 for none."""
+    parent = np.full(len(stop), -1, np.int64)
+    for rank in range(1, len(stop)):
+        around = rank - 1
+        while around >= 0 and stop[around] <= start[rank]:
+            around = parent[around]
+        parent[rank] = around
+    return parent
+
+
+@numba.njit(cache=True, nogil=True)
+def _no_twins(
+    orders: NDArray[np.int32], runs: NDArray[np.int32], atom_voxels: NDArray[np.int64],
+    voxels: NDArray[np.int64], boxes: NDArray[np.int32], iou: float, within: NDArray[np.bool_],
+) -> NDArray[np.bool_]:  # fmt: skip
+    """(N,) whether a region is within the limits, and no kept one before it has a larger IoU with it."""
+    kept = np.zeros(len(runs), np.bool_)
+    inside = np.zeros(orders.shape[1], np.bool_)
+    for b in range(len(runs)):
+        if not within[b]:
+            continue
+        row, start, stop = runs[b]
+        for k in range(start, stop):
+            inside[orders[row, k]] = True
+        kept[b] = True
+        for a in range(b):
+            if not kept[a] or min(voxels[a], voxels[b]) <= iou * max(voxels[a], voxels[b]):
+                continue
+            room = 1  # voxels that both boxes hold
+            for d in range(3):
+                room *= max(0, min(boxes[a, d + 3], boxes[b, d + 3]) - max(boxes[a, d], boxes[b, d]))
+            if room <= iou * max(voxels[a], voxels[b]):
+                continue
+            both = 0
+            for k in range(runs[a, 1], runs[a, 2]):
+                atom = orders[runs[a, 0], k]
+                if inside[atom]:
+                    both += atom_voxels[atom]
+            if both > iou * (voxels[a] + voxels[b] - both):
+                kept[b] = False
+                break
+        for k in range(start, stop):
+            inside[orders[row, k]] = False
+    return kept
+
+
 @numba.njit(cache=True, nogil=True)
 def _intersect(
-    atoms: NDArray[np.int32], labels: NDArray[np.int32], signature: NDArray[np.int64]
-) -> tuple[NDArray[np.int32], int]:
-    """Atoms split by the signature of the region of each voxel, numbered in scan order."""
+    atoms: NDArray[np.int32], volume: NDArray[np.uint16]
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.uint16]]:
+    """Atoms split by the value at each voxel, numbered in scan order; the old atom and the value of each."""
     out = np.empty(atoms.shape, np.int32)
-    flat, regions, target = atoms.ravel(), labels.ravel(), out.reshape(-1)
-    width = np.int64(signature.max()) + 1
+    flat, values, target = atoms.ravel(), volume.ravel(), out.reshape(-1)
     mask = np.int64((1 << 16) - 1)
     keys = np.full(1 << 16, -1, np.int64)
     number = np.zeros(1 << 16, np.int32)
+    origin, value = np.empty(1 << 15, np.int32), np.empty(1 << 15, np.uint16)
     used = 0
     last_key, last_number = np.int64(-1), np.int32(0)
     for i in range(len(flat)):
-        key = flat[i] * width + signature[regions[i]]
+        key = (np.int64(flat[i]) << 16) | np.int64(values[i])
         if key != last_key:  # neighbours mostly share theirs
             place = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(24)) & mask
             while keys[place] != -1 and keys[place] != key:
                 place = (place + 1) & mask
             if keys[place] == -1:
                 keys[place], number[place] = key, used
+                origin[used], value[used] = flat[i], values[i]
                 used += 1
             last_key, last_number = key, number[place]
             if used * 2 > mask:
+                origin = np.concatenate((origin, np.empty(len(origin), np.int32)))
+                value = np.concatenate((value, np.empty(len(value), np.uint16)))
                 old_keys, old_number = keys, number
                 mask = (mask << 1) | 1
                 keys = np.full(mask + 1, -1, np.int64)
@@ -236,18 +387,7 @@ def _intersect(
                             place = (place + 1) & mask
                         keys[place], number[place] = old_keys[k], old_number[k]
         target[i] = last_number
-    return out, used
-
-
-@numba.njit(cache=True, nogil=True)
-def _first_voxels(atoms: NDArray[np.int32], count: int) -> NDArray[np.int64]:
-    """(A,) flat index of the first voxel of each atom."""
-    first = np.full(count, -1, np.int64)
-    flat = atoms.ravel()
-    for i in range(len(flat)):
-        if first[flat[i]] < 0:
-            first[flat[i]] = i
-    return first
+    return out, origin[:used], value[:used]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -334,9 +474,20 @@ def _measure(atoms: NDArray[np.int32], count: int) -> tuple[NDArray[np.int64], N
     return voxels, boxes
 
 
+def _run_sums(
+    orders: NDArray[np.int32], runs: NDArray[np.int32], values: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """(N,) sums of the atoms' values over the runs."""
+    sums = np.zeros((len(orders), orders.shape[1] + 1), np.int64)
+    np.cumsum(values[orders], axis=1, out=sums[:, 1:])
+    row, start, stop = runs.T
+    totals: NDArray[np.int64] = sums[row, stop] - sums[row, start]
+    return totals
+
+
 @numba.njit(cache=True, nogil=True)
 def _measure_runs(
-    orders: NDArray[np.uint16], runs: NDArray[np.int32], voxels: NDArray[np.int64], boxes: NDArray[np.int32]
+    orders: NDArray[np.int32], runs: NDArray[np.int32], voxels: NDArray[np.int64], boxes: NDArray[np.int32]
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     count = len(runs)
     totals = np.zeros(count, np.int64)

@@ -105,13 +105,29 @@ class Hierarchy:
     """(M,) first leaf of each node, in depth-first order."""
     stop: NDArray[np.int64]
     """(M,) one past its last leaf."""
+    level_sets: bool
+    """Whether its regions are what lies above or below an intensity: their outline is the image's own."""
 
     @classmethod
-    def of(cls, source: str, partition: int, num_leaves: int, parents: NDArray[np.int64]) -> Hierarchy:
+    def of(
+        cls,
+        source: str,
+        partition: int,
+        num_leaves: int,
+        parents: NDArray[np.int64],
+        *,
+        level_sets: bool = False,
+    ) -> Hierarchy:
         """The hierarchy with these parents, its nodes laid out depth first."""
         start, stop = _depth_first(np.ascontiguousarray(parents, dtype=np.int64), num_leaves)
         return cls(
-            source=source, partition=partition, num_leaves=num_leaves, parents=parents, start=start, stop=stop
+            source=source,
+            partition=partition,
+            num_leaves=num_leaves,
+            parents=parents,
+            start=start,
+            stop=stop,
+            level_sets=level_sets,
         )
 
     def sums(self, leaf_values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -158,7 +174,8 @@ def grow(
             parents = _watershed(graph, sums, graph.lows[:, scale_column], spec.method)
         case _:
             parents = _component_tree(graph, sums, spec.window, spec.method)
-    return Hierarchy.of(spec.name, partition, graph.num_regions, parents)
+    level_sets = spec.method in ("bright", "dark")
+    return Hierarchy.of(spec.name, partition, graph.num_regions, parents, level_sets=level_sets)
 
 
 def _features(sums: RegionSums, compactness: float) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@
           --linkage, watershed, component trees--> hierarchies               hierarchies.py
           --thresholds-->       voxel-exact components                       components.py
           --facility location--> the few thousand that stand for all         selection.py
-          --common refinement--> atoms, orders, table                        atoms.py
+          --smooth outlines, common refinement--> atoms, orders, table       smoothing.py, atoms.py
 
 Reads:  codes, int16 (z, y, x), as they are stored: proposals made again from a store are the same bytes.
 Writes: a `ProposalSet`, as DESIGN section 3 lays it out.
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.agglomeration import agglomerate, join_flat, join_nearest
-from pipeline.atoms import AtomLayout, lay_out, near_duplicates
+from pipeline.atoms import AtomLayout, arrange, refine, worth_keeping
 from pipeline.backend import Backend
 from pipeline.components import component_tree
 from pipeline.errors import ConfigError, NoProposals
@@ -35,9 +35,10 @@ from pipeline.hierarchies import Hierarchy, TreeSpec, grow
 from pipeline.regions import RegionGraph, RegionSums, merge_graph, merge_sums, region_graph, region_sums
 from pipeline.selection import Candidates, candidates_of, choose
 from pipeline.sketches import leaf_sketches
+from pipeline.smoothing import Outlines
 from pipeline.supervoxels import basins, join_lowest_pass
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 """Of the code that makes proposals: raised when the same image and settings give others."""
 
 MAX_ATOMS = 65_534
@@ -124,6 +125,13 @@ class ProposalConfig:
     max_proposals: int = 2000
     """The most that are kept."""
 
+    outline_smoothing: float = 0.12
+    """Regions of supervoxels are blurred, and kept where the blur exceeds a half: its standard deviation as a
+    fraction of the cube root of their volume. 0 keeps the ragged outlines. Level sets are never blurred."""
+
+    max_outline_sigma_mm: float = 6.0
+    """The widest blur, in mm."""
+
     duplicate_iou: float = 0.95
     """A region that overlaps a better one more than this is left out."""
 
@@ -136,6 +144,14 @@ class ProposalConfig:
         _require(1 < self.max_atoms <= MAX_ATOMS, f"max_atoms must be 2..{MAX_ATOMS}, got {self.max_atoms}")
         _require(self.max_proposals > 0, f"max_proposals must be positive, got {self.max_proposals}")
         _require(self.max_regions > 1, f"max_regions must be above 1, got {self.max_regions}")
+        _require(
+            0 <= self.outline_smoothing <= 0.5,
+            f"outline_smoothing must be in 0..0.5, got {self.outline_smoothing}",
+        )
+        _require(
+            self.max_outline_sigma_mm > 0,
+            f"max_outline_sigma_mm must be positive, got {self.max_outline_sigma_mm}",
+        )
         _require(0 < self.duplicate_iou <= 1, f"duplicate_iou must be in (0, 1], got {self.duplicate_iou}")
         _require(
             0 < self.max_volume_fraction <= 1,
@@ -162,6 +178,13 @@ class ProposalConfig:
                 spec.method in ("compact", "bright", "dark") or spec.scale_mm in self.scales_mm,
                 f"trees: {spec.name} needs the scale {spec.scale_mm:g} in scales_mm",
             )
+
+    def outlines(self, voxel_mm3: float) -> Outlines | None:
+        """How outlines are smoothed where a voxel has this volume; None for not at all."""
+        if not self.outline_smoothing:
+            return None
+        sigma = self.max_outline_sigma_mm / float(np.cbrt(voxel_mm3))
+        return Outlines(fraction=self.outline_smoothing, max_sigma_voxels=sigma)
 
     @property
     def specs(self) -> tuple[TreeSpec, ...]:
@@ -204,6 +227,7 @@ class _Scene:
     """int32 (K, z, y, x), one a scale, on the backend."""
     body: NDArray[np.bool_]
     voxel_limits: tuple[int, int]
+    outlines: Outlines | None
     config: ProposalConfig
     backend: Backend
 
@@ -257,6 +281,7 @@ def propose(
         evidence=evidence,
         body=calibration.body(image, scale, offset, spacing_zyx_mm, config),
         voxel_limits=limits,
+        outlines=config.outlines(voxel_mm3),
         config=config,
         backend=backend,
     )
@@ -264,7 +289,7 @@ def propose(
     with ThreadPoolExecutor(backend.num_threads) as pool:
         grown = list(pool.map(lambda name: _grow_partition(name, scene), names))
     grown += _grow_components(calibration, windows, scene)
-    return _chosen([part for part in grown if part is not None], config)
+    return _chosen([part for part in grown if part is not None], scene)
 
 
 def _grow_partition(name: Literal["fine", "coarse", "voxels"], scene: _Scene) -> _Grown | None:
@@ -379,7 +404,7 @@ def _grow_components(calibration: _Calibration, windows: list[Window], scene: _S
         )
         count = len(found.inside)
         if count > 1:
-            tree = Hierarchy.of(f"components-{side}", 0, count, found.parents())
+            tree = Hierarchy.of(f"components-{side}", 0, count, found.parents(), level_sets=True)
             voxels = np.bincount(found.zones.ravel(), minlength=count)
             grown.append(_with_candidates(found.zones, [tree], voxels, scene))
     return grown
@@ -407,8 +432,9 @@ def _with_candidates(
     return _Grown(labels=labels, hierarchies=tuple(trees), candidates=candidates)
 
 
-def _chosen(grown: list[_Grown], config: ProposalConfig) -> ProposalSet:
+def _chosen(grown: list[_Grown], scene: _Scene) -> ProposalSet:
     """The best candidates of all trees, near-duplicates out, laid out over their atoms."""
+    config = scene.config
     partitions = [part.labels for part in grown]
     hierarchies = [replace(tree, partition=p) for p, part in enumerate(grown) for tree in part.hierarchies]
     found = [candidates for part in grown for candidates in part.candidates]
@@ -422,11 +448,21 @@ def _chosen(grown: list[_Grown], config: ProposalConfig) -> ProposalSet:
     candidates = Candidates.joined(found)
     rows, gains = choose(candidates, config.max_proposals + config.max_proposals // 4)
     picked = list(zip(candidates.tree[rows].tolist(), candidates.node[rows].tolist(), strict=True))
-    layout = lay_out(partitions, hierarchies, picked, max_atoms=config.max_atoms)
-    unique = layout.kept[~near_duplicates(layout, config.duplicate_iou)][: config.max_proposals]
-    if len(unique) < len(picked):
-        picked, gains = [picked[k] for k in unique], gains[unique]
-        layout = lay_out(partitions, hierarchies, picked, max_atoms=config.max_atoms)
+    refinement = refine(
+        partitions,
+        hierarchies,
+        picked,
+        outlines=scene.outlines,
+        num_threads=scene.backend.num_threads,
+    )
+    places = worth_keeping(
+        refinement,
+        min_voxels=scene.voxel_limits[0],
+        duplicate_iou=config.duplicate_iou,
+        body=scene.body,
+        min_body_fraction=config.min_body_fraction,
+    )
+    layout = arrange(refinement, places[: config.max_proposals], max_atoms=config.max_atoms)
     return _as_set(layout, gains[layout.kept], hierarchies)
 
 

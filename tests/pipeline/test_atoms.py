@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.atoms import AtomLayout, lay_out, near_duplicates
+from pipeline.atoms import AtomLayout, Refinement, arrange, refine, worth_keeping
 from pipeline.hierarchies import Hierarchy, TreeSpec, grow
+from pipeline.smoothing import Outlines
 from tests.pipeline.drawn_regions import ON_MANY, iou, leaf_sets, random_regions
 
 SHAPE = (8, 9, 10)
@@ -22,6 +23,9 @@ class Scene:
     partitions: list[NDArray[np.int32]]
     hierarchies: list[Hierarchy]
     chosen: list[tuple[int, int]]
+
+    def refine(self) -> Refinement:
+        return refine(self.partitions, self.hierarchies, self.chosen)
 
     def lay_out(self, max_atoms: int = 65_534) -> AtomLayout:
         return lay_out(self.partitions, self.hierarchies, self.chosen, max_atoms=max_atoms)
@@ -46,6 +50,19 @@ def scene(seed: int = 0, num_chosen: int = 20, shape: tuple[int, int, int] = SHA
     nodes = [(t, n) for t, tree in enumerate(hierarchies) for n in range(len(tree.parents) - 1)]
     picked = rng.choice(len(nodes), min(num_chosen, len(nodes)), replace=False)
     return Scene(partitions=partitions, hierarchies=hierarchies, chosen=[nodes[k] for k in picked])
+
+
+def lay_out(
+    partitions: list[NDArray[np.int32]],
+    hierarchies: list[Hierarchy],
+    chosen: list[tuple[int, int]],
+    *,
+    max_atoms: int,
+    outlines: Outlines | None = None,
+) -> AtomLayout:
+    """All chosen regions."""
+    refinement = refine(partitions, hierarchies, chosen, outlines=outlines)
+    return arrange(refinement, np.arange(len(chosen)), max_atoms=max_atoms)
 
 
 def run_mask(layout: AtomLayout, index: int) -> NDArray[np.bool_]:
@@ -156,11 +173,66 @@ def test_near_duplicates_are_those_that_brute_force_finds(seed: int, limit: floa
     for k, mask in enumerate(masks):
         if not any(iou(mask, masks[better]) > limit for better in kept):
             kept.append(k)
-    assert np.flatnonzero(~near_duplicates(drawn.lay_out(), limit)).tolist() == kept
+    found = worth_keeping(drawn.refine(), min_voxels=1, duplicate_iou=limit)
+    assert found.tolist() == kept
+
+
+@ON_MANY
+@given(st.integers(0, 1000), st.integers(1, 30))
+def test_some_of_the_regions_have_the_atoms_that_they_would_have_alone(seed: int, num_kept: int) -> None:
+    drawn = scene(seed, 30)
+    places = np.sort(np.random.default_rng(seed).choice(len(drawn.chosen), num_kept, replace=False))
+    layout = arrange(drawn.refine(), places, max_atoms=65_534)
+    alone = lay_out(drawn.partitions, drawn.hierarchies, [drawn.chosen[k] for k in places], max_atoms=65_534)
+    assert_sound(layout)
+    assert layout.kept.tolist() == places.tolist()
+    np.testing.assert_array_equal(layout.atoms, alone.atoms)
+    np.testing.assert_array_equal(layout.orders, alone.orders)
+    np.testing.assert_array_equal(layout.runs, alone.runs)
+
+
+def test_regions_below_the_least_volume_are_not_worth_keeping() -> None:
+    drawn = scene(3, 40)
+    sizes = np.array([drawn.mask(k).sum() for k in range(len(drawn.chosen))])
+    found = worth_keeping(drawn.refine(), min_voxels=20, duplicate_iou=1.0)
+    assert 0 < len(found) < len(sizes)
+    assert set(found.tolist()) == set(np.flatnonzero(sizes >= 20).tolist())
+
+
+@ON_MANY
+@given(st.integers(0, 1000))
+def test_smoothed_regions_of_one_tree_stay_nested_or_disjoint(seed: int) -> None:
+    drawn = scene(seed, 40, (14, 14, 14))
+    layout = lay_out(
+        drawn.partitions,
+        drawn.hierarchies,
+        drawn.chosen,
+        max_atoms=65_534,
+        outlines=Outlines(fraction=0.2, max_sigma_voxels=3.0),
+    )
+    assert_sound(layout)
+    for a in range(len(layout.runs)):
+        for b in range(a):
+            if layout.runs[a, 0] == layout.runs[b, 0]:
+                first, second = run_mask(layout, a), run_mask(layout, b)
+                both = (first & second).sum()
+                assert both in (0, first.sum(), second.sum())
+
+
+def test_level_sets_keep_their_outline_when_others_are_smoothed() -> None:
+    drawn = scene(5, 40, (14, 14, 14))
+    outlines = Outlines(fraction=0.3, max_sigma_voxels=3.0)
+    layout = lay_out(drawn.partitions, drawn.hierarchies, drawn.chosen, max_atoms=65_534, outlines=outlines)
+    changed = {True: 0, False: 0}
+    for index, place in enumerate(layout.kept.tolist()):
+        level_sets = drawn.hierarchies[drawn.chosen[place][0]].level_sets
+        changed[level_sets] += not np.array_equal(run_mask(layout, index), drawn.mask(place))
+    assert changed[True] == 0
+    assert changed[False] > 0
 
 
 def test_the_same_region_of_two_trees_is_kept_once() -> None:
     labels = np.arange(4, dtype=np.int32).reshape(1, 1, 4)
     trees = [Hierarchy.of(name, 0, 4, np.array([4, 4, 5, 5, 6, 6, 6])) for name in ("one", "other")]
-    layout = lay_out([labels], trees, [(1, 4), (0, 4), (0, 5)], max_atoms=9)
-    assert near_duplicates(layout, 0.95).tolist() == [False, True, False]
+    refinement = refine([labels], trees, [(1, 4), (0, 4), (0, 5)])
+    assert worth_keeping(refinement, min_voxels=1, duplicate_iou=0.95).tolist() == [0, 2]
