@@ -10,13 +10,16 @@ differs by one sample at most (and is none, and no batch, where there are fewer 
 
 *Workers* are started by a fork server (spawn where there is none), open the store themselves and leave
 SIGINT and, for half a minute, SIGTERM to the process that started them. A scan that cannot be read and a
-worker that died are a DataError in that process, at the batch where it happened, within seconds.
+worker that died are a DataError in that process, at the batch where it happened, within seconds. When that
+process is killed, they end.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -238,6 +241,15 @@ def _start_worker(worker: int) -> None:
     # it does is not left to chance: multiprocessing, too, ends with SIGTERM what is left when it exits.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_SECONDS_TO_SAVE))
+    threading.Thread(target=_end_with_trainer, daemon=True).start()
+
+
+def _end_with_trainer() -> None:
+    # torch watches a worker's parent, which is the fork server: that waits for its workers to end first.
+    trainer = multiprocessing.parent_process()
+    if trainer is not None:
+        trainer.join()
+        os._exit(1)
 
 
 def _context() -> BaseContext:

@@ -36,7 +36,7 @@ class TrainingProgress:
     """A mean over about the last twenty steps."""
     samples_per_second: float
     data_wait_fraction: float
-    """Part of the time that was spent waiting for the loader, without its start."""
+    """Part of the steps' time that was spent waiting for the loader; its start does not count."""
     seconds: float
     """Since this process began to train."""
     steps_here: int

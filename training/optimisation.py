@@ -94,7 +94,9 @@ def make_optimiser(weights: Iterable[Tensor], config: OptimisationConfig) -> tor
         case "lamb":
             from pytorch_optimizer import Lamb
 
-            return Lamb(list(weights), lr=rate, betas=betas, weight_decay=decay)
+            # Without adam_debias this version divides the step, already scaled to the weight's norm, by
+            # 1 - beta1^t: ten times the rate at the first step. LAMB (arXiv 1904.00962v3) does not.
+            return Lamb(list(weights), lr=rate, betas=betas, weight_decay=decay, adam_debias=True)
 
 
 def rate_at(step: int, config: OptimisationConfig) -> float:

@@ -203,8 +203,9 @@ def to_toml(tables: Mapping[str, Any]) -> str:
 def _table_lines(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
     inner = {name: value for name, value in table.items() if isinstance(value, Mapping)}
     own = {name: value for name, value in table.items() if name not in inner and value is not None}
-    if path and (own or not inner):
-        yield f"[{'.'.join(map(_key, path))}]"
+    if own or not inner:
+        if path:
+            yield f"[{'.'.join(map(_key, path))}]"
         yield from (f"{_key(name)} = {_value(value)}" for name, value in own.items())
         yield ""
     for name, value in inner.items():
@@ -212,15 +213,20 @@ def _table_lines(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[st
 
 
 def _key(name: str) -> str:
-    return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else json.dumps(name)
+    return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else _text(name)
 
 
 def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_value, value))}]"
-    if isinstance(value, float):
-        return repr(value)
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        return _text(value)
+    return repr(value) if isinstance(value, float) else json.dumps(value)
+
+
+def _text(text: str) -> str:
+    """A text as TOML has it: as JSON, with DEL escaped too."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -56,8 +56,8 @@ class TrainingResult:
     seconds: float
     """Time of this process."""
     data_wait_fraction: float
-    """Part of it that was spent waiting for samples, without the start of the loader."""
+    """Part of the steps' time that was spent waiting for samples; the start of the loader does not count."""
     samples_per_second: float
-    """Over all processes, without the start of the loader."""
+    """Over all processes; without the start of the loader, evaluations and pictures."""
     average: nn.Module
     """The averaged network."""

@@ -64,6 +64,8 @@ class _Clock:
     """For batches, without the first: workers start meanwhile."""
     starting_seconds: float = 0.0
     """For the first batch."""
+    looked_seconds: float = 0.0
+    """For evaluations and pictures."""
     num_steps: int = 0
 
     @property
@@ -71,8 +73,9 @@ class _Clock:
         return time.monotonic() - self.began
 
     @property
-    def wait_fraction(self) -> float:
-        return self.waited_seconds / max(self.seconds - self.starting_seconds, 1e-9)
+    def stepping_seconds(self) -> float:
+        """For steps: all but the loader's start, evaluations and pictures."""
+        return max(self.seconds - self.starting_seconds - self.looked_seconds, 1e-9)
 
 
 class Trainer(Generic[BatchT, ViewsT]):
@@ -178,7 +181,7 @@ class Trainer(Generic[BatchT, ViewsT]):
         """Do a step; returns whether any process was asked to stop, and the views of its last part."""
         self.optimiser.zero_grad(set_to_none=True)
         seen: list[BatchT] = []
-        sums: dict[str, torch.Tensor] = {}
+        sums: dict[str, Any] = {}
         weight = 1 / self.config.accumulation
         for part in range(self.config.accumulation):
             seen.append(self._next(feed))
@@ -189,7 +192,7 @@ class Trainer(Generic[BatchT, ViewsT]):
             with self._unsynchronised(part):
                 (terms.total * weight).backward()  # type: ignore[no-untyped-call]
             for name, value in {"loss": terms.total.detach(), **terms.parts}.items():
-                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + weight * value
+                sums[name] = sums.get(name, 0.0) + weight * value.double()
         norm = gradient_norm(self.task.net)
         *values, asked = self.ranks.mean([*sums.values(), float(bool(received))], self.device)
         told = dict(zip(sums, values, strict=True)) | {"gradient_norm": float(norm)}
@@ -269,7 +272,7 @@ class Trainer(Generic[BatchT, ViewsT]):
                         **means,
                         "rate": rate_at(self.step - 1, self.config),
                         "samples_per_second": self._samples_per_second,
-                        "data_wait_fraction": self.clock.wait_fraction,
+                        "data_wait_fraction": self._wait_fraction,
                     },
                 )
         if self.on_progress and self.ranks.is_first:
@@ -279,7 +282,7 @@ class Trainer(Generic[BatchT, ViewsT]):
                     num_steps=self.config.num_steps,
                     loss=_mean(self.losses[-_SHOWN_STEPS:]),
                     samples_per_second=self._samples_per_second,
-                    data_wait_fraction=self.clock.wait_fraction,
+                    data_wait_fraction=self._wait_fraction,
                     seconds=self.clock.seconds,
                     steps_here=self.clock.num_steps,
                 )
@@ -287,13 +290,17 @@ class Trainer(Generic[BatchT, ViewsT]):
 
     @property
     def _samples_per_second(self) -> float:
-        """Over this process's time, without the start of the loader."""
-        seconds = max(self.clock.seconds - self.clock.starting_seconds, 1e-9)
-        return self.clock.num_steps * self.config.batch_size / seconds
+        """Over all processes."""
+        return self.clock.num_steps * self.config.batch_size / self.clock.stepping_seconds
+
+    @property
+    def _wait_fraction(self) -> float:
+        return self.clock.waited_seconds / self.clock.stepping_seconds
 
     def _look(self, monitor: Monitor | None, views: ViewsT | None) -> None:
         """Evaluate and draw where it is due and not done yet, in the first process."""
         if monitor and self.looked_at < self.step:
+            began = time.monotonic()
             if self.task.draw and views is not None and self._due(self.watch.draw_every):
                 path = self.folder / "pictures" / f"step-{self.step:08d}.png"
                 path.parent.mkdir(exist_ok=True)
@@ -304,6 +311,7 @@ class Trainer(Generic[BatchT, ViewsT]):
                     values = dict(self.task.evaluate(self.average))
                 monitor.tell("evaluation", self.step, values)
                 self._note_best(values.get("dice", math.nan))
+            self.clock.looked_seconds += time.monotonic() - began
         self.looked_at = self.step
 
     def _due(self, every: int) -> bool:
@@ -346,7 +354,7 @@ class Trainer(Generic[BatchT, ViewsT]):
             first_loss=_mean(self.losses[:tenth]),
             last_loss=_mean(self.losses[-tenth:]),
             seconds=self.clock.seconds,
-            data_wait_fraction=self.clock.wait_fraction,
+            data_wait_fraction=self._wait_fraction,
             samples_per_second=self._samples_per_second,
             average=self.average,
         )

@@ -1,0 +1,24 @@
+"""What the tests of training share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from storage import Store
+from tests.training.phantom_store import make_phantom_store
+
+
+@pytest.fixture(scope="session")
+def phantom_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Four labelled phantoms with proposals; read only."""
+    return make_phantom_store(tmp_path_factory.mktemp("phantoms") / "store")
+
+
+@pytest.fixture
+def one_thread():
+    """Bits depend on the number of threads: one, as in the processes that tests start."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
