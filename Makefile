@@ -1,6 +1,6 @@
 # Each target makes its own virtual environment (.venv) on a fresh machine, and again when the pins change.
 #
-#   make demo    prepare the bundled scans, score the proposals, draw a picture
+#   make demo    prepare the bundled scans, score the proposals, draw a picture, pretrain for 150 steps
 #   make test    the whole test suite
 #   make lint    ruff and mypy
 #   make bench   the measurements that the README quotes

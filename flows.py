@@ -6,7 +6,7 @@
     score     proposals against the labels in the store
     inspect   pictures and numbers on a page
     pretrain  a network on the store's proposals; also under torchrun
-    demo      prepare, score and inspect the bundled scans
+    demo      prepare, score and inspect the bundled scans, then pretrain briefly
 
 Nothing heavy is imported before a command runs, so that `mass --help` answers at once. Prefect is started
 only where there is work, and brings its own server unless `PREFECT_API_URL` names one. Exit codes: 0 all is
@@ -547,9 +547,19 @@ def run_demo(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     print("3. draw pictures")
     written = inspect_store(arguments.store, [], arguments.out, full=3)
     print(f"page: {written[0]}\npicture: {written[1]}")
-    print(f"done in {time.monotonic() - began:.0f} s")
     document = report.to_json() | {"written": [str(path) for path in written]}
-    return report.exit_code or int(bool(damaged)), document
+    code = report.exit_code or int(bool(damaged))
+    if arguments.steps:
+        from commands.pretraining import pretrain_for_demo, to_document
+
+        print(f"4. pretrain a small network for {arguments.steps} steps, in {arguments.run_folder}")
+        done = pretrain_for_demo(
+            arguments.store, arguments.run_folder, steps=arguments.steps, workers=arguments.workers
+        )
+        document["pretrain"] = to_document(arguments.run_folder, done)
+        code = code or (128 + done.result.signal_number if done.result.signal_number else 0)
+    print(f"done in {time.monotonic() - began:.0f} s")
+    return code, document
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,6 +8,9 @@ from pathlib import Path
 EXAMPLES = Path(__file__).parent.parent / "examples" / "manifest.csv"
 """The bundled scans, where this is a checkout."""
 
+DEMO_STEPS = 150
+"""Of the demo's pretraining: one to two minutes on two cores, enough to see the loss fall."""
+
 
 def parser() -> argparse.ArgumentParser:
     """Every command and its options."""
@@ -93,13 +96,24 @@ def parser() -> argparse.ArgumentParser:
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: auto)"
     )
 
-    add = command("demo", "flows:run_demo", "prepare, score and draw the bundled scans")
+    add = command("demo", "flows:run_demo", "prepare, score, draw the bundled scans; pretrain briefly")
     add.add_argument("--raw", type=Path, default=EXAMPLES, metavar="RAW", help="other scans")
     add.add_argument(
         "--store", type=Path, default=Path("demo-store"), metavar="STORE", help="default: demo-store"
     )
     add.add_argument(
         "--out", type=Path, default=Path("demo-report.html"), metavar="report.html", help="the page"
+    )
+    add.add_argument(
+        "--run",
+        type=Path,
+        default=Path("demo-run"),
+        metavar="RUN",
+        dest="run_folder",
+        help="default: demo-run",
+    )
+    add.add_argument(
+        "--steps", type=int, default=DEMO_STEPS, metavar="N", help=f"of pretraining ({DEMO_STEPS}; 0: none)"
     )
     add_workers(add, "processes on this machine (default: 1)")
     return top

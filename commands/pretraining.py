@@ -12,7 +12,7 @@ from pipeline.configuration import parse_config, read_tables
 from training.config import PretrainConfig, Recipe, recipe
 from training.distributed import DeviceName
 from training.pretraining import Pretraining, pretrain
-from training.runs import CONFIG
+from training.runs import CONFIG, RECORD
 
 
 def run_pretrain(arguments: Namespace) -> tuple[int, dict[str, Any]]:
@@ -52,6 +52,25 @@ def read_settings(path: Path | None, name: Recipe | None, *, resumed: Path | Non
         for table, values in tables.items()
     }
     return replace(base, **parts)
+
+
+def pretrain_for_demo(store: Path, folder: Path, *, steps: int, workers: int) -> Pretraining:
+    """Pretrain so briefly that the loss is seen to fall and no more; goes on where an earlier demo stopped.
+
+    Args:
+        store: The store.
+        folder: The run's.
+        steps: Steps in all.
+        workers: Processes that read samples.
+    """
+    config = recipe("small")
+    config = replace(
+        config,
+        data=replace(config.data, holdout_fraction=0.0),  # there are few scans, and no label is read
+        optimisation=replace(config.optimisation, num_steps=steps),
+        run=replace(config.run, num_workers=workers, evaluate_every=0, draw_every=steps),
+    )
+    return pretrain_shown(store, folder, config, resume=(folder / RECORD).exists())
 
 
 def pretrain_shown(

@@ -15,7 +15,7 @@ import flows
 from commands.arguments import parser
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("prepare", "status", "verify", "inspect", "score", "demo")
+COMMANDS = ("prepare", "status", "verify", "inspect", "score", "pretrain", "demo")
 HEAVY = (
     "numpy",
     "scipy",
@@ -90,6 +90,8 @@ def test_importing_the_packages_loads_nothing_heavy() -> None:
         (["inspect", "nowhere", "--out", "r.html"], "nowhere: no store here"),
         (["prepare", "nowhere", "store"], "nowhere: there is no such file or folder"),
         (["demo", "--raw", "nowhere"], "nowhere: no bundled scans here"),
+        (["pretrain", "nowhere", "run"], "nowhere: no store here"),
+        (["pretrain", "nowhere", "run", "--resume"], "run: no run here to go on with"),
         (["prepare", ".", "store", "--config", "c.toml"], "the config c.toml cannot be read"),
     ],
 )

@@ -134,12 +134,15 @@ def test_an_unknown_scan_is_an_error_that_names_it(
     assert not (tmp_path / "x.html").exists()
 
 
-def test_the_demo_prepares_scores_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_prepares_scores_draws_and_pretrains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     raw = tmp_path / "raw"
     small = phantom(shape_zyx=(20, 40, 44), spacing_zyx_mm=(5.5, 2, 2.1))
     small.write(raw / "ann_ct.nii.gz")
     small.write_labels(raw / "ann_ct_label.nii.gz")
     arguments = ["demo", "--raw", raw, "--store", tmp_path / "store", "--out", tmp_path / "report.html"]
+    arguments += ["--run", tmp_path / "run", "--steps", "1"]
     for _ in range(2):
         code, told = run(*arguments, out=tmp_path / "d.json")
         assert code == 0
@@ -148,3 +151,5 @@ def test_the_demo_prepares_scores_and_draws(tmp_path: Path, capsys: pytest.Captu
     assert "1 committed" in shown
     assert "1 done before" in shown
     assert "picture: " in shown
+    assert told["pretrain"]["complete"]
+    assert Path(told["pretrain"]["weights"]).stat().st_size > 0
