@@ -7,9 +7,9 @@ Two voxels belong to one atom when the same chosen regions contain them. So ever
 atoms, whichever tree and partition it came from, and there are no more atoms than needed. Each tree's chosen
 regions, laid out depth first, order the atoms so that every region is a run.
 
-Where boundaries cross, the refinement has slivers of a few voxels. If there are more atoms than allowed, the
-smallest slivers join the neighbour that they have most faces with: regions change by single voxels at their
-boundary, and stay unions of atoms exactly.
+Where boundaries cross, the refinement has slivers of a few voxels. If there are more atoms than allowed,
+those that do least harm join a neighbour: harm is the part of their volume that the regions gain or lose by
+it, so a sliver leaves a large region rather than a small one. Regions stay unions of atoms exactly.
 
 Reads:  partitions, int32 (z, y, x); hierarchies over them; chosen (tree, node) pairs.
 Writes: `Refinement`, then `AtomLayout`: atoms, uint16 (z, y, x), 0..A-1 in scan order; orders, uint16 (T, A);
@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
@@ -33,8 +34,11 @@ from pipeline.smoothing import Outlines, paint_smoothed, region_boxes
 Chosen = Sequence[tuple[int, int]]
 """(tree, node) of each chosen region, best first."""
 
-_SLIVER_VOXELS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""Atoms of fewer voxels are absorbed, one step after the other, until there are few enough."""
+_ROUND = 4
+"""At most one of so many atoms is absorbed before the harm that the next would do is measured again."""
+
+_MAX_SLIVER_VOXELS = 512
+"""Larger atoms are never absorbed; rather the lowest ranked regions are given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,11 +211,12 @@ def arrange(refinement: Refinement, places: NDArray[np.int64], *, max_atoms: int
     """
     while True:
         atoms, ranks, nests = _restrict(refinement, places)
-        for least in _SLIVER_VOXELS:
-            if len(ranks) <= max_atoms:
-                break
-            _absorb_slivers(atoms, np.bincount(atoms.ravel(), minlength=len(ranks)), least)
-            ranks = ranks[_renumber(atoms, len(ranks))]
+        while len(ranks) > max_atoms:
+            excess = min(len(ranks) - max_atoms, len(ranks) // _ROUND)
+            remaining = _absorb(atoms, ranks, nests, len(places), max(1, excess))
+            if len(remaining) == len(ranks):
+                break  # none of the atoms is a sliver any more
+            ranks = ranks[remaining]
         if len(ranks) <= max_atoms:
             orders, runs = _runs(ranks, nests, len(places))
             kept = np.flatnonzero(runs[:, 2] > runs[:, 1])  # a region of slivers only may be gone
@@ -290,13 +295,14 @@ def _runs(
     orders = np.empty((len(nests), len(ranks)), np.int32)
     runs = np.empty((num_regions, 3), np.int32)
     for row, nest in enumerate(nests):
-        rank = ranks[:, row].astype(np.int64) - 1
-        rank[rank < 0] = len(nest.nodes)  # atoms in no chosen region come last
+        rank = ranks[:, row] - np.uint16(1)  # 65,535 for atoms in no chosen region: they come last
         order = np.argsort(rank, kind="stable")
         orders[row] = order
         runs[nest.place, 0] = row
-        runs[nest.place, 1] = np.searchsorted(rank[order], np.arange(len(nest.nodes)), side="left")
-        runs[nest.place, 2] = np.searchsorted(rank[order], nest.last, side="right")
+        runs[nest.place, 1] = np.searchsorted(
+            rank[order], np.arange(len(nest.nodes), dtype=np.uint16), side="left"
+        )
+        runs[nest.place, 2] = np.searchsorted(rank[order], nest.last.astype(np.uint16), side="right")
     return orders, runs
 
 
@@ -355,76 +361,152 @@ def _intersect(
     """Atoms split by the value at each voxel, numbered in scan order; the old atom and the value of each."""
     out = np.empty(atoms.shape, np.int32)
     flat, values, target = atoms.ravel(), volume.ravel(), out.reshape(-1)
-    mask = np.int64((1 << 16) - 1)
-    keys = np.full(1 << 16, -1, np.int64)
-    number = np.zeros(1 << 16, np.int32)
     origin, value = np.empty(1 << 15, np.int32), np.empty(1 << 15, np.uint16)
-    used = 0
-    last_key, last_number = np.int64(-1), np.int32(0)
-    for i in range(len(flat)):
-        key = (np.int64(flat[i]) << 16) | np.int64(values[i])
-        if key != last_key:  # neighbours mostly share theirs
-            place = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(24)) & mask
-            while keys[place] != -1 and keys[place] != key:
-                place = (place + 1) & mask
-            if keys[place] == -1:
-                keys[place], number[place] = key, used
-                origin[used], value[used] = flat[i], values[i]
-                used += 1
-            last_key, last_number = key, number[place]
-            if used * 2 > mask:
-                origin = np.concatenate((origin, np.empty(len(origin), np.int32)))
-                value = np.concatenate((value, np.empty(len(value), np.uint16)))
-                old_keys, old_number = keys, number
-                mask = (mask << 1) | 1
-                keys = np.full(mask + 1, -1, np.int64)
-                number = np.zeros(mask + 1, np.int32)
-                for k in range(len(old_keys)):
-                    if old_keys[k] != -1:
-                        mixed = np.uint64(old_keys[k]) * np.uint64(0x9E3779B97F4A7C15)
-                        place = np.int64(mixed >> np.uint64(24)) & mask
-                        while keys[place] != -1:
-                            place = (place + 1) & mask
-                        keys[place], number[place] = old_keys[k], old_number[k]
-        target[i] = last_number
-    return out, origin[:used], value[:used]
+    number = np.full(1 << 16, -1, np.int32)
+    done, used = 0, 0
+    while True:
+        done, used = _number(flat, values, atoms.shape[2], target, number, origin, value, done, used)
+        if done == len(flat):
+            return out, origin[:used], value[:used]
+        origin = np.concatenate((origin, np.empty(len(origin), np.int32)))
+        value = np.concatenate((value, np.empty(len(value), np.uint16)))
+        number = np.full(2 * len(number), -1, np.int32)
+        for atom in range(used):
+            number[_place(number, origin, value, origin[atom], value[atom])] = atom
 
 
 @numba.njit(cache=True, nogil=True)
-def _absorb_slivers(atoms: NDArray[np.int32], voxels: NDArray[np.int64], least: int) -> None:
-    """Voxels of atoms below `least` voxels join the larger neighbour with most faces; in place."""
+def _number(
+    flat: NDArray[np.int32], values: NDArray[np.uint16], row: int, target: NDArray[np.int32],
+    number: NDArray[np.int32], origin: NDArray[np.int32], value: NDArray[np.uint16], done: int, used: int,
+) -> Any:  # fmt: skip
+    """Number voxels from `done` on, until all are or the table is half full: (voxels done, numbers used)."""
+    here = np.int32(0)
+    for i in range(done, len(flat)):
+        a, v = flat[i], values[i]
+        if used == 0 or origin[here] != a or value[here] != v:  # neighbours mostly share theirs
+            if i >= row and origin[target[i - row]] == a and value[target[i - row]] == v:
+                here = target[i - row]
+            else:
+                place = _place(number, origin, value, a, v)
+                if number[place] < 0:
+                    if used == len(origin):
+                        return i, used
+                    number[place], origin[used], value[used] = used, a, v
+                    used += 1
+                here = number[place]
+        target[i] = here
+    return len(flat), used
+
+
+@numba.njit(cache=True, nogil=True)
+def _place(
+    number: NDArray[np.int32], origin: NDArray[np.int32], value: NDArray[np.uint16], a: int, v: int
+) -> Any:
+    """Where a hash table of twice as many places as numbers has, or would have, the number of (a, v)."""
+    mask = len(number) - 1
+    mixed = np.uint64((np.int64(a) << 16) | np.int64(v)) * np.uint64(0x9E3779B97F4A7C15)
+    place = np.int64(mixed >> np.uint64(24)) & mask
+    while number[place] >= 0 and (origin[number[place]] != a or value[number[place]] != v):
+        place = (place + 1) & mask
+    return place
+
+
+def _absorb(
+    atoms: NDArray[np.int32],
+    ranks: NDArray[np.uint16],
+    nests: Sequence[_Nest],
+    num_regions: int,
+    num_wanted: int,
+) -> NDArray[np.int64]:
+    """Let so many slivers join neighbours, in place, if there are so many; which old number each atom had."""
+    orders, runs = _runs(ranks, nests, num_regions)
+    voxels = np.bincount(atoms.ravel(), minlength=len(ranks))
+    volumes = np.maximum(_run_sums(orders, runs, voxels), 1)
+    length = max(len(nest.nodes) for nest in nests) + 1
+    weights = np.zeros((len(nests), length))
+    around = np.zeros((len(nests), length), np.int64)
+    for row, nest in enumerate(nests):
+        better = 2 - nest.place / num_regions  # the best region counts twice as much as the last
+        weights[row, 1 : len(nest.nodes) + 1] = better / volumes[nest.place]
+        around[row, 1 : len(nest.nodes) + 1] = nest.parent + 1
+    small = voxels <= _MAX_SLIVER_VOXELS
+    harm = _least_harm(atoms, small, ranks, weights, around) * voxels
+    slivers = np.flatnonzero(small & np.isfinite(harm))
+    slivers = slivers[np.argsort(harm[slivers], kind="stable")[:num_wanted]]
+    leaving = np.zeros(len(ranks), np.bool_)
+    leaving[slivers] = True
+    _join_neighbours(atoms, leaving, ranks, weights, around)
+    return np.asarray(_renumber(atoms, len(ranks)))
+
+
+@numba.njit(cache=True, nogil=True)
+def _difference(
+    a: int, b: int, ranks: NDArray[np.uint16], weights: NDArray[np.float64], around: NDArray[np.int64]
+) -> float:
+    """Weights of the regions that have one of two atoms, but not the other."""
+    total = 0.0
+    for row in range(ranks.shape[1]):
+        i, j = np.int64(ranks[a, row]), np.int64(ranks[b, row])
+        while i != j:  # what is around a region has a lower number
+            if i > j:
+                total += weights[row, i]
+                i = around[row, i]
+            else:
+                total += weights[row, j]
+                j = around[row, j]
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def _least_harm(
+    atoms: NDArray[np.int32], small: NDArray[np.bool_], ranks: NDArray[np.uint16],
+    weights: NDArray[np.float64], around: NDArray[np.int64],
+) -> NDArray[np.float64]:  # fmt: skip
+    """(A,) what a voxel of a small atom changes at least by joining a neighbour; infinite for the others."""
     num_z, num_y, num_x = atoms.shape
-    near = np.empty(6, np.int32)
+    harm = np.full(len(ranks), np.inf)
+    for z in range(num_z):
+        for y in range(num_y):
+            for x in range(num_x):
+                a = atoms[z, y, x]
+                for d in range(3):
+                    zz, yy, xx = z + (d == 0), y + (d == 1), x + (d == 2)
+                    if zz < num_z and yy < num_y and xx < num_x:
+                        b = atoms[zz, yy, xx]
+                        if a != b and (small[a] or small[b]):
+                            change = _difference(a, b, ranks, weights, around)
+                            if small[a]:
+                                harm[a] = min(harm[a], change)
+                            if small[b]:
+                                harm[b] = min(harm[b], change)
+    return harm
+
+
+@numba.njit(cache=True, nogil=True)
+def _join_neighbours(
+    atoms: NDArray[np.int32], leaving: NDArray[np.bool_], ranks: NDArray[np.uint16],
+    weights: NDArray[np.float64], around: NDArray[np.int64],
+) -> None:  # fmt: skip
+    """Voxels of leaving atoms join the neighbour that changes least, from the outside in; in place."""
+    num_z, num_y, num_x = atoms.shape
     flat = atoms.reshape(-1)
-    count = 0
-    for i in range(len(flat)):
-        count += voxels[flat[i]] < least
-    pending = np.empty(count, np.int64)
-    count = 0
-    for i in range(len(flat)):
-        if voxels[flat[i]] < least:
-            pending[count] = i
-            count += 1
-    target = np.empty(count, np.int32)
+    pending = np.flatnonzero(leaving[flat])
+    target = np.empty(len(pending), np.int32)
+    count = len(pending)
     while count > 0:
         for p in range(count):
             i = pending[p]
             z, y, x = i // (num_y * num_x), i // num_x % num_y, i % num_x
-            found = 0
+            best, least = np.int32(-1), np.inf
             for d in range(6):
                 zz, yy, xx = z + (d == 5) - (d == 0), y + (d == 4) - (d == 1), x + (d == 3) - (d == 2)
                 if 0 <= zz < num_z and 0 <= yy < num_y and 0 <= xx < num_x:
-                    a = atoms[zz, yy, xx]
-                    if voxels[a] >= least:
-                        near[found] = a
-                        found += 1
-            best, votes = np.int32(-1), 0
-            for k in range(found):
-                same = 0
-                for m in range(found):
-                    same += near[m] == near[k]
-                if same > votes or (same == votes and near[k] < best):
-                    best, votes = near[k], same
+                    b = atoms[zz, yy, xx]
+                    if b != best and not leaving[b]:
+                        change = _difference(flat[i], b, ranks, weights, around)
+                        if change < least or (change == least and b < best):
+                            best, least = b, change
             target[p] = best
         left = 0
         for p in range(count):
