@@ -9,7 +9,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples" / "manifest.csv"
 """The bundled scans, where this is a checkout."""
 
 DEMO_STEPS = 150
-"""Of the demo's pretraining: one to two minutes on two cores, enough to see the loss fall."""
+"""Of the demo's pretraining: about a minute on two free cores, enough to see the loss fall."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -70,21 +70,28 @@ def pretrain_for_demo(store: Path, folder: Path, *, steps: int, workers: int) ->
         optimisation=replace(config.optimisation, num_steps=steps),
         run=replace(config.run, num_workers=workers, evaluate_every=0, draw_every=steps),
     )
-    return pretrain_shown(store, folder, config, resume=(folder / RECORD).exists())
+    begun = (folder / RECORD).exists()
+    return pretrain_shown(store, folder, config, resume=begun, again="the same command")
 
 
 def pretrain_shown(
-    store: Path, folder: Path, config: PretrainConfig, *, resume: bool = False, device: DeviceName = "auto"
+    store: Path,
+    folder: Path,
+    config: PretrainConfig,
+    *,
+    resume: bool = False,
+    device: DeviceName = "auto",
+    again: str = "the same command with --resume",
 ) -> Pretraining:
-    """Pretrain with progress on stderr, and tell on stdout what came of it."""
+    """Pretrain with progress on stderr, and tell on stdout what came of it, and what goes on if it stopped."""
     with shown("pretrain") as show:
         done = pretrain(store, folder, config, resume=resume, device=device, on_progress=show)
     if done.is_first:
-        tell(folder, config, done)
+        tell(config, done, again)
     return done
 
 
-def tell(folder: Path, config: PretrainConfig, done: Pretraining) -> None:
+def tell(config: PretrainConfig, done: Pretraining, again: str) -> None:
     """Print what came of a pretraining."""
     result = done.result
     columns = ("steps", "scans", "loss, first tenth", "loss, last tenth", "samples/s", "waiting for data")
@@ -100,7 +107,7 @@ def tell(folder: Path, config: PretrainConfig, done: Pretraining) -> None:
     if done.weights:
         print(f"weights: {done.weights}")
     else:
-        print(f"stopped and saved at step {result.step}; the same command with --resume goes on from here")
+        print(f"stopped and saved at step {result.step}; {again} goes on from here")
 
 
 def to_document(folder: Path, done: Pretraining) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class TrainingProgress:
     data_wait_fraction: float
     """Part of the steps' time that was spent waiting for the loader; its start does not count."""
     seconds: float
-    """Since this process began to train."""
+    """Since this process has its first batch."""
     steps_here: int
     """Steps done by this process."""
 

@@ -283,7 +283,7 @@ class Trainer(Generic[BatchT, ViewsT]):
                     loss=_mean(self.losses[-_SHOWN_STEPS:]),
                     samples_per_second=self._samples_per_second,
                     data_wait_fraction=self._wait_fraction,
-                    seconds=self.clock.seconds,
+                    seconds=self.clock.seconds - self.clock.starting_seconds,
                     steps_here=self.clock.num_steps,
                 )
             )
