@@ -83,7 +83,7 @@ def pretrain_shown(
     device: DeviceName = "auto",
     again: str = "the same command with --resume",
 ) -> Pretraining:
-    """Pretrain with progress on stderr, and tell on stdout what came of it, and what goes on if it stopped."""
+    """Pretrain with progress on stderr; tell on stdout what came of it, and what (`again`) would go on."""
     with shown("pretrain") as show:
         done = pretrain(store, folder, config, resume=resume, device=device, on_progress=show)
     if done.is_first:
