@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from training.augmentation import AugmentationConfig, ViewAugmentation, Views, augment
     from training.batches import Batch
+    from training.config import ModelConfig, PretrainConfig, recipe
     from training.errors import (
         CheckpointError,
         ConfigError,
@@ -37,46 +38,61 @@ if TYPE_CHECKING:
     )
     from training.iris import Iris
     from training.loader import SampleLoader, make_loader
+    from training.optimisation import OptimisationConfig
     from training.pictures import Case, draw_cases, write_png
+    from training.pretraining import Pretraining, pretrain
+    from training.runs import RunConfig
     from training.samples import digest_scans
     from training.sampling import DataConfig, split_scans
+    from training.tasks import Task, TrainingResult
+    from training.trainer import Trainer
     from training.weights import ModelCard, export_weights, load_checkpoint
 
 _HOME = {
-    "ModelCard": "weights",
-    "export_weights": "weights",
-    "load_checkpoint": "weights",
-    "CheckpointError": "errors",
-    "ConfigError": "errors",
-    "CropError": "errors",
-    "DataError": "errors",
-    "Iris": "iris",
-    "NonFiniteLoss": "errors",
-    "RunError": "errors",
-    "TrainingError": "errors",
     "AugmentationConfig": "augmentation",
     "ViewAugmentation": "augmentation",
     "Views": "augmentation",
     "augment": "augmentation",
     "Batch": "batches",
-    "DataConfig": "sampling",
-    "split_scans": "sampling",
-    "make_loader": "loader",
-    "SampleLoader": "loader",
-    "digest_scans": "samples",
-    "Case": "pictures",
+    "ModelConfig": "config",
+    "PretrainConfig": "config",
+    "recipe": "config",
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "CropError": "errors",
+    "DataError": "errors",
+    "NonFiniteLoss": "errors",
+    "RunError": "errors",
+    "TrainingError": "errors",
     "Evaluation": "evaluation",
     "EvaluationConfig": "evaluation",
+    "evaluate_in_context": "evaluation",
     "InferenceConfig": "inference",
     "Prompt": "inference",
     "Reference": "inference",
     "Structure": "inference",
-    "draw_cases": "pictures",
     "encode_references": "inference",
-    "evaluate_in_context": "evaluation",
     "predict_labels": "inference",
     "predict_probabilities": "inference",
+    "Iris": "iris",
+    "SampleLoader": "loader",
+    "make_loader": "loader",
+    "OptimisationConfig": "optimisation",
+    "Case": "pictures",
+    "draw_cases": "pictures",
     "write_png": "pictures",
+    "Pretraining": "pretraining",
+    "pretrain": "pretraining",
+    "RunConfig": "runs",
+    "digest_scans": "samples",
+    "DataConfig": "sampling",
+    "split_scans": "sampling",
+    "Task": "tasks",
+    "TrainingResult": "tasks",
+    "Trainer": "trainer",
+    "ModelCard": "weights",
+    "export_weights": "weights",
+    "load_checkpoint": "weights",
 }
 
 __all__ = [
@@ -93,13 +109,21 @@ __all__ = [
     "InferenceConfig",
     "Iris",
     "ModelCard",
+    "ModelConfig",
     "NonFiniteLoss",
+    "OptimisationConfig",
+    "PretrainConfig",
+    "Pretraining",
     "Prompt",
     "Reference",
+    "RunConfig",
     "RunError",
     "SampleLoader",
     "Structure",
+    "Task",
+    "Trainer",
     "TrainingError",
+    "TrainingResult",
     "ViewAugmentation",
     "Views",
     "augment",
@@ -112,6 +136,8 @@ __all__ = [
     "make_loader",
     "predict_labels",
     "predict_probabilities",
+    "pretrain",
+    "recipe",
     "split_scans",
     "write_png",
 ]

@@ -1,0 +1,21 @@
+"""What `training` offers is there."""
+
+from __future__ import annotations
+
+import pytest
+
+import training
+
+
+@pytest.mark.parametrize("name", training.__all__)
+def test_every_offered_name_can_be_loaded(name: str) -> None:
+    assert getattr(training, name).__name__ == name
+
+
+def test_an_unknown_name_is_an_error_as_of_any_module() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Unet'"):
+        _ = training.Unet
+
+
+def test_nothing_has_a_home_without_being_offered() -> None:
+    assert sorted(training._HOME) == sorted(training.__all__)
