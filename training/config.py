@@ -94,7 +94,7 @@ def small() -> PretrainConfig:
         data=DataConfig(
             crop_voxels=crop,
             cut_voxels=(44, 64, 44),
-            masks_per_sample=5,
+            masks_per_sample=10,
             min_mask_voxels=400,
             holdout_fraction=0.2,
         ),
