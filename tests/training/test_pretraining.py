@@ -28,10 +28,10 @@ from training.evaluation import EvaluationConfig
 from training.inference import InferenceConfig
 from training.loader import make_loader
 from training.monitoring import METRICS, read_metrics
-from training.optimisation import clip_gradients, gradient_norm, make_optimiser
+from training.optimisation import OptimisationConfig, clip_gradients, gradient_norm, make_optimiser
 from training.pretraining import asked, in_context_loss, pretrain
 from training.runs import CONFIG, to_toml
-from training.sampling import split_scans
+from training.sampling import DataConfig, split_scans
 from training.weights import load_checkpoint
 
 ROOT = Path(__file__).parent.parent.parent
@@ -39,9 +39,11 @@ ROOT = Path(__file__).parent.parent.parent
 CONFIG_SMALL = small()
 TINY = PretrainConfig(
     model=replace(CONFIG_SMALL.model, channels=(4, 8, 8, 16, 16)),
-    data=replace(CONFIG_SMALL.data, crop_voxels=32, cut_voxels=36, min_mask_voxels=50, holdout_fraction=0.0),
+    data=DataConfig(crop_voxels=32, cut_voxels=36, masks_per_sample=4, min_mask_voxels=50),
     augmentation=CONFIG_SMALL.augmentation,
-    optimisation=replace(CONFIG_SMALL.optimisation, num_steps=6, batch_size=2, precision="float32"),
+    optimisation=OptimisationConfig(
+        optimiser="adamw", peak_rate=3e-4, num_steps=6, batch_size=2, precision="float32"
+    ),
     evaluation=EvaluationConfig(
         num_targets=1,
         num_prompts=1,
