@@ -532,6 +532,7 @@ def run_demo(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     from commands.terminal import CommandError
     from commands.work import Options
     from pipeline.score_tables import summarize, to_markdown
+    from storage import open_store
 
     if not arguments.raw.exists():
         raise CommandError(
@@ -542,7 +543,8 @@ def run_demo(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     report = prepare(arguments.raw, arguments.store, Settings.read(None), Options(workers=arguments.workers))
     tell_report(report)
     print("2. score the proposals against the labels")
-    scores, damaged = score_scans(arguments.store, slic=False, workers=1)
+    ids = open_store(arguments.store).scan_ids
+    scores, damaged = score_scans(arguments.store, ids, slic=False, workers=1)
     print(to_markdown(summarize(scores)).split("## By structure")[0])
     print("3. draw pictures")
     written = inspect_store(arguments.store, [], arguments.out, full=3)

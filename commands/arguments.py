@@ -58,6 +58,14 @@ def parser() -> argparse.ArgumentParser:
 
     add = command("score", "commands.score:run_score", "score proposals against the labels in a store")
     add.add_argument("store", type=Path, metavar="STORE")
+    for what, of in (("scan", "ids"), ("dataset", "data sets")):
+        add.add_argument(
+            f"--{what}",
+            action="append",
+            default=[],
+            metavar="PATTERN",
+            help=f"only scans whose {of} fit it, as 'spine*' (may be repeated)",
+        )
     add.add_argument(
         "--baseline", choices=("slic",), help="score flat multi-scale SLIC as well (minutes a scan)"
     )

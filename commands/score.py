@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 import multiprocessing
 from argparse import Namespace
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from commands.terminal import counted, print_failures
+from commands.terminal import CommandError, counted, print_failures
 from pipeline.score_tables import summarize, to_csv, to_json, to_markdown
 from pipeline.scoring import ScanScore, score_scan
 from pipeline.sources import SourceFailure
-from storage import CorruptStore, open_store
+from storage import CorruptStore, Store, open_store
 
 
 def run_score(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     """Mass score."""
+    ids = chosen_ids(open_store(arguments.store), arguments.scan, arguments.dataset)
     scores, failed = score_scans(
-        arguments.store, slic=arguments.baseline == "slic", workers=arguments.workers
+        arguments.store, ids, slic=arguments.baseline == "slic", workers=arguments.workers
     )
     score = summarize(scores)
     markdown = to_markdown(score)
@@ -34,9 +37,31 @@ def run_score(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     return int(bool(failed)), json.loads(to_json(score)) | {"failed": [asdict(failure) for failure in failed]}
 
 
-def score_scans(store_path: Path, *, slic: bool, workers: int) -> tuple[list[ScanScore], list[SourceFailure]]:
-    """The score of every scan of a store, and those whose bytes are damaged."""
-    ids = open_store(store_path).scan_ids
+def chosen_ids(store: Store, scans: Sequence[str], datasets: Sequence[str]) -> list[str]:
+    """The scans whose id, and whose data set, fits one of the patterns; all where there are none.
+
+    Raises:
+        CommandError: No scan does.
+    """
+    ids = [
+        scan_id
+        for scan_id in store.scan_ids
+        if _fits(scan_id, scans) and _fits(store.entries[scan_id].dataset, datasets)
+    ]
+    if not ids:
+        asked = ", ".join([*scans, *datasets]) or "anything"
+        raise CommandError(f"{store.path}: no scan fits {asked}. `mass status` tells what there is")
+    return ids
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def score_scans(
+    store_path: Path, ids: Sequence[str], *, slic: bool, workers: int
+) -> tuple[list[ScanScore], list[SourceFailure]]:
+    """The scores of scans of a store, and those whose bytes are damaged."""
     scores, failed = [], []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) if workers > 1 else nullcontext() as pool:

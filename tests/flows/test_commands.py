@@ -98,6 +98,23 @@ def test_scoring_in_two_processes_gives_the_same_and_knows_the_baseline(made: Pa
     assert one[1]["overall"]["slic_iou"] > 0
 
 
+def test_score_takes_the_scans_that_fit_a_pattern(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = ["ann_ct", "ben_ct"]
+    asked = {
+        ("--scan", "ann*"): ["ann_ct"],
+        ("--scan", "ann_ct", "--scan", "b*"): both,
+        ("--dataset", "*"): both,
+    }
+    for options, expected in asked.items():
+        code, told = run("score", made, *options, out=tmp_path / "s.json")
+        assert code == 0
+        assert [scan["scan_id"] for scan in told["scans"]] == expected
+    assert flows.main(["score", str(made), "--scan", "nobody*"]) == 2
+    assert "no scan fits nobody*" in capsys.readouterr().err
+
+
 def test_score_lists_a_damaged_scan_and_goes_on(store: Path, tmp_path: Path) -> None:
     entry = open_store(store).entries["ben_ct"]
     for victim in (store / entry.path / "proposals").glob("c.*"):
