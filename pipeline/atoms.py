@@ -159,10 +159,13 @@ def refine(
     atoms = np.zeros(partitions[0].shape, np.int32)
     ranks = np.zeros((1, 0), np.uint16)
     with ThreadPoolExecutor(num_threads) as pool:
-        for first in range(0, len(nests), num_threads):  # a volume each: no more of them than threads
-            for volume in pool.map(painted, nests[first : first + num_threads]):
-                atoms, origin, rank = _intersect(atoms, volume)
-                ranks = np.concatenate([ranks[origin], rank[:, None]], axis=1)
+        ahead = [pool.submit(painted, nest) for nest in nests[:num_threads]]
+        for following in range(num_threads, num_threads + len(nests)):
+            volume = ahead.pop(0).result()
+            if following < len(nests):  # a volume each: no more of them ahead than threads
+                ahead.append(pool.submit(painted, nests[following]))
+            atoms, origin, rank = _intersect(atoms, volume)
+            ranks = np.concatenate([ranks[origin], rank[:, None]], axis=1)
     voxels, boxes = _measure(atoms, len(ranks))
     return Refinement(
         chosen=tuple(chosen),
@@ -192,28 +195,32 @@ def worth_keeping(
         min_body_fraction: Regions with a smaller part in the body go.
     """
     orders, runs = _runs(refinement.ranks, refinement.nests, len(refinement.chosen))
-    voxels, boxes = _measure_runs(orders, runs, refinement.atom_voxels, refinement.atom_boxes)
+    voxels = _sums(refinement.ranks, refinement.nests, refinement.atom_voxels, len(runs))
+    boxes = _boxes(refinement.ranks, refinement.nests, refinement.atom_boxes, len(runs))
     within = voxels >= max(min_voxels, 1)
     if body is not None:
         in_body = np.bincount(refinement.atoms[body], minlength=len(refinement.ranks))
-        within &= _run_sums(orders, runs, in_body) >= min_body_fraction * voxels
+        within &= _sums(refinement.ranks, refinement.nests, in_body, len(runs)) >= min_body_fraction * voxels
     kept = _no_twins(orders, runs, refinement.atom_voxels, voxels, boxes, duplicate_iou, within)
     return np.flatnonzero(kept)
 
 
-def arrange(refinement: Refinement, places: NDArray[np.int64], *, max_atoms: int) -> AtomLayout:
+def arrange(
+    refinement: Refinement, places: NDArray[np.int64], *, max_atoms: int, num_threads: int = 1
+) -> AtomLayout:
     """Atoms, orders and runs of some of the regions; of fewer, from the best on, if they need too many atoms.
 
     Args:
         refinement: The regions.
         places: (N,) which of them, rising: best first.
         max_atoms: At most 65,534.
+        num_threads: Threads that look at the neighbours of slivers; the result does not depend on it.
     """
     while True:
         atoms, ranks, nests = _restrict(refinement, places)
         while len(ranks) > max_atoms:
             excess = min(len(ranks) - max_atoms, len(ranks) // _ROUND)
-            remaining = _absorb(atoms, ranks, nests, len(places), max(1, excess))
+            remaining = _absorb(atoms, ranks, nests, len(places), max(1, excess), num_threads)
             if len(remaining) == len(ranks):
                 break  # none of the atoms is a sliver any more
             ranks = ranks[remaining]
@@ -224,15 +231,14 @@ def arrange(refinement: Refinement, places: NDArray[np.int64], *, max_atoms: int
                 break
         places = places[: max(1, int(len(places) * 0.9 * min(1.0, max_atoms / len(ranks))))]
     voxels, boxes = _measure(atoms, len(ranks))
-    totals, extents = _measure_runs(orders, runs[kept], voxels, boxes)
     return AtomLayout(
         atoms=atoms.astype(np.uint16),
         orders=orders.astype(np.uint16),
         trees=tuple(nest.tree for nest in nests),
         kept=places[kept],
         runs=runs[kept],
-        boxes=extents,
-        voxels=totals,
+        boxes=_boxes(ranks, nests, boxes, len(places))[kept].astype(np.int32),
+        voxels=_sums(ranks, nests, voxels, len(places))[kept],
         atom_voxels=voxels,
     )
 
@@ -321,7 +327,7 @@ def _parents_of(stop: NDArray[np.int64], start: NDArray[np.int64]) -> NDArray[np
 @numba.njit(cache=True, nogil=True)
 def _no_twins(
     orders: NDArray[np.int32], runs: NDArray[np.int32], atom_voxels: NDArray[np.int64],
-    voxels: NDArray[np.int64], boxes: NDArray[np.int32], iou: float, within: NDArray[np.bool_],
+    voxels: NDArray[np.int64], boxes: NDArray[np.int64], iou: float, within: NDArray[np.bool_],
 ) -> NDArray[np.bool_]:  # fmt: skip
     """(N,) whether a region is within the limits, and no kept one before it has a larger IoU with it."""
     kept = np.zeros(len(runs), np.bool_)
@@ -418,11 +424,11 @@ def _absorb(
     nests: Sequence[_Nest],
     num_regions: int,
     num_wanted: int,
+    num_threads: int,
 ) -> NDArray[np.int64]:
     """Let so many slivers join neighbours, in place, if there are so many; which old number each atom had."""
-    orders, runs = _runs(ranks, nests, num_regions)
     voxels = np.bincount(atoms.ravel(), minlength=len(ranks))
-    volumes = np.maximum(_run_sums(orders, runs, voxels), 1)
+    volumes = np.maximum(_sums(ranks, nests, voxels, num_regions), 1)
     length = max(len(nest.nodes) for nest in nests) + 1
     weights = np.zeros((len(nests), length))
     around = np.zeros((len(nests), length), np.int64)
@@ -431,7 +437,13 @@ def _absorb(
         weights[row, 1 : len(nest.nodes) + 1] = better / volumes[nest.place]
         around[row, 1 : len(nest.nodes) + 1] = nest.parent + 1
     small = voxels <= _MAX_SLIVER_VOXELS
-    harm = _least_harm(atoms, small, ranks, weights, around) * voxels
+    ends = np.linspace(0, len(atoms), num_threads + 1).astype(np.int64)
+    with ThreadPoolExecutor(num_threads) as pool:
+        parts = pool.map(
+            lambda k: _least_harm(atoms, ends[k], ends[k + 1], small, ranks, weights, around),
+            range(num_threads),
+        )
+        harm = np.minimum.reduce(list(parts)) * voxels
     slivers = np.flatnonzero(small & np.isfinite(harm))
     slivers = slivers[np.argsort(harm[slivers], kind="stable")[:num_wanted]]
     leaving = np.zeros(len(ranks), np.bool_)
@@ -442,9 +454,10 @@ def _absorb(
 
 @numba.njit(cache=True, nogil=True)
 def _difference(
-    a: int, b: int, ranks: NDArray[np.uint16], weights: NDArray[np.float64], around: NDArray[np.int64]
-) -> float:
-    """Weights of the regions that have one of two atoms, but not the other."""
+    a: int, b: int, ranks: NDArray[np.uint16], weights: NDArray[np.float64], around: NDArray[np.int64],
+    enough: Any,
+) -> Any:  # fmt: skip
+    """Weights of the regions with one of two atoms, but not the other; counted no further than `enough`."""
     total = 0.0
     for row in range(ranks.shape[1]):
         i, j = np.int64(ranks[a, row]), np.int64(ranks[b, row])
@@ -455,18 +468,23 @@ def _difference(
             else:
                 total += weights[row, j]
                 j = around[row, j]
+        if total > enough:
+            break
     return total
 
 
 @numba.njit(cache=True, nogil=True)
 def _least_harm(
-    atoms: NDArray[np.int32], small: NDArray[np.bool_], ranks: NDArray[np.uint16],
+    atoms: NDArray[np.int32], start: Any, stop: Any, small: NDArray[np.bool_], ranks: NDArray[np.uint16],
     weights: NDArray[np.float64], around: NDArray[np.int64],
 ) -> NDArray[np.float64]:  # fmt: skip
-    """(A,) what a voxel of a small atom changes at least by joining a neighbour; infinite for the others."""
+    """(A,) what a voxel of a small atom changes at least by joining a neighbour; infinite for the others.
+
+    Looked at are the faces towards higher indices of the slices start..stop - 1.
+    """
     num_z, num_y, num_x = atoms.shape
     harm = np.full(len(ranks), np.inf)
-    for z in range(num_z):
+    for z in range(start, stop):
         for y in range(num_y):
             for x in range(num_x):
                 a = atoms[z, y, x]
@@ -475,7 +493,8 @@ def _least_harm(
                     if zz < num_z and yy < num_y and xx < num_x:
                         b = atoms[zz, yy, xx]
                         if a != b and (small[a] or small[b]):
-                            change = _difference(a, b, ranks, weights, around)
+                            enough = max(harm[a] if small[a] else 0.0, harm[b] if small[b] else 0.0)
+                            change = _difference(a, b, ranks, weights, around, enough)
                             if small[a]:
                                 harm[a] = min(harm[a], change)
                             if small[b]:
@@ -504,7 +523,7 @@ def _join_neighbours(
                 if 0 <= zz < num_z and 0 <= yy < num_y and 0 <= xx < num_x:
                     b = atoms[zz, yy, xx]
                     if b != best and not leaving[b]:
-                        change = _difference(flat[i], b, ranks, weights, around)
+                        change = _difference(flat[i], b, ranks, weights, around, least)
                         if change < least or (change == least and b < best):
                             best, least = b, change
             target[p] = best
@@ -556,32 +575,35 @@ def _measure(atoms: NDArray[np.int32], count: int) -> tuple[NDArray[np.int64], N
     return voxels, boxes
 
 
-def _run_sums(
-    orders: NDArray[np.int32], runs: NDArray[np.int32], values: NDArray[np.int64]
+def _boxes(
+    ranks: NDArray[np.uint16], nests: Sequence[_Nest], atom_boxes: NDArray[np.int32], num_regions: int
 ) -> NDArray[np.int64]:
-    """(N,) sums of the atoms' values over the runs."""
-    sums = np.zeros((len(orders), orders.shape[1] + 1), np.int64)
-    np.cumsum(values[orders], axis=1, out=sums[:, 1:])
-    row, start, stop = runs.T
-    totals: NDArray[np.int64] = sums[row, stop] - sums[row, start]
-    return totals
+    """(N, 6) boxes of the regions, by place."""
+    boxes = np.empty((num_regions, 6), np.int64)
+    for row, nest in enumerate(nests):
+        boxes[nest.place] = region_boxes(atom_boxes, np.ascontiguousarray(ranks[:, row]), nest.parent)
+    return boxes
+
+
+def _sums(
+    ranks: NDArray[np.uint16], nests: Sequence[_Nest], values: NDArray[np.int64], num_regions: int
+) -> NDArray[np.int64]:
+    """(N,) sums of the atoms' values over the regions, by place."""
+    sums = np.empty(num_regions, np.int64)
+    for row, nest in enumerate(nests):
+        sums[nest.place] = _rank_sums(np.ascontiguousarray(ranks[:, row]), values, nest.parent)
+    return sums
 
 
 @numba.njit(cache=True, nogil=True)
-def _measure_runs(
-    orders: NDArray[np.int32], runs: NDArray[np.int32], voxels: NDArray[np.int64], boxes: NDArray[np.int32]
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    count = len(runs)
-    totals = np.zeros(count, np.int64)
-    extents = np.empty((count, 6), np.int32)
-    extents[:, :3] = np.iinfo(np.int32).max
-    extents[:, 3:] = 0
-    for n in range(count):
-        row, start, stop = runs[n]
-        for k in range(start, stop):
-            a = orders[row, k]
-            totals[n] += voxels[a]
-            for d in range(3):
-                extents[n, d] = min(extents[n, d], boxes[a, d])
-                extents[n, d + 3] = max(extents[n, d + 3], boxes[a, d + 3])
-    return totals, extents
+def _rank_sums(
+    innermost: NDArray[np.uint16], values: NDArray[np.int64], parent: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """(n,) sums over the regions of a nest; `innermost` is 1 + the rank around each atom, or 0."""
+    sums = np.zeros(len(parent) + 1, np.int64)
+    for atom in range(len(innermost)):
+        sums[innermost[atom]] += values[atom]
+    for rank in range(len(parent) - 1, -1, -1):
+        if parent[rank] >= 0:
+            sums[parent[rank] + 1] += sums[rank + 1]
+    return sums[1:]

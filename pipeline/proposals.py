@@ -462,7 +462,12 @@ def _chosen(grown: list[_Grown], scene: _Scene) -> ProposalSet:
         body=scene.body,
         min_body_fraction=config.min_body_fraction,
     )
-    layout = arrange(refinement, places[: config.max_proposals], max_atoms=config.max_atoms)
+    layout = arrange(
+        refinement,
+        places[: config.max_proposals],
+        max_atoms=config.max_atoms,
+        num_threads=scene.backend.num_threads,
+    )
     return _as_set(layout, gains[layout.kept], hierarchies)
 
 

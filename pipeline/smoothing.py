@@ -27,9 +27,6 @@ from numpy.typing import NDArray
 LEAST_IOU = 0.6
 """A region that its blur would change more than this (a sheet, a net of vessels) stays as it is."""
 
-_INSIDE = np.uint8(1)
-_SMOOTH = np.uint8(2)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Outlines:
@@ -79,17 +76,18 @@ def paint_smoothed(
         z1 = min(labels.shape[0], boxes[rank, 3] + margin)
         y1 = min(labels.shape[1], boxes[rank, 4] + margin)
         x1 = min(labels.shape[2], boxes[rank, 5] + margin)
-        wanted = _INSIDE
-        flags = _members(labels[z0:z1, y0:y1, x0:x1], innermost, rank + 1, last[rank] + 1)
+        there, target = labels[z0:z1, y0:y1, x0:x1], out[z0:z1, y0:y1, x0:x1]
+        first, final = rank + 1, last[rank] + 1
+        around, value = np.uint16(parent[rank] + 1), np.uint16(rank + 1)
         if passes:
-            field = _block_means(flags, stride)
+            means = _block_means(there, innermost, first, final, stride)
+            field = means
             for _ in range(passes):
                 field = _binomial(field)
-            _interpolate(field, stride, flags)
-            if _iou(flags) >= LEAST_IOU:
-                wanted = _SMOOTH
-        around = np.uint16(parent[rank] + 1)
-        _paint(out[z0:z1, y0:y1, x0:x1], flags, wanted, around, np.uint16(rank + 1))
+            if _iou(means, field) >= LEAST_IOU:
+                _paint_blurred(target, field, stride, around, value)
+                continue
+        _paint_members(target, there, innermost, first, final, around, value)
     return out
 
 
@@ -122,52 +120,40 @@ def _blur_of(sigma: float) -> Any:
     """(stride, passes): blocks of `stride` voxels, then so many (1 2 1) / 4 passes, blur about as wide.
 
     A pass adds half a block squared to the variance; blocks and interpolation add about a quarter together.
+    From three on blocks are odd: every second voxel of them lies evenly about their middle.
     """
-    stride = max(1, int(sigma / 1.2 + 0.5))
+    stride = max(1, int(sigma / 0.75))
+    if stride > 2:
+        stride = max(3, int(sigma / 1.2) | 1)
     variance = sigma * sigma / (stride * stride) - (0.25 if stride > 1 else 0.0)
     passes = int(2.0 * variance + 0.5)
     return stride, max(passes, 1) if stride > 1 else passes
 
 
 @numba.njit(cache=True, nogil=True)
-def _members(
-    labels: NDArray[np.int32], innermost: NDArray[np.uint16], first: int, last: int
-) -> NDArray[np.uint8]:
-    """Flags of a box: where the region is."""
-    flags = np.empty(labels.shape, np.uint8)
-    for z in range(labels.shape[0]):
-        for y in range(labels.shape[1]):
-            for x in range(labels.shape[2]):
-                rank = np.int64(innermost[labels[z, y, x]])
-                flags[z, y, x] = _INSIDE if first <= rank <= last else np.uint8(0)
-    return flags
+def _block_means(
+    labels: NDArray[np.int32], innermost: NDArray[np.uint16], first: Any, last: Any, stride: int
+) -> NDArray[np.float32]:
+    """Share of each block of stride^3 voxels (fewer at the far ends) that is in the region.
 
-
-@numba.njit(cache=True, nogil=True)
-def _block_means(flags: NDArray[np.uint8], stride: int) -> NDArray[np.float32]:
-    """Share of each block of stride^3 voxels (fewer at the far ends) that is inside."""
-    num_z, num_y, num_x = flags.shape
+    Blocks of three voxels and more are looked at in every second voxel along each axis.
+    """
+    num_z, num_y, num_x = labels.shape
+    step = 2 if stride > 2 else 1
     shape = ((num_z - 1) // stride + 1, (num_y - 1) // stride + 1, (num_x - 1) // stride + 1)
-    means = np.zeros(shape, np.float32)
-    for z in range(num_z):
-        for y in range(num_y):
-            row = means[z // stride, y // stride]
-            if stride == 1:
-                for x in range(num_x):
-                    row[x] = flags[z, y, x]
-            else:
-                for cell in range(shape[2]):
-                    inside = np.float32(0)
-                    for x in range(cell * stride, min(num_x, (cell + 1) * stride)):
-                        inside += flags[z, y, x]
-                    row[cell] += inside
-    if stride > 1:
-        for z in range(shape[0]):
-            high = min(stride, num_z - z * stride)
-            for y in range(shape[1]):
-                area = high * min(stride, num_y - y * stride)
-                for x in range(shape[2]):
-                    means[z, y, x] /= area * min(stride, num_x - x * stride)
+    means = np.empty(shape, np.float32)
+    for a in range(shape[0]):
+        for b in range(shape[1]):
+            for c in range(shape[2]):
+                inside, looked = 0, 0
+                for z in range(a * stride, min(num_z, (a + 1) * stride), step):
+                    for y in range(b * stride, min(num_y, (b + 1) * stride), step):
+                        for x in range(c * stride, min(num_x, (c + 1) * stride), step):
+                            rank = np.int64(innermost[labels[z, y, x]])
+                            looked += 1
+                            if first <= rank <= last:
+                                inside += 1
+                means[a, b, c] = np.float32(inside) / np.float32(looked)
     return means
 
 
@@ -197,26 +183,24 @@ def _binomial(field: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @numba.njit(cache=True, nogil=True)
-def _interpolate(field: NDArray[np.float32], stride: int, flags: NDArray[np.uint8]) -> None:
-    """Flag the voxels where the blur, trilinear between the middles of the blocks, exceeds a half."""
+def _paint_blurred(
+    out: NDArray[np.uint16], field: NDArray[np.float32], stride: int, around: np.uint16, value: np.uint16
+) -> None:
+    """Paint where the blur, trilinear between the middles of the blocks, exceeds a half.
+
+    Only voxels that so far belong to the region around, and to none inside it, are painted.
+    """
     half = np.float32(0.5)
-    if stride == 1:
-        for z in range(flags.shape[0]):
-            for y in range(flags.shape[1]):
-                for x in range(flags.shape[2]):
-                    if field[z, y, x] > half:
-                        flags[z, y, x] |= _SMOOTH
-        return
     top = (field.shape[0] - 1, field.shape[1] - 1, field.shape[2] - 1)
     for a in range(-1, field.shape[0]):
         za, zb = max(a, 0), min(a + 1, top[0])
-        zs, ze = _between(a, stride, flags.shape[0])
+        zs, ze = _between(a, stride, out.shape[0])
         for b in range(-1, field.shape[1]):
             ya, yb = max(b, 0), min(b + 1, top[1])
-            ys, ye = _between(b, stride, flags.shape[1])
+            ys, ye = _between(b, stride, out.shape[1])
             for c in range(-1, field.shape[2]):
                 xa, xb = max(c, 0), min(c + 1, top[2])
-                xs, xe = _between(c, stride, flags.shape[2])
+                xs, xe = _between(c, stride, out.shape[2])
                 corners = (
                     field[za, ya, xa], field[za, ya, xb], field[za, yb, xa], field[za, yb, xb],
                     field[zb, ya, xa], field[zb, ya, xb], field[zb, yb, xa], field[zb, yb, xb],
@@ -229,18 +213,18 @@ def _interpolate(field: NDArray[np.float32], stride: int, flags: NDArray[np.uint
                     for y in range(ys, ye):
                         v = np.float32((y + 0.5) / stride - 0.5 - b)
                         for x in range(xs, xe):
-                            if sure:
-                                flags[z, y, x] |= _SMOOTH
-                                continue
-                            u = np.float32((x + 0.5) / stride - 0.5 - c)
-                            near = _mixed(
-                                _mixed(corners[0], corners[1], u), _mixed(corners[2], corners[3], u), v
-                            )
-                            far = _mixed(
-                                _mixed(corners[4], corners[5], u), _mixed(corners[6], corners[7], u), v
-                            )
-                            if _mixed(near, far, w) > half:
-                                flags[z, y, x] |= _SMOOTH
+                            if out[z, y, x] == around and (
+                                sure
+                                or _trilinear(corners, w, v, np.float32((x + 0.5) / stride - 0.5 - c)) > half
+                            ):
+                                out[z, y, x] = value
+
+
+@numba.njit(cache=True, nogil=True)
+def _trilinear(corners: Any, w: Any, v: Any, u: Any) -> Any:
+    near = _mixed(_mixed(corners[0], corners[1], u), _mixed(corners[2], corners[3], u), v)
+    far = _mixed(_mixed(corners[4], corners[5], u), _mixed(corners[6], corners[7], u), v)
+    return _mixed(near, far, w)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -256,23 +240,28 @@ def _between(block: int, stride: int, size: int) -> Any:
 
 
 @numba.njit(cache=True, nogil=True)
-def _iou(flags: NDArray[np.uint8]) -> float:
-    both, either = 0, 0
-    for flag in flags.ravel():
-        if flag:
-            either += 1
-            if flag == _INSIDE | _SMOOTH:
-                both += 1
-    return both / max(either, 1)
+def _iou(means: NDArray[np.float32], field: NDArray[np.float32]) -> float:
+    """IoU of the region with what its blur leaves of it, block by block."""
+    both, either = 0.0, 0.0
+    before, after = means.ravel(), field.ravel()
+    for i in range(len(before)):
+        if after[i] > np.float32(0.5):
+            both += before[i]
+            either += 1.0
+        else:
+            either += before[i]
+    return both / max(either, 1e-9)
 
 
 @numba.njit(cache=True, nogil=True)
-def _paint(
-    out: NDArray[np.uint16], flags: NDArray[np.uint8], wanted: np.uint8, around: np.uint16, value: np.uint16
-) -> None:
-    """Paint the flagged voxels that so far belong to the region around, and to none inside it."""
+def _paint_members(
+    out: NDArray[np.uint16], labels: NDArray[np.int32], innermost: NDArray[np.uint16], first: Any, last: Any,
+    around: np.uint16, value: np.uint16,
+) -> None:  # fmt: skip
+    """Paint the region as its leaves are, where voxels so far belong to the region around."""
     for z in range(out.shape[0]):
         for y in range(out.shape[1]):
             for x in range(out.shape[2]):
-                if flags[z, y, x] & wanted and out[z, y, x] == around:
+                rank = np.int64(innermost[labels[z, y, x]])
+                if first <= rank <= last and out[z, y, x] == around:
                     out[z, y, x] = value

