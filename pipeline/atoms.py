@@ -34,7 +34,7 @@ from pipeline.smoothing import Outlines, paint_smoothed, region_boxes
 Chosen = Sequence[tuple[int, int]]
 """(tree, node) of each chosen region, best first."""
 
-_ROUND = 4
+_ROUND = 3
 """At most one of so many atoms is absorbed before the harm that the next would do is measured again."""
 
 _MAX_SLIVER_VOXELS = 512
@@ -219,8 +219,7 @@ def arrange(
     while True:
         atoms, ranks, nests = _restrict(refinement, places)
         while len(ranks) > max_atoms:
-            excess = min(len(ranks) - max_atoms, len(ranks) // _ROUND)
-            remaining = _absorb(atoms, ranks, nests, len(places), max(1, excess), num_threads)
+            remaining = _absorb(atoms, ranks, nests, len(places), len(ranks) - max_atoms, num_threads)
             if len(remaining) == len(ranks):
                 break  # none of the atoms is a sliver any more
             ranks = ranks[remaining]
@@ -423,10 +422,13 @@ def _absorb(
     ranks: NDArray[np.uint16],
     nests: Sequence[_Nest],
     num_regions: int,
-    num_wanted: int,
+    excess: int,
     num_threads: int,
 ) -> NDArray[np.int64]:
-    """Let so many slivers join neighbours, in place, if there are so many; which old number each atom had."""
+    """Let some slivers join neighbours, in place; which old number each atom has that is left.
+
+    Where there are more than twice as many atoms too many as there are of one voxel, all of these go.
+    """
     voxels = np.bincount(atoms.ravel(), minlength=len(ranks))
     volumes = np.maximum(_sums(ranks, nests, voxels, num_regions), 1)
     length = max(len(nest.nodes) for nest in nests) + 1
@@ -436,6 +438,25 @@ def _absorb(
         better = 2 - nest.place / num_regions  # the best region counts twice as much as the last
         weights[row, 1 : len(nest.nodes) + 1] = better / volumes[nest.place]
         around[row, 1 : len(nest.nodes) + 1] = nest.parent + 1
+    leaving = voxels == 1
+    if not 0 < 2 * np.count_nonzero(leaving) <= excess:
+        leaving = _least_harmful(
+            atoms, voxels, ranks, weights, around, max(1, min(excess, len(ranks) // _ROUND)), num_threads
+        )
+    _join_neighbours(atoms, leaving, ranks, weights, around)
+    return np.asarray(_renumber(atoms, len(ranks)))
+
+
+def _least_harmful(
+    atoms: NDArray[np.int32],
+    voxels: NDArray[np.int64],
+    ranks: NDArray[np.uint16],
+    weights: NDArray[np.float64],
+    around: NDArray[np.int64],
+    num_wanted: int,
+    num_threads: int,
+) -> NDArray[np.bool_]:
+    """(A,) the slivers that do least harm by joining a neighbour, at most so many."""
     small = voxels <= _MAX_SLIVER_VOXELS
     ends = np.linspace(0, len(atoms), num_threads + 1).astype(np.int64)
     with ThreadPoolExecutor(num_threads) as pool:
@@ -448,8 +469,7 @@ def _absorb(
     slivers = slivers[np.argsort(harm[slivers], kind="stable")[:num_wanted]]
     leaving = np.zeros(len(ranks), np.bool_)
     leaving[slivers] = True
-    _join_neighbours(atoms, leaving, ranks, weights, around)
-    return np.asarray(_renumber(atoms, len(ranks)))
+    return leaving
 
 
 @numba.njit(cache=True, nogil=True)
@@ -484,6 +504,7 @@ def _least_harm(
     """
     num_z, num_y, num_x = atoms.shape
     harm = np.full(len(ranks), np.inf)
+    last_a, last_b = np.full(3, -1, np.int32), np.full(3, -1, np.int32)
     for z in range(start, stop):
         for y in range(num_y):
             for x in range(num_x):
@@ -492,6 +513,9 @@ def _least_harm(
                     zz, yy, xx = z + (d == 0), y + (d == 1), x + (d == 2)
                     if zz < num_z and yy < num_y and xx < num_x:
                         b = atoms[zz, yy, xx]
+                        if a == last_a[d] and b == last_b[d]:
+                            continue
+                        last_a[d], last_b[d] = a, b
                         if a != b and (small[a] or small[b]):
                             enough = max(harm[a] if small[a] else 0.0, harm[b] if small[b] else 0.0)
                             change = _difference(a, b, ranks, weights, around, enough)
