@@ -24,6 +24,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+_SAMPLED_STRIDE = 3
+"""From this width of blocks on, regions are large: the whole partition is sampled once for all of them."""
+
 LEAST_IOU = 0.6
 """A region that its blur would change more than this (a sheet, a net of vessels) stays as it is."""
 
@@ -64,23 +67,33 @@ def paint_smoothed(
     Returns:
         uint16 (z, y, x): 1 + rank, 0 for none.
     """
-    out = np.zeros(labels.shape, np.uint16)
+    shape = labels.shape
+    out = np.zeros(shape, np.uint16)
+    samples = np.empty((0, 0, 0, 0), np.uint16)
+    sampled = 0
     for rank in range(len(parent)):
         stride, passes = _blur_of(sigmas[rank])
         margin = stride * (passes + 1) if passes else 0
-        z0, y0, x0 = (
-            max(0, boxes[rank, 0] - margin),
-            max(0, boxes[rank, 1] - margin),
-            max(0, boxes[rank, 2] - margin),
-        )
-        z1 = min(labels.shape[0], boxes[rank, 3] + margin)
-        y1 = min(labels.shape[1], boxes[rank, 4] + margin)
-        x1 = min(labels.shape[2], boxes[rank, 5] + margin)
+        box = np.empty(6, np.int64)
+        for d in range(3):  # from the edge of a block to the edge of a block, or of the scan
+            box[d] = max(0, boxes[rank, d] - margin) // stride * stride
+            box[d + 3] = min(shape[d], ((boxes[rank, d + 3] + margin - 1) // stride + 1) * stride)
+        z0, y0, x0, z1, y1, x1 = box
         there, target = labels[z0:z1, y0:y1, x0:x1], out[z0:z1, y0:y1, x0:x1]
-        first, final = rank + 1, last[rank] + 1
+        first, final = np.uint16(rank + 1), np.uint16(last[rank] + 1)
         around, value = np.uint16(parent[rank] + 1), np.uint16(rank + 1)
         if passes:
-            means = _block_means(there, innermost, first, final, stride)
+            if stride < _SAMPLED_STRIDE:
+                means = _counted(_samples(there, innermost, stride), first, final)
+            else:
+                if stride != sampled:  # once for nearly all regions: few widths of blur are that wide
+                    samples, sampled = _samples(labels, innermost, stride), stride
+                blocks = samples[
+                    z0 // stride : (z1 - 1) // stride + 1,
+                    y0 // stride : (y1 - 1) // stride + 1,
+                    x0 // stride : (x1 - 1) // stride + 1,
+                ]
+                means = _counted(blocks, first, final)
             field = means
             for _ in range(passes):
                 field = _binomial(field)
@@ -131,29 +144,45 @@ def _blur_of(sigma: float) -> Any:
 
 
 @numba.njit(cache=True, nogil=True)
-def _block_means(
-    labels: NDArray[np.int32], innermost: NDArray[np.uint16], first: Any, last: Any, stride: int
-) -> NDArray[np.float32]:
-    """Share of each block of stride^3 voxels (fewer at the far ends) that is in the region.
+def _samples(labels: NDArray[np.int32], innermost: NDArray[np.uint16], stride: int) -> NDArray[np.uint16]:
+    """1 + rank of the innermost region at some voxels of each block of stride^3, (blocks, samples).
 
-    Blocks of three voxels and more are looked at in every second voxel along each axis.
+    Of odd blocks from three on, every second voxel along each axis. Past the scan's edge its last voxels are
+    repeated.
     """
     num_z, num_y, num_x = labels.shape
     step = 2 if stride > 2 else 1
+    side = (stride - 1) // step + 1
     shape = ((num_z - 1) // stride + 1, (num_y - 1) // stride + 1, (num_x - 1) // stride + 1)
-    means = np.empty(shape, np.float32)
+    out = np.empty((shape[0], shape[1], shape[2], side * side * side), np.uint16)
     for a in range(shape[0]):
         for b in range(shape[1]):
             for c in range(shape[2]):
-                inside, looked = 0, 0
-                for z in range(a * stride, min(num_z, (a + 1) * stride), step):
-                    for y in range(b * stride, min(num_y, (b + 1) * stride), step):
-                        for x in range(c * stride, min(num_x, (c + 1) * stride), step):
-                            rank = np.int64(innermost[labels[z, y, x]])
-                            looked += 1
-                            if first <= rank <= last:
-                                inside += 1
-                means[a, b, c] = np.float32(inside) / np.float32(looked)
+                n = 0
+                for i in range(side):
+                    z = min(a * stride + i * step, num_z - 1)
+                    for j in range(side):
+                        y = min(b * stride + j * step, num_y - 1)
+                        for k in range(side):
+                            x = min(c * stride + k * step, num_x - 1)
+                            out[a, b, c, n] = innermost[labels[z, y, x]]
+                            n += 1
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _counted(samples: NDArray[np.uint16], first: np.uint16, last: np.uint16) -> NDArray[np.float32]:
+    """Share of each block's samples that lie in the region."""
+    num_z, num_y, num_x, num = samples.shape
+    means = np.empty((num_z, num_y, num_x), np.float32)
+    for a in range(num_z):
+        for b in range(num_y):
+            for c in range(num_x):
+                inside = np.uint16(0)
+                for n in range(num):
+                    rank = samples[a, b, c, n]
+                    inside += np.uint16((rank >= first) & (rank <= last))
+                means[a, b, c] = np.float32(inside) / np.float32(num)
     return means
 
 
@@ -255,13 +284,13 @@ def _iou(means: NDArray[np.float32], field: NDArray[np.float32]) -> float:
 
 @numba.njit(cache=True, nogil=True)
 def _paint_members(
-    out: NDArray[np.uint16], labels: NDArray[np.int32], innermost: NDArray[np.uint16], first: Any, last: Any,
-    around: np.uint16, value: np.uint16,
+    out: NDArray[np.uint16], labels: NDArray[np.int32], innermost: NDArray[np.uint16],
+    first: np.uint16, last: np.uint16, around: np.uint16, value: np.uint16,
 ) -> None:  # fmt: skip
     """Paint the region as its leaves are, where voxels so far belong to the region around."""
     for z in range(out.shape[0]):
         for y in range(out.shape[1]):
             for x in range(out.shape[2]):
-                rank = np.int64(innermost[labels[z, y, x]])
+                rank = innermost[labels[z, y, x]]
                 if first <= rank <= last and out[z, y, x] == around:
                     out[z, y, x] = value
