@@ -2,7 +2,7 @@
 
     RUN/
         config.toml           every setting, as `mass pretrain --config` reads them
-        run.json              the store's name and digest, the scans trained on and their digests, versions
+        run.json              the store's name, digest and settings, the scans trained on, versions
         metrics.jsonl         what was measured, a line a step told (training.monitoring)
         tensorboard/          the same as curves, and pictures
         checkpoints/          step-N.pt, the last few; best.pt, weights only (training.checkpoints)
@@ -24,13 +24,14 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from storage import Store, digest_of
 from training.checkpoints import list_checkpoints, write_atomically
 from training.errors import ConfigError, RunError
+from training.trained_on import TrainedOn
 
 CONFIG, RECORD, CHECKPOINTS, LOCK = "config.toml", "run.json", "checkpoints", ".lock"
 
@@ -87,6 +88,8 @@ class RunRecord:
     """Digest of each scan trained on, by id."""
     versions: Mapping[str, str]
     """Of the packages that the run begins with."""
+    trained_on: TrainedOn = field(default_factory=TrainedOn)
+    """How the scans were prepared and cropped."""
 
     @property
     def store_digest(self) -> str:
@@ -120,6 +123,7 @@ def begin_run(folder: Path, record: RunRecord) -> None:
         "store": record.store_name,
         "store_digest": record.store_digest,
         "versions": dict(record.versions),
+        "trained_on": record.trained_on.to_json(),
         "scans": dict(record.scans),
     }
     write_atomically(folder / CONFIG, lambda file: file.write(to_toml(record.settings).encode()))

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -25,9 +25,13 @@ from training.checkpoints import write_atomically
 from training.encoder import Widths
 from training.errors import CheckpointError, ConfigError
 from training.iris import Iris
+from training.trained_on import TrainedOn, recorded_beside
 
 WhichWeights = Literal["ema", "model"]
 StateDict = dict[str, Tensor]
+
+WEIGHTS = "weights.safetensors"
+"""What a complete run exports."""
 
 _ARCHITECTURE = "mass3d"
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -66,6 +70,8 @@ class ModelCard:
     """Measured quality, by name, for example the in-context Dice on held-out scans."""
     versions: Mapping[str, str] = field(default_factory=installed_versions)
     """Package versions that trained it."""
+    trained_on: TrainedOn = field(default_factory=TrainedOn)
+    """How the scans were prepared and cropped: what uses the weights does the same."""
 
     def to_markdown(self, net: Iris) -> str:
         """Return the card of these weights of `net`."""
@@ -77,6 +83,7 @@ class ModelCard:
             "steps": f"{self.num_steps:,}",
             "scans": f"{self.num_scans:,}",
             "store digest": f"`{self.store_digest}`",
+            **self.trained_on.rows(),
             **{name: f"{value:.4g}" for name, value in self.figures.items()},
             **{f"version of {name}": value for name, value in self.versions.items()},
         }
@@ -106,7 +113,13 @@ def export_weights(net: Iris, path: Path | str, card: ModelCard) -> Path:
     if path.suffix != ".safetensors":
         raise ConfigError(f"{path}: the name of exported weights ends in .safetensors")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    architecture = {"channels": net.channels, "num_tasks": net.num_tasks, "store_digest": card.store_digest}
+    architecture: dict[str, Any] = {
+        "channels": net.channels,
+        "num_tasks": net.num_tasks,
+        "store_digest": card.store_digest,
+    }
+    if card.trained_on != TrainedOn():
+        architecture["trained_on"] = card.trained_on.to_json()
     written = save(tensors, metadata={"format": "pt", _ARCHITECTURE: json.dumps(architecture)})
     write_atomically(path, lambda file: file.write(written))
     card_path = path.with_suffix(".md")
@@ -118,18 +131,30 @@ def export_weights(net: Iris, path: Path | str, card: ModelCard) -> Path:
 def load_checkpoint(path: Path | str, *, weights: WhichWeights = "ema") -> Iris:
     """Return the network of a checkpoint, on the CPU, float32, in evaluation mode.
 
+    Its `trained_on` tells how the scans were prepared that it was trained on, as far as the checkpoint, or
+    the run's folder around it, says so.
+
     Args:
-        path: A published .pth, a run's step-N.pt or best.pt, or exported .safetensors.
+        path: A published .pth, a run's step-N.pt or best.pt, exported .safetensors, or the folder of a run
+            that is complete.
         weights: Which of a checkpoint's two sets; a file of one set has no choice.
 
     Raises:
         CheckpointError: No such file, no checkpoint of Iris, or something that is not tensors in it.
     """
     path = Path(path)
+    if path.is_dir():
+        folder, path = path, path / WEIGHTS
+        if not path.is_file():
+            raise CheckpointError(
+                f"{folder}: a folder without {WEIGHTS}. Name the folder of a complete run, or a checkpoint"
+            )
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, weights)
-    return network_of(state, path)
+    read = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, weights)
+    net = network_of(read[0], path)
+    net.trained_on = read[1] or recorded_beside(path) or TrainedOn()
+    return net
 
 
 def network_of(state: StateDict, path: Path) -> Iris:
@@ -161,14 +186,21 @@ def _bare(name: str) -> str:
     return name
 
 
-def _read_safetensors(path: Path) -> StateDict:
+def _read_safetensors(path: Path) -> tuple[StateDict, TrainedOn | None]:
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a safetensors file, or a damaged one: {error}") from error
+    try:
+        about = json.loads(metadata.get(_ARCHITECTURE, "{}"))
+        return state, TrainedOn.from_json(about.get("trained_on"))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its metadata are damaged: {error}") from error
 
 
-def _read_torch(path: Path, weights: WhichWeights) -> StateDict:
+def _read_torch(path: Path, weights: WhichWeights) -> tuple[StateDict, TrainedOn | None]:
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -188,4 +220,5 @@ def _read_torch(path: Path, weights: WhichWeights) -> StateDict:
             raise CheckpointError(f"{path}: has no {name!r} weights; ask for the other set")
     if not isinstance(chosen, dict) or not all(isinstance(value, Tensor) for value in chosen.values()):
         raise CheckpointError(f"{path}: not a checkpoint of Iris: no state dict in it")
-    return chosen
+    config = document.get("config")
+    return chosen, TrainedOn.from_json(config.get("trained_on") if isinstance(config, dict) else None)
