@@ -1,8 +1,11 @@
 """Training: the Iris network, batches from the store, losses, one trainer, inference and evaluation.
 
-    from training import Iris, load_checkpoint
+    from training import Iris, load_checkpoint, segment
 
     net = load_checkpoint("RUN/weights.safetensors")
+    result = segment(net, references=[("ref.nii.gz", "mask.nii.gz")], target="scan.nii.gz")
+    result.labels                            # (z, y, x) on the target's own grid
+    result.save("scan_seg.nii.gz")
     logits = net(target, reference, masks)   # (B,1,Z,Y,X), (B,1,Z,Y,X), (B,K,Z,Y,X) -> (B,K,Z,Y,X)
 
 Names are loaded when first used, so that importing `training` costs nothing.
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from training.runs import RunConfig
     from training.samples import digest_scans
     from training.sampling import DataConfig, split_scans
+    from training.segmentation import Segmentation, SegmentConfig, Segmenter, segment
     from training.tasks import Task, TrainingResult
     from training.trainer import Trainer
     from training.weights import ModelCard, export_weights, load_checkpoint
@@ -87,6 +91,10 @@ _HOME = {
     "digest_scans": "samples",
     "DataConfig": "sampling",
     "split_scans": "sampling",
+    "SegmentConfig": "segmentation",
+    "Segmentation": "segmentation",
+    "Segmenter": "segmentation",
+    "segment": "segmentation",
     "Task": "tasks",
     "TrainingResult": "tasks",
     "Trainer": "trainer",
@@ -119,6 +127,9 @@ __all__ = [
     "RunConfig",
     "RunError",
     "SampleLoader",
+    "SegmentConfig",
+    "Segmentation",
+    "Segmenter",
     "Structure",
     "Task",
     "Trainer",
@@ -138,6 +149,7 @@ __all__ = [
     "predict_probabilities",
     "pretrain",
     "recipe",
+    "segment",
     "split_scans",
     "write_png",
 ]
