@@ -105,6 +105,8 @@ def parser() -> argparse.ArgumentParser:
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: auto)"
     )
 
+    add_finetune(command)
+
     add = command(
         "segment", "commands.segmenting:run_segment", "find in raw scans what a reference and its mask show"
     )
@@ -138,6 +140,53 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def add_finetune(command: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
+    """The command finetune."""
+    add = command(
+        "finetune", "commands.finetuning:run_finetune", "train a network on labelled scans of a store"
+    )
+    add.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="weights to start from (.safetensors, .pt, .pth), or the folder of a run",
+    )
+    add.add_argument("store", type=Path, metavar="STORE")
+    add.add_argument(
+        "run_folder", type=Path, metavar="RUN", help="checkpoints, metrics, weights, report; made new"
+    )
+    add.add_argument("--label", metavar="NAME", help="label map to learn, where the store has several")
+    add.add_argument("--dataset", action="append", metavar="NAME", help="only its scans (may be repeated)")
+    which = add.add_mutually_exclusive_group()
+    which.add_argument("--scans", nargs="+", metavar="ID", help="train on these scans")
+    which.add_argument(
+        "--num", type=int, metavar="N", help="train on N labelled scans, drawn (default: all but a fifth)"
+    )
+    add.add_argument(
+        "--held-out", nargs="+", metavar="ID", help="report on these (default: labelled, not trained on)"
+    )
+    add.add_argument("--seed", type=int, metavar="S", help="of the draw and of the training (0)")
+    add.add_argument(
+        "--mode",
+        choices=("full", "decoder", "tokens"),
+        help="what is trained: all, all but the encoder, or the tokens only (default: full)",
+    )
+    add.add_argument(
+        "--from-scratch", action="store_true", help="the same network, its weights drawn at random"
+    )
+    add.add_argument(
+        "--recipe", choices=("published", "small"), help="settings to begin with (default: published)"
+    )
+    add.add_argument(
+        "--config", type=Path, metavar="C.toml", help="settings that differ from the recipe's, by table"
+    )
+    add.add_argument("--resume", action="store_true", help="go on with the run in RUN, with its own settings")
+    add_workers(add, "processes that read samples (default: the recipe's)", default=None)
+    add.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: auto)"
+    )
+
+
 def add_segment(add: argparse.ArgumentParser) -> None:
     """The options of `mass segment`."""
     add_checkpoint(add)
@@ -156,6 +205,9 @@ def add_segment(add: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="M",
         help="its mask on the same grid, with one or several label values; one for each image, in order",
+    )
+    add.add_argument(
+        "--finetuned", action="store_true", help="CHECKPOINT is of `mass finetune`: it needs no reference"
     )
     add.add_argument("targets", type=Path, nargs="+", metavar="TARGET", help="files or folders of raw scans")
     add.add_argument("--out", type=Path, required=True, metavar="DIR", help="the results' folder; made new")

@@ -32,6 +32,7 @@ from pipeline.scan_files import find_one, find_targets, ingest_config, load_sour
 from pipeline.sources import Source, SourceFailure, distinct_ids
 from training.distributed import choose_device
 from training.errors import TrainingError
+from training.finetuned import load_finetuned
 from training.inference import Structure
 from training.pictures import draw_cases
 from training.segmentation import Segmentation, SegmentConfig, Segmenter, inference_for
@@ -107,6 +108,16 @@ class Written:
 
 def run_segment(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     """Mass segment."""
+    make = _segmenter_of_tokens if arguments.finetuned else _segmenter_of_references
+    segmenter, ingest, trained_on = make(arguments)
+    for name, note in _told_once(arguments, trained_on, segmenter):
+        print(f"{name}: {note}")
+    with ended_by_sigterm():
+        return segment_targets(segmenter, arguments, ingest)
+
+
+def _segmenter_of_references(arguments: Namespace) -> tuple[Segmenter, IngestConfig, TrainedOn]:
+    """A segmenter that asks for what references show."""
     pairs = _pairs(arguments.reference_image, arguments.reference_mask)
     device = choose_device(arguments.device)
     net = load_checkpoint(arguments.checkpoint, weights=arguments.weights).to(device)
@@ -116,11 +127,18 @@ def run_segment(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         for image, mask in pairs
     ]
     segmenter = Segmenter.from_references(net, references, config, labels=arguments.label, device=device)
-    del references
-    for name, note in _told_once(arguments, net.trained_on, segmenter):
-        print(f"{name}: {note}")
-    with ended_by_sigterm():
-        return segment_targets(segmenter, arguments, ingest)
+    return segmenter, ingest, net.trained_on
+
+
+def _segmenter_of_tokens(arguments: Namespace) -> tuple[Segmenter, IngestConfig, TrainedOn]:
+    """A segmenter that asks for what a network was fine-tuned on."""
+    if arguments.reference_image or arguments.reference_mask:
+        raise CommandError("--finetuned: such a network needs no references. Leave them or --finetuned out")
+    tuned = load_finetuned(arguments.checkpoint, weights=arguments.weights)
+    config, ingest = settings(arguments, tuned.net.trained_on)
+    device = choose_device(arguments.device)
+    segmenter = Segmenter.from_finetuned(tuned, config, labels=arguments.label, device=device)
+    return segmenter, ingest, tuned.net.trained_on
 
 
 @contextmanager
@@ -160,7 +178,7 @@ def _pairs(images: Sequence[Path], masks: Sequence[Path]) -> list[tuple[Path, Pa
     if not images or len(images) != len(masks):
         raise CommandError(
             f"each reference is an image and its mask, got {len(images)} --reference-image and {len(masks)} "
-            "--reference-mask. Give them in pairs, in the same order"
+            "--reference-mask. Give them in pairs, in the same order (or --finetuned, which needs none)"
         )
     return list(zip(images, masks, strict=True))
 

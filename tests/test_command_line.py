@@ -15,7 +15,18 @@ import flows
 from commands.arguments import parser
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("prepare", "status", "verify", "inspect", "score", "pretrain", "segment", "evaluate", "demo")
+COMMANDS = (
+    "prepare",
+    "status",
+    "verify",
+    "inspect",
+    "score",
+    "pretrain",
+    "segment",
+    "evaluate",
+    "finetune",
+    "demo",
+)
 HEAVY = (
     "numpy",
     "scipy",
@@ -98,6 +109,8 @@ def test_importing_the_packages_loads_nothing_heavy() -> None:
         ),
         (["segment", "w.pt", "--reference-image", "i", "t", "--out", "o"], "Give them in pairs"),
         (["pretrain", "nowhere", "run", "--resume"], "run: no run here to go on with"),
+        (["finetune", "nowhere.pth", "store", "run"], "nowhere.pth: there is no such file"),
+        (["finetune", "nowhere.pth", "store", "run", "--resume"], "run: no run here to go on with"),
         (["prepare", ".", "store", "--config", "c.toml"], "the config c.toml cannot be read"),
     ],
 )

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from training.evaluation import Evaluation, EvaluationConfig, evaluate_in_context
+    from training.finetune_config import FinetuneConfig, finetune_recipe
+    from training.finetuned import Finetuned, load_finetuned
+    from training.finetuning import Finetuning, finetune
     from training.inference import (
         InferenceConfig,
         Prompt,
@@ -71,6 +74,12 @@ _HOME = {
     "Evaluation": "evaluation",
     "EvaluationConfig": "evaluation",
     "evaluate_in_context": "evaluation",
+    "FinetuneConfig": "finetune_config",
+    "finetune_recipe": "finetune_config",
+    "Finetuned": "finetuned",
+    "load_finetuned": "finetuned",
+    "Finetuning": "finetuning",
+    "finetune": "finetuning",
     "InferenceConfig": "inference",
     "Prompt": "inference",
     "Reference": "inference",
@@ -114,6 +123,9 @@ __all__ = [
     "DataError",
     "Evaluation",
     "EvaluationConfig",
+    "FinetuneConfig",
+    "Finetuned",
+    "Finetuning",
     "InferenceConfig",
     "Iris",
     "ModelCard",
@@ -143,7 +155,10 @@ __all__ = [
     "encode_references",
     "evaluate_in_context",
     "export_weights",
+    "finetune",
+    "finetune_recipe",
     "load_checkpoint",
+    "load_finetuned",
     "make_loader",
     "predict_labels",
     "predict_probabilities",

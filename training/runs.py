@@ -1,7 +1,7 @@
 """The folder of a run, who may train in it, and whether a run that goes on is still the same run.
 
     RUN/
-        config.toml           every setting, as `mass pretrain --config` reads them
+        config.toml           every setting, as `mass pretrain --config` (or `mass finetune`) reads them
         run.json              the store's name, digest and settings, the scans trained on, versions
         metrics.jsonl         what was measured, a line a step told (training.monitoring)
         tensorboard/          the same as curves, and pictures
@@ -10,6 +10,7 @@
         failures/step-N/      state and batch of a step whose loss was not finite
         weights.safetensors   the averaged weights, when the run is complete
         MODEL_CARD.md         what they were trained on and how
+        report.json           of a fine-tuning: Dice on labelled scans that were kept out
 
 *Writes* config.toml and run.json once, when a run begins. *Reads* them when it goes on: what changes the
 weights has to be the same; what only changes how the run is watched (the table [run]) may differ. A lock on

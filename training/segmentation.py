@@ -13,7 +13,7 @@ three times on its own grid and one structure's probability on it, however many 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from training.errors import DataError
+from training.finetuned import Finetuned
 from training.inference import (
     InContextNet,
     InferenceConfig,
@@ -193,6 +194,49 @@ class Segmenter:
             config,
             modalities=sorted({scan.modality for scan in references}),
             reference=shown[0],
+            device=device,
+        )
+
+    @classmethod
+    def from_finetuned(
+        cls,
+        tuned: Finetuned,
+        config: SegmentConfig,
+        *,
+        labels: Sequence[int] = (),
+        device: torch.device | str = "cpu",
+    ) -> Segmenter:
+        """A segmenter that asks for what a network was fine-tuned on, without references.
+
+        Args:
+            tuned: From `load_finetuned`; its network is moved to `device`.
+            config: How; as many structures are drawn together as in the training.
+            labels: Label values to ask for; empty takes all.
+            device: Where to compute.
+
+        Raises:
+            DataError: No such label value.
+            ConfigError: Mirrored copies are asked for.
+        """
+        inference = replace(config.inference, masks_at_once=tuned.masks_at_once, whole_mask=True)
+        prompt = tuned.prompt(inference, device)
+        missing = [value for value in labels if value not in tuned.values]
+        if missing:
+            raise DataError(
+                f"the network was not fine-tuned on label {missing[0]}, but on {_listed(tuned.values)}"
+            )
+        if labels:
+            rows = [place for place, value in enumerate(tuned.values) if value in labels]
+            prompt = replace(
+                prompt,
+                structures=tuple(tuned.structures[row] for row in rows),
+                priors=tuple(tuple(stage[[*rows, -1]] for stage in priors) for priors in prompt.priors),
+            )
+        return cls(
+            tuned.net.to(device),
+            prompt,
+            replace(config, inference=inference),
+            modalities=tuned.modalities,
             device=device,
         )
 

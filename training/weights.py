@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from textwrap import indent
 from typing import Any, Literal
 
 import torch
@@ -36,6 +37,11 @@ WEIGHTS = "weights.safetensors"
 _ARCHITECTURE = "mass3d"
 _WRAPPERS = ("module.", "_orig_mod.")
 """What DDP, averaging and torch.compile put before every key."""
+_IN_CONTEXT = """\
+from training import load_checkpoint
+
+net = load_checkpoint("FILE.safetensors")
+logits = net(target, reference, masks)  # z-scores (B,1,Z,Y,X); masks (B,K,Z,Y,X)"""
 _VERSIONED = ("mass3d", "torch", "numpy", "safetensors")
 
 
@@ -70,6 +76,12 @@ class ModelCard:
     """Measured quality, by name, for example the in-context Dice on held-out scans."""
     versions: Mapping[str, str] = field(default_factory=installed_versions)
     """Package versions that trained it."""
+    summary: str = "Pretrained without labels."
+    """A sentence or two: what was trained on what."""
+    use: str = _IN_CONTEXT
+    """Python lines that use the file, FILE for its name without .safetensors."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """More for the file's metadata."""
     trained_on: TrainedOn = field(default_factory=TrainedOn)
     """How the scans were prepared and cropped: what uses the weights does the same."""
 
@@ -89,11 +101,9 @@ class ModelCard:
         }
         table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
         return (
-            f"# {self.title}\n\nPretrained without labels. Not a medical device; for research.\n\n"
+            f"# {self.title}\n\n{self.summary} Not a medical device; for research.\n\n"
             f"|  |  |\n|---|---|\n{table}\n\n## Use\n\n"
-            "    from training import load_checkpoint\n\n"
-            '    net = load_checkpoint("FILE.safetensors")\n'
-            "    logits = net(target, reference, masks)  # z-scores (B,1,Z,Y,X); masks (B,K,Z,Y,X)\n\n"
+            f"{indent(self.use, ' ' * 4)}\n\n"
             f"## Recipe\n\n```toml\n{self.recipe.strip()}\n```\n"
         )
 
@@ -120,7 +130,8 @@ def export_weights(net: Iris, path: Path | str, card: ModelCard) -> Path:
     }
     if card.trained_on != TrainedOn():
         architecture["trained_on"] = card.trained_on.to_json()
-    written = save(tensors, metadata={"format": "pt", _ARCHITECTURE: json.dumps(architecture)})
+    metadata = {"format": "pt", _ARCHITECTURE: json.dumps(architecture), **card.metadata}
+    written = save(tensors, metadata=metadata)
     write_atomically(path, lambda file: file.write(written))
     card_path = path.with_suffix(".md")
     text = card.to_markdown(net).replace("FILE.safetensors", path.name)
