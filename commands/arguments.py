@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "manifest.csv"
@@ -104,6 +105,18 @@ def parser() -> argparse.ArgumentParser:
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: auto)"
     )
 
+    add_finetune(command)
+
+    add = command(
+        "segment", "commands.segmenting:run_segment", "find in raw scans what a reference and its mask show"
+    )
+    add_segment(add)
+
+    add = command(
+        "evaluate", "commands.evaluating:run_evaluate", "measure in-context segmentation on labelled scans"
+    )
+    add_evaluate(add)
+
     add = command("demo", "flows:run_demo", "prepare, score, draw the bundled scans; pretrain briefly")
     add.add_argument("--raw", type=Path, default=EXAMPLES, metavar="RAW", help="other scans")
     add.add_argument(
@@ -127,13 +140,184 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def add_workers(group: argparse._ActionsContainer, help: str, *, default: int | None = 1) -> None:
-    """Give a command the option --workers."""
+def add_finetune(command: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
+    """The command finetune."""
+    add = command(
+        "finetune", "commands.finetuning:run_finetune", "train a network on labelled scans of a store"
+    )
+    add.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="weights to start from (.safetensors, .pt, .pth), or the folder of a run",
+    )
+    add.add_argument("store", type=Path, metavar="STORE")
+    add.add_argument(
+        "run_folder", type=Path, metavar="RUN", help="checkpoints, metrics, weights, report; made new"
+    )
+    add.add_argument("--label", metavar="NAME", help="label map to learn, where the store has several")
+    add.add_argument("--dataset", action="append", metavar="NAME", help="only its scans (may be repeated)")
+    which = add.add_mutually_exclusive_group()
+    which.add_argument("--scans", nargs="+", metavar="ID", help="train on these scans")
+    which.add_argument(
+        "--num", type=int, metavar="N", help="train on N labelled scans, drawn (default: all but a fifth)"
+    )
+    add.add_argument(
+        "--held-out", nargs="+", metavar="ID", help="report on these (default: labelled, not trained on)"
+    )
+    add.add_argument("--seed", type=int, metavar="S", help="of the draw and of the training (0)")
+    add.add_argument(
+        "--mode",
+        choices=("full", "decoder", "tokens"),
+        help="what is trained: all, all but the encoder, or the tokens only (default: full)",
+    )
+    add.add_argument(
+        "--from-scratch", action="store_true", help="the same network, its weights drawn at random"
+    )
+    add.add_argument(
+        "--recipe", choices=("published", "small"), help="settings to begin with (default: published)"
+    )
+    add.add_argument(
+        "--config", type=Path, metavar="C.toml", help="settings that differ from the recipe's, by table"
+    )
+    add.add_argument("--resume", action="store_true", help="go on with the run in RUN, with its own settings")
+    add_workers(add, "processes that read samples (default: the recipe's)", default=None)
+    add.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: auto)"
+    )
+
+
+def add_segment(add: argparse.ArgumentParser) -> None:
+    """The options of `mass segment`."""
+    add_checkpoint(add)
+    add.add_argument(
+        "--reference-image",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="I",
+        help="a scan that shows what is wanted: a file or DICOM folder (may be repeated; averaged)",
+    )
+    add.add_argument(
+        "--reference-mask",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="M",
+        help="its mask on the same grid, with one or several label values; one for each image, in order",
+    )
+    add.add_argument(
+        "--finetuned", action="store_true", help="CHECKPOINT is of `mass finetune`: it needs no reference"
+    )
+    add.add_argument("targets", type=Path, nargs="+", metavar="TARGET", help="files or folders of raw scans")
+    add.add_argument("--out", type=Path, required=True, metavar="DIR", help="the results' folder; made new")
+    add.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        type=int,
+        metavar="N",
+        help="only this label value of the masks (may be repeated)",
+    )
+    add.add_argument(
+        "--largest-component", action="store_true", help="keep the largest connected part of each structure"
+    )
+    add.add_argument(
+        "--probabilities", action="store_true", help="write each structure's probability as an image too"
+    )
+    add.add_argument(
+        "--spacing", type=float, metavar="MM", help="voxel edge to work at (default: that of the training)"
+    )
+    add.add_argument(
+        "--modality", choices=("ct", "mr", "pet"), help="of all scans given (default: from DICOM, or guessed)"
+    )
+    add.add_argument(
+        "--across-modalities", action="store_true", help="take targets of a modality no reference has"
+    )
+    add.add_argument("--frame", type=int, metavar="N", help="which volume of 4D files, counted from 0")
+
+
+def add_evaluate(add: argparse.ArgumentParser) -> None:
+    """The options of `mass evaluate`."""
+    add_checkpoint(add)
+    add.add_argument("store", type=Path, metavar="STORE")
+    add.add_argument(
+        "--references",
+        choices=("fixed", "random", "ensemble"),
+        default="random",
+        help="one prompt; several, each scored (default); several, their probabilities averaged",
+    )
+    add.add_argument(
+        "--reference",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="make prompts of this scan (may be repeated; default: drawn, for fixed the first by id)",
+    )
+    add_count(add, "--shots", 1, "K", "references of a prompt, averaged (1)")
+    add_count(add, "--prompts", 5, "N", "prompts of random and ensemble (5)")
+    add.add_argument(
+        "--target", action="append", default=[], metavar="ID", help="only this scan (may be repeated)"
+    )
+    add_count(add, "--targets", 20, "N", "without --target: so many of each data set, drawn (20)")
+    add.add_argument("--dataset", action="append", default=[], metavar="NAME", help="only this data set")
+    add.add_argument("--label-map", default="", metavar="NAME", help="only this label map")
+    add.add_argument(
+        "--whole", action="store_true", help="also all structures of a label map together, as one"
+    )
+    add_count(add, "--structures", 128, "N", "most structures of a label map, the commonest first (128)")
+    add_count(add, "--seed", 0, "N", "of the draws (0)", least=0)
+    add_count(add, "--resamples", 2000, "N", "bootstrap resamples of the targets (2000)", least=100)
+    add.add_argument("--markdown", type=Path, metavar="FILE", help="write all tables")
+    add.add_argument("--csv", type=Path, metavar="FILE", help="write a row a case and structure")
+
+
+def add_checkpoint(add: argparse.ArgumentParser) -> None:
+    """What every command takes that uses a checkpoint in context."""
+    add.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a run's folder, its weights.safetensors, a .pt file, or the published .pth",
+    )
+    add.add_argument(
+        "--weights", choices=("ema", "model"), default="ema", help="averaged (default) or last weights"
+    )
+    add.add_argument(
+        "--window",
+        type=int,
+        nargs=3,
+        metavar=("Z", "Y", "X"),
+        help="voxels of a sliding window, multiples of 16 (default: the training's crop)",
+    )
+    add.add_argument(
+        "--overlap", type=float, default=0.5, metavar="F", help="part that neighbouring windows share (0.5)"
+    )
+    add.add_argument("--mirror", action="store_true", help="average over all mirrorings: 8 times the work")
+    add.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: auto)"
+    )
+
+
+def add_count(
+    add: argparse.ArgumentParser, name: str, default: int, metavar: str, help: str, *, least: int = 1
+) -> None:
+    """An option that takes a whole number of at least `least`."""
+    add.add_argument(name, type=at_least(least), default=default, metavar=metavar, help=help)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A type of whole numbers for argparse."""
 
     def count(text: str) -> int:
         number = int(text)
-        if number < 1:
-            raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+        if number < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {number}")
         return number
 
-    group.add_argument("--workers", type=count, default=default, metavar="N", help=help)
+    return count
+
+
+def add_workers(group: argparse._ActionsContainer, help: str, *, default: int | None = 1) -> None:
+    """Give a command the option --workers."""
+    group.add_argument("--workers", type=at_least(1), default=default, metavar="N", help=help)

@@ -15,7 +15,18 @@ import flows
 from commands.arguments import parser
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("prepare", "status", "verify", "inspect", "score", "pretrain", "demo")
+COMMANDS = (
+    "prepare",
+    "status",
+    "verify",
+    "inspect",
+    "score",
+    "pretrain",
+    "segment",
+    "evaluate",
+    "finetune",
+    "demo",
+)
 HEAVY = (
     "numpy",
     "scipy",
@@ -91,7 +102,15 @@ def test_importing_the_packages_loads_nothing_heavy() -> None:
         (["prepare", "nowhere", "store"], "nowhere: there is no such file or folder"),
         (["demo", "--raw", "nowhere"], "nowhere: no bundled scans here"),
         (["pretrain", "nowhere", "run"], "nowhere: no store here"),
+        (["evaluate", "weights.pt", "nowhere"], "nowhere: no store here"),
+        (
+            ["segment", "w.pt", "--reference-image", "i", "--reference-mask", "m", "t", "--out", "o"],
+            "w.pt: there is no such file",
+        ),
+        (["segment", "w.pt", "--reference-image", "i", "t", "--out", "o"], "Give them in pairs"),
         (["pretrain", "nowhere", "run", "--resume"], "run: no run here to go on with"),
+        (["finetune", "nowhere.pth", "store", "run"], "nowhere.pth: there is no such file"),
+        (["finetune", "nowhere.pth", "store", "run", "--resume"], "run: no run here to go on with"),
         (["prepare", ".", "store", "--config", "c.toml"], "the config c.toml cannot be read"),
     ],
 )

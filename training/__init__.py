@@ -1,8 +1,11 @@
 """Training: the Iris network, batches from the store, losses, one trainer, inference and evaluation.
 
-    from training import Iris, load_checkpoint
+    from training import Iris, load_checkpoint, segment
 
     net = load_checkpoint("RUN/weights.safetensors")
+    result = segment(net, references=[("ref.nii.gz", "mask.nii.gz")], target="scan.nii.gz")
+    result.labels                            # (z, y, x) on the target's own grid
+    result.save("scan_seg.nii.gz")
     logits = net(target, reference, masks)   # (B,1,Z,Y,X), (B,1,Z,Y,X), (B,K,Z,Y,X) -> (B,K,Z,Y,X)
 
 Names are loaded when first used, so that importing `training` costs nothing.
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from training.evaluation import Evaluation, EvaluationConfig, evaluate_in_context
+    from training.finetune_config import FinetuneConfig, finetune_recipe
+    from training.finetuned import Finetuned, load_finetuned
+    from training.finetuning import Finetuning, finetune
     from training.inference import (
         InferenceConfig,
         Prompt,
@@ -44,6 +50,7 @@ if TYPE_CHECKING:
     from training.runs import RunConfig
     from training.samples import digest_scans
     from training.sampling import DataConfig, split_scans
+    from training.segmentation import Segmentation, SegmentConfig, Segmenter, segment
     from training.tasks import Task, TrainingResult
     from training.trainer import Trainer
     from training.weights import ModelCard, export_weights, load_checkpoint
@@ -67,6 +74,12 @@ _HOME = {
     "Evaluation": "evaluation",
     "EvaluationConfig": "evaluation",
     "evaluate_in_context": "evaluation",
+    "FinetuneConfig": "finetune_config",
+    "finetune_recipe": "finetune_config",
+    "Finetuned": "finetuned",
+    "load_finetuned": "finetuned",
+    "Finetuning": "finetuning",
+    "finetune": "finetuning",
     "InferenceConfig": "inference",
     "Prompt": "inference",
     "Reference": "inference",
@@ -87,6 +100,10 @@ _HOME = {
     "digest_scans": "samples",
     "DataConfig": "sampling",
     "split_scans": "sampling",
+    "SegmentConfig": "segmentation",
+    "Segmentation": "segmentation",
+    "Segmenter": "segmentation",
+    "segment": "segmentation",
     "Task": "tasks",
     "TrainingResult": "tasks",
     "Trainer": "trainer",
@@ -106,6 +123,9 @@ __all__ = [
     "DataError",
     "Evaluation",
     "EvaluationConfig",
+    "FinetuneConfig",
+    "Finetuned",
+    "Finetuning",
     "InferenceConfig",
     "Iris",
     "ModelCard",
@@ -119,6 +139,9 @@ __all__ = [
     "RunConfig",
     "RunError",
     "SampleLoader",
+    "SegmentConfig",
+    "Segmentation",
+    "Segmenter",
     "Structure",
     "Task",
     "Trainer",
@@ -132,12 +155,16 @@ __all__ = [
     "encode_references",
     "evaluate_in_context",
     "export_weights",
+    "finetune",
+    "finetune_recipe",
     "load_checkpoint",
+    "load_finetuned",
     "make_loader",
     "predict_labels",
     "predict_probabilities",
     "pretrain",
     "recipe",
+    "segment",
     "split_scans",
     "write_png",
 ]

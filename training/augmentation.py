@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from training.batches import Batch
+from training.batches import Batch, Cuts
 from training.errors import ConfigError
 from training.sampling import generator_of
 from training.views import Triple
@@ -213,7 +213,7 @@ def affine_matrix(
     return np.asarray(matrix @ sheared @ np.diag(scale))
 
 
-def apply_drawn(codes: Tensor, words: Tensor, batch: Batch, drawn: Drawn) -> tuple[Tensor, Tensor]:
+def apply_drawn(codes: Tensor, words: Tensor, batch: Cuts, drawn: Drawn) -> tuple[Tensor, Tensor]:
     """Return one view's image, float32 (B, 1, Z, Y, X), and words, int16 (B, Z, Y, X), cropped.
 
     Args:
@@ -238,7 +238,7 @@ def apply_drawn(codes: Tensor, words: Tensor, batch: Batch, drawn: Drawn) -> tup
     return image, words
 
 
-def warp(codes: Tensor, words: Tensor, batch: Batch, matrix: Tensor) -> tuple[Tensor, Tensor]:
+def warp(codes: Tensor, words: Tensor, batch: Cuts, matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return the crop from the middle of each cut, seen through its matrix: z-scores and words.
 
     A sample whose matrix is the identity is cut out, exactly. One grid serves both: image and words move

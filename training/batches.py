@@ -8,11 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from training.views import Triple
+
+
+class Cuts(Protocol):
+    """What augmentation has to know of B cuts; see `Batch`."""
+
+    @property
+    def scale(self) -> Tensor:
+        """float32 (B,): z-score units a code step."""
+
+    @property
+    def offset(self) -> Tensor:
+        """float32 (B,): z-score of code 0."""
+
+    @property
+    def padding_codes(self) -> Tensor:
+        """int16 (B,): the image outside the scan."""
+
+    @property
+    def crop_zyx(self) -> Triple:
+        """Voxels of a view."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

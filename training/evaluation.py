@@ -4,7 +4,7 @@ Some scans serve as references, others as targets; each *prompt* is k references
 target that is not among them. A structure is one value of a label map, or (`whole`) all of them together.
 
 Reads:  a store's images (z-scores) and labels.
-Writes: one `Score` a prompt, target and structure; means over them.
+Writes: one `Score` a prompt, target and structure (`training.scores`); ensembled, one a target and structure.
 Bounds: scans of one data set and label name are compared with each other only. A structure that is absent
         from a target has no Dice and counts nowhere; how many these are is stated, and how many of them were
         drawn all the same. Draws come from the config's seed: no generator of the caller's is touched.
@@ -12,16 +12,14 @@ Bounds: scans of one data set and label name are compared with each other only. 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from storage import Store
+from storage import CorruptStore, Scan, Store
 from training.errors import ConfigError, DataError
 from training.inference import (
     InContextNet,
@@ -32,6 +30,10 @@ from training.inference import (
     encode_references,
     predict,
 )
+from training.scores import Evaluation, Failed, Score, Unprompted
+from training.surfaces import UNKNOWN, SurfaceDistances, surface_distances
+
+__all__ = ["Evaluation", "EvaluationConfig", "Score", "evaluate_in_context"]
 
 WHOLE = "whole"
 """Name of the structure made of all values of a label map."""
@@ -74,98 +76,6 @@ class EvaluationConfig:
             raise ConfigError("whole or parts must be true: there is nothing to evaluate")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """How well one structure was found in one target."""
-
-    dataset: str
-    """Collection of the scans."""
-    label: str
-    """Label map."""
-    structure: str
-    """Name of the value, or "whole"."""
-    target: str
-    """Id of the target."""
-    references: tuple[str, ...]
-    """Ids of the references."""
-    expected_voxels: int
-    """Voxels of the structure by the label."""
-    predicted_voxels: int
-    """Voxels that were drawn."""
-    common_voxels: int
-    """Voxels of both."""
-
-    @property
-    def dice(self) -> float:
-        """2 |A and B| / (|A| + |B|) in [0, 1]; NaN where the target lacks the structure."""
-        if not self.expected_voxels:
-            return math.nan
-        return 2 * self.common_voxels / (self.expected_voxels + self.predicted_voxels)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StructureSummary:
-    """One structure over all its cases."""
-
-    dataset: str
-    """Collection of the scans."""
-    label: str
-    """Label map."""
-    structure: str
-    """Name of the value, or "whole"."""
-    dice: float
-    """Mean over prompts and targets that have it; NaN where none has."""
-    num_cases: int
-    """How many these are."""
-    num_absent: int
-    """Cases whose target lacks it; not in the mean."""
-    num_drawn_though_absent: int
-    """Those of them where something was drawn."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """All scores, and what they come to."""
-
-    scores: tuple[Score, ...]
-    """By prompt, target and structure."""
-    num_unprompted: int
-    """Structures that a prompt's references all lack, counted over prompts; they have no scores there."""
-
-    @property
-    def structures(self) -> tuple[StructureSummary, ...]:
-        """A summary of each structure, in the order in which they were met."""
-        groups: dict[tuple[str, str, str], list[Score]] = {}
-        for score in self.scores:
-            groups.setdefault((score.dataset, score.label, score.structure), []).append(score)
-        return tuple(_summary(*names, scores) for names, scores in groups.items())
-
-    @property
-    def mean_dice(self) -> float:
-        """Mean over structures, each of the same weight; NaN where there is none."""
-        return _mean(summary.dice for summary in self.structures)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the means, the counts and each structure's mean, without the single scores."""
-        return {
-            "mean_dice": _plain(self.mean_dice),
-            "num_cases": len(self.scores),
-            "num_unprompted": self.num_unprompted,
-            "structures": [
-                {
-                    "dataset": summary.dataset,
-                    "label": summary.label,
-                    "structure": summary.structure,
-                    "dice": _plain(summary.dice),
-                    "num_cases": summary.num_cases,
-                    "num_absent": summary.num_absent,
-                    "num_drawn_though_absent": summary.num_drawn_though_absent,
-                }
-                for summary in self.structures
-            ],
-        }
-
-
 def evaluate_in_context(
     net: torch.nn.Module,
     store: Store,
@@ -173,6 +83,9 @@ def evaluate_in_context(
     *,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    ensemble: bool = False,
+    distances: bool = False,
+    keep_going: bool = False,
 ) -> Evaluation:
     """Return how well a network finds labelled structures when it is shown k labelled references.
 
@@ -184,30 +97,42 @@ def evaluate_in_context(
         config: Which scans, how many prompts.
         device: Where to compute.
         progress: Called with targets done and targets in all.
+        ensemble: Whether the prompts' probabilities are averaged, in place of scoring each prompt.
+        distances: Whether surface distances are measured too.
+        keep_going: Whether a target whose bytes are damaged is told of, in place of ending it all.
 
     Raises:
         DataError: No two scans of the store share a label map, or a chosen id is not in it.
+        CorruptStore: A reference is damaged; a target too, unless `keep_going`.
     """
     cohorts = _cohorts(store, config)
     total, done = sum(len(cohort.targets) for cohort in cohorts), 0
     scores: list[Score] = []
-    num_unprompted = 0
+    unprompted: list[Unprompted] = []
+    failed: list[Failed] = []
     training = net.training
     net.eval()
     try:
         for cohort in cohorts:
             structures = _structures(store, cohort, config)
             prompts = [_prompt(net, store, cohort, ids, structures, config, device) for ids in cohort.prompts]
-            num_unprompted += sum(len(structures) - len(prompt.structures) for prompt in prompts if prompt)
-            num_unprompted += sum(len(structures) for prompt in prompts if prompt is None)
+            unprompted += _unprompted(cohort, prompts, structures)
+            ask = _Asking(net=net, cohort=cohort, config=config, device=device, distances=distances)
             for target in cohort.targets:
-                scores += _target_scores(net, store, cohort, target, prompts, config, device)
+                try:
+                    shown = _Target.read(store.scan(target), cohort.label)
+                    prompted = _prompts_for(target, cohort, prompts)
+                    scores += ask.ensembled(shown, prompted) if ensemble else ask.each(shown, prompted)
+                except CorruptStore as error:
+                    if not keep_going:
+                        raise
+                    failed.append(Failed(target=target, label=cohort.label, reason=str(error)))
                 done += 1
                 if progress is not None:
                     progress(done, total)
     finally:
         net.train(training)
-    return Evaluation(scores=tuple(scores), num_unprompted=num_unprompted)
+    return Evaluation(scores=tuple(scores), unprompted=tuple(unprompted), failed=tuple(failed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +161,8 @@ def _cohorts(store: Store, config: EvaluationConfig) -> list[_Cohort]:
     for (dataset, label), ids in members.items():
         generator = np.random.default_rng(config.seed)
         shuffled = [ids[k] for k in generator.permutation(len(ids))]
-        targets = _chosen(config.targets, shuffled[: config.num_targets], ids)
+        strange = [scan_id for scan_id in shuffled if scan_id not in config.references] or shuffled
+        targets = _chosen(config.targets, strange[: config.num_targets], ids)
         others = [scan_id for scan_id in shuffled if scan_id not in targets] or shuffled
         references = _chosen(config.references, others, ids)
         prompts = _groups(references, config.shots, config.num_prompts)
@@ -305,73 +231,118 @@ def _prompt(
     return encode_references(context, references, structures, config.inference, device=device)
 
 
-def _target_scores(
-    net: torch.nn.Module,
-    store: Store,
-    cohort: _Cohort,
-    target: str,
-    prompts: Sequence[Prompt | None],
-    config: EvaluationConfig,
-    device: torch.device | str,
-) -> list[Score]:
-    """The scores of one target with every prompt that it is not part of."""
-    scan = store.scan(target)
-    labels = scan.labels(cohort.label)
-    asked = [
+def _unprompted(
+    cohort: _Cohort, prompts: Sequence[Prompt | None], structures: Sequence[Structure]
+) -> Iterator[Unprompted]:
+    """What a prompt's references all lack."""
+    for ids, prompt in zip(cohort.prompts, prompts, strict=True):
+        for structure in structures if prompt is None else prompt.missing:
+            yield Unprompted(
+                dataset=cohort.dataset, label=cohort.label, structure=structure.name, references=ids
+            )
+
+
+_Prompted = list[tuple[tuple[str, ...], Prompt]]
+"""Prompts with the ids of their references."""
+
+
+def _prompts_for(target: str, cohort: _Cohort, prompts: Sequence[Prompt | None]) -> _Prompted:
+    """The prompts that a target is not part of."""
+    return [
         (ids, prompt)
         for ids, prompt in zip(cohort.prompts, prompts, strict=True)
         if prompt is not None and target not in ids
     ]
-    image = scan.image(normalize=True)
-    scores = []
-    context: InContextNet = net  # type: ignore[assignment]
-    found = predict(context, image, [prompt for _, prompt in asked], config.inference, device=device)
-    for number, part, probabilities in found:
-        ids, prompt = asked[number]
-        for structure, probability in zip(prompt.structures[part], probabilities, strict=True):
-            drawn = probability >= config.inference.threshold
-            scores.append(_score(cohort, structure, target, ids, structure.mask(labels), drawn))
-    return scores
 
 
-def _score(
-    cohort: _Cohort,
-    structure: Structure,
-    target: str,
-    references: tuple[str, ...],
-    expected: NDArray[np.bool_],
-    drawn: NDArray[np.bool_],
-) -> Score:
-    return Score(
-        dataset=cohort.dataset,
-        label=cohort.label,
-        structure=structure.name,
-        target=target,
-        references=references,
-        expected_voxels=int(expected.sum()),
-        predicted_voxels=int(drawn.sum()),
-        common_voxels=int((expected & drawn).sum()),
-    )
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Target:
+    """A scan that structures are looked for in."""
+
+    scan_id: str
+    image: NDArray[np.float32]
+    labels: NDArray[np.uint8] | NDArray[np.uint16]
+    spacing_zyx_mm: tuple[float, float, float]
+
+    @classmethod
+    def read(cls, scan: Scan, label: str) -> _Target:
+        """A scan of a store."""
+        return cls(
+            scan_id=scan.id,
+            labels=scan.labels(label),
+            image=scan.image(normalize=True),
+            spacing_zyx_mm=scan.spacing_zyx_mm,
+        )
 
 
-def _summary(dataset: str, label: str, structure: str, scores: Sequence[Score]) -> StructureSummary:
-    absent = [score for score in scores if not score.expected_voxels]
-    return StructureSummary(
-        dataset=dataset,
-        label=label,
-        structure=structure,
-        dice=_mean(score.dice for score in scores),
-        num_cases=len(scores) - len(absent),
-        num_absent=len(absent),
-        num_drawn_though_absent=sum(score.predicted_voxels > 0 for score in absent),
-    )
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Asking:
+    """Who is asked what, and how answers are scored."""
 
+    net: torch.nn.Module
+    cohort: _Cohort
+    config: EvaluationConfig
+    device: torch.device | str
+    distances: bool
 
-def _mean(values: Iterable[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
+    def _predict(
+        self, target: _Target, prompts: Sequence[Prompt]
+    ) -> Iterator[tuple[int, slice, NDArray[np.float32]]]:
+        context: InContextNet = self.net  # type: ignore[assignment]
+        return predict(context, target.image, prompts, self.config.inference, device=self.device)
 
+    def each(self, target: _Target, prompted: _Prompted) -> Iterator[Score]:
+        """The scores of one target with every prompt."""
+        for number, part, probabilities in self._predict(target, [prompt for _, prompt in prompted]):
+            ids, prompt = prompted[number]
+            for structure, probability in zip(prompt.structures[part], probabilities, strict=True):
+                yield self._score(target, structure, ids, probability)
 
-def _plain(value: float) -> float | None:
-    """A number for JSON, which has no NaN."""
-    return None if math.isnan(value) else value
+    def ensembled(self, target: _Target, prompted: _Prompted) -> Iterator[Score]:
+        """The scores of one target with the mean probability of all prompts that show a structure.
+
+        As many structures at a time as half the memory of the accumulators holds.
+        """
+        structures = list(dict.fromkeys(s for _, prompt in prompted for s in prompt.structures))
+        room = self.config.inference.max_accumulator_bytes // (2 * 4 * target.image.size)
+        for first in range(0, len(structures), max(1, room)):
+            some = structures[first : first + max(1, room)]
+            asked = [(ids, prompt.only(some)) for ids, prompt in prompted]
+            asked = [(ids, prompt) for ids, prompt in asked if prompt.structures]
+            sums: dict[Structure, NDArray[np.float32]] = {}
+            shown: dict[Structure, list[str]] = {structure: [] for structure in some}
+            for number, part, probabilities in self._predict(target, [prompt for _, prompt in asked]):
+                ids, prompt = asked[number]
+                for structure, probability in zip(prompt.structures[part], probabilities, strict=True):
+                    if structure in sums:
+                        sums[structure] += probability
+                    else:
+                        sums[structure] = probability.copy()
+                    shown[structure].append("+".join(ids))
+            for structure in some:
+                mean = sums.pop(structure) / np.float32(len(shown[structure]))
+                yield self._score(target, structure, tuple(shown[structure]), mean)
+
+    def _score(
+        self,
+        target: _Target,
+        structure: Structure,
+        references: tuple[str, ...],
+        probability: NDArray[np.float32],
+    ) -> Score:
+        drawn, expected = probability >= self.config.inference.threshold, structure.mask(target.labels)
+        apart: SurfaceDistances = UNKNOWN
+        if self.distances:
+            apart = surface_distances(drawn, expected, target.spacing_zyx_mm)
+        return Score(
+            dataset=self.cohort.dataset,
+            label=self.cohort.label,
+            structure=structure.name,
+            target=target.scan_id,
+            references=references,
+            expected_voxels=int(expected.sum()),
+            predicted_voxels=int(drawn.sum()),
+            common_voxels=int((expected & drawn).sum()),
+            hd95_mm=apart.hd95_mm,
+            asd_mm=apart.asd_mm,
+        )

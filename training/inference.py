@@ -152,6 +152,16 @@ class Prompt:
     priors: tuple[Priors, ...]
     """One set for each of the config's flips: of the K structures, then, with `whole_mask`, of all ones."""
 
+    def only(self, wanted: Sequence[Structure]) -> Prompt:
+        """The same prompt for those of its structures that are wanted."""
+        kept = [place for place, structure in enumerate(self.structures) if structure in wanted]
+        rows = [*kept, *range(len(self.structures), len(self.priors[0][0]))]  # all ones stays last
+        return Prompt(
+            structures=tuple(self.structures[place] for place in kept),
+            missing=self.missing,
+            priors=tuple(tuple(prior[rows] for prior in priors) for priors in self.priors),
+        )
+
 
 @torch.inference_mode()
 def encode_references(

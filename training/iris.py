@@ -22,6 +22,7 @@ from training.decoder import Classifier, Decoder, Priors
 from training.encoder import Encoder, Features, Widths
 from training.errors import ConfigError, CropError
 from training.task_encoding import MAX_CROP_VOXELS, NUM_QUERIES, TaskEncoding
+from training.trained_on import TrainedOn
 
 CROP_MULTIPLE = 16
 """Four halvings: every axis of a crop is a multiple of this."""
@@ -55,6 +56,8 @@ class Iris(nn.Module):
         self.channels = parse_channels(channels)
         self.num_tasks = num_tasks
         self.task_encoding = task_encoding
+        self.trained_on = TrainedOn()
+        """What `load_checkpoint` knows of the scans that the weights were trained on."""
         deepest = self.channels[:1:-1]
         for stage, width in enumerate(deepest):
             self.register_buffer(f"task_prior_{stage}", torch.zeros(num_tasks, NUM_QUERIES + 1, width))

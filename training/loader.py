@@ -21,11 +21,12 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +41,18 @@ from training.sampling import DataConfig, make_choice
 
 _SECONDS_TO_SAVE = 30
 """How long workers go on after SIGTERM, so that the trainer ends its step and saves; as schedulers grant."""
+
+
+SampleT = TypeVar("SampleT")
+SampleT_co = TypeVar("SampleT_co", covariant=True)
+BatchT = TypeVar("BatchT")
+
+
+class Reads(Protocol[SampleT_co]):
+    """What reads samples: pickled into workers, so it opens nothing before it is asked."""
+
+    def read(self, index: int) -> SampleT_co:
+        """Return sample `index` of the run, or raise DataError."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +94,10 @@ class Share:
         return range(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
 
 
-class SampleLoader:
+class SampleLoader(Generic[BatchT]):
     """Yields the batches of a rank, in order; each iteration starts at the first again."""
 
-    def __init__(self, batches: BatchReader, *, num_workers: int, pin: bool) -> None:
+    def __init__(self, batches: BatchReader[Any, BatchT], *, num_workers: int, pin: bool) -> None:
         self._batches = batches
         self._num_workers = num_workers
         self._pin = pin
@@ -92,7 +105,7 @@ class SampleLoader:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[BatchT]:
         iterator = iter(self._loader())
         try:
             while (item := _next(iterator)) is not None:
@@ -102,7 +115,7 @@ class SampleLoader:
         finally:
             del iterator  # ends the workers now, not when a traceback lets go of this frame
 
-    def _loader(self) -> DataLoader[Batch | _Failure]:
+    def _loader(self) -> DataLoader[BatchT | _Failure]:
         workers = self._num_workers
         with warnings.catch_warnings():
             # How many workers are worthwhile is the caller's to say: much of a read is waiting for the disk.
@@ -133,7 +146,7 @@ def make_loader(
     world_size: int = 1,
     num_workers: int = 0,
     pin_memory: bool = False,
-) -> SampleLoader:
+) -> SampleLoader[Batch]:
     """Return what yields the batches of one rank.
 
     Args:
@@ -167,7 +180,7 @@ def make_loader(
     digest = digest_scans(entries, scan_ids)
     make_choice((entries[scan_id] for scan_id in scan_ids), config.dataset_weights)  # or raises, here and now
     reader = SampleReader(store, scan_ids, config, seed=seed, digest=digest)
-    batches = BatchReader(reader, config, share, seed)
+    batches = BatchReader(reader, partial(collate, config=config, seed=seed), share)
     return SampleLoader(batches, num_workers=num_workers, pin=pin_memory)
 
 
@@ -178,33 +191,34 @@ class _Failure:
     message: str
 
 
-class BatchReader(Dataset["Batch | _Failure"]):
+class BatchReader(Dataset["BatchT | _Failure"], Generic[SampleT, BatchT]):
     """Batch number -> batch, in whichever process."""
 
-    def __init__(self, reader: SampleReader, config: DataConfig, share: Share, seed: int) -> None:
+    def __init__(
+        self, reader: Reads[SampleT], collate: Callable[[Sequence[SampleT]], BatchT], share: Share
+    ) -> None:
         self._reader = reader
-        self._config = config
+        self._collate = collate
         self._share = share
-        self._seed = seed
 
     def __len__(self) -> int:
         return len(self._share)
 
-    def __getitem__(self, number: int) -> Batch | _Failure:
+    def __getitem__(self, number: int) -> BatchT | _Failure:
         try:
             samples = [self._reader.read(index) for index in self._share.batch(number)]
         except DataError as error:
             return _Failure(str(error))
-        return collate(samples, self._config, seed=self._seed)
+        return self._collate(samples)
 
 
 def collate(samples: Sequence[Sample], config: DataConfig, *, seed: int) -> Batch:
     """Return samples as one batch."""
     return Batch(
-        reference_codes=_stack([sample.cuts[0] for sample in samples])[:, None],
-        target_codes=_stack([sample.cuts[1] for sample in samples])[:, None],
-        reference_words=_stack([sample.words[0] for sample in samples]),
-        target_words=_stack([sample.words[1] for sample in samples]),
+        reference_codes=stack([sample.cuts[0] for sample in samples])[:, None],
+        target_codes=stack([sample.cuts[1] for sample in samples])[:, None],
+        reference_words=stack([sample.words[0] for sample in samples]),
+        target_words=stack([sample.words[1] for sample in samples]),
         scale=torch.tensor([sample.scale for sample in samples], dtype=torch.float32),
         offset=torch.tensor([sample.offset for sample in samples], dtype=torch.float32),
         padding_codes=torch.tensor([sample.padding_code for sample in samples], dtype=torch.int16),
@@ -216,11 +230,12 @@ def collate(samples: Sequence[Sample], config: DataConfig, *, seed: int) -> Batc
     )
 
 
-def _stack(arrays: Sequence[np.ndarray]) -> Tensor:
+def stack(arrays: Sequence[np.ndarray]) -> Tensor:
+    """Return arrays of one shape as one tensor, along a new first axis."""
     return torch.from_numpy(np.stack(arrays))
 
 
-def _next(iterator: Iterator[Batch | _Failure]) -> Batch | _Failure | None:
+def _next(iterator: Iterator[BatchT | _Failure]) -> BatchT | _Failure | None:
     try:
         return next(iterator, None)
     except (RuntimeError, EOFError, OSError) as error:  # the latter two: it died while handing over a batch

@@ -31,10 +31,11 @@ from training.pictures import Case, write_png
 from training.runs import RunRecord, begin_run, check_run, has_begun, locked_run, scan_digests, to_toml
 from training.sampling import ScanSplit, split_scans
 from training.tasks import Task, TrainingResult
+from training.trained_on import TrainedOn
 from training.trainer import Trainer
-from training.weights import ModelCard, export_weights, installed_versions
+from training.weights import WEIGHTS, ModelCard, export_weights, installed_versions
 
-WEIGHTS, MODEL_CARD = "weights.safetensors", "MODEL_CARD.md"
+MODEL_CARD = "MODEL_CARD.md"
 
 _DRAWN_MASKS = 4
 """Most masks of a sample in a picture."""
@@ -88,6 +89,7 @@ def pretrain(
         store_name=store_path.resolve().name,
         scans=scan_digests(store, split.training),
         versions=installed_versions(),
+        trained_on=trained_on(store, config.data.crop_zyx),
     )
     with joined_processes(device) as (ranks, where):
         if not ranks.is_first:
@@ -121,7 +123,7 @@ def _train(
         optimisation=config.optimisation,
         run=config.run,
         ranks=ranks,
-        settings=config.values(),
+        settings={**config.values(), "trained_on": record.trained_on.to_json()},
         on_progress=on_progress,
     )
     resumed = has_begun(folder)
@@ -139,6 +141,7 @@ def _train(
             num_steps=result.step,
             weights="ema",
             versions=record.versions,
+            trained_on=record.trained_on,
         )
         assert isinstance(result.average, Iris)
         export_weights(result.average, weights, card).replace(folder / MODEL_CARD)
@@ -149,6 +152,12 @@ def _train(
         is_first=ranks.is_first,
         weights=weights,
     )
+
+
+def trained_on(store: Store, crop_voxels: tuple[int, int, int]) -> TrainedOn:
+    """How a store's scans were prepared, for those who use the weights."""
+    ingest = store.info.config.get("ingest", {})
+    return TrainedOn(spacing_mm=store.info.spacing_mm, ingest=ingest, crop_voxels=crop_voxels)
 
 
 def pretraining_task(

@@ -1,8 +1,8 @@
 """The folder of a run, who may train in it, and whether a run that goes on is still the same run.
 
     RUN/
-        config.toml           every setting, as `mass pretrain --config` reads them
-        run.json              the store's name and digest, the scans trained on and their digests, versions
+        config.toml           every setting, as `mass pretrain --config` (or `mass finetune`) reads them
+        run.json              the store's name, digest and settings, the scans trained on, versions
         metrics.jsonl         what was measured, a line a step told (training.monitoring)
         tensorboard/          the same as curves, and pictures
         checkpoints/          step-N.pt, the last few; best.pt, weights only (training.checkpoints)
@@ -10,6 +10,7 @@
         failures/step-N/      state and batch of a step whose loss was not finite
         weights.safetensors   the averaged weights, when the run is complete
         MODEL_CARD.md         what they were trained on and how
+        report.json           of a fine-tuning: Dice on labelled scans that were kept out
 
 *Writes* config.toml and run.json once, when a run begins. *Reads* them when it goes on: what changes the
 weights has to be the same; what only changes how the run is watched (the table [run]) may differ. A lock on
@@ -24,13 +25,14 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from storage import Store, digest_of
 from training.checkpoints import list_checkpoints, write_atomically
 from training.errors import ConfigError, RunError
+from training.trained_on import TrainedOn
 
 CONFIG, RECORD, CHECKPOINTS, LOCK = "config.toml", "run.json", "checkpoints", ".lock"
 
@@ -87,6 +89,8 @@ class RunRecord:
     """Digest of each scan trained on, by id."""
     versions: Mapping[str, str]
     """Of the packages that the run begins with."""
+    trained_on: TrainedOn = field(default_factory=TrainedOn)
+    """How the scans were prepared and cropped."""
 
     @property
     def store_digest(self) -> str:
@@ -120,6 +124,7 @@ def begin_run(folder: Path, record: RunRecord) -> None:
         "store": record.store_name,
         "store_digest": record.store_digest,
         "versions": dict(record.versions),
+        "trained_on": record.trained_on.to_json(),
         "scans": dict(record.scans),
     }
     write_atomically(folder / CONFIG, lambda file: file.write(to_toml(record.settings).encode()))

@@ -189,17 +189,20 @@ class SampleReader:
         masks = np.resize(best.ids[chosen], wanted)
         words = _words(scan, masks, best)
         intensity = scan.intensity
-        low = np.clip(round((intensity.low - scan.offset) / scan.scale), -32_768, 32_767)
+        low = int(np.clip(round((intensity.low - scan.offset) / scan.scale), -32_768, 32_767))
         codes = scan.image_codes(best.region.slices)
         cuts = [view.grow(self._config.margin_zyx) for view in best.views]
         return Sample(
             index=index,
             scan_id=scan.id,
-            cuts=(_cut(codes, best.region, cuts[0], int(low)), _cut(codes, best.region, cuts[1], int(low))),
-            words=(_cut(words, best.region, cuts[0], 0), _cut(words, best.region, cuts[1], 0)),
+            cuts=(
+                cut_out(codes, best.region, cuts[0], low),
+                cut_out(codes, best.region, cuts[1], low),
+            ),
+            words=(cut_out(words, best.region, cuts[0], 0), cut_out(words, best.region, cuts[1], 0)),
             scale=scan.scale / intensity.std,
             offset=(scan.offset - intensity.mean) / intensity.std,
-            padding_code=int(low),
+            padding_code=low,
             views=best.views,
             masks=tuple(int(mask) for mask in masks),
         )
@@ -254,7 +257,7 @@ def _words(scan: Scan, masks: NDArray[np.int64], place: _Place) -> NDArray[np.in
     return words.view(np.int16)  # 15 bits at most: none is negative
 
 
-def _cut(array: NDArray[np.int16], region: Box, cut: Box, padding: int) -> NDArray[np.int16]:
+def cut_out(array: NDArray[np.int16], region: Box, cut: Box, padding: int) -> NDArray[np.int16]:
     """Return a cut of what was read of `region`, `padding` outside of it."""
     result = np.full(cut.shape, padding, dtype=np.int16)
     shared = cut.intersect(region)

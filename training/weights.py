@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from textwrap import indent
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -25,13 +26,22 @@ from training.checkpoints import write_atomically
 from training.encoder import Widths
 from training.errors import CheckpointError, ConfigError
 from training.iris import Iris
+from training.trained_on import TrainedOn, recorded_beside
 
 WhichWeights = Literal["ema", "model"]
 StateDict = dict[str, Tensor]
 
+WEIGHTS = "weights.safetensors"
+"""What a complete run exports."""
+
 _ARCHITECTURE = "mass3d"
 _WRAPPERS = ("module.", "_orig_mod.")
 """What DDP, averaging and torch.compile put before every key."""
+_IN_CONTEXT = """\
+from training import load_checkpoint
+
+net = load_checkpoint("FILE.safetensors")
+logits = net(target, reference, masks)  # z-scores (B,1,Z,Y,X); masks (B,K,Z,Y,X)"""
 _VERSIONED = ("mass3d", "torch", "numpy", "safetensors")
 
 
@@ -66,6 +76,14 @@ class ModelCard:
     """Measured quality, by name, for example the in-context Dice on held-out scans."""
     versions: Mapping[str, str] = field(default_factory=installed_versions)
     """Package versions that trained it."""
+    summary: str = "Pretrained without labels."
+    """A sentence or two: what was trained on what."""
+    use: str = _IN_CONTEXT
+    """Python lines that use the file, FILE for its name without .safetensors."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """More for the file's metadata."""
+    trained_on: TrainedOn = field(default_factory=TrainedOn)
+    """How the scans were prepared and cropped: what uses the weights does the same."""
 
     def to_markdown(self, net: Iris) -> str:
         """Return the card of these weights of `net`."""
@@ -77,16 +95,15 @@ class ModelCard:
             "steps": f"{self.num_steps:,}",
             "scans": f"{self.num_scans:,}",
             "store digest": f"`{self.store_digest}`",
+            **self.trained_on.rows(),
             **{name: f"{value:.4g}" for name, value in self.figures.items()},
             **{f"version of {name}": value for name, value in self.versions.items()},
         }
         table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
         return (
-            f"# {self.title}\n\nPretrained without labels. Not a medical device; for research.\n\n"
+            f"# {self.title}\n\n{self.summary} Not a medical device; for research.\n\n"
             f"|  |  |\n|---|---|\n{table}\n\n## Use\n\n"
-            "    from training import load_checkpoint\n\n"
-            '    net = load_checkpoint("FILE.safetensors")\n'
-            "    logits = net(target, reference, masks)  # z-scores (B,1,Z,Y,X); masks (B,K,Z,Y,X)\n\n"
+            f"{indent(self.use, ' ' * 4)}\n\n"
             f"## Recipe\n\n```toml\n{self.recipe.strip()}\n```\n"
         )
 
@@ -106,8 +123,15 @@ def export_weights(net: Iris, path: Path | str, card: ModelCard) -> Path:
     if path.suffix != ".safetensors":
         raise ConfigError(f"{path}: the name of exported weights ends in .safetensors")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    architecture = {"channels": net.channels, "num_tasks": net.num_tasks, "store_digest": card.store_digest}
-    written = save(tensors, metadata={"format": "pt", _ARCHITECTURE: json.dumps(architecture)})
+    architecture: dict[str, Any] = {
+        "channels": net.channels,
+        "num_tasks": net.num_tasks,
+        "store_digest": card.store_digest,
+    }
+    if card.trained_on != TrainedOn():
+        architecture["trained_on"] = card.trained_on.to_json()
+    metadata = {"format": "pt", _ARCHITECTURE: json.dumps(architecture), **card.metadata}
+    written = save(tensors, metadata=metadata)
     write_atomically(path, lambda file: file.write(written))
     card_path = path.with_suffix(".md")
     text = card.to_markdown(net).replace("FILE.safetensors", path.name)
@@ -118,18 +142,30 @@ def export_weights(net: Iris, path: Path | str, card: ModelCard) -> Path:
 def load_checkpoint(path: Path | str, *, weights: WhichWeights = "ema") -> Iris:
     """Return the network of a checkpoint, on the CPU, float32, in evaluation mode.
 
+    Its `trained_on` tells how the scans were prepared that it was trained on, as far as the checkpoint, or
+    the run's folder around it, says so.
+
     Args:
-        path: A published .pth, a run's step-N.pt or best.pt, or exported .safetensors.
+        path: A published .pth, a run's step-N.pt or best.pt, exported .safetensors, or the folder of a run
+            that is complete.
         weights: Which of a checkpoint's two sets; a file of one set has no choice.
 
     Raises:
         CheckpointError: No such file, no checkpoint of Iris, or something that is not tensors in it.
     """
     path = Path(path)
+    if path.is_dir():
+        folder, path = path, path / WEIGHTS
+        if not path.is_file():
+            raise CheckpointError(
+                f"{folder}: a folder without {WEIGHTS}. Name the folder of a complete run, or a checkpoint"
+            )
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, weights)
-    return network_of(state, path)
+    read = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, weights)
+    net = network_of(read[0], path)
+    net.trained_on = read[1] or recorded_beside(path) or TrainedOn()
+    return net
 
 
 def network_of(state: StateDict, path: Path) -> Iris:
@@ -161,14 +197,21 @@ def _bare(name: str) -> str:
     return name
 
 
-def _read_safetensors(path: Path) -> StateDict:
+def _read_safetensors(path: Path) -> tuple[StateDict, TrainedOn | None]:
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a safetensors file, or a damaged one: {error}") from error
+    try:
+        about = json.loads(metadata.get(_ARCHITECTURE, "{}"))
+        return state, TrainedOn.from_json(about.get("trained_on"))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its metadata are damaged: {error}") from error
 
 
-def _read_torch(path: Path, weights: WhichWeights) -> StateDict:
+def _read_torch(path: Path, weights: WhichWeights) -> tuple[StateDict, TrainedOn | None]:
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -188,4 +231,5 @@ def _read_torch(path: Path, weights: WhichWeights) -> StateDict:
             raise CheckpointError(f"{path}: has no {name!r} weights; ask for the other set")
     if not isinstance(chosen, dict) or not all(isinstance(value, Tensor) for value in chosen.values()):
         raise CheckpointError(f"{path}: not a checkpoint of Iris: no state dict in it")
-    return chosen
+    config = document.get("config")
+    return chosen, TrainedOn.from_json(config.get("trained_on") if isinstance(config, dict) else None)

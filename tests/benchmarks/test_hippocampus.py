@@ -36,7 +36,7 @@ def evaluation(offset: float = 0.0) -> Evaluation:
         for reference in ("c", "d")
         for structure, dice in (("whole", 0.5), ("1", 0.4), ("2", 0.25))
     )
-    return Evaluation(scores=scores, num_unprompted=0)
+    return Evaluation(scores=scores)
 
 
 def test_the_split_is_the_same_every_time_and_its_parts_share_no_scan():

@@ -34,3 +34,22 @@ class LikeIntensity(nn.Module):
         self.asked.append(priors[0].shape[1])
         means = priors[0][:, :, 0, 0]
         return 20 * (WIDTH - (features - means[:, :, None, None, None]).abs())
+
+
+class LikeInside(LikeIntensity):
+    """A prior holds the mean intensities in its mask and around it; logits are positive nearer to the first.
+
+    So edges lie where the intensity is half way, whatever the spacing.
+    """
+
+    def encode_tasks(self, features: Tensor, masks: Tensor) -> tuple[Tensor, ...]:
+        means = [
+            (features * part).sum(dim=(2, 3, 4)) / part.sum(dim=(2, 3, 4)).clamp(min=1)
+            for part in (masks, 1 - masks)
+        ]
+        prior = torch.stack(means, dim=-1)[:, :, None].expand(-1, -1, 11, -1)
+        return prior, prior, prior
+
+    def decode(self, features: Tensor, priors: tuple[Tensor, ...]) -> Tensor:
+        inside, outside = priors[0][:, :, 0, :, None, None, None].unbind(dim=2)
+        return 4 * ((features - outside).abs() - (features - inside).abs())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from storage import LabelVolume, Store, commit_scan, create_store, open_store
+from storage import CorruptStore, LabelVolume, Store, commit_scan, create_store, open_store
 from tests.storage.drawn_record import draw_record
 from tests.training.like_intensity import LikeIntensity
 from training.errors import ConfigError, DataError
@@ -173,3 +174,72 @@ def test_settings_that_cannot_be_are_refused():
         EvaluationConfig(shots=0)
     with pytest.raises(ConfigError, match="whole or parts"):
         EvaluationConfig(whole=False, parts=False)
+
+
+def test_distances_are_measured_in_mm_where_they_are_asked_for(store):
+    config = replace(CONFIG, targets=("a", "lacking"), references=("c",), whole=False)
+    assert all(math.isnan(s.hd95_mm) for s in evaluate_in_context(LikeIntensity(), store, config).scores)
+    measured = evaluate_in_context(LikeIntensity(), store, config, distances=True)
+    assert [(s.structure, s.hd95_mm, s.asd_mm) for s in measured.scores if s.target == "a"] == [
+        ("liver", 0.0, 0.0),
+        ("2", 0.0, 0.0),
+    ]
+    absent = next(s for s in measured.scores if s.target == "lacking" and s.structure == "2")
+    assert math.isnan(absent.hd95_mm)
+
+
+@pytest.mark.parametrize("room", [1 << 30, 1])
+def test_an_ensemble_scores_the_mean_probability_of_its_prompts(store, room):
+    class Graded(LikeIntensity):
+        """Each prompt in turn says 0.9, 0.4, 0.4 inside, so that two of three say no and the mean is yes."""
+
+        def encode_tasks(self, features, masks):
+            priors = super().encode_tasks(features, masks)
+            self.number = getattr(self, "number", -1) + 1
+            return tuple(torch.cat([p, torch.full_like(p, float(self.number))], dim=-1) for p in priors)
+
+        def decode(self, features, priors):
+            near = super().decode(features, priors) > 0
+            said = torch.tensor([0.9, 0.4, 0.4])[priors[0][:, :, 0, -1].long() % 3][..., None, None, None]
+            return torch.where(near, torch.logit(said), torch.tensor(-20.0))
+
+    inference = replace(CONFIG.inference, max_accumulator_bytes=room)
+    config = replace(CONFIG, targets=("a",), references=("b", "c", "d"), whole=False, inference=inference)
+    single = evaluate_in_context(Graded(), store, config)
+    assert sorted(score.dice for score in single.scores) == [0, 0, 0, 0, 1, 1]
+    together = evaluate_in_context(Graded(), store, config, ensemble=True)
+    assert [(s.structure, s.dice, s.references) for s in together.scores] == [
+        ("liver", 1.0, ("b", "c", "d")),
+        ("2", 1.0, ("b", "c", "d")),
+    ]
+
+
+def test_what_an_ensembles_prompt_lacks_the_others_answer(store):
+    config = replace(CONFIG, targets=("a",), references=("lacking", "c"), whole=False)
+    found = evaluate_in_context(LikeIntensity(), store, config, ensemble=True)
+    assert [(s.structure, s.dice, s.references) for s in found.scores] == [
+        ("liver", 1.0, ("lacking", "c")),
+        ("2", 1.0, ("c",)),
+    ]
+    assert [(one.structure, one.references) for one in found.unprompted] == [("2", ("lacking",))]
+
+
+def test_a_named_reference_is_not_drawn_as_a_target(store):
+    config = replace(CONFIG, references=("c",), num_targets=50, whole=False)
+    targets = {score.target for score in evaluate_in_context(LikeIntensity(), store, config).scores}
+    assert targets == {"a", "b", "d", "e", "lacking"}
+
+
+def test_a_damaged_target_ends_it_or_is_told_of(store, tmp_path):
+    copy = tmp_path / "store"
+    shutil.copytree(store.path, copy)
+    damaged = open_store(copy)
+    shards = damaged.scan("a").path / "0"
+    for path in (path for path in shards.rglob("*") if path.is_file() and path.name != "zarr.json"):
+        path.write_bytes(path.read_bytes()[:-40])
+    config = replace(CONFIG, targets=("a", "b"), references=("c",), whole=False)
+    with pytest.raises(CorruptStore):
+        evaluate_in_context(LikeIntensity(), damaged, config)
+    found = evaluate_in_context(LikeIntensity(), damaged, config, keep_going=True)
+    assert {score.target for score in found.scores} == {"b"}
+    assert [(one.target, one.label) for one in found.failed] == [("a", "organs")]
