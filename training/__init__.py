@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from training.augmentation import AugmentationConfig, ViewAugmentation, Views, augment
     from training.batches import Batch
+    from training.class_config import ClassifyConfig, classify_config
+    from training.classification import Classification, classify
     from training.config import ModelConfig, PretrainConfig, recipe
+    from training.embedding import EmbeddingConfig, ScanFeatures, encode_scan
     from training.errors import (
         CheckpointError,
         ConfigError,
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from training.evaluation import Evaluation, EvaluationConfig, evaluate_in_context
+    from training.heads import Classifier, load_classifier
     from training.inference import (
         InferenceConfig,
         Prompt,
@@ -54,6 +58,15 @@ _HOME = {
     "Views": "augmentation",
     "augment": "augmentation",
     "Batch": "batches",
+    "Classification": "classification",
+    "classify": "classification",
+    "ClassifyConfig": "class_config",
+    "classify_config": "class_config",
+    "Classifier": "heads",
+    "load_classifier": "heads",
+    "EmbeddingConfig": "embedding",
+    "encode_scan": "embedding",
+    "ScanFeatures": "embedding",
     "ModelConfig": "config",
     "PretrainConfig": "config",
     "recipe": "config",
@@ -100,10 +113,14 @@ __all__ = [
     "Batch",
     "Case",
     "CheckpointError",
+    "Classification",
+    "Classifier",
+    "ClassifyConfig",
     "ConfigError",
     "CropError",
     "DataConfig",
     "DataError",
+    "EmbeddingConfig",
     "Evaluation",
     "EvaluationConfig",
     "InferenceConfig",
@@ -119,6 +136,7 @@ __all__ = [
     "RunConfig",
     "RunError",
     "SampleLoader",
+    "ScanFeatures",
     "Structure",
     "Task",
     "Trainer",
@@ -127,12 +145,16 @@ __all__ = [
     "ViewAugmentation",
     "Views",
     "augment",
+    "classify",
+    "classify_config",
     "digest_scans",
     "draw_cases",
     "encode_references",
+    "encode_scan",
     "evaluate_in_context",
     "export_weights",
     "load_checkpoint",
+    "load_classifier",
     "make_loader",
     "predict_labels",
     "predict_probabilities",
