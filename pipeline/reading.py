@@ -1,11 +1,11 @@
 """From a source's files to arrays in real units, on the scan's own axes.
 
 *Reads*: NIfTI, NRRD, MetaImage and DICOM files, .npz sets. *Writes*: `RawScan`: image (z, y, x) on the axes
-of the file, int16 or float32 in real units (rescale slope and intercept applied), its grid, and label maps on
-the same grid. Every other form of input is refused with a `ScanError` that says why; no message holds more of a path
-than the source's `location`. The array order of the image library is turned round here, once. Where a NIfTI
-header holds two orientations, the sform is taken if it is the scanner's (code 1), else the qform; without
-either its axes are taken to run to the left, back and head, as the image library does.
+of the file, int16 or float32 in real units (rescale slope and intercept applied), its grid, and label maps
+on the same grid. Every other form of input is refused with a `ScanError` that says why; no message holds
+more of a path than the source's `location`. The array order of the image library is turned round here, once.
+Where a NIfTI header holds two orientations, the sform is taken if it is the scanner's (code 1), else the
+qform; without either its axes are taken to run to the left, back and head, as the image library does.
 """
 
 from __future__ import annotations

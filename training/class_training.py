@@ -240,7 +240,7 @@ def full_task(
 def cut_batch(
     store: Store, scan_ids: Sequence[str], sample_indices: Sequence[int], crop: Size, *, seed: int
 ) -> Batch:
-    """Return a window of each scan, where its sample's number puts it, in the form that augmentation takes."""
+    """Return a window of each scan, where its sample puts it, in the form that augmentation takes."""
     codes, scales, offsets, paddings = [], [], [], []
     for scan_id, sample in zip(scan_ids, sample_indices, strict=True):
         scan = store.scan(scan_id)
