@@ -15,7 +15,7 @@ import flows
 from commands.arguments import parser
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("prepare", "status", "verify", "inspect", "score", "pretrain", "demo")
+COMMANDS = ("prepare", "status", "verify", "inspect", "score", "pretrain", "embed", "classify", "demo")
 HEAVY = (
     "numpy",
     "scipy",
@@ -92,6 +92,9 @@ def test_importing_the_packages_loads_nothing_heavy() -> None:
         (["demo", "--raw", "nowhere"], "nowhere: no bundled scans here"),
         (["pretrain", "nowhere", "run"], "nowhere: no store here"),
         (["pretrain", "nowhere", "run", "--resume"], "run: no run here to go on with"),
+        (["embed", "c.pt", "nowhere", "--out", "f.npz"], "nowhere: no store here"),
+        (["embed", "c.pt", "nowhere", "--out", "f.txt"], "f.txt: features are written as .npz or .csv"),
+        (["classify", "c.pt", "nowhere", "run"], "nowhere: no store here"),
         (["prepare", ".", "store", "--config", "c.toml"], "the config c.toml cannot be read"),
     ],
 )

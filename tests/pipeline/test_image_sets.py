@@ -1,4 +1,4 @@
-"""Sets of small scans in one .npz file: each a scan, voxel for voxel, with split and class; or a clear error."""
+"""Sets of small scans in one .npz file: each a scan, voxel for voxel, with split and class; or an error."""
 
 from __future__ import annotations
 
