@@ -6,6 +6,8 @@
     score     proposals against the labels in the store
     inspect   pictures and numbers on a page
     pretrain  a network on the store's proposals; also under torchrun
+    embed     an encoder's features of every scan
+    classify  whole scans, by a frozen encoder or by all weights
     demo      prepare, score and inspect the bundled scans, then pretrain briefly
 
 Nothing heavy is imported before a command runs, so that `mass --help` answers at once. Prefect is started

@@ -116,6 +116,53 @@ def parser() -> argparse.ArgumentParser:
         "evaluate", "commands.evaluating:run_evaluate", "measure in-context segmentation on labelled scans"
     )
     add_evaluate(add)
+    add = command("embed", "commands.classifying:run_embed", "write an encoder's features of a store's scans")
+    add.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, exported, or published one"
+    )
+    add.add_argument("store", type=Path, metavar="STORE")
+    add.add_argument("--out", type=Path, required=True, metavar="features.npz", help="the file, .npz or .csv")
+    add.add_argument(
+        "--window",
+        type=int,
+        default=128,
+        metavar="N",
+        help="most voxels seen at once, a multiple of 16 (128)",
+    )
+    add_device(add)
+
+    add = command("classify", "commands.classifying:run_classify", "train a classifier of whole scans")
+    add.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, exported, or published one"
+    )
+    add.add_argument("store", type=Path, metavar="STORE")
+    add.add_argument("run_folder", type=Path, metavar="RUN", help="head, predictions, results; made new")
+    add.add_argument(
+        "--labels",
+        type=Path,
+        metavar="labels.csv",
+        help="columns id, class (or one of 0 and 1 a class), split (default: what the store knows)",
+    )
+    add.add_argument(
+        "--mode",
+        choices=("frozen-attention", "frozen-linear", "full"),
+        default="frozen-attention",
+        help="what is trained (default: frozen-attention)",
+    )
+    add.add_argument(
+        "--from-scratch", action="store_true", help="draw the encoder's weights: the same network, untaught"
+    )
+    add.add_argument(
+        "--test-fraction",
+        type=float,
+        default=0.0,
+        metavar="F",
+        help="draw so large a part of each class as test",
+    )
+    add.add_argument("--seed", type=int, metavar="N", help="of weights, samples, draws (0)")
+    add.add_argument("--config", type=Path, metavar="C.toml", help="settings that differ, by table")
+    add.add_argument("--resume", action="store_true", help="go on with the run in RUN")
+    add_device(add)
 
     add = command("demo", "flows:run_demo", "prepare, score, draw the bundled scans; pretrain briefly")
     add.add_argument("--raw", type=Path, default=EXAMPLES, metavar="RAW", help="other scans")
@@ -183,6 +230,9 @@ def add_finetune(command: Callable[[str, str, str], argparse.ArgumentParser]) ->
     add.add_argument("--resume", action="store_true", help="go on with the run in RUN, with its own settings")
     add_workers(add, "processes that read samples (default: the recipe's)", default=None)
     add.add_argument(
+def add_device(command: argparse.ArgumentParser) -> None:
+    """Give a command the option --device."""
+    command.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: auto)"
     )
 
@@ -308,6 +358,8 @@ def add_count(
 
 def at_least(least: int) -> Callable[[str], int]:
     """A type of whole numbers for argparse."""
+def add_workers(group: argparse._ActionsContainer, help: str, *, default: int | None = 1) -> None:
+    """Give a command the option --workers."""
 
     def count(text: str) -> int:
         number = int(text)

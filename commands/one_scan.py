@@ -128,6 +128,8 @@ def _fresh_record(store: Store, setup: Setup, job: Job, digests: Mapping[str, st
         "facts": dict(scan.facts),
         "notes": list(scan.notes),
     }
+    if source.classes:
+        about["class"] = source.classes[0] if len(source.classes) == 1 else list(source.classes)
     return ScanRecord(
         scan_id=source.scan_id,
         dataset=source.dataset,

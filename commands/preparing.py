@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.terminal import cache_folder, counted, print_failures, print_table
-from pipeline.config import INGEST_VERSION, IngestConfig
+from pipeline.config import INGEST_VERSION, LATER_SETTINGS, IngestConfig
 from pipeline.configuration import config_values, describe_change, parse_config, read_tables
 from pipeline.errors import UnreadableFile
 from pipeline.fingerprint import choices_digest, source_digest, source_stat
@@ -53,11 +53,20 @@ def wanted_digests(config: Mapping[str, Any], before: Mapping[str, Any] | None =
         before: Settings that the store had, to tell what differs.
     """
     code = {"ingest": INGEST_VERSION, "proposals": ALGORITHM_VERSION}
-    digests = {stage: digest_of({"settings": config.get(stage, {}), "code": code[stage]}) for stage in code}
+    digests = {
+        stage: digest_of({"settings": _counted(config.get(stage, {})), "code": code[stage]}) for stage in code
+    }
     change = {
         stage: describe_change(before.get(stage, {}), config[stage]) if before else "" for stage in code
     }
     return Wanted(**digests, ingest_change=change["ingest"], proposals_change=change["proposals"])
+
+
+def _counted(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that tell stored scans from stale ones: all but those that came later and are unset."""
+    return {
+        name: value for name, value in settings.items() if value is not None or name not in LATER_SETTINGS
+    }
 
 
 def found_now(source: Source) -> Found:

@@ -13,6 +13,9 @@ INGEST_VERSION = 1
 """Of the code that reads and standardises scans: raised when the same input and settings give other voxels,
 so that stored scans are known to be stale."""
 
+LATER_SETTINGS = ("set_spacing_mm",)
+"""Settings that stores of version 1 were made without: unset, they leave those stores fresh."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class IngestConfig:
@@ -57,6 +60,10 @@ class IngestConfig:
     max_stored_voxels: int = 1_000_000_000
     """A larger stored volume is refused before its memory is asked for."""
 
+    set_spacing_mm: float | None = None
+    """Edge of a voxel, in mm, of the images in .npz sets, which tell none; None: `spacing_mm`, so that they
+    are stored voxel for voxel."""
+
     frame: int | None = None
     """Which frame of every 4D file to take, counted from 0; None makes 4D files an error. A manifest's
     `frame` column goes before it."""
@@ -86,6 +93,12 @@ class IngestConfig:
             "min_spacing_mm",
             "above 0 and below max_spacing_mm",
             self.min_spacing_mm,
+        )
+        _require(
+            self.set_spacing_mm is None or self.set_spacing_mm > 0,
+            "set_spacing_mm",
+            "above 0",
+            self.set_spacing_mm,
         )
         _require(self.max_extent_mm > 0, "max_extent_mm", "above 0", self.max_extent_mm)
         _require(self.max_stored_voxels > 0, "max_stored_voxels", "above 0", self.max_stored_voxels)

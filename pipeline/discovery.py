@@ -5,8 +5,9 @@
 Ids of a folder's scans are the parts of their relative path joined by '_', without the suffix and without
 folders named images, imagesTr, imagesTs or image; their data set is the folder searched; a DICOM series takes
 its folder's, with the series' number where several share a folder. Where two scans would get one id, both get
-a short hash as well. Ids of a manifest are taken as they are, or refused. Labels are paired by the manifest,
-or by name (`pairing`); label value names come from JSON files (`label_names`).
+a short hash as well. Scans of an .npz set (`image_sets`) are called SET_train_0007 and are of the data
+set SET. Ids of a manifest are taken as they are, or refused. Labels are paired by the manifest, or by name
+(`pairing`); label value names come from JSON files (`label_names`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = ["Discovery", "LabelSource", "Source", "SourceFailure", "discover"]
 
 
 def discover(raw: Path, config: IngestConfig) -> Discovery:
-    """Everything to read at a place: a folder, a manifest (.csv, .tsv, .jsonl), or a single image file.
+    """Everything to read at a place: a folder, a manifest (.csv, .tsv, .jsonl), one image file or set.
 
     Args:
         raw: The place.

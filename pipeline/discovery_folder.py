@@ -1,23 +1,33 @@
 """Finding the scans below a folder.
 
-*Reads*: folder entries, JSON files of label names, DICOM headers. *Writes*: `Discovery`.
+*Reads*: folder entries, JSON files of label names, DICOM headers, headers and labels of .npz sets.
+*Writes*: `Discovery`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.config import IngestConfig
 from pipeline.discovery_dicom import DicomFind, find_dicom
-from pipeline.errors import UnreadableFile
+from pipeline.errors import NotAnImage, ScanError, UnreadableFile
 from pipeline.files import companions
+from pipeline.image_sets import SET_SUFFIX, SetPart, ids_in, open_set
 from pipeline.label_names import find_value_names
 from pipeline.pairing import IMAGE_FOLDERS, LABEL_FOLDERS, Pairing, pair
 from pipeline.privacy import Scrubber
-from pipeline.sources import Discovery, LabelSource, Source, SourceFailure, distinct_ids, id_from_parts
+from pipeline.sources import (
+    Discovery,
+    LabelSource,
+    SetItem,
+    Source,
+    SourceFailure,
+    distinct_ids,
+    id_from_parts,
+)
 from pipeline.tree import Tree, stem_of, walk
 
 _SPLIT_FOLDERS = {"imagestr": "train", "imagests": "test"}
@@ -45,6 +55,7 @@ def discover_folder(root: Path, config: IngestConfig, *, only: Path | None = Non
     found = [
         *_volumes(root, pairing, scrubber, notes),
         *_series(root, dicom, scrubber),
+        *_sets(root, tree.sets, scrubber, notes, asked=only is not None),
         *_unreadable(tree, scrubber),
     ]
     notes.extend(dicom.notes)
@@ -58,6 +69,7 @@ def _just(tree: Tree, only: Path) -> Tree:
     return Tree(
         volumes=tuple(p for p in tree.volumes if p == only),
         dicom=tuple(p for p in tree.dicom if p == only),
+        sets=tuple(p for p in tree.sets if p == only),
         unreadable=tuple(item for item in tree.unreadable if item[0] == only),
         other=(),
     )
@@ -110,6 +122,47 @@ def _series(root: Path, dicom: DicomFind, scrubber: Scrubber) -> Iterable[_Found
         yield _Found(shown=shown, id_parts=parts, make=source)
 
 
+def _sets(
+    root: Path, paths: Sequence[Path], scrubber: Scrubber, notes: list[str], *, asked: bool
+) -> Iterable[_Found]:
+    """The scans of .npz sets, and what is wrong with a set; other .npz files are noted, unless asked for."""
+    for path in paths:
+        shown = scrubber.path(path)
+        parts = shown.split("/")
+        id_parts = (*_plain(parts[:-1]), parts[-1][: -len(SET_SUFFIX)])
+        try:
+            held = open_set(root / path, shown=shown)
+        except ScanError as error:
+            if isinstance(error, NotAnImage) and not asked:
+                notes.append(f"{shown} left out: {error.reason}")
+            else:
+                failure = SourceFailure.of(error, scan_id="pending", location=shown)
+                yield _Found(shown=shown, id_parts=id_parts, failure=failure)
+            continue
+        counts = ", ".join(f"{len(part.classes)} {part.split}" for part in held)
+        notes.append(f"{shown} is a set of scans without voxel size or orientation, taken as it is: {counts}")
+        for part in held:
+            yield from _items(root / path, part, shown, id_parts)
+
+
+def _items(path: Path, part: SetPart, shown: str, id_parts: tuple[str, ...]) -> Iterable[_Found]:
+    """The scans of one split of a set."""
+    for index, name in ids_in(part):
+        source = Source(
+            scan_id="pending",
+            format="set",
+            files=(path,),
+            dataset=id_parts[-1],
+            split=part.split,
+            location=shown,
+            item=SetItem(array=part.array, index=index, shape_zyx=part.shape_zyx),
+            classes=part.classes[index],
+        )
+        yield _Found(
+            shown=f"{shown} [{part.split} {name}]", id_parts=(*id_parts, part.split, name), make=source
+        )
+
+
 def _plain(folders: Sequence[str]) -> tuple[str, ...]:
     """The folders without those that only say that images are in them."""
     return tuple(f for f in folders if f.lower() not in IMAGE_FOLDERS)
@@ -140,20 +193,8 @@ def _with_ids(found: Sequence[_Found], notes: list[str], *, root_name: str) -> D
     sources, failures = [], []
     for key, item in by_key.items():
         if item.make is not None:
-            made = item.make
-            sources.append(
-                Source(
-                    scan_id=ids[key],
-                    format=made.format,
-                    files=made.files,
-                    labels=made.labels,
-                    modality=made.modality,
-                    dataset=root_name,
-                    split=made.split,
-                    location=key,
-                    frame=made.frame,
-                )
-            )
+            dataset = item.make.dataset or root_name
+            sources.append(replace(item.make, scan_id=ids[key], dataset=dataset, location=key))
         elif item.failure is not None:
             f = item.failure
             failures.append(

@@ -15,6 +15,7 @@ from pipeline.dicom_headers import read_header
 from pipeline.discovery_dicom import DicomSeries, find_dicom
 from pipeline.errors import DicomSeriesError, DuplicateId, ManifestError, ScanError
 from pipeline.files import check_readable, companions
+from pipeline.image_sets import SET_SUFFIX
 from pipeline.label_names import find_value_names, read_value_names
 from pipeline.manifest import Row, read_manifest
 from pipeline.privacy import Identity, Scrubber
@@ -76,6 +77,12 @@ def _entry(row: Row, root: Path, config: IngestConfig, *, default_dataset: str) 
                 "the image is empty", path=None, remedy="Name the scan's file or DICOM folder"
             )
         image = root / row["image"]
+        if image.suffix.lower() == SET_SUFFIX:
+            raise ManifestError(
+                "a row is one scan, this .npz file can only be a set of many",
+                path=None,
+                remedy="Give the .npz file itself to `mass prepare`, in place of a manifest",
+            )
         frame = config.frame if row.frame is None else row.frame
         base = Source(
             scan_id=row["id"],
@@ -86,6 +93,7 @@ def _entry(row: Row, root: Path, config: IngestConfig, *, default_dataset: str) 
             split=row["split"],
             location="",
             frame=frame,
+            classes=(row["class"],) if row["class"] else (),
         )
         labels, note = _labels(row, root)
         entry = replace(entry, note=note)

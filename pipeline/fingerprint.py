@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import os_error
+from pipeline.image_sets import read_set_image
 from pipeline.sources import Source
 
 _CHUNK_BYTES = 1 << 20
@@ -19,12 +20,19 @@ _CHUNK_BYTES = 1 << 20
 def source_digest(source: Source) -> str:
     """SHA-256 over the bytes of image and labels, and over every choice made for them.
 
-    Names of files do not count; dataset and split do, for they are stored too.
+    Names of files do not count; dataset, split and classes do, for they are stored too.
 
     Raises:
         UnreadableFile: A file cannot be read.
+        CorruptImage: A set is damaged.
     """
     digest = hashlib.sha256(json.dumps(_choices(source), sort_keys=True).encode())
+    if source.item is not None:  # one of many in a file: only its own voxels count
+        item = source.item
+        image = read_set_image(source.files[0], item.array, item.index, shown=source.location)
+        digest.update(f"{image.dtype.str} {image.shape}".encode())
+        digest.update(image.tobytes())
+        return digest.hexdigest()
     for path in (*source.files, *(label.path for label in source.labels)):
         digest.update(_file_digest(path, source.location))
     return digest.hexdigest()
@@ -56,7 +64,10 @@ def source_stat(source: Source) -> list[tuple[str, int, int]]:
 
 
 def _choices(source: Source) -> dict[str, Any]:
-    return {
+    later: dict[str, Any] = {"classes": list(source.classes)} if source.classes else {}  # else as ever
+    if source.item is not None:
+        later["item"] = [source.item.array, source.item.index]
+    return later | {
         "format": source.format,
         "modality": source.modality,
         "dataset": source.dataset,

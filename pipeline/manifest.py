@@ -11,8 +11,9 @@
     split        train, test, ...
     frame        which frame of a 4D image, from 0
     series       the SeriesInstanceUID to take, where a DICOM folder holds several
+    class        what the scan as a whole is, for classification
 
-Other columns are left to others (`class` is for classification).
+Other columns are noted and not used.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ function that the caller hands in.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -92,6 +93,8 @@ class Job:
     def weight(self) -> int:
         """About how many voxels its files hold, guessed from their bytes: its share of the time."""
         source = self.found.source
+        if source.item is not None:
+            return math.prod(source.item.shape_zyx)
         size = self.found.files[0][1] if self.found.files else 0
         packed = source.files[0].name.lower().endswith(_PACKED_SUFFIXES)
         return max(1, size if packed else size // 2)

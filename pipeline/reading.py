@@ -1,11 +1,11 @@
 """From a source's files to arrays in real units, on the scan's own axes.
 
-*Reads*: NIfTI, NRRD, MetaImage and DICOM files. *Writes*: `RawScan`: image (z, y, x) on the axes of the file,
-int16 or float32 in real units (rescale slope and intercept applied), its grid, and label maps on the same
-grid. Every other form of input is refused with a `ScanError` that says why; no message holds more of a path
-than the source's `location`. The array order of the image library is turned round here, once. Where a NIfTI
-header holds two orientations, the sform is taken if it is the scanner's (code 1), else the qform; without
-either its axes are taken to run to the left, back and head, as the image library does.
+*Reads*: NIfTI, NRRD, MetaImage and DICOM files, .npz sets. *Writes*: `RawScan`: image (z, y, x) on the axes
+of the file, int16 or float32 in real units (rescale slope and intercept applied), its grid, and label maps
+on the same grid. Every other form of input is refused with a `ScanError` that says why; no message holds
+more of a path than the source's `location`. The array order of the image library is turned round here, once.
+Where a NIfTI header holds two orientations, the sform is taken if it is the scanner's (code 1), else the
+qform; without either its axes are taken to run to the left, back and head, as the image library does.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from pipeline.dicom_series import order_slices, split_series
 from pipeline.errors import BadGeometry, BadSpacing, CorruptImage, DicomSeriesError, NotVolumetric, ScanError
 from pipeline.files import check_readable, os_error
 from pipeline.formats import Format, identify
+from pipeline.image_sets import read_set_image
 from pipeline.labels import RawLabel, check_label
 from pipeline.modality import parse_modality
-from pipeline.sources import LabelSource, Source
+from pipeline.sources import LabelSource, SetItem, Source
 from pipeline.volume import Grid, nine, triple
 
 sitk: Any = SimpleITK
@@ -48,9 +49,10 @@ class RawScan:
         image: (z, y, x) int16 or float32 in real units, on the file's own axes.
         grid: Where its voxels lie.
         labels: Label maps on the same grid.
-        modality: "ct", "mr", "pet", or None where neither manifest nor DICOM tells.
-        modality_origin: "manifest", "dicom", or "" where unknown.
+        modality: "ct", "mr", "pet", "other" in a set, or None where neither manifest nor DICOM tells.
+        modality_origin: "manifest", "dicom", "set", or "" where unknown.
         facts: Machine and method from DICOM, as text; nothing about the patient.
+        kept_whole: Whether it is not to be cropped: it was cut out by whoever made the set.
     """
 
     scan_id: str
@@ -61,6 +63,7 @@ class RawScan:
     modality: str | None
     modality_origin: str
     facts: tuple[tuple[str, str], ...] = ()
+    kept_whole: bool = False
 
 
 def read_source(source: Source, config: IngestConfig) -> RawScan:
@@ -72,6 +75,8 @@ def read_source(source: Source, config: IngestConfig) -> RawScan:
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     where = source.location
     facts: tuple[tuple[str, str], ...] = ()
+    if source.item is not None:
+        return _read_item(source, source.item, config)
     modality, origin = source.modality, "manifest" if source.modality else ""
     if source.format == "dicom":
         image, grid, tag, facts = _read_dicom(source, config)
@@ -94,9 +99,41 @@ def read_source(source: Source, config: IngestConfig) -> RawScan:
     )
 
 
+def _read_item(source: Source, item: SetItem, config: IngestConfig) -> RawScan:
+    """A scan of a set. Its axes are called head, front, right: what the store's are, so nothing is turned."""
+    where = source.location
+    if min(item.shape_zyx) < config.min_size_voxels:
+        raise NotVolumetric(
+            f"a volume needs at least {config.min_size_voxels} voxels along three axes, this has "
+            f"{' x '.join(map(str, item.shape_zyx))}",
+            path=where,
+            remedy="Take the set's 3D form",
+        )
+    array = read_set_image(source.files[0], item.array, item.index, shown=where)
+    edge = config.set_spacing_mm or config.spacing_mm
+    grid = Grid(
+        shape_zyx=item.shape_zyx,
+        spacing_xyz_mm=(edge, edge, edge),
+        origin_xyz_mm=(0.0, 0.0, 0.0),
+        direction=(-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0),
+    )
+    return RawScan(
+        scan_id=source.scan_id,
+        location=where,
+        image=_plain(array),
+        grid=grid,
+        labels=(),
+        modality="other",
+        modality_origin="set",
+        kept_whole=True,
+    )
+
+
 def estimate_voxels(source: Source) -> int | None:
     """How many voxels a scan's files hold, from its header alone, or None where that cannot be told."""
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    if source.item is not None:
+        return math.prod(source.item.shape_zyx)
     try:
         if source.format == "dicom":
             header = read_header(source.files[0])

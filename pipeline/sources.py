@@ -37,23 +37,40 @@ class LabelSource:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SetItem:
+    """Where in a set (`image_sets`) a scan lies.
+
+    Attributes:
+        array: Name of the array in the .npz file.
+        index: Its place there, from 0.
+        shape_zyx: Its voxels.
+    """
+
+    array: str
+    index: int
+    shape_zyx: tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """One scan to read.
 
     Attributes:
         scan_id: Letters, digits, dot, underscore, hyphen; at most 128; starts with a letter or digit.
-        format: "file", or "dicom" for a series of slices or a multi-frame file.
-        files: The file (a header with its data file), or the DICOM slices from first to last.
+        format: "file", "dicom" for a series of slices or a multi-frame file, "set" for one of many in a file.
+        files: The file (a header with its data file; a set), or the DICOM slices from first to last.
         labels: Label maps on the scan's grid.
         modality: "ct", "mr" or "pet" where the manifest says so, else None.
         dataset: Data set that it belongs to.
         split: "train", "test", ... or "".
         location: Place to show and record, relative to the folder searched, without a patient's name.
         frame: Which frame of a 4D file, counted from 0.
+        item: Which scan of a set.
+        classes: What the scan as a whole is: one class, or "0" or "1" for each of several; empty: unknown.
     """
 
     scan_id: str
-    format: Literal["file", "dicom"]
+    format: Literal["file", "dicom", "set"]
     files: tuple[Path, ...] = field(repr=False)
     labels: tuple[LabelSource, ...] = ()
     modality: str | None = None
@@ -61,11 +78,15 @@ class Source:
     split: str = ""
     location: str
     frame: int | None = None
+    item: SetItem | None = None
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_scan_id(self.scan_id)
         if not self.files:
             raise ValueError(f"source {self.scan_id} has no files")
+        if (self.format == "set") != (self.item is not None):
+            raise ValueError(f"source {self.scan_id}: a scan of a set, and no other, has an item")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,8 +63,8 @@ class StandardScan:
         labels: Label maps on `grid`.
         grid: The stored grid.
         source_grid: The input's own grid, for writing results back onto it.
-        modality: "ct", "mr" or "pet".
-        modality_origin: "manifest", "dicom", or "guess: " and why.
+        modality: "ct", "mr" or "pet"; "other" in a set.
+        modality_origin: "manifest", "dicom", "set", or "guess: " and why.
         facts: Machine and method from DICOM.
         notes: What was unusual and how it was met.
     """
@@ -177,7 +177,7 @@ def _box(
     raw: RawScan, image: NDArray[Any], grid: Grid, *, threshold: float | None, config: IngestConfig
 ) -> tuple[slice, slice, slice]:
     """The box to keep."""
-    if not config.crop:
+    if raw.kept_whole or not config.crop:
         return whole(image.shape)
     box = body_box(image, grid.spacing_zyx_mm, threshold=threshold, margin_mm=config.margin_mm)
     if box is None:

@@ -11,6 +11,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.image_sets import SET_SUFFIX
+
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 """Single-file image formats: NIfTI, NRRD with its detached header, MetaImage with its detached header."""
 
@@ -34,7 +36,6 @@ _OTHER_SUFFIXES = frozenset(
         ".toml",
         ".ini",
         ".log",
-        ".npz",
         ".npy",
         ".h5",
         ".hdf5",
@@ -93,12 +94,14 @@ class Tree:
     Attributes:
         volumes: Files with the suffix of a single-file format.
         dicom: Files that are, or by their name promise to be, DICOM.
+        sets: .npz files, which may hold many scans each.
         unreadable: Folders and files that the system would not open, with its reason.
         other: How many files of each suffix are none of these.
     """
 
     volumes: tuple[Path, ...]
     dicom: tuple[Path, ...]
+    sets: tuple[Path, ...]
     unreadable: tuple[tuple[Path, str], ...]
     other: tuple[tuple[str, int], ...]
 
@@ -119,12 +122,15 @@ def walk(root: Path, *, recursive: bool = True) -> Tree:
     """All files below a folder, sorted by what they can be."""
     volumes: list[Path] = []
     dicom: list[Path] = []
+    sets: list[Path] = []
     other: Counter[str] = Counter()
     unreadable: list[tuple[Path, str]] = []
     for path in _files(root, unreadable, recursive=recursive):
         relative = path.relative_to(root)
         if volume_suffix(path.name):
             volumes.append(relative)
+        elif path.suffix.lower() == SET_SUFFIX:
+            sets.append(relative)
         elif path.suffix.lower() in _OTHER_SUFFIXES:
             other[path.suffix.lower()] += 1
         elif path.suffix.lower() in DICOM_SUFFIXES:
@@ -142,6 +148,7 @@ def walk(root: Path, *, recursive: bool = True) -> Tree:
     return Tree(
         volumes=tuple(sorted(volumes)),
         dicom=tuple(sorted(dicom)),
+        sets=tuple(sorted(sets)),
         unreadable=tuple(sorted(unreadable)),
         other=tuple(sorted(other.items())),
     )

@@ -27,6 +27,7 @@ COMMANDS = (
     "finetune",
     "demo",
 )
+COMMANDS = ("prepare", "status", "verify", "inspect", "score", "pretrain", "embed", "classify", "demo")
 HEAVY = (
     "numpy",
     "scipy",
@@ -111,6 +112,9 @@ def test_importing_the_packages_loads_nothing_heavy() -> None:
         (["pretrain", "nowhere", "run", "--resume"], "run: no run here to go on with"),
         (["finetune", "nowhere.pth", "store", "run"], "nowhere.pth: there is no such file"),
         (["finetune", "nowhere.pth", "store", "run", "--resume"], "run: no run here to go on with"),
+        (["embed", "c.pt", "nowhere", "--out", "f.npz"], "nowhere: no store here"),
+        (["embed", "c.pt", "nowhere", "--out", "f.txt"], "f.txt: features are written as .npz or .csv"),
+        (["classify", "c.pt", "nowhere", "run"], "nowhere: no store here"),
         (["prepare", ".", "store", "--config", "c.toml"], "the config c.toml cannot be read"),
     ],
 )

@@ -46,6 +46,7 @@ DISTRIBUTIONS = {
     "prefect_dask": "prefect-dask",
     "pytorch_optimizer": "pytorch-optimizer",
     "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
 }
 """Libraries whose distribution is called otherwise."""
 

@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from training.augmentation import AugmentationConfig, ViewAugmentation, Views, augment
     from training.batches import Batch
+    from training.class_config import ClassifyConfig, classify_config
+    from training.classification import Classification, classify
     from training.config import ModelConfig, PretrainConfig, recipe
+    from training.embedding import EmbeddingConfig, ScanFeatures, encode_scan
     from training.errors import (
         CheckpointError,
         ConfigError,
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from training.finetune_config import FinetuneConfig, finetune_recipe
     from training.finetuned import Finetuned, load_finetuned
     from training.finetuning import Finetuning, finetune
+    from training.heads import Classifier, load_classifier
     from training.inference import (
         InferenceConfig,
         Prompt,
@@ -61,6 +65,15 @@ _HOME = {
     "Views": "augmentation",
     "augment": "augmentation",
     "Batch": "batches",
+    "Classification": "classification",
+    "classify": "classification",
+    "ClassifyConfig": "class_config",
+    "classify_config": "class_config",
+    "Classifier": "heads",
+    "load_classifier": "heads",
+    "EmbeddingConfig": "embedding",
+    "encode_scan": "embedding",
+    "ScanFeatures": "embedding",
     "ModelConfig": "config",
     "PretrainConfig": "config",
     "recipe": "config",
@@ -117,10 +130,14 @@ __all__ = [
     "Batch",
     "Case",
     "CheckpointError",
+    "Classification",
+    "Classifier",
+    "ClassifyConfig",
     "ConfigError",
     "CropError",
     "DataConfig",
     "DataError",
+    "EmbeddingConfig",
     "Evaluation",
     "EvaluationConfig",
     "FinetuneConfig",
@@ -142,6 +159,7 @@ __all__ = [
     "SegmentConfig",
     "Segmentation",
     "Segmenter",
+    "ScanFeatures",
     "Structure",
     "Task",
     "Trainer",
@@ -150,15 +168,19 @@ __all__ = [
     "ViewAugmentation",
     "Views",
     "augment",
+    "classify",
+    "classify_config",
     "digest_scans",
     "draw_cases",
     "encode_references",
+    "encode_scan",
     "evaluate_in_context",
     "export_weights",
     "finetune",
     "finetune_recipe",
     "load_checkpoint",
     "load_finetuned",
+    "load_classifier",
     "make_loader",
     "predict_labels",
     "predict_probabilities",

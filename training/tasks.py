@@ -34,7 +34,9 @@ class Task(Generic[BatchT, ViewsT]):
     loss: Callable[[nn.Module, ViewsT], LossTerms]
     """The mean over the samples; called in mixed precision, with the network as it is to be called."""
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None
-    """Numbers about the averaged network; "dice", where there is one, says which weights are the best."""
+    """Numbers about the averaged network; the one called `score` says which weights are the best."""
+    score: str = "dice"
+    """The number of an evaluation that is the higher, the better the weights."""
     draw: Callable[[nn.Module, ViewsT, Path], object] | None = None
     """Writes a picture of what the averaged network makes of this step's views, a PNG file."""
 

@@ -311,7 +311,7 @@ class Trainer(Generic[BatchT, ViewsT]):
                 with torch.no_grad():
                     values = dict(self.task.evaluate(self.average))
                 monitor.tell("evaluation", self.step, values)
-                self._note_best(values.get("dice", math.nan))
+                self._note_best(values.get(self.task.score, math.nan))
             self.clock.looked_seconds += time.monotonic() - began
         self.looked_at = self.step
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from storage import Store
+from tests.training.blob_store import make_blob_store
 from tests.training.phantom_store import make_phantom_store
 
 
@@ -13,6 +14,12 @@ from tests.training.phantom_store import make_phantom_store
 def phantom_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Four labelled phantoms with proposals; read only."""
     return make_phantom_store(tmp_path_factory.mktemp("phantoms") / "store")
+
+
+@pytest.fixture(scope="session")
+def blobs(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Forty scans, every second with a bright blob, which is its class; read only."""
+    return make_blob_store(tmp_path_factory.mktemp("blobs") / "store")
 
 
 @pytest.fixture

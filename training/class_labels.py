@@ -1,0 +1,305 @@
+"""Which scan is what, and which scans are trained on: a labels.csv, or what the store kept of its sources.
+
+Reads:  a CSV file (columns: `id`; `class`, or one column of 0 and 1 for each class; `split`, if wanted), or
+        the classes and splits in a store.
+Writes: `ClassTable`, `ClassSplit`. Every error names the file or store and says what to do.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage import Store
+from training.checkpoints import write_atomically
+from training.errors import DataError
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+"""What parts may be called, and what they are."""
+
+_RESERVED = ("id", "split", "class")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassTable:
+    """Scans and what they are."""
+
+    source: str
+    """Where it comes from, for messages."""
+    ids: tuple[str, ...]
+    """(N,)"""
+    classes: tuple[str, ...]
+    """(K,) names, numbers in their order."""
+    targets: NDArray[np.float32]
+    """(N, K) 0 or 1; with one label a scan, one 1 a row."""
+    multi_label: bool
+    """Whether a scan may have several classes, or none."""
+    splits: tuple[str, ...]
+    """(N,) "train", "val", "test", or "" where unknown."""
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """(N,) the class of each scan; with several a scan, the first of them."""
+        return np.asarray(self.targets.argmax(axis=1), dtype=np.int64)
+
+    def to_csv(self, path: Path, splits: Mapping[str, str]) -> None:
+        """Write the table as a labels.csv, with these splits by id, whole or not at all."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(["id", *(self.classes if self.multi_label else ["class"]), "split"])
+        for scan_id, row in zip(self.ids, self.targets, strict=True):
+            cells = [f"{value:g}" for value in row] if self.multi_label else [self.classes[int(row.argmax())]]
+            writer.writerow([scan_id, *cells, splits.get(scan_id, "")])
+        write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassSplit:
+    """Rows of a table by what they are for."""
+
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+    """What choices are made by; may be empty."""
+    test: tuple[int, ...]
+    """What figures are told of."""
+    tested_on: str
+    """What these are called: "test", or "val" where there is no test part."""
+
+
+def read_class_table(path: Path, store: Store) -> ClassTable:
+    """Return the table in a labels.csv.
+
+    Raises:
+        DataError: It cannot be read or understood, or names scans that are not in the store.
+    """
+    rows, columns = _read_rows(path)
+    ids = [row["id"] for row in rows]
+    repeated = [scan_id for scan_id, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"{path}: {len(repeated)} ids occur more than once ({_listed(repeated)}); keep one row a scan"
+        )
+    strangers = [scan_id for scan_id in ids if scan_id not in store.entries]
+    if strangers:
+        raise DataError(
+            f"{path}: {len(strangers)} of {len(ids)} ids are not in {store.path} ({_listed(strangers)}); "
+            "correct them, or remove their rows (`mass status` tells what the store has)"
+        )
+    splits = [_split(row.get("split", ""), f"{path}: scan {row['id']}") for row in rows]
+    if any(splits) and not all(splits):
+        lacking = [row["id"] for row, split in zip(rows, splits, strict=True) if not split]
+        raise DataError(f"{path}: {len(lacking)} rows have no split ({_listed(lacking)}); fill in the column")
+    if "class" in columns:
+        return _single(str(path), ids, [row["class"] for row in rows], splits)
+    names = [column for column in columns if column not in _RESERVED]
+    if not names:
+        raise DataError(
+            f"{path}: there is no class in it; add a column `class`, or a column of 0 and 1 for each class"
+        )
+    return _multiple(str(path), ids, names, [[row[name] for name in names] for row in rows], splits)
+
+
+def table_of_store(store: Store) -> ClassTable:
+    """Return the classes that a store kept of its sources (sets, the column `class` of manifests).
+
+    Raises:
+        DataError: It kept none, or of several kinds.
+    """
+    kept: dict[str, Any] = {scan_id: store.scan(scan_id).attributes.get("class") for scan_id in store.entries}
+    kept = {scan_id: value for scan_id, value in kept.items() if value}
+    where = str(store.path)
+    if not kept:
+        raise DataError(f"{where}: the store knows no classes; name a file with --labels")
+    ids = list(kept)
+    splits = [SPLITS.get(store.entries[scan_id].split.lower(), "") for scan_id in ids]
+    sizes = {len(value) if isinstance(value, list) else 0 for value in kept.values()}
+    if len(sizes) > 1:
+        raise DataError(f"{where}: its scans have classes of several kinds; name a file with --labels")
+    if sizes == {0}:
+        return _single(where, ids, list(kept.values()), splits)
+    names = [str(number) for number in range(sizes.pop())]
+    return _multiple(where, ids, names, list(kept.values()), splits)
+
+
+def with_store_splits(table: ClassTable, store: Store) -> ClassTable:
+    """Return the table with the splits that the store knows, where it has none of its own."""
+    if any(table.splits):
+        return table
+    splits = tuple(SPLITS.get(store.entries[scan_id].split.lower(), "") for scan_id in table.ids)
+    return ClassTable(
+        source=table.source,
+        ids=table.ids,
+        classes=table.classes,
+        targets=table.targets,
+        multi_label=table.multi_label,
+        splits=splits,
+    )
+
+
+def split_classes(table: ClassTable, *, test_fraction: float = 0.0, seed: int = 0) -> ClassSplit:
+    """Return which rows are trained on, chosen by, and tested on.
+
+    Args:
+        table: With splits, unless they are drawn.
+        test_fraction: Above 0: draw so large a part of each class as test, whatever splits there are.
+        seed: Of the draw.
+
+    Raises:
+        DataError: A part is missing, or lacks a class that it needs.
+    """
+    splits = _drawn(table, test_fraction, seed) if test_fraction else table.splits
+    parts = {
+        name: tuple(k for k, split in enumerate(splits) if split == name) for name in ("train", "val", "test")
+    }
+    if not parts["train"] or not (parts["val"] or parts["test"]):
+        missing = "train" if not parts["train"] else "test"
+        raise DataError(
+            f"{table.source}: no scan is of the split {missing!r}; add a column `split` (train, val, test), "
+            "or have one drawn with --test-fraction 0.2"
+        )
+    unknown = [scan_id for scan_id, split in zip(table.ids, splits, strict=True) if not split]
+    if unknown:
+        raise DataError(
+            f"{table.source}: {len(unknown)} scans have no split ({_listed(unknown)}); add a column `split`"
+        )
+    tested_on = "test" if parts["test"] else "val"
+    split = ClassSplit(
+        train=parts["train"],
+        validation=parts["val"] if parts["test"] else (),
+        test=parts[tested_on],
+        tested_on=tested_on,
+    )
+    _check_classes(table, split)
+    return split
+
+
+def _check_classes(table: ClassTable, split: ClassSplit) -> None:
+    """Refuse what nothing can be learned from, or what no AUC can be told of."""
+    train, test = table.targets[list(split.train)], table.targets[list(split.test)]
+    if not table.multi_label and (train.sum(axis=0) > 0).sum() < 2:
+        only = table.classes[int(train[0].argmax())]
+        raise DataError(
+            f"{table.source}: all {len(train)} training scans are of the class {only!r}; two are needed"
+        )
+    for name, column in zip(table.classes, train.T, strict=True):
+        if not column.any() or (table.multi_label and column.all()):
+            which = "no training scan is" if not column.any() else "all training scans are"
+            raise DataError(
+                f"{table.source}: {which} of the class {name!r}; add scans, or leave the class out"
+            )
+    if not any(0 < column.sum() < len(column) for column in test.T):
+        raise DataError(
+            f"{table.source}: all {len(test)} scans of the split {split.tested_on!r} are of one class; "
+            "an AUC needs two"
+        )
+
+
+def _drawn(table: ClassTable, fraction: float, seed: int) -> tuple[str, ...]:
+    """Splits drawn from each class apart; with several classes a scan, from each combination of them."""
+    if not 0 < fraction < 1:
+        raise DataError(f"--test-fraction must be above 0 and below 1, got {fraction}")
+    generator = np.random.default_rng(seed)
+    splits = ["train"] * len(table.ids)
+    groups: dict[tuple[float, ...], list[int]] = {}
+    for k, row in enumerate(table.targets):
+        groups.setdefault(tuple(row.tolist()), []).append(k)
+    for rows in groups.values():
+        shuffled = [rows[k] for k in generator.permutation(len(rows))]
+        for k in shuffled[: max(1, round(fraction * len(rows)))] if len(rows) > 1 else ():
+            splits[k] = "test"
+    return tuple(splits)
+
+
+def _read_rows(path: Path) -> tuple[list[dict[str, str]], list[str]]:
+    """The rows of a CSV, cells stripped, and its columns in small letters but for names of classes."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be opened ({error.strerror}); check its path") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is no UTF-8 text; save it as CSV in UTF-8") from error
+    first = text.split("\n", 1)[0]
+    lines = [
+        cells for cells in csv.reader(text.splitlines(), delimiter=max(",;\t", key=first.count)) if any(cells)
+    ]
+    if len(lines) < 2:
+        raise DataError(f"{path}: has no rows; write a line `id,class`, then a line for each scan")
+    columns = [cell.strip() for cell in lines[0]]
+    columns = [column.lower() if column.lower() in _RESERVED else column for column in columns]
+    if "id" not in columns or len(set(columns)) < len(columns):
+        what = "two columns of one name" if "id" in columns else "no column `id`"
+        raise DataError(f"{path}: has {what}; its first line names the columns, as `id,class,split`")
+    for number, cells in enumerate(lines[1:], start=2):
+        if len(cells) != len(columns):
+            raise DataError(
+                f"{path}: row {number} has {len(cells)} cells under {len(columns)} columns; mend it"
+            )
+    return [dict(zip(columns, map(str.strip, cells), strict=True)) for cells in lines[1:]], columns
+
+
+def _split(word: str, where: str) -> str:
+    if word and word.lower() not in SPLITS:
+        raise DataError(f"{where}: the split {word!r} is none of train, val, test; correct it")
+    return SPLITS[word.lower()] if word else ""
+
+
+def _single(source: str, ids: Sequence[str], words: Sequence[str], splits: Sequence[str]) -> ClassTable:
+    empty = [scan_id for scan_id, word in zip(ids, words, strict=True) if not word]
+    if empty:
+        raise DataError(f"{source}: {len(empty)} scans have no class ({_listed(empty)}); fill it in")
+    numbers = all(word.isascii() and word.isdigit() for word in words)
+    classes = sorted(set(words), key=int if numbers else str)
+    targets = np.array([[word == name for name in classes] for word in words], dtype=np.float32)
+    if len(classes) < 2:
+        raise DataError(f"{source}: all {len(ids)} scans are of the class {classes[0]!r}; two are needed")
+    return ClassTable(
+        source=source,
+        ids=tuple(ids),
+        classes=tuple(classes),
+        targets=targets,
+        multi_label=False,
+        splits=tuple(splits),
+    )
+
+
+def _multiple(
+    source: str,
+    ids: Sequence[str],
+    names: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    splits: Sequence[str],
+) -> ClassTable:
+    for scan_id, row in zip(ids, cells, strict=True):
+        for name, cell in zip(names, row, strict=True):
+            if cell not in ("0", "1"):
+                raise DataError(
+                    f"{source}: scan {scan_id}: the column {name!r} must be 0 or 1, got {cell!r}; without a "
+                    "column `class`, every column but id and split is a class"
+                )
+    return ClassTable(
+        source=source,
+        ids=tuple(ids),
+        classes=tuple(names),
+        targets=np.array(cells, dtype=np.float32),
+        multi_label=True,
+        splits=tuple(splits),
+    )
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
