@@ -229,7 +229,9 @@ def add_finetune(command: Callable[[str, str, str], argparse.ArgumentParser]) ->
     )
     add.add_argument("--resume", action="store_true", help="go on with the run in RUN, with its own settings")
     add_workers(add, "processes that read samples (default: the recipe's)", default=None)
-    add.add_argument(
+    add_device(add)
+
+
 def add_device(command: argparse.ArgumentParser) -> None:
     """Give a command the option --device."""
     command.add_argument(
@@ -358,8 +360,6 @@ def add_count(
 
 def at_least(least: int) -> Callable[[str], int]:
     """A type of whole numbers for argparse."""
-def add_workers(group: argparse._ActionsContainer, help: str, *, default: int | None = 1) -> None:
-    """Give a command the option --workers."""
 
     def count(text: str) -> int:
         number = int(text)

@@ -16,18 +16,9 @@ from commands.arguments import parser
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
-    "prepare",
-    "status",
-    "verify",
-    "inspect",
-    "score",
-    "pretrain",
-    "segment",
-    "evaluate",
-    "finetune",
-    "demo",
-)
-COMMANDS = ("prepare", "status", "verify", "inspect", "score", "pretrain", "embed", "classify", "demo")
+    "prepare", "status", "verify", "inspect", "score", "pretrain", "segment", "evaluate", "finetune",
+    "embed", "classify", "demo",
+)  # fmt: skip
 HEAVY = (
     "numpy",
     "scipy",
