@@ -3,7 +3,7 @@
 #   make demo    prepare the bundled scans, score the proposals, draw a picture, pretrain for 150 steps
 #   make test    the whole test suite
 #   make lint    ruff and mypy
-#   make bench   the measurements that the README quotes
+#   make bench   speed, memory, bytes and kills; the other scripts of benchmarks/ ask for data, --help tells which
 
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if $(shell $(p) -c 'import ensurepip, sys; print("ok" if (3, 11) <= sys.version_info < (3, 14) else "")' 2>/dev/null),$(p))))
 VENV   ?= .venv
@@ -28,7 +28,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for name in speed store step flow_overhead kill; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "mass3d needs Python 3.11, 3.12 or 3.13 with venv (on Debian: apt-get install python3-venv)"; exit 1; }

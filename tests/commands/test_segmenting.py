@@ -181,7 +181,8 @@ def test_staged_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 import flows
 from commands import segmenting
 from tests.commands.test_segmenting import stand_in
