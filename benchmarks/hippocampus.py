@@ -2,10 +2,10 @@
 
     python benchmarks/hippocampus.py MANIFEST OUT                           both arms, two seeds, 25 min each
     python benchmarks/hippocampus.py MANIFEST OUT --steps 300 --seeds 0     a quick look
-    python benchmarks/hippocampus.py MANIFEST OUT --steps 800 --search peak_rate=3e-4,1e-3 batch_size=2,4
+    python benchmarks/hippocampus.py MANIFEST OUT --steps 800 --search optimisation.peak_rate=3e-4,1e-3
 
 MANIFEST lists the scans (those of the data set "hippocampus" are taken), or is a folder of them. What
-happens: `mass prepare` at 1 mm; a second store with SLIC segments for masks (slic_store.py); for every arm
+happens: `mass prepare`; a second store with SLIC segments for masks (slic_store.py); for every arm
 and seed `mass pretrain --recipe small`, the same steps and settings, without any label; every so often, and
 at the end, the averaged network is shown one labelled scan and asked to segment the targets. Of the scans,
 drawn once for all, 40 are targets, 5 are references, 10 serve the search; none of them is trained on.
@@ -41,7 +41,6 @@ from training.runs import RECORD, to_toml
 from training.weights import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-SPACING_MM = 1.0
 ARMS = {"ours": "our masks", "slic": "flat SLIC masks", "slic-coarse": "flat SLIC masks, coarser"}
 SLIC_SEGMENTS = {"slic": SlicConfig().segments, "slic-coarse": (12, 25, 50, 100, 200, 400)}
 STRUCTURES = {"whole": "whole hippocampus", "1": "anterior", "2": "posterior"}
@@ -89,13 +88,13 @@ def mass(*arguments: object) -> None:
         sys.exit(f"mass {arguments[0]} ended with code {code}: run this script again to go on")
 
 
-def prepare_stores(raw: Path, out: Path, arms: Sequence[str], workers: int) -> None:
+def prepare_stores(raw: Path, out: Path, arms: Sequence[str], workers: int, spacing_mm: float) -> None:
     """Make the stores of the arms, or what is missing of them."""
     out.mkdir(parents=True, exist_ok=True)
     if raw.is_file():
         raw = hippocampus_manifest(raw, out / "manifest.csv")
     settings = out / "prepare.toml"
-    settings.write_text(f"[ingest]\nspacing_mm = {SPACING_MM}\n")
+    settings.write_text(f"[ingest]\nspacing_mm = {spacing_mm}\n")
     mass("prepare", raw, out / "ours", "--config", settings, "--workers", workers)
     for arm in arms:
         if arm in SLIC_SEGMENTS:
@@ -331,17 +330,18 @@ def run_search(arguments: argparse.Namespace, base: PretrainConfig, split: Split
 
 
 def with_settings(base: PretrainConfig, chosen: Mapping[str, Any]) -> PretrainConfig:
-    """The config with settings replaced, each in the table that has it; names as in the TOML file."""
+    """The config with settings replaced; names as in the TOML file, `table.setting`."""
     for name, value in chosen.items():
-        for table in ("model", "data", "optimisation"):
-            part = getattr(base, table)
-            if hasattr(part, name):
-                new = replace(part, **{name: tuple(value) if isinstance(value, list) else value})
-                base = replace(base, **{table: new})
-                break
-        else:
-            sys.exit(f"--search: no table of the config has a setting {name!r}")
+        base = with_setting(base, name.split("."), tuple(value) if isinstance(value, list) else value)
     return base
+
+
+def with_setting(part: Any, path: Sequence[str], value: object) -> Any:
+    """A copy of a dataclass in which the field at the end of the path has the value."""
+    name, *rest = path
+    if not hasattr(part, name):
+        sys.exit(f"--search: {type(part).__name__} has no setting {name!r}")
+    return replace(part, **{name: with_setting(getattr(part, name), rest, value) if rest else value})
 
 
 def main() -> None:
@@ -353,12 +353,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=25.0, help="of training a cell, measured first")
     parser.add_argument("--steps", type=int, help="in place of --minutes; needed with --search")
     parser.add_argument("--workers", type=int, default=2, help="of `mass prepare`")
+    parser.add_argument("--spacing", type=float, default=1.5, help="of the stores, mm")
     parser.add_argument("--search", nargs="+", metavar="SETTING=A,B,...", help="JSON values")
     arguments = parser.parse_args()
     arguments.arms = arguments.arms or (["ours"] if arguments.search else ["ours", "slic"])
     if arguments.search and not arguments.steps:
         parser.error("--search needs --steps")
-    prepare_stores(arguments.raw, arguments.out, arguments.arms, arguments.workers)
+    prepare_stores(arguments.raw, arguments.out, arguments.arms, arguments.workers, arguments.spacing)
     split = Split.of(open_store(arguments.out / "ours").scan_ids)
     if arguments.search:
         run_search(arguments, small(), split)

@@ -117,8 +117,7 @@ class Trainer(Generic[BatchT, ViewsT]):
             )
         self.device = next(task.net.parameters()).device
         self.average = copy.deepcopy(task.net).eval().requires_grad_(False)
-        trained = [weight for weight in task.net.parameters() if weight.requires_grad]
-        self.optimiser = make_optimiser(trained, optimisation)
+        self.optimiser = make_optimiser(task.net, optimisation)
         self.model = self._wrapped(task.net)
         self.step = 0
         self.window: dict[str, float] = {}

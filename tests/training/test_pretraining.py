@@ -178,7 +178,7 @@ def test_one_batch_is_learned_in_few_steps(phantom_store: Store) -> None:
     torch.manual_seed(0)
     net = TINY.model.make()
     config = replace(TINY.optimisation, peak_rate=3e-3, initial_division=1.0, warm_up_fraction=0.0)
-    optimiser = make_optimiser(net.parameters(), config)
+    optimiser = make_optimiser(net, config)
     losses = []
     for _ in range(24):
         optimiser.zero_grad()
