@@ -30,7 +30,7 @@ class OptimisationConfig:
     peak_rate: float = 2e-3
     """Highest learning rate. The published one is LAMB's at full width; AdamW diverges at 1e-3."""
 
-    vector_rate_fraction: float = 0.04
+    vector_rate_fraction: float = 0.08
     """Muon only: the rate of what is no matrix (biases, norms, tokens; AdamW), as a part of the rate."""
 
     weight_decay: float = 1e-5
