@@ -11,7 +11,7 @@ from typing import Any
 from commands.terminal import CommandError, State, print_table, shown
 from pipeline.configuration import parse_config, read_tables
 from pipeline.progress import Progress
-from storage import open_store
+from storage import Store, open_store
 from training.class_config import ClassifyConfig, Mode, classify_config
 from training.class_labels import read_class_table, split_classes, table_of_store, with_store_splits
 from training.class_results import interval, score_rows
@@ -24,6 +24,7 @@ from training.embedding import (
     encoder_digest,
     write_features,
 )
+from training.trained_on import TrainedOn, warning_of
 from training.weights import load_checkpoint
 
 _TABLES = ("classification", "embedding", "augmentation", "optimisation", "run")
@@ -36,6 +37,7 @@ def run_embed(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     if not store.scan_ids:
         raise CommandError(f"{arguments.store}: the store has no scans; `mass prepare RAW STORE` fills it")
     net = load_checkpoint(arguments.checkpoint)
+    warnings = warned(net.trained_on, store)
     device = choose_device(arguments.device)
     encoder = net.encoder.to(device)
     config = EmbeddingConfig(window_voxels=(arguments.window,) * 3)
@@ -56,6 +58,7 @@ def run_embed(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         "num_scans": len(pooled),
         "num_features": num_features,
         "encoder": digest,
+        "warnings": warnings,
         "seconds": seconds,
     }
 
@@ -70,6 +73,7 @@ def run_classify(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     table = with_store_splits(table, store)
     split = split_classes(table, test_fraction=arguments.test_fraction, seed=config.optimisation.seed)
     net = load_checkpoint(arguments.checkpoint)
+    warnings = [] if config.from_scratch else warned(net.trained_on, store)
     with shown("classify") as show:
         began = time.monotonic()
         done = classify(
@@ -89,8 +93,21 @@ def run_classify(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         )
     tell(arguments.run_folder, done)
     signal_number = done.training.signal_number if done.training else 0
-    document = {"run": str(arguments.run_folder), "complete": done.scores is not None, **done.document}
+    document = {
+        "run": str(arguments.run_folder),
+        "complete": done.scores is not None,
+        "warnings": warnings,
+        **done.document,
+    }
     return 128 + signal_number if signal_number else 0, document
+
+
+def warned(trained_on: TrainedOn, store: Store) -> list[str]:
+    """Print how the store's scans differ from those of the training; the same for machines."""
+    text = warning_of(trained_on, store)
+    if text:
+        print(f"warning: {text}")
+    return [text] if text else []
 
 
 def read_settings(path: Path | None, mode: Mode, *, from_scratch: bool) -> ClassifyConfig:

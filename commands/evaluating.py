@@ -15,10 +15,10 @@ from storage import Store, open_store
 from training.checkpoints import write_atomically
 from training.distributed import choose_device
 from training.evaluation import EvaluationConfig, evaluate_in_context
-from training.score_tables import COLUMNS, Table
+from training.score_tables import NARROW_COLUMNS, Table
 from training.scores import Failed
 from training.segmentation import inference_for
-from training.trained_on import TrainedOn
+from training.trained_on import TrainedOn, warning_of
 from training.weights import load_checkpoint
 
 
@@ -147,23 +147,15 @@ def facts_of(arguments: Namespace, store: Store, question: Question, trained_on:
         f"{question.how}; seed {config.seed}",
         f"windows of {window} voxels" + (", averaged over mirrorings" if config.inference.mirror else ""),
     ]
-    if trained_on.spacing_mm is not None and trained_on.spacing_mm != store.info.spacing_mm:
-        facts.append(
-            f"the store's voxels measure {store.info.spacing_mm:g} mm, those that the network was trained on "
-            f"{trained_on.spacing_mm:g} mm"
-        )
-    return facts
+    warning = warning_of(trained_on, store)
+    return [*facts, f"warning: {warning}"] if warning else facts
 
 
 def _tell(arguments: Namespace, table: Table, facts: list[str]) -> None:
     """Print the table of structures, and write what was asked for."""
     for fact in facts:
         print(fact)
-    rows = [
-        (*means, absent if absent == "0" else f"{absent} ({drawn} drawn)")
-        for *means, absent, drawn in table.structure_rows()
-    ]
-    print_table("found in context", COLUMNS[:-1], rows)  # two columns in one, for narrow terminals
+    print_table("found in context", NARROW_COLUMNS, table.narrow_rows())
     if table.evaluation.unprompted:
         print(f"not asked for, since all references of a prompt lack it: {table.evaluation.num_unprompted}")
     title = f"In-context segmentation: {arguments.checkpoint.name}"

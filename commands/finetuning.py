@@ -20,6 +20,7 @@ from training.finetune_config import FinetuneConfig, finetune_recipe
 from training.finetune_report import report_document
 from training.finetuning import Finetuning, finetune
 from training.runs import CONFIG
+from training.score_tables import NARROW_COLUMNS, Table
 
 _LISTED = 6
 """Most scans that are named in the terminal."""
@@ -37,6 +38,12 @@ def run_finetune(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         config = replace(config, optimisation=replace(config.optimisation, seed=arguments.seed))
     if arguments.workers is not None:
         config = replace(config, run=replace(config.run, num_workers=arguments.workers))
+    warnings: list[str] = []
+
+    def warn(text: str) -> None:
+        warnings.append(text)
+        print(f"warning: {text}")
+
     with Shown() as show:
         done = finetune(
             arguments.checkpoint,
@@ -47,13 +54,15 @@ def run_finetune(arguments: Namespace) -> tuple[int, dict[str, Any]]:
             device=arguments.device,
             on_progress=show.steps,
             on_scan=show.scans,
+            on_warning=warn,
         )
     if done.is_first:
         tell(config, done)
     else:
         arguments.json = None  # the first process writes it
     signal_number = done.result.signal_number
-    return 128 + signal_number if signal_number else 0, to_document(arguments.run_folder, config, done)
+    document = {**to_document(arguments.run_folder, config, done), "warnings": warnings}
+    return 128 + signal_number if signal_number else 0, document
 
 
 def options(arguments: Namespace) -> dict[str, Any]:
@@ -160,14 +169,8 @@ def tell(config: FinetuneConfig, done: Finetuning) -> None:
 
 
 def print_report(report: Evaluation, num_scans: int) -> None:
-    """Print the Dice of each structure on scans that were not trained on."""
-    rows: list[tuple[object, ...]] = [
-        (part.structure, part.num_cases, _figure(part.dice), part.num_absent, part.num_drawn_though_absent)
-        for part in report.structures
-    ]
-    rows.append(("mean", "", _figure(report.mean_dice), "", ""))
-    columns = ("structure", "cases", "Dice", "absent in", "drawn all the same in")
-    print_table(f"on {num_scans} scans not trained on", columns, rows)
+    """Print Dice, HD95 and ASD of each structure on scans that were not trained on."""
+    print_table(f"on {num_scans} scans not trained on", NARROW_COLUMNS, Table.of(report).narrow_rows())
 
 
 def to_document(folder: Path, config: FinetuneConfig, done: Finetuning) -> dict[str, Any]:
@@ -196,10 +199,6 @@ def to_document(folder: Path, config: FinetuneConfig, done: Finetuning) -> dict[
 def _listed(ids: tuple[str, ...]) -> str:
     more = f" and {len(ids) - _LISTED} more" if len(ids) > _LISTED else ""
     return ", ".join(ids[:_LISTED]) + more
-
-
-def _figure(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def _plain(value: float) -> float | None:

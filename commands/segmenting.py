@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from commands.terminal import CommandError, print_failures, print_table, shown
 from pipeline.config import IngestConfig
-from pipeline.errors import ScanError
+from pipeline.errors import NoSuchFrame, ScanError
 from pipeline.progress import duration
 from pipeline.scan_files import find_one, find_targets, ingest_config, load_source
 from pipeline.sources import Source, SourceFailure, distinct_ids
@@ -41,6 +41,7 @@ from training.weights import load_checkpoint
 
 _LEAST_SECONDS = 3.0
 """Time left is not told before."""
+_CHOOSE_FRAME = "Choose one with --frame N, counted from 0"
 _TOLD_STRUCTURES = 6
 """Most structures that the table names for a target, the largest first."""
 
@@ -122,10 +123,13 @@ def _segmenter_of_references(arguments: Namespace) -> tuple[Segmenter, IngestCon
     device = choose_device(arguments.device)
     net = load_checkpoint(arguments.checkpoint, weights=arguments.weights).to(device)
     config, ingest = settings(arguments, net.trained_on)
-    references = [
-        load_source(find_one(image, ingest), ingest, mask=mask, modality=arguments.modality)
-        for image, mask in pairs
-    ]
+    try:
+        references = [
+            load_source(find_one(image, ingest), ingest, mask=mask, modality=arguments.modality)
+            for image, mask in pairs
+        ]
+    except NoSuchFrame as error:
+        raise NoSuchFrame(error.reason, path=error.path, remedy=_CHOOSE_FRAME) from None
     segmenter = Segmenter.from_references(net, references, config, labels=arguments.label, device=device)
     return segmenter, ingest, net.trained_on
 
@@ -237,6 +241,7 @@ def segment_targets(
     except KeyboardInterrupt:
         print("interrupted: the targets in the table are complete, of the others nothing was written")
         code = 130
+    failed = [_with_own_remedy(failure) for failure in failed]
     _tell(written)
     print_failures(failed)
     document = {
@@ -365,6 +370,11 @@ def _failure(source: Source, error: BaseException) -> SourceFailure:
         remedy=remedy,
         kind=type(error).__name__,
     )
+
+
+def _with_own_remedy(failure: SourceFailure) -> SourceFailure:
+    """The failure with a remedy that this command has: there is no manifest here to choose a frame in."""
+    return replace(failure, remedy=_CHOOSE_FRAME) if failure.kind == NoSuchFrame.__name__ else failure
 
 
 def _tell(written: Sequence[Written]) -> None:

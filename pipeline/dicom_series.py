@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import IngestConfig
 from pipeline.dicom_headers import Header
-from pipeline.errors import BadSpacing, DicomSeriesError, NotVolumetric, ScanError
+from pipeline.errors import BadSpacing, DicomSeriesError, NoSuchFrame, NotVolumetric, ScanError
 from pipeline.volume import Grid, nine, triple
 
 _SAME_DIRECTION = 1e-2
@@ -228,14 +228,14 @@ def _one_volume(
 
 def _frame(frame: int | None, count: int) -> int:
     if frame is None:
-        raise NotVolumetric(
+        raise NoSuchFrame(
             f"the series is 4D: each position holds {count} slices",
             path=None,
             remedy=f"Choose one with frame = 0 to {count - 1} (manifest column `frame`, or "
             "the ingest setting)",
         )
     if frame >= count:
-        raise NotVolumetric(
+        raise NoSuchFrame(
             f"frame {frame} was asked for, but there are {count}",
             path=None,
             remedy=f"Choose frame = 0 to {count - 1}",

@@ -9,7 +9,8 @@ Every message says which scan, what must hold, what was found, and what to do ab
         │   └── TransientReadError         the disk or network failed under us; worth another try
         ├── NotAnImage                     the bytes are no image of a known format
         ├── CorruptImage                   the right format, but truncated or damaged
-        ├── NotVolumetric                  2D, a single slice, colour, or 4D without a choice of frame
+        ├── NotVolumetric                  2D, a single slice, more than four axes
+        │   └── NoSuchFrame                4D or colour, and no choice of a volume that is there
         ├── BadSpacing                     zero, negative, missing or absurd voxel size
         ├── BadGeometry                    axes that are not at right angles to each other
         ├── NotFinite                      NaN or infinite voxels
@@ -85,7 +86,11 @@ class CorruptImage(ScanError):
 
 
 class NotVolumetric(ScanError):
-    """Not one scalar 3D volume: 2D, a single slice, colour or vectors, or 4D without a choice of frame."""
+    """Not one scalar 3D volume: 2D, a single slice, more than four axes."""
+
+
+class NoSuchFrame(NotVolumetric):
+    """Several volumes in one file or series, and no choice of one of them that is there."""
 
 
 class BadSpacing(ScanError):

@@ -23,7 +23,16 @@ from numpy.typing import NDArray
 from pipeline.config import IngestConfig
 from pipeline.dicom_headers import read_header
 from pipeline.dicom_series import order_slices, split_series
-from pipeline.errors import BadGeometry, BadSpacing, CorruptImage, DicomSeriesError, NotVolumetric, ScanError
+from pipeline.errors import (
+    BadGeometry,
+    BadSpacing,
+    CorruptImage,
+    DicomSeriesError,
+    LabelMismatch,
+    NoSuchFrame,
+    NotVolumetric,
+    ScanError,
+)
 from pipeline.files import check_readable, os_error
 from pipeline.formats import Format, identify
 from pipeline.image_sets import read_set_image
@@ -148,9 +157,14 @@ def estimate_voxels(source: Source) -> int | None:
 
 def _read_label(label: LabelSource, grid: Grid, config: IngestConfig, *, shown: str) -> RawLabel:
     """One label map, checked to lie on the scan's grid and to hold only what it declares."""
-    what = f"{shown} (label {label.name})"
+    what = label.location or f"{shown} (label {label.name})"
     check_readable(label.path, shown=what, what="label file")
-    array, own = _read_file((label.path,), config, frame=None, shown=what)
+    try:
+        array, own = _read_file((label.path,), config, frame=None, shown=what)
+    except NoSuchFrame as error:  # the choice of a frame is the scan's
+        raise LabelMismatch(
+            error.reason, path=what, remedy="Save the volume that belongs to its scan as a 3D file"
+        ) from None
     return check_label(array, own, label=label, grid=grid, config=config, shown=what)
 
 
@@ -216,7 +230,7 @@ def _choose_frame(reader: Any, config: IngestConfig, frame: int | None, shown: s
     if frame is None or frame >= count:
         kind = "4D" if frames else "a vector or colour image"
         asked = "" if frame is None else f", and frame {frame} was asked for"
-        raise NotVolumetric(
+        raise NoSuchFrame(
             f"the file is {kind} with {count} volumes{asked}",
             path=shown,
             remedy=f"Choose one with frame = 0 to {count - 1} (manifest column `frame`, or "

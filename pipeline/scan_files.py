@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.config import IngestConfig
 from pipeline.configuration import parse_config
 from pipeline.discovery import discover
-from pipeline.errors import LabelMismatch, NotAnImage, UnreadableFile
+from pipeline.errors import LabelMismatch, NoSuchFrame, NotAnImage, UnreadableFile
 from pipeline.files import companions
 from pipeline.label_names import find_value_names
 from pipeline.reading import RawScan, read_source
@@ -141,7 +141,8 @@ def find_one(path: Path, config: IngestConfig) -> Source:
         return found.sources[0]
     if not found.sources:
         failure = found.failures[0]
-        raise NotAnImage(failure.reason, path=path, remedy=failure.remedy)
+        kind = NoSuchFrame if failure.kind == NoSuchFrame.__name__ else NotAnImage
+        raise kind(failure.reason, path=path, remedy=failure.remedy)
     listed = ", ".join(source.location for source in found.sources[:3])
     more = f" and {len(found.sources) - 3} more" if len(found.sources) > 3 else ""
     raise NotAnImage(
@@ -203,7 +204,7 @@ def load_source(
     if mask is not None:
         mask = Path(mask)
         names, _ = find_value_names(mask, mask.parent.parent)
-        labels = (LabelSource(name=str(mask), path=mask, value_names=None),)
+        labels = (LabelSource(name=mask.name, path=mask, value_names=None, location=str(mask)),)
         names = names or {}
     else:
         names = {}

@@ -29,11 +29,13 @@ class LabelSource:
         name: How the map is called in the store ("label", "seg", ...).
         path: Its file.
         value_names: Name of every value that may occur, where a sidecar or the manifest declares them.
+        location: Place to show; empty: that of its scan, with `name`.
     """
 
     name: str
     path: Path = field(repr=False)
     value_names: Mapping[int, str] | None
+    location: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
-"""How good a fine-tuned network is: the Dice of the label maps that it draws of labelled scans.
+"""How good a fine-tuned network is: Dice, HD95 and ASD of the label maps that it draws of labelled scans.
 
-*Reads* images (z-scores) and label maps of a store. *Gives* an `Evaluation`, a score a scan and structure;
-a structure that a scan lacks has no Dice and counts nowhere, as in the in-context evaluation.
+*Reads* images (z-scores) and label maps of a store. *Gives* an `Evaluation`, a score a scan and structure.
+A structure that a scan lacks has no Dice and counts nowhere; one that was missed has Dice 0 and no distance:
+as in the in-context evaluation (`training.scores`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from storage import Store
 from training.finetuned import TokenTable, token_inference, token_prompt
 from training.inference import InferenceConfig, predict_labels
 from training.iris import Iris
-from training.scores import Evaluation, Score
+from training.scores import MEASURES, Evaluation, Score, plain
+from training.surfaces import UNKNOWN, surface_distances
 
 
 def evaluate_tokens(
@@ -27,8 +29,9 @@ def evaluate_tokens(
     *,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    distances: bool = False,
 ) -> Evaluation:
-    """Return the Dice of the label maps that a fine-tuned network draws, with sliding windows.
+    """Return how good the label maps are that a fine-tuned network draws, with sliding windows.
 
     A voxel belongs to its most probable structure, as `predict_labels` has it. The network's mode stays.
 
@@ -40,6 +43,7 @@ def evaluate_tokens(
         config: Overlap and precision; windows and number of masks are the table's.
         device: Where to compute.
         progress: Called with scans done and scans in all.
+        distances: Whether surface distances are measured too.
     """
     ids = tuple(scan_ids)
     config = token_inference(config, table)
@@ -54,6 +58,7 @@ def evaluate_tokens(
             expected = scan.labels(table.label)
             for place, structure in enumerate(table.structures, start=1):
                 mask, found = structure.mask(expected), drawn == place
+                apart = surface_distances(found, mask, scan.spacing_zyx_mm) if distances else UNKNOWN
                 scores.append(
                     Score(
                         dataset=scan.dataset,
@@ -64,6 +69,8 @@ def evaluate_tokens(
                         expected_voxels=int(mask.sum()),
                         predicted_voxels=int(found.sum()),
                         common_voxels=int((mask & found).sum()),
+                        hd95_mm=apart.hd95_mm,
+                        asd_mm=apart.asd_mm,
                     )
                 )
             if progress:
@@ -85,7 +92,8 @@ def report_document(evaluation: Evaluation) -> dict[str, Any]:
         {
             "scan": score.target,
             "structure": score.structure,
-            "dice": score.dice if score.expected_voxels else None,
+            "state": score.state,
+            **{measure: plain(getattr(score, measure)) for measure in MEASURES},
             "expected_voxels": score.expected_voxels,
             "predicted_voxels": score.predicted_voxels,
         }

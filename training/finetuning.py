@@ -4,9 +4,9 @@
     labelled scans --encode, average--> tokens +--> trained on labels --> weights.safetensors
 
 *Reads* a checkpoint and a store's scans with labels. *Writes* a run's folder (`training.runs`), as
-pretraining does, and with the same trainer; at the end report.json, the Dice of each structure on scans that
-were not trained on. The first tokens are what in-context segmentation with those scans as references would
-use: no step is needed to be as good as that.
+pretraining does, and with the same trainer; at the end report.json, Dice, HD95 and ASD of each structure on
+scans that were not trained on. The first tokens are what in-context segmentation with those scans as
+references would use: no step is needed to be as good as that.
 
 Which weights change: "full" all, "decoder" those of decoder and classifier, "tokens" none; the tokens do
 always. What only encodes references (the task encoding) is not used, and stays as it was.
@@ -48,7 +48,9 @@ from training.monitoring import TrainingProgress
 from training.pictures import Case, write_png
 from training.pretraining import MODEL_CARD, trained_on
 from training.runs import RunRecord, begin_run, check_run, has_begun, locked_run, scan_digests, to_toml
+from training.score_tables import TITLES
 from training.tasks import Task, TrainingResult
+from training.trained_on import warning_of
 from training.trainer import Trainer
 from training.weights import WEIGHTS, ModelCard, export_weights, installed_versions, load_checkpoint
 
@@ -79,7 +81,7 @@ class Finetuning:
     weights: Path | None
     """The exported weights; None where the run is not complete."""
     report: Evaluation | None
-    """Dice on the scans kept out; None where the run is not complete, or none is kept out."""
+    """On the scans kept out; None where the run is not complete, or none is kept out."""
 
 
 def finetune(
@@ -92,6 +94,7 @@ def finetune(
     device: DeviceName = "auto",
     on_progress: Callable[[TrainingProgress], None] | None = None,
     on_scan: OnScan | None = None,
+    on_warning: Callable[[str], None] | None = None,
 ) -> Finetuning:
     """Fine-tune in a run's folder, in this process and those that torchrun has started with it.
 
@@ -105,6 +108,8 @@ def finetune(
         device: Where to compute.
         on_progress: Told after every step, in the first process.
         on_scan: Told of work before and after the steps, in the first process.
+        on_warning: Told, in the first process and before the first step, how the store's scans differ from
+            those that the checkpoint was trained on, where they do.
 
     Raises:
         CheckpointError: The checkpoint is not one of Iris.
@@ -142,6 +147,9 @@ def finetune(
             ranks.wait()
             return job.train(net, on_progress)
         with locked_run(folder):
+            warning = "" if config.finetune.from_scratch else warning_of(net.trained_on, store)
+            if warning and on_warning:
+                on_warning(warning)
             if resume:
                 check_run(folder, record)
             else:
@@ -234,12 +242,14 @@ class _Job:
             self.config.inference,
             device=self.device,
             progress=partial(self.on_scan, "report") if self.on_scan else None,
+            distances=True,
         )
         document = json.dumps(report_document(report), indent=1).encode() + b"\n"
         write_atomically(self.folder / REPORT, lambda file: file.write(document))
         figures = {
-            f"Dice of {part.structure} ({part.num_cases} held-out scans)": part.dice
+            f"{title} of {part.structure} ({part.num_cases} held-out scans)": getattr(part, measure)
             for part in report.structures
+            for measure, title in TITLES.items()
         }
         text = replace(card, figures=figures).to_markdown(net).replace("FILE.safetensors", weights.name)
         write_atomically(self.folder / MODEL_CARD, lambda file: file.write(text.encode()))

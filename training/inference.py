@@ -5,7 +5,8 @@
 
 Reads:  images float32 (z, y, x) z-scores, reference labels uint8/uint16 (z, y, x), all of one spacing.
 Writes: probabilities float32 (K, z, y, x), or labels uint16 (z, y, x): 1 + the structure's place, 0 = none.
-Bounds: memory holds one window's features and the accumulators, at most `max_accumulator_bytes` of them;
+Bounds: beyond the scan's faces a window holds the scan's darkest value, as training's crops do.
+        Memory holds one window's features and the accumulators, at most `max_accumulator_bytes` of them;
         what exceeds that takes further passes over the image. Nothing random; the network is not changed.
 """
 
@@ -234,7 +235,7 @@ def _views(reference: Reference, structures: Sequence[Structure], config: Infere
             if not len(here):
                 continue
             yield _View(
-                image=take(reference.image, windows[index], fill=None),
+                image=_window(reference.image, windows[index]),
                 masks=np.stack([structures[members[row]].mask(labels[index]) for row in here]),
                 structures=tuple(members[row] for row in here),
                 shares=shares[here, column],
@@ -392,7 +393,7 @@ def _window_probabilities(
     device: torch.device,
 ) -> list[NDArray[np.float32]]:
     """The probabilities (B, k, z, y, x) of each job in some windows, averaged over the flips."""
-    windows = np.stack([take(image, box, fill=None) for box in boxes])
+    windows = np.stack([_window(image, box) for box in boxes])
     sums: list[NDArray[np.float32] | None] = [None] * len(jobs)
     for flip_number, flip in enumerate(config.flips):
         with _precision(config, device):
@@ -418,6 +419,16 @@ def _batch(volumes: NDArray[Any], flip: Flip, device: torch.device) -> Tensor:
     """(n, z, y, x) as (1, n, z, y, x) float32 on the device, mirrored."""
     tensor = torch.from_numpy(np.ascontiguousarray(volumes)).to(device)[None].float()
     return tensor.flip([axis + 2 for axis in flip]) if flip else tensor
+
+
+def _window(image: NDArray[np.float32], box: Box) -> NDArray[np.float32]:
+    """A window of an image (z, y, x); beyond the scan its darkest value: what training pads with.
+
+    That is the lower clip bound (air in CT, background elsewhere), which scans reach. It matters: the network
+    norms each window, and a scan smaller than a window is seen with padding all around in every sample.
+    """
+    inside = all(part.start >= 0 and part.stop <= size for part, size in zip(box, image.shape, strict=True))
+    return take(image, box, fill=0.0 if inside else float(image.min()))
 
 
 def _unflip(volumes: Tensor, flip: Flip) -> Tensor:

@@ -13,8 +13,8 @@ the one it is centred on, if any, and others evenly; those that the crop lacks a
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from storage import IndexEntry, Scan, StorageError, open_store
 from training.augmentation import ViewAugmentation, apply_drawn, draw
+from training.batches import Cuts
 from training.errors import ConfigError, DataError
 from training.inference import Structure
 from training.loader import BatchReader, SampleLoader, Share, stack
@@ -96,7 +97,7 @@ class LabelledSample:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LabelledBatch:
+class LabelledBatch(Cuts):
     """Cuts of B scans before augmentation; `Batch` of pretraining, with one view."""
 
     codes: Tensor
@@ -105,42 +106,6 @@ class LabelledBatch:
     """int16 (B, Z, Y, X), cut."""
     structures: Tensor
     """int64 (B, k): places in the list of structures, one a bit."""
-    scale: Tensor
-    """float32 (B,)"""
-    offset: Tensor
-    """float32 (B,)"""
-    padding_codes: Tensor
-    """int16 (B,)"""
-    sample_indices: Tensor
-    """int64 (B,), on the CPU."""
-    scan_ids: tuple[str, ...]
-    """Whose they are."""
-    seed: int
-    """The run's."""
-    crop_zyx: Triple
-    """Voxels of a crop."""
-
-    def __len__(self) -> int:
-        return len(self.scan_ids)
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> LabelledBatch:
-        """Return the batch on a device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> LabelledBatch:
-        """Return the batch in page-locked memory."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> LabelledBatch:
-        return replace(
-            self,
-            codes=function(self.codes),
-            words=function(self.words),
-            structures=function(self.structures),
-            scale=function(self.scale),
-            offset=function(self.offset),
-            padding_codes=function(self.padding_codes),
-        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,7 +10,7 @@
         failures/step-N/      state and batch of a step whose loss was not finite
         weights.safetensors   the averaged weights, when the run is complete
         MODEL_CARD.md         what they were trained on and how
-        report.json           of a fine-tuning: Dice on labelled scans that were kept out
+        report.json           of a fine-tuning: Dice, HD95, ASD on labelled scans that were kept out
 
 *Writes* config.toml and run.json once, when a run begins. *Reads* them when it goes on: what changes the
 weights has to be the same; what only changes how the run is watched (the table [run]) may differ. A lock on

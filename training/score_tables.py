@@ -15,7 +15,8 @@ from typing import Any
 
 from training.scores import MEASURES, Evaluation, Interval, Measure, Score, bootstrap, plain
 
-_TITLES: dict[Measure, str] = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "asd_mm": "ASD (mm)"}
+TITLES: dict[Measure, str] = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "asd_mm": "ASD (mm)"}
+"""What each measure is called for people."""
 
 _READING = """\
 Dice is 0 where a structure is there and nothing was drawn (missed); HD95 and ASD have no value then, and are
@@ -71,6 +72,13 @@ class Table:
         ]
         rows.append(("mean of structures", *means, *totals))
         return rows
+
+    def narrow_rows(self) -> list[tuple[str, ...]]:
+        """The same for narrow terminals, in the order of `NARROW_COLUMNS`: the last two columns in one."""
+        return [
+            (*means, absent if absent == "0" else f"{absent} ({drawn} drawn)")
+            for *means, absent, drawn in self.structure_rows()
+        ]
 
     def to_markdown(self, title: str, facts: Sequence[str] = ()) -> str:
         """Every table, with what is needed to read them.
@@ -159,8 +167,9 @@ class Table:
         }
 
 
-COLUMNS = ("structure", *_TITLES.values(), "cases", "missed", "absent", "drawn though absent")
-_CASE_COLUMNS = ("target", "structure", "references", *_TITLES.values(), "state")
+COLUMNS = ("structure", *TITLES.values(), "cases", "missed", "absent", "drawn though absent")
+NARROW_COLUMNS = COLUMNS[:-1]
+_CASE_COLUMNS = ("target", "structure", "references", *TITLES.values(), "state")
 
 
 def _case_row(score: Score) -> tuple[str, ...]:

@@ -151,6 +151,8 @@ class Evaluation:
         """Return the means, the counts and each structure's mean, without the single scores."""
         return {
             "mean_dice": plain(self.mean_dice),
+            "mean_hd95_mm": plain(self.mean("hd95_mm")),
+            "mean_asd_mm": plain(self.mean("asd_mm")),
             "num_cases": len(self.scores),
             "num_unprompted": self.num_unprompted,
             "structures": [
@@ -158,8 +160,9 @@ class Evaluation:
                     "dataset": summary.dataset,
                     "label": summary.label,
                     "structure": summary.structure,
-                    "dice": plain(summary.dice),
+                    **{measure: plain(getattr(summary, measure)) for measure in MEASURES},
                     "num_cases": summary.num_cases,
+                    "num_missed": summary.num_missed,
                     "num_absent": summary.num_absent,
                     "num_drawn_though_absent": summary.num_drawn_though_absent,
                 }

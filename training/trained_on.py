@@ -13,8 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from storage import Store
+
 PUBLISHED_SPACING_MM = 1.5
 """Of the scans behind the published weights (Gao et al., CVPR 2026)."""
+_LOOK = ("ct_window_hu", "percentiles", "crop", "margin_mm", "body_threshold_hu")
+"""Ingest settings that change how a scan looks; the others decide about which files are taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,29 @@ class TrainedOn:
             raise ValueError(f"trained_on is incomplete ({error!r})") from error
 
 
+def warning_of(trained_on: TrainedOn, store: Store) -> str:
+    """A sentence on how a store's scans differ from those that a network was trained on; "" where in nothing.
+
+    What is not recorded on both sides is not compared; a voxel size that is not known is the published one.
+    """
+    parts = []
+    size, spacing = store.info.spacing_mm, trained_on.spacing_mm or PUBLISHED_SPACING_MM
+    if size != spacing:
+        part = f"the store's voxels measure {size:g} mm, those that the network was trained on {spacing:g} mm"
+        parts.append(
+            part if trained_on.spacing_mm else part + " (taken from the paper: the file does not tell)"
+        )
+    own = store.info.config.get("ingest", {})
+    for name in _LOOK:
+        # Stores and checkpoints are JSON, runs' records TOML: pairs are lists in one, tuples in the other.
+        here, there = (_plain(values.get(name)) for values in (own, trained_on.ingest))
+        if here is not None and there is not None and here != there:
+            parts.append(f"the store was prepared with {name} = {here}, the training's scans with {there}")
+    if not parts:
+        return ""
+    return f"{'; '.join(parts)}: what the network gives here may be worse than it could be"
+
+
 def recorded_beside(path: Path) -> TrainedOn | None:
     """What the run's folder tells that a checkpoint lies in; None where it lies in none.
 
@@ -90,6 +117,10 @@ def recorded_beside(path: Path) -> TrainedOn | None:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
     return None
+
+
+def _plain(value: Any) -> Any:
+    return [float(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _size(values: Any) -> tuple[int, int, int]:

@@ -9,6 +9,7 @@ whose metadata name the architecture, and beside it the model card NAME.md.
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -96,7 +97,7 @@ class ModelCard:
             "scans": f"{self.num_scans:,}",
             "store digest": f"`{self.store_digest}`",
             **self.trained_on.rows(),
-            **{name: f"{value:.4g}" for name, value in self.figures.items()},
+            **{name: "-" if math.isnan(value) else f"{value:.4g}" for name, value in self.figures.items()},
             **{f"version of {name}": value for name, value in self.versions.items()},
         }
         table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())

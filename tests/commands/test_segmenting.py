@@ -265,8 +265,43 @@ def test_a_mask_on_another_grid(net: LikeInside, folder: Path, capsys: pytest.Ca
     for name in ("shifted.nii.gz", "small.nii.gz"):
         assert mass(folder, "scans", mask=name) == 2
         said = refused(capsys, folder)
-        assert name in said
+        assert said.count(name) == 1
+        assert "ref.nii.gz" not in said, "the file at fault is named, and only it"
         assert "must lie on its image's grid" in said
+
+
+def write_4d(source: Path, path: Path) -> Path:
+    sitk.WriteImage(sitk.JoinSeries([sitk.ReadImage(str(source))] * 3), str(path))
+    return path
+
+
+def test_of_4d_scans_the_option_that_chooses_a_volume_is_named(
+    net: LikeInside, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_4d(folder / "scans" / "a.mha", folder / "four.nii.gz")
+    write_4d(folder / "ref.nii.gz", folder / "four_ref.nii.gz")
+    assert mass(folder, "four.nii.gz") == 1
+    (failure,) = json.loads((folder / "told.json").read_text())["failed"]
+    assert "4D with 3 volumes" in failure["reason"]
+    assert failure["remedy"] == "Choose one with --frame N, counted from 0"
+    capsys.readouterr()
+    assert mass(folder, "scans", image="four_ref.nii.gz") == 2
+    said = capsys.readouterr().err
+    assert "--frame N" in said
+    assert "manifest" not in said
+    assert mass(folder, "four.nii.gz", "--frame", "3") == 1
+    assert "--frame N" in capsys.readouterr().out
+    assert mass(folder, "four.nii.gz", "--frame", "1") == 0
+
+
+def test_a_4d_mask_is_refused_with_what_helps(
+    net: LikeInside, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_4d(folder / "mask.nii.gz", folder / "four.nii.gz")
+    assert mass(folder, "scans", mask="four.nii.gz") == 2
+    said = capsys.readouterr().err
+    assert "3D file" in said
+    assert "frame" not in said
 
 
 def test_an_empty_mask_and_a_label_that_is_not_there(

@@ -306,9 +306,9 @@ def test_a_single_slice_is_no_volume(scan: Phantom, tmp_path: Path) -> None:
 
 def test_a_4d_file_needs_a_choice_of_frame(scan: Phantom, tmp_path: Path) -> None:
     path = _write_4d(scan, tmp_path / "cine.nii.gz")
-    message = refused(path, errors.NotVolumetric)
+    message = refused(path, errors.NoSuchFrame)
     assert "frame = 0 to 2" in message
-    assert "frame 3 was asked for" in refused(path, errors.NotVolumetric, frame=3)
+    assert "frame 3 was asked for" in refused(path, errors.NoSuchFrame, frame=3)
     taken = read_source(source_of(path, frame=1), CONFIG)
     np.testing.assert_array_equal(taken.image, scan.image + 1)
     assert taken.grid.shape_zyx == scan.image.shape
@@ -338,7 +338,7 @@ def test_a_colour_image_is_no_scan(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"rgb{suffix}"
     colours = np.random.default_rng(0).integers(0, 255, (10, 12, 14, 3)).astype(np.uint8)
     sitk.WriteImage(sitk.GetImageFromArray(colours, isVector=True), str(path))
-    refused(path, errors.NotVolumetric)
+    refused(path, errors.NoSuchFrame)
 
 
 # --- values

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 import flows
 from storage import Store
+from tests.training.test_finetuning import export
 from training.embedding import EmbeddingConfig, encode_scan, encoder_digest, feature_names, write_features
 from training.errors import ConfigError
-from training.heads import export_encoder
 from training.iris import Iris
+from training.trained_on import TrainedOn
 
 CHANNELS = (4, 8, 16, 16, 16)
 
@@ -110,12 +111,13 @@ def test_settings_that_cannot_be_are_refused(values: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("suffix", ["npz", "csv"])
 def test_the_command_writes_the_features_of_every_scan(
-    suffix: str, net: Iris, phantom_store: Store, tmp_path: Path
+    suffix: str, net: Iris, phantom_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint, out = tmp_path / "net.safetensors", tmp_path / f"f.{suffix}"
-    export_encoder(checkpoint, net)
+    export(net, checkpoint, TrainedOn(spacing_mm=1.5 if suffix == "npz" else 1.0))
     arguments = [str(checkpoint), str(phantom_store.path), "--out", str(out), "--window", "32"]
     assert flows.main(["embed", *arguments, "--device", "cpu"]) == 0
+    assert ("trained on 1 mm" in capsys.readouterr().out) == (suffix == "csv")
     if suffix == "npz":
         with np.load(out) as file:
             ids, rows, names = file["ids"].tolist(), file["features"], tuple(file["names"].tolist())

@@ -19,7 +19,7 @@ from training.augmentation import ViewAugmentation
 from training.config import ModelConfig
 from training.errors import CheckpointError, ConfigError, DataError
 from training.finetune_config import FinetuneConfig, finetune_recipe
-from training.finetune_report import evaluate_tokens
+from training.finetune_report import evaluate_tokens, report_document
 from training.finetuned import PromptedIris, TokenTable, load_finetuned, tokens_of
 from training.finetuning import finetune
 from training.inference import (
@@ -34,7 +34,9 @@ from training.iris import Iris
 from training.labelled_scans import FinetuningConfig, choose_scans, find_structures
 from training.monitoring import METRICS, read_metrics
 from training.runs import to_toml
+from training.surfaces import surface_distances
 from training.tasks import Task
+from training.trained_on import TrainedOn
 from training.weights import ModelCard, export_weights, load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,8 +62,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(net, tmp_path_factory.mktemp("checkpoint") / "weights.safetensors")
 
 
-def export(net: Iris, path: Path) -> Path:
-    card = ModelCard(title="t", recipe="", store_digest="", num_scans=0, num_steps=0, weights="ema")
+def export(net: Iris, path: Path, told: TrainedOn | None = None) -> Path:
+    card = ModelCard(
+        title="t",
+        recipe="",
+        store_digest="",
+        num_scans=0,
+        num_steps=0,
+        weights="ema",
+        trained_on=told or TrainedOn(),
+    )
     export_weights(net, path, card)
     return path
 
@@ -283,6 +293,10 @@ def test_the_exported_network_needs_no_reference_and_draws_what_the_report_says(
         found, expected = drawn == place, labels == value
         dice = 2 * int((found & expected).sum()) / int(found.sum() + expected.sum())
         assert case["dice"] == pytest.approx(dice, abs=1e-3)
+        apart = surface_distances(found, expected, scan.spacing_zyx_mm)
+        for name, value in (("hd95_mm", apart.hd95_mm), ("asd_mm", apart.asd_mm)):
+            assert case[name] == (None if np.isnan(value) else pytest.approx(value)), name
+    assert {"hd95_mm", "asd_mm", "num_missed"} < set(report["structures"][0])
     card = (undisturbed / "MODEL_CARD.md").read_text()
     for part in ("organ, lung", "load_finetuned", "| Dice of organ (1 held-out scans)", 'mode = "full"'):
         assert part in card, part
@@ -327,9 +341,11 @@ def test_perfect_tokens_would_score_one_and_absent_structures_have_no_score(phan
     """The report's arithmetic, with a network that draws the labels themselves."""
     scan_id = phantom_store.scan_ids[0]
     labels = phantom_store.scan(scan_id).labels("structures")
-    structures = (Structure(name="organ", values=(1,)), Structure(name="nowhere", values=(9,)))
+    structures = tuple(
+        Structure(name=name, values=(value,)) for name, value in (("organ", 1), ("nowhere", 9), ("lung", 3))
+    )
     net = ModelConfig(channels=(4, 8, 8, 8, 8), num_tasks=1).make()
-    PromptedIris(net, tuple(torch.zeros(3, 11, 8) for _ in range(3)))
+    PromptedIris(net, tuple(torch.zeros(4, 11, 8) for _ in range(3)))
     table = replace(load_table(structures), window_voxels=(48, 48, 48))
 
     def decode(features: object, priors: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -340,10 +356,17 @@ def test_perfect_tokens_would_score_one_and_absent_structures_have_no_score(phan
         return logits
 
     net.encode, net.decode = (lambda image: image), decode  # type: ignore[method-assign, assignment]
-    report = evaluate_tokens(net, phantom_store, table, [scan_id], InferenceConfig())
-    organ, nowhere = report.structures
-    assert (organ.dice, organ.num_cases) == (1.0, 1)
+    report = evaluate_tokens(net, phantom_store, table, [scan_id], InferenceConfig(), distances=True)
+    organ, nowhere, lung = report.structures
+    assert (organ.dice, organ.hd95_mm, organ.asd_mm, organ.num_cases) == (1.0, 0.0, 0.0, 1)
     assert (nowhere.num_cases, nowhere.num_absent, nowhere.num_drawn_though_absent) == (0, 1, 0)
+    assert (lung.dice, lung.num_missed) == (0.0, 1)
+    cases = json.loads(json.dumps(report_document(report), allow_nan=False))["cases"]
+    assert [(case["state"], case["dice"], case["hd95_mm"], case["asd_mm"]) for case in cases] == [
+        ("found", 1.0, 0.0, 0.0),
+        ("absent", None, None, None),
+        ("missed", 0.0, None, None),
+    ]
 
 
 def load_table(structures: tuple[Structure, ...]) -> TokenTable:
@@ -421,14 +444,36 @@ def test_the_command_trains_tells_and_writes_its_report(
     options = ["--config", str(config), "--num", "1", "--seed", "3", "--mode", "tokens", "--device", "cpu"]
     assert flows.main([*command, *options, "--json", str(result)]) == 0
     out = capsys.readouterr().out
-    for part in ("label structures: 1 organ, 3 lung", "trained on 1 scans", "on 1 scans not trained on"):
+    for part in (
+        *("label structures: 1 organ, 3 lung", "trained on 1 scans", "on 1 scans not trained on"),
+        *("HD95 (mm)", "ASD (mm)", "missed"),
+    ):
         assert part in out, part
+    assert "warning" not in out
     document = json.loads(result.read_text())
     assert (document["mode"], document["step"], document["complete"]) == ("tokens", 2, True)
     assert [case["structure"] for case in document["report"]["cases"]] == ["organ", "lung"]
     assert flows.main([*command, "--resume", "--device", "cpu"]) == 0  # done already: reported on again
     assert flows.main([*command, "--resume", "--mode", "full", "--device", "cpu"]) == 2
     assert "finetune.mode tokens -> full" in capsys.readouterr().err
+
+
+def test_a_store_of_another_voxel_size_is_warned_of_before_the_first_step(
+    phantom_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = ModelConfig(channels=(4, 4, 8, 8, 8), num_tasks=1).make()
+    path = export(net, tmp_path / "other.safetensors", TrainedOn(spacing_mm=1.0))
+    config, result = tmp_path / "c.toml", tmp_path / "result.json"
+    config.write_text(to_toml(tuned(TINY, num_steps=1).values()))
+    command = ["finetune", str(path), str(phantom_store.path), "--config", str(config), "--device", "cpu"]
+    assert flows.main([*command, str(tmp_path / "run"), "--json", str(result)]) == 0
+    told = "voxels measure 1.5 mm, those that the network was trained on 1 mm"
+    out = capsys.readouterr().out
+    assert out.index(told) < out.index("fine-tuned")
+    (warning,) = json.loads(result.read_text())["warnings"]
+    assert told in warning
+    assert flows.main([*command, str(tmp_path / "scratch"), "--from-scratch"]) == 0
+    assert "warning" not in capsys.readouterr().out, "of the checkpoint only the widths are taken"
 
 
 @pytest.mark.parametrize(

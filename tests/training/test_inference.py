@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.training.like_intensity import WIDTH, LikeIntensity
+from training.augmentation import ViewAugmentation
 from training.errors import ConfigError, DataError
 from training.inference import (
     InferenceConfig,
@@ -18,6 +19,7 @@ from training.inference import (
     predict_labels,
     predict_probabilities,
 )
+from training.labelled import LabelledDataConfig, LabelReader, augment_labelled, collate_labelled
 
 SMALL = InferenceConfig(window_voxels=(16, 32, 16), reference_voxels=(16, 16, 32))
 LIVER, SPLEEN = Structure(name="liver", values=(3,)), Structure(name="spleen", values=(7, 9))
@@ -189,3 +191,31 @@ def test_settings_that_cannot_be_are_refused():
             replace(SMALL, **changes)
     with pytest.raises(DataError, match="one grid"):
         Reference(image=np.zeros((2, 3, 4), np.float32), labels=np.zeros((2, 3, 5), np.uint8))
+
+
+def test_a_scan_smaller_than_a_window_is_padded_as_in_training(phantom_store):
+    """References and targets too: the network norms a window, and mirrored anatomy around it blinds it."""
+    scan = phantom_store.scan("phantom-0")
+    data = LabelledDataConfig(crop_voxels=48, cut_voxels=48)
+    organ = Structure(name="organ", values=(1,))
+    reader = LabelReader(phantom_store.path, ["phantom-0"], "structures", [organ], data, seed=0)
+    batch = collate_labelled([reader.read(0)], config=data, seed=0)
+    still = ViewAugmentation(affine_probability=0.0, intensity_probability=0.0)
+    trained_on = augment_labelled(batch, still).image[0, 0].numpy()
+
+    shown: list[np.ndarray] = []
+
+    class Recording(LikeIntensity):
+        def encode(self, image):
+            shown.append(image[0, 0].numpy().copy())
+            return super().encode(image)
+
+    image = scan.image(normalize=True)
+    config = InferenceConfig(window_voxels=(48, 48, 48), reference_voxels=(48, 48, 48))
+    reference = Reference(image=image, labels=scan.labels("structures"))
+    predict_labels(Recording(), image, encode_references(Recording(), [reference], [organ], config), config)
+    assert len(shown) == 2
+    for window in shown:
+        assert window.shape == trained_on.shape
+        assert window[0, 0, 0] == pytest.approx(trained_on[0, 0, 0], abs=1e-3)
+        np.testing.assert_allclose(np.sort(window.ravel()), np.sort(trained_on.ravel()), atol=2e-3)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from storage import Store
+from storage import Store, create_store
 from training.config import ModelConfig, PretrainConfig, small
 from training.errors import CheckpointError
 from training.iris import Iris
 from training.pretraining import pretrain, trained_on
-from training.trained_on import TrainedOn
+from training.trained_on import TrainedOn, warning_of
 from training.weights import ModelCard, export_weights, load_checkpoint
 
 CHANNELS = (2, 4, 4, 8, 32)
@@ -76,6 +76,36 @@ def test_a_folder_stands_for_the_weights_of_the_run_in_it(tmp_path: Path) -> Non
         load_checkpoint(tmp_path)
     export_weights(Iris(CHANNELS, 1), tmp_path / "weights.safetensors", card(TOLD))
     assert load_checkpoint(tmp_path).trained_on == TOLD
+
+
+@pytest.mark.parametrize(
+    ("told", "parts"),
+    [
+        (TrainedOn(spacing_mm=1.5), []),
+        (TrainedOn(), []),
+        (TrainedOn(spacing_mm=1.5, ingest={"ct_window_hu": (-991.0, 500), "frame": 2}), []),
+        (TrainedOn(spacing_mm=2.0), ["voxels measure 1.5 mm, those that the network was trained on 2 mm"]),
+        (
+            TrainedOn(spacing_mm=1.5, ingest={"ct_window_hu": [-200, 300], "crop": False}),
+            ["prepared with ct_window_hu = [-991.0, 500.0], the training's scans with [-200.0, 300.0]"],
+        ),
+        (TrainedOn(spacing_mm=1.0, ingest={"margin_mm": 3.0}), ["trained on 1 mm", "margin_mm = 10.0"]),
+    ],
+)
+def test_a_store_unlike_the_training_is_told_of_in_one_sentence(
+    told: TrainedOn, parts: list[str], tmp_path: Path
+) -> None:
+    ingest = {"spacing_mm": 1.5, "ct_window_hu": [-991.0, 500.0], "margin_mm": 10.0, "frame": None}
+    text = warning_of(told, create_store(tmp_path / "store", spacing_mm=1.5, config={"ingest": ingest}))
+    assert bool(text) == bool(parts)
+    assert "\n" not in text
+    for part in parts:
+        assert part in text
+
+
+def test_that_the_published_voxel_size_is_an_assumption_is_said(tmp_path: Path) -> None:
+    text = warning_of(TrainedOn(), create_store(tmp_path / "store", spacing_mm=3.0, config={}))
+    assert "trained on 1.5 mm (taken from the paper: the file does not tell)" in text
 
 
 def test_incomplete_records_are_refused() -> None:
