@@ -4,7 +4,7 @@
     python benchmarks/few_shot.py OUT --steps 20 --counts 1 5        a quick look
     python benchmarks/few_shot.py OUT --checkpoint ours=A.safetensors slic=B.safetensors
 
-OUT is the folder in which `benchmarks/hippocampus.py` has prepared its stores, drawn its split, and
+OUT is the folder in which `benchmarks/teaching.py` has prepared its stores, drawn its split, and
 pretrained one network on our masks and one on flat SLIC masks. For every number of labelled scans (more than
 there are become all of them) and every arm, `mass finetune` trains on the same scans, for the same steps,
 with the same settings: from random weights ("scratch"), from the network of SLIC masks, from ours. Then it
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.curves import draw_curves
-from benchmarks.hippocampus import Split, final_scores, mass, write_json
+from benchmarks.teaching import Split, final_scores, mass, write_json
 from storage import open_store
 from training.config import small
 from training.evaluation import Evaluation, EvaluationConfig
@@ -332,7 +332,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for arm, path in checkpoints(arguments.out, arguments.checkpoint, arguments.seeds[0]).items():
         if arm in arguments.arms and not path.is_file():
-            parser.error(f"{path}: no network. Run benchmarks/hippocampus.py, or name one (--checkpoint)")
+            parser.error(f"{path}: no network. Run benchmarks/teaching.py, or name one (--checkpoint)")
     text = report(run_cells(arguments, finetune_recipe("small")), arguments.out / "few_shot")
     (arguments.out / "few_shot" / "results.md").write_text(text + "\n", encoding="utf-8")
     print(text)

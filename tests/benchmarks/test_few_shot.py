@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 import benchmarks.few_shot as script
-from benchmarks.hippocampus import Split
-from tests.benchmarks.test_hippocampus import evaluation
+from benchmarks.teaching import Split
+from tests.benchmarks.test_teaching import evaluation
 from training.finetune_config import FinetuneConfig, finetune_recipe
 
 IDS = tuple(f"scan-{k:03d}" for k in range(200))

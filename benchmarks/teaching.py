@@ -1,14 +1,17 @@
 """Do our masks teach more than flat SLIC masks? One-shot Dice, training-free, on scans never trained on.
 
-    python benchmarks/hippocampus.py MANIFEST OUT                           both arms, two seeds, 25 min each
-    python benchmarks/hippocampus.py MANIFEST OUT --steps 300 --seeds 0     a quick look
-    python benchmarks/hippocampus.py MANIFEST OUT --steps 800 --search optimisation.peak_rate=3e-4,1e-3
+    python benchmarks/teaching.py MANIFEST OUT                              both arms, two seeds, 25 min each
+    python benchmarks/teaching.py MANIFEST OUT --steps 300 --seeds 0        a quick look
+    python benchmarks/teaching.py MANIFEST OUT --arms ours first slic       the first version's masks too
+    python benchmarks/teaching.py MANIFEST OUT --dataset sts_sarcoma_pet --spacing 4
+    python benchmarks/teaching.py MANIFEST OUT --steps 800 --search optimisation.peak_rate=3e-4,1e-3
 
-MANIFEST lists the scans (those of the data set "hippocampus" are taken), or is a folder of them. What
-happens: `mass prepare`; a second store with SLIC segments for masks (slic_store.py); for every arm
-and seed `mass pretrain --recipe small`, the same steps and settings, without any label; every so often, and
-at the end, the averaged network is shown one labelled scan and asked to segment the targets. Of the scans,
-drawn once for all, 40 are targets, 5 are references, 10 serve the search; none of them is trained on.
+MANIFEST lists the scans (those of the data set are taken, hippocampus if none is named), or is a folder of
+them. What happens: `mass prepare`; further stores with SLIC segments for masks (slic_store.py), or with the
+first version's proposals (first_version.py); for every arm and seed `mass pretrain --recipe small`, the same
+steps and settings, without any label; every so often, and at the end, the averaged network is shown one
+labelled scan and asked to segment the targets. Of 200 scans, drawn once for all, 40 are targets, 5 are
+references, 10 serve the search; of few, a third and a sixth. None of them is trained on.
 
 Everything is kept in OUT. Run the same command again to go on where it stopped: finished cells are kept, a
 running one is resumed. Written: OUT/results.json, OUT/results.md, OUT/curves.png (and OUT/search.json).
@@ -41,13 +44,21 @@ from training.runs import RECORD, to_toml
 from training.weights import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-ARMS = {"ours": "our masks", "slic": "flat SLIC masks", "slic-coarse": "flat SLIC masks, coarser"}
+ARMS = {
+    "ours": "our masks",
+    "first": "the first version's masks",
+    "slic": "flat SLIC masks",
+    "slic-coarse": "flat SLIC masks, coarser",
+}
 SLIC_SEGMENTS = {"slic": SlicConfig().segments, "slic-coarse": (12, 25, 50, 100, 200, 400)}
-STRUCTURES = {"whole": "whole hippocampus", "1": "anterior", "2": "posterior"}
+TITLES = {("hippocampus", "1"): "anterior", ("hippocampus", "2"): "posterior"}
+"""What structures are called that data sets only number."""
 NUM_CURVE_POINTS = 12
 CURVE_REFERENCES = 2
 """Of the references, used for the curve: it costs training time. The table takes all of them."""
 CALIBRATION_STEPS = 40
+FEW_SCANS = 40
+"""With fewer, none is set aside for the search."""
 RESERVE_FRACTION = 0.15
 """Of the time of a cell, for the start and the evaluations."""
 
@@ -62,9 +73,12 @@ class Split:
 
     @classmethod
     def of(cls, scan_ids: Sequence[str]) -> Split:
-        """Draw 40, 5 and 10 scans (less where there are few), the same ones every time."""
-        shuffled = [scan_ids[k] for k in np.random.default_rng(0).permutation(len(scan_ids))]
-        first, second, third = np.rint(len(shuffled) * np.array([0.2, 0.225, 0.275])).astype(int)
+        """Draw a fifth, a fortieth and a twentieth, the same ones every time; of few scans relatively more."""
+        count = len(scan_ids)
+        shuffled = [scan_ids[k] for k in np.random.default_rng(0).permutation(count)]
+        first = max(count // 5, min(4, count // 3))
+        second = first + max(count // 40, min(2, count // 6))
+        third = second + (count // 20 if count >= FEW_SCANS else 0)
         return cls(
             targets=tuple(sorted(shuffled[:first])),
             references=tuple(sorted(shuffled[first:second])),
@@ -88,11 +102,13 @@ def mass(*arguments: object) -> None:
         sys.exit(f"mass {arguments[0]} ended with code {code}: run this script again to go on")
 
 
-def prepare_stores(raw: Path, out: Path, arms: Sequence[str], workers: int, spacing_mm: float) -> None:
+def prepare_stores(
+    raw: Path, out: Path, arms: Sequence[str], *, dataset: str, spacing_mm: float, workers: int
+) -> None:
     """Make the stores of the arms, or what is missing of them."""
     out.mkdir(parents=True, exist_ok=True)
     if raw.is_file():
-        raw = hippocampus_manifest(raw, out / "manifest.csv")
+        raw = manifest_of(dataset, raw, out / "manifest.csv")
     settings = out / "prepare.toml"
     settings.write_text(f"[ingest]\nspacing_mm = {spacing_mm}\n")
     mass("prepare", raw, out / "ours", "--config", settings, "--workers", workers)
@@ -102,12 +118,12 @@ def prepare_stores(raw: Path, out: Path, arms: Sequence[str], workers: int, spac
             mass("verify", out / arm)
 
 
-def hippocampus_manifest(manifest: Path, copy: Path) -> Path:
-    """Write the lines of the data set "hippocampus", with absolute paths."""
+def manifest_of(dataset: str, manifest: Path, copy: Path) -> Path:
+    """Write the lines of one data set, with absolute paths."""
     with manifest.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("dataset") == "hippocampus"]
+        rows = [row for row in csv.DictReader(file) if row.get("dataset") == dataset]
     if not rows:
-        sys.exit(f"{manifest} has no scan of the data set 'hippocampus'")
+        sys.exit(f"{manifest} has no scan of the data set {dataset!r}")
     for row in rows:
         row |= {name: str(manifest.parent.resolve() / row[name]) for name in ("image", "label") if row[name]}
     with copy.open("w", newline="", encoding="utf-8") as file:
@@ -249,6 +265,7 @@ def report(results: Mapping[str, Any], out: Path) -> str:
     """Write the curves; the table as Markdown."""
     cells = list(results["cells"].values())
     arms = [arm for arm in ARMS if any(cell["arm"] == arm for cell in cells)]
+    structures = structures_of(cells)
     panels = {
         title: {
             ARMS[arm]: [
@@ -258,7 +275,7 @@ def report(results: Mapping[str, Any], out: Path) -> str:
             ]
             for arm in arms
         }
-        for name, title in STRUCTURES.items()
+        for name, title in structures.items()
     }
     label = f"steps of pretraining ({CURVE_REFERENCES} references)"
     draw_curves(out / "curves.png", panels, x_label=label)
@@ -266,20 +283,31 @@ def report(results: Mapping[str, Any], out: Path) -> str:
         f"One-shot Dice without training on labels, {len(results['split']['targets'])} scans kept out of "
         f"training x {len(results['split']['references'])} references, after {results['num_steps']:,} steps:",
         "",
-        "| masks | seed | minutes | " + " | ".join(STRUCTURES.values()) + " |",
-        "| --- " * (3 + len(STRUCTURES)) + "|",
+        "| masks | seed | minutes | " + " | ".join(structures.values()) + " |",
+        "| --- " * (3 + len(structures)) + "|",
     ]
     for cell in sorted(cells, key=lambda cell: (arms.index(cell["arm"]), cell["seed"])):
         dice = {part["structure"]: part["dice"] for part in cell["final"]["structures"]}
-        numbers = " | ".join(f"{dice.get(name, float('nan')):.3f}" for name in STRUCTURES)
+        numbers = " | ".join(f"{dice.get(name, float('nan')):.3f}" for name in structures)
         lines.append(f"| {ARMS[cell['arm']]} | {cell['seed']} | {cell['minutes']:.1f} | {numbers} |")
     lines += ["", *(difference(cells, "ours", arm) for arm in arms if arm != "ours")]
     return "\n".join(lines)
 
 
+def structures_of(cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The structures that every cell was scored on, and what they are called."""
+    first = cells[0]["final"]["structures"]
+    return {
+        part["structure"]: TITLES.get((part["dataset"], part["structure"]), part["structure"])
+        for part in first
+        if all(part["structure"] in cell["dice_of_target"] for cell in cells)
+    }
+
+
 def difference(cells: Sequence[Mapping[str, Any]], first: str, second: str) -> str:
     """By how much one arm is ahead, with an interval over the targets (bootstrap, same targets in both)."""
-    names = list(STRUCTURES)
+    structures = structures_of(cells)
+    names = list(structures)
     tables = {
         arm: [
             [list(cell["dice_of_target"][name].values()) for name in names]
@@ -294,7 +322,7 @@ def difference(cells: Sequence[Mapping[str, Any]], first: str, second: str) -> s
     draws = np.random.default_rng(0).integers(ahead.shape[1], size=(2000, ahead.shape[1]))
     low, high = np.percentile(ahead[:, draws].mean(axis=2), (2.5, 97.5), axis=1)
     parts = [
-        f"{STRUCTURES[name]} {ahead[k].mean():+.3f} ({low[k]:+.3f} to {high[k]:+.3f})"
+        f"{structures[name]} {ahead[k].mean():+.3f} ({low[k]:+.3f} to {high[k]:+.3f})"
         for k, name in enumerate(names)
     ]
     return f"{ARMS[first]} less {ARMS[second]}, 95 % over targets: " + ", ".join(parts) + "."
@@ -353,13 +381,21 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=25.0, help="of training a cell, measured first")
     parser.add_argument("--steps", type=int, help="in place of --minutes; needed with --search")
     parser.add_argument("--workers", type=int, default=2, help="of `mass prepare`")
+    parser.add_argument("--dataset", default="hippocampus", help="of the manifest")
     parser.add_argument("--spacing", type=float, default=1.5, help="of the stores, mm")
     parser.add_argument("--search", nargs="+", metavar="SETTING=A,B,...", help="JSON values")
     arguments = parser.parse_args()
     arguments.arms = arguments.arms or (["ours"] if arguments.search else ["ours", "slic"])
     if arguments.search and not arguments.steps:
         parser.error("--search needs --steps")
-    prepare_stores(arguments.raw, arguments.out, arguments.arms, arguments.workers, arguments.spacing)
+    prepare_stores(
+        arguments.raw,
+        arguments.out,
+        arguments.arms,
+        dataset=arguments.dataset,
+        spacing_mm=arguments.spacing,
+        workers=arguments.workers,
+    )
     split = Split.of(open_store(arguments.out / "ours").scan_ids)
     if arguments.search:
         run_search(arguments, small(), split)

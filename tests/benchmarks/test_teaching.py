@@ -1,4 +1,4 @@
-"""The hippocampus comparison: nothing asked about is trained on, and it goes on where it stopped."""
+"""The comparison of masks by what they teach: nothing asked about is trained on, and it goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import benchmarks.hippocampus as script
+import benchmarks.teaching as script
 from benchmarks.curves import draw_curves, mean_curve
 from training.config import small
 from training.evaluation import Evaluation, Score
@@ -44,6 +44,8 @@ def test_the_split_is_the_same_every_time_and_its_parts_share_no_scan():
     assert split == script.Split.of(IDS)
     assert (len(split.targets), len(split.references), len(split.validation)) == (40, 5, 10)
     assert len(set(split.held_out)) == 55
+    few = script.Split.of(IDS[:12])
+    assert (len(few.targets), len(few.references), len(few.validation)) == (4, 2, 0)
 
 
 def test_no_scan_that_is_asked_about_is_trained_on():
@@ -59,13 +61,19 @@ def test_no_scan_that_is_asked_about_is_trained_on():
 
 def test_the_search_changes_the_setting_that_is_named():
     config = script.with_settings(
-        small(), {"peak_rate": 0.5, "channels": [4, 8, 16, 32, 32], "min_mask_voxels": 7}
+        small(),
+        {
+            "optimisation.peak_rate": 0.5,
+            "model.channels": [4, 8, 16, 32, 32],
+            "augmentation.target.max_shear": 0.3,
+        },
     )
     assert config.optimisation.peak_rate == 0.5
     assert config.model.channels == (4, 8, 16, 32, 32)
-    assert config.data.min_mask_voxels == 7
+    assert config.augmentation.target.max_shear == 0.3
+    assert config.augmentation.reference == small().augmentation.reference
     with pytest.raises(SystemExit, match="peek_rate"):
-        script.with_settings(small(), {"peek_rate": 0.5})
+        script.with_settings(small(), {"optimisation.peek_rate": 0.5})
 
 
 @pytest.fixture
@@ -104,7 +112,7 @@ def test_finished_cells_are_kept_and_the_others_done(trained, tmp_path):
     assert results["cells"]["ours-seed0"]["curve"] == [{"step": 10, "whole": 0.4}]
     text = script.report(results, tmp_path)
     assert "| our masks | 0 | 1.5 | 0.600 | 0.500 | 0.350 |" in text
-    assert "whole hippocampus +0.100 (+0.100 to +0.100)" in text
+    assert "whole +0.100 (+0.100 to +0.100)" in text
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > picture.height
 
@@ -112,11 +120,11 @@ def test_finished_cells_are_kept_and_the_others_done(trained, tmp_path):
 def test_a_manifest_is_cut_to_the_hippocampus_with_paths_that_work_elsewhere(tmp_path):
     manifest = tmp_path / "manifest.csv"
     manifest.write_text("id,image,label,dataset\na,x/a.nii,x/l.nii,hippocampus\nb,x/b.nii,,other\n")
-    copy = script.hippocampus_manifest(manifest, tmp_path / "copy.csv").read_text().splitlines()
+    copy = script.manifest_of("hippocampus", manifest, tmp_path / "copy.csv").read_text().splitlines()
     assert copy == ["id,image,label,dataset", f"a,{tmp_path}/x/a.nii,{tmp_path}/x/l.nii,hippocampus"]
     manifest.write_text("id,image,label,dataset\nb,x/b.nii,,other\n")
     with pytest.raises(SystemExit, match="hippocampus"):
-        script.hippocampus_manifest(manifest, tmp_path / "copy.csv")
+        script.manifest_of("hippocampus", manifest, tmp_path / "copy.csv")
 
 
 def test_the_mean_curve_has_the_points_that_all_seeds_have():
