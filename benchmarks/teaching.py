@@ -73,7 +73,7 @@ class Split:
 
     @classmethod
     def of(cls, scan_ids: Sequence[str]) -> Split:
-        """Draw a fifth, a fortieth and a twentieth, the same ones every time; of few scans relatively more."""
+        """Draw a fifth, a fortieth, a twentieth, the same every time; of few scans relatively more."""
         count = len(scan_ids)
         shuffled = [scan_ids[k] for k in np.random.default_rng(0).permutation(count)]
         first = max(count // 5, min(4, count // 3))

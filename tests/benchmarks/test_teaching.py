@@ -1,4 +1,4 @@
-"""The comparison of masks by what they teach: nothing asked about is trained on, and it goes on where it stopped."""
+"""Masks compared by what they teach: nothing asked about is trained on, and it goes on where it stopped."""
 
 from __future__ import annotations
 
