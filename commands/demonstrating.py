@@ -109,7 +109,8 @@ def demonstrate_use(
     name = check_unseen(store, unseen)
     print(f"6. segment {name}, which was neither prepared nor trained on, from its file {unseen.image}")
     document["unseen"] = segment_unseen(store, pretrained, done, unseen, out)
-    print(f"again: mass segment {run} --finetuned {unseen.image} --out {out}")
+    modality = done.scans.modalities[0]
+    print(f"again: mass segment {run} --finetuned {unseen.image} --modality {modality} --out {out}")
     return 0, document
 
 
