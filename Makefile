@@ -1,6 +1,7 @@
 # Each target makes its own virtual environment (.venv) on a fresh machine, and again when the pins change.
 #
-#   make demo    prepare the bundled scans, score the proposals, draw a picture, pretrain for 150 steps
+#   make demo    prepare the bundled scans, score the proposals, draw a picture, pretrain for 150 steps, fine-tune on the
+#                labelled ones, segment one that was kept out of all this and tell its Dice
 #   make test    the whole test suite
 #   make lint    ruff and mypy
 #   make bench   speed, memory, bytes and kills; the other scripts of benchmarks/ ask for data, --help tells which

@@ -8,7 +8,7 @@
     pretrain  a network on the store's proposals; also under torchrun
     embed     an encoder's features of every scan
     classify  whole scans, by a frozen encoder or by all weights
-    demo      prepare, score and inspect the bundled scans, then pretrain briefly
+    demo      all of it on the bundled scans, to the segmentation of one that was kept out
 
 Nothing heavy is imported before a command runs, so that `mass --help` answers at once. Prefect is started
 only where there is work, and brings its own server unless `PREFECT_API_URL` names one. Exit codes: 0 all is
@@ -554,14 +554,30 @@ def run_demo(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     document = report.to_json() | {"written": [str(path) for path in written]}
     code = report.exit_code or int(bool(damaged))
     if arguments.steps:
+        from commands.demonstrating import bundled_or_named, check_unseen, demonstrate_use
         from commands.pretraining import pretrain_for_demo, to_document
 
+        unseen, datasets = bundled_or_named(arguments)
+        if unseen:
+            check_unseen(arguments.store, unseen)
         print(f"4. pretrain a small network for {arguments.steps} steps, in {arguments.run_folder}")
         done = pretrain_for_demo(
             arguments.store, arguments.run_folder, steps=arguments.steps, workers=arguments.workers
         )
         document["pretrain"] = to_document(arguments.run_folder, done)
         code = code or (128 + done.result.signal_number if done.result.signal_number else 0)
+        if done.weights and unseen:
+            ended, told = demonstrate_use(
+                arguments.store,
+                done.weights,
+                unseen,
+                arguments.run_folder,
+                datasets=datasets,
+                steps=arguments.finetune_steps,
+                workers=arguments.workers,
+            )
+            document |= told
+            code = code or ended
     print(f"done in {time.monotonic() - began:.0f} s")
     return code, document
 

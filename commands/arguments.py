@@ -12,6 +12,9 @@ EXAMPLES = Path(__file__).parent.parent / "examples" / "manifest.csv"
 DEMO_STEPS = 150
 """Of the demo's pretraining: about a minute on two free cores, enough to see the loss fall."""
 
+DEMO_FINETUNE_STEPS = 400
+"""Of its fine-tuning."""
+
 
 def parser() -> argparse.ArgumentParser:
     """Every command and its options."""
@@ -93,17 +96,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument(
         "run_folder", type=Path, metavar="RUN", help="checkpoints, metrics, pictures, weights; made new"
     )
-    add.add_argument(
-        "--recipe", choices=("published", "small"), help="settings to begin with (default: published)"
-    )
-    add.add_argument(
-        "--config", type=Path, metavar="C.toml", help="settings that differ from the recipe's, by table"
-    )
-    add.add_argument("--resume", action="store_true", help="go on with the run in RUN, with its own settings")
-    add_workers(add, "processes that read samples (default: the recipe's)", default=None)
-    add.add_argument(
-        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: auto)"
-    )
+    add_training(add)
 
     add_finetune(command)
 
@@ -164,7 +157,9 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--resume", action="store_true", help="go on with the run in RUN")
     add_device(add)
 
-    add = command("demo", "flows:run_demo", "prepare, score, draw the bundled scans; pretrain briefly")
+    add = command(
+        "demo", "flows:run_demo", "go the whole way on bundled scans, to the labels of one kept out"
+    )
     add.add_argument("--raw", type=Path, default=EXAMPLES, metavar="RAW", help="other scans")
     add.add_argument(
         "--store", type=Path, default=Path("demo-store"), metavar="STORE", help="default: demo-store"
@@ -181,7 +176,25 @@ def parser() -> argparse.ArgumentParser:
         help="default: demo-run",
     )
     add.add_argument(
+        "--unseen",
+        type=Path,
+        nargs=2,
+        metavar=("IMAGE", "MASK"),
+        help="a labelled scan that is not in RAW, to segment at the end (default: the bundled one; "
+        "none for other scans)",
+    )
+    add.add_argument(
+        "--dataset", metavar="NAME", help="fine-tune on the labels of this data set (default: all)"
+    )
+    add.add_argument(
         "--steps", type=int, default=DEMO_STEPS, metavar="N", help=f"of pretraining ({DEMO_STEPS}; 0: none)"
+    )
+    add.add_argument(
+        "--finetune-steps",
+        type=at_least(1),
+        default=DEMO_FINETUNE_STEPS,
+        metavar="N",
+        help=f"of fine-tuning ({DEMO_FINETUNE_STEPS})",
     )
     add_workers(add, "processes on this machine (default: 1)")
     return top
@@ -221,6 +234,11 @@ def add_finetune(command: Callable[[str, str, str], argparse.ArgumentParser]) ->
     add.add_argument(
         "--from-scratch", action="store_true", help="the same network, its weights drawn at random"
     )
+    add_training(add)
+
+
+def add_training(add: argparse.ArgumentParser) -> None:
+    """What every command takes that trains with a recipe, in a run's folder."""
     add.add_argument(
         "--recipe", choices=("published", "small"), help="settings to begin with (default: published)"
     )
@@ -346,9 +364,7 @@ def add_checkpoint(add: argparse.ArgumentParser) -> None:
         "--overlap", type=float, default=0.5, metavar="F", help="part that neighbouring windows share (0.5)"
     )
     add.add_argument("--mirror", action="store_true", help="average over all mirrorings: 8 times the work")
-    add.add_argument(
-        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: auto)"
-    )
+    add_device(add)
 
 
 def add_count(

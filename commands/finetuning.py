@@ -58,6 +58,8 @@ def run_finetune(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         )
     if done.is_first:
         tell(config, done)
+        if done.weights and not done.report:
+            print("no labelled scan is kept out: nothing to report on (--num, --held-out)")
     else:
         arguments.json = None  # the first process writes it
     signal_number = done.result.signal_number
@@ -143,8 +145,8 @@ class Shown:
         return self._show
 
 
-def tell(config: FinetuneConfig, done: Finetuning) -> None:
-    """Print what came of a fine-tuning."""
+def tell(config: FinetuneConfig, done: Finetuning, again: str = "the same command with --resume") -> None:
+    """Print what came of a fine-tuning; what (`again`) would go on where it was stopped."""
     result, scans = done.result, done.scans
     print(f"label {scans.label}: {', '.join(f'{part.values[0]} {part.name}' for part in scans.structures)}")
     print(f"trained on {len(scans.training)} scans: {_listed(scans.training)}")
@@ -159,12 +161,10 @@ def tell(config: FinetuneConfig, done: Finetuning) -> None:
     )
     print_table("fine-tuned", columns, [row])
     if not done.weights:
-        print(f"stopped and saved at step {result.step}; the same command with --resume goes on from here")
+        print(f"stopped and saved at step {result.step}; {again} goes on from here")
         return
     if done.report:
         print_report(done.report, len(scans.held_out))
-    else:
-        print("no labelled scan is kept out: nothing to report on (--num, --held-out)")
     print(f"weights: {done.weights}")
 
 

@@ -228,6 +228,18 @@ def load_source(
     )
 
 
+def read_own_labels(
+    source: Source, config: IngestConfig, mask: Path
+) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """A found scan's mask on the scan's own grid, (z, y, x) along its array axes, 0 is background.
+
+    Raises:
+        ScanError: The files are no usable scan, or the mask does not fit it.
+    """
+    labels = (LabelSource(name=mask.name, path=mask, value_names=None, location=str(mask)),)
+    return read_source(replace(source, labels=labels), config).labels[0].array
+
+
 def _values(raw: RawScan, mask: Path | None) -> tuple[int, ...]:
     """The values of the mask without 0.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class Cuts:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         tensors = {part.name: getattr(self, part.name) for part in fields(self)}
-        moved = {
+        moved: dict[str, Any] = {
             name: function(tensor)
             for name, tensor in tensors.items()
             if isinstance(tensor, Tensor) and name != "sample_indices"

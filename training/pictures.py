@@ -40,6 +40,10 @@ class Case:
     """Of both images."""
     title: str = ""
     """Written above."""
+    reference_name: str = "reference"
+    """What the left panels are called."""
+    own_dice: float | None = None
+    """Dice on the target's own grid, where it was measured there; None: that of the masks here."""
 
     def __post_init__(self) -> None:
         for image, mask in ((self.reference, self.mask), (self.target, self.prediction)):
@@ -53,6 +57,8 @@ class Case:
     @property
     def dice(self) -> float | None:
         """Dice of prediction and expectation; None where there is nothing to compare."""
+        if self.own_dice is not None:
+            return self.own_dice
         if self.expected is None or not self.expected.any():
             return None
         both = int((self.expected & self.prediction).sum())
@@ -102,9 +108,8 @@ def _draw_case(case: Case, height: int) -> Image.Image:
     left = 0
     for number, panel in enumerate(panels):
         row.paste(panel, (left, head))
-        draw.text(
-            (left + 2, head), "target" if number % 2 else f"{_PLANES[number // 2]} reference", fill="yellow"
-        )
+        name = "target" if number % 2 else f"{_PLANES[number // 2]} {case.reference_name}"
+        draw.text((left + 2, head), name, fill="yellow")
         left += panel.width + _GAP
     return row
 

@@ -109,10 +109,38 @@ class Segmentation:
         """Write the labels as an image file on the target's own grid; the suffix tells the format."""
         self.scan.write(Path(path), self.labels)
 
+    def dice(self, expected: Labels) -> dict[int, float]:
+        """Dice of each structure that a label map (z, y, x) on the target's own grid has, by label value."""
+        found = {}
+        for structure in (one.structure for one in self.found):
+            drawn, there = structure.mask(self.labels), structure.mask(expected)
+            if there.any():
+                found[structure.values[0]] = 2 * int((drawn & there).sum()) / int(drawn.sum() + there.sum())
+        return found
+
+    def cases_against(self, expected: Labels) -> list[Case]:
+        """The same beside what an expert drew (z, y, x) on the target's own grid."""
+        dice, there = self.dice(expected), self.scan.from_own_grid(expected)
+        return [
+            replace(
+                case,
+                reference=self.scan.image,
+                reference_name="expert",
+                mask=found.structure.mask(there),
+                expected=found.structure.mask(there),
+                own_dice=dice.get(found.structure.values[0]),
+            )
+            for case, found in zip(self.cases(), self._largest, strict=True)
+        ]
+
+    @property
+    def _largest(self) -> list[Found]:
+        """What pictures show."""
+        return sorted(self.found, key=lambda found: -found.num_voxels)[:_DRAWN_STRUCTURES]
+
     def cases(self) -> list[Case]:
         """The largest structures as pictures show them (`training.draw_cases`)."""
         shown = self.scan.from_own_grid(self.labels)
-        largest = sorted(self.found, key=lambda found: -found.num_voxels)[:_DRAWN_STRUCTURES]
         reference = self.reference or Reference(image=self.scan.image, labels=np.zeros_like(shown))
         return [
             Case(
@@ -123,7 +151,7 @@ class Segmentation:
                 spacing_zyx_mm=self.scan.spacing_zyx_mm,
                 title=f"{found.structure.name}  {found.volume_ml:.3g} ml",
             )
-            for found in largest
+            for found in self._largest
         ]
 
 

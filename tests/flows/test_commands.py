@@ -7,9 +7,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
+from PIL import Image
 
 import flows
+from commands.arguments import EXAMPLES, parser
+from commands.demonstrating import bundled_or_named
 from commands.preparing import Settings
 from commands.work import Options
 from storage import open_store
@@ -151,7 +156,7 @@ def test_an_unknown_scan_is_an_error_that_names_it(
     assert not (tmp_path / "x.html").exists()
 
 
-def test_the_demo_prepares_scores_draws_and_pretrains(
+def test_the_demo_ends_with_the_segmentation_of_a_scan_it_never_saw(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     raw = tmp_path / "raw"
@@ -159,7 +164,11 @@ def test_the_demo_prepares_scores_draws_and_pretrains(
     small.write(raw / "ann_ct.nii.gz")
     small.write_labels(raw / "ann_ct_label.nii.gz")
     arguments = ["demo", "--raw", raw, "--store", tmp_path / "store", "--out", tmp_path / "report.html"]
-    arguments += ["--run", tmp_path / "run", "--steps", "1"]
+    arguments += ["--run", tmp_path / "run", "--steps", "1", "--finetune-steps", "1"]
+    other = phantom(shape_zyx=(18, 44, 40), spacing_zyx_mm=(6, 2.1, 2), seed=2)
+    other.write(tmp_path / "bob.mha")
+    other.write_labels(tmp_path / "mask.nii.gz")
+    arguments += ["--unseen", tmp_path / "bob.mha", tmp_path / "mask.nii.gz"]
     for _ in range(2):
         code, told = run(*arguments, out=tmp_path / "d.json")
         assert code == 0
@@ -170,3 +179,36 @@ def test_the_demo_prepares_scores_draws_and_pretrains(
     assert "picture: " in shown
     assert told["pretrain"]["complete"]
     assert Path(told["pretrain"]["weights"]).stat().st_size > 0
+    assert told["finetune"]["training_scans"] == ["ann_ct"]
+    unseen = told["unseen"]
+    drawn = sitk.ReadImage(unseen["labels"])
+    assert drawn.GetSize() == sitk.ReadImage(str(tmp_path / "bob.mha")).GetSize()
+    drawn = sitk.GetArrayFromImage(drawn)
+    assert {"1", "3", "4"} <= set(unseen["dice"])
+    assert set(unseen["dice"]) == set(unseen["one_shot_dice"])
+    for name, dice in unseen["dice"].items():
+        there, found = other.labels == int(name), drawn == int(name)
+        assert dice == pytest.approx(2 * (there & found).sum() / (there.sum() + found.sum())), name
+    with Image.open(unseen["picture"]) as picture:
+        colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    assert (colours == (70, 235, 90)).all(axis=1).any(), "what the expert drew is in the picture"
+    assert "so short a pretraining does not segment yet" in " ".join(shown.split())
+    assert f"{unseen['mean_dice']:.3f}" in shown
+    assert unseen["picture"] in shown
+
+    arguments[-2:] = [raw / "ann_ct.nii.gz", raw / "ann_ct_label.nii.gz"]
+    assert flows.main(list(map(str, arguments))) == 2
+    assert "a scan ann_ct is in" in capsys.readouterr().err
+
+
+def test_the_bundled_scan_of_the_demo_is_none_of_those_it_prepares() -> None:
+    unseen, datasets = bundled_or_named(parser().parse_args(["demo"]))
+    assert unseen is not None
+    with EXAMPLES.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert set(datasets) <= {row["dataset"] for row in rows if row["label"]}
+    for column, path in (("image", unseen.image), ("label", unseen.mask)):
+        known = {(EXAMPLES.parent / row[column]).read_bytes() for row in rows if row[column].endswith(".gz")}
+        assert known
+        assert path.read_bytes() not in known
+    assert bundled_or_named(parser().parse_args(["demo", "--raw", "elsewhere"])) == (None, ())
