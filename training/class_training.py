@@ -252,10 +252,11 @@ def cut_batch(
         )
         part = scan.image_codes(inside)
         moved = tuple(slice(b.start - i.start, b.stop - i.start) for b, i in zip(box, inside, strict=True))
-        codes.append(np.ascontiguousarray(take(part, (moved[0], moved[1], moved[2]), fill=None)))
+        padding = round((intensity.low - scan.offset) / scan.scale)
+        codes.append(np.ascontiguousarray(take(part, (moved[0], moved[1], moved[2]), fill=padding)))
         scales.append(scan.scale / intensity.std)
         offsets.append((scan.offset - intensity.mean) / intensity.std)
-        paddings.append(round((intensity.low - scan.offset) / scan.scale))
+        paddings.append(padding)
     stacked = torch.from_numpy(np.stack(codes))[:, None]
     words = torch.zeros(stacked.shape[0], *crop, dtype=torch.int16)
     return Batch(

@@ -6,9 +6,9 @@
 Reads:  scans of a store (z-scores), an encoder.
 Writes: `ScanFeatures`: tokens float32 (T, C) with C the sum of the stages' widths, full resolution first;
         pooled float32 (C + width of the deepest,). A file of pooled vectors, .npz or .csv.
-Bounds: a window is a multiple of 16 voxels; what it holds beyond the scan is the scan mirrored at its faces,
-        and counts as the scan does. Where windows share voxels these count twice. Memory holds one window's
-        features.
+Bounds: a window is a multiple of 16 voxels; what it holds beyond the scan is the scan's darkest value, as in
+        pretraining, and counts as the scan does. Where windows share voxels these count twice. Memory holds
+        one window's features.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from storage import Store
 from training.checkpoints import write_atomically
 from training.encoder import Features
 from training.errors import ConfigError
-from training.windows import STRIDE_VOXELS, Size, fit_window, take, window_boxes
+from training.windows import STRIDE_VOXELS, Size, fit_window, take_image, window_boxes
 
 STAGE_SCALES = (1, 2, 4, 8, 16)
 """Voxels that a cell of each stage is wide, full resolution first."""
@@ -98,7 +98,7 @@ def encode_scan(
     cells = _num_cells(window, len(boxes), config.max_tokens)
     tokens, means, maxima = [], [], []
     for box in boxes:
-        part = torch.from_numpy(np.ascontiguousarray(take(image, box, fill=None)))[None, None].to(device)
+        part = torch.from_numpy(np.ascontiguousarray(take_image(image, box)))[None, None].to(device)
         with autocast(config.precision, device):
             features: Features = encoder(part)
         mean, largest = pool(features)

@@ -35,6 +35,7 @@ from training.windows import (
     hull_of,
     join_boxes,
     take,
+    take_image,
     window_boxes,
 )
 
@@ -235,7 +236,7 @@ def _views(reference: Reference, structures: Sequence[Structure], config: Infere
             if not len(here):
                 continue
             yield _View(
-                image=_window(reference.image, windows[index]),
+                image=take_image(reference.image, windows[index]),
                 masks=np.stack([structures[members[row]].mask(labels[index]) for row in here]),
                 structures=tuple(members[row] for row in here),
                 shares=shares[here, column],
@@ -393,7 +394,7 @@ def _window_probabilities(
     device: torch.device,
 ) -> list[NDArray[np.float32]]:
     """The probabilities (B, k, z, y, x) of each job in some windows, averaged over the flips."""
-    windows = np.stack([_window(image, box) for box in boxes])
+    windows = np.stack([take_image(image, box) for box in boxes])
     sums: list[NDArray[np.float32] | None] = [None] * len(jobs)
     for flip_number, flip in enumerate(config.flips):
         with _precision(config, device):
@@ -419,16 +420,6 @@ def _batch(volumes: NDArray[Any], flip: Flip, device: torch.device) -> Tensor:
     """(n, z, y, x) as (1, n, z, y, x) float32 on the device, mirrored."""
     tensor = torch.from_numpy(np.ascontiguousarray(volumes)).to(device)[None].float()
     return tensor.flip([axis + 2 for axis in flip]) if flip else tensor
-
-
-def _window(image: NDArray[np.float32], box: Box) -> NDArray[np.float32]:
-    """A window of an image (z, y, x); beyond the scan its darkest value: what training pads with.
-
-    That is the lower clip bound (air in CT, background elsewhere), which scans reach. It matters: the network
-    norms each window, and a scan smaller than a window is seen with padding all around in every sample.
-    """
-    inside = all(part.start >= 0 and part.stop <= size for part, size in zip(box, image.shape, strict=True))
-    return take(image, box, fill=0.0 if inside else float(image.min()))
 
 
 def _unflip(volumes: Tensor, flip: Flip) -> Tensor:

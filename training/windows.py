@@ -175,13 +175,13 @@ def _box(corner: Sequence[int], window: Size) -> Box:
     return z, y, x
 
 
-def take(volume: NDArray[Kind], box: Box, *, fill: float | None) -> NDArray[Kind]:
+def take(volume: NDArray[Kind], box: Box, *, fill: float) -> NDArray[Kind]:
     """Return the part of a volume (..., z, y, x) in a box, which meets it and may reach beyond it.
 
     Args:
         volume: The last three axes are (z, y, x).
         box: Half-open, voxels.
-        fill: Value outside the volume; None mirrors the volume at its faces.
+        fill: Value outside the volume.
     """
     shape = volume.shape[-3:]
     inside = [slice(max(part.start, 0), min(part.stop, size)) for part, size in zip(box, shape, strict=True)]
@@ -190,6 +190,14 @@ def take(volume: NDArray[Kind], box: Box, *, fill: float | None) -> NDArray[Kind
     if not any(low or high for low, high in around):
         return part
     widths = [(0, 0)] * (volume.ndim - 3) + around
-    if fill is None:
-        return np.pad(part, widths, mode="symmetric")
     return np.pad(part, widths, mode="constant", constant_values=fill)
+
+
+def take_image(image: NDArray[np.float32], box: Box) -> NDArray[np.float32]:
+    """Return the window of an image (z, y, x) in a box; beyond the scan its darkest value, as in training.
+
+    That is the lower clip bound (air in CT, background elsewhere), which scans reach. It matters: the network
+    norms each window, and a scan smaller than a window is seen with padding all around in every sample.
+    """
+    inside = all(part.start >= 0 and part.stop <= size for part, size in zip(box, image.shape, strict=True))
+    return take(image, box, fill=0.0 if inside else float(image.min()))

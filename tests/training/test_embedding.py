@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 
 import numpy as np
@@ -73,13 +74,15 @@ def test_a_scan_larger_than_a_window_is_seen_whole() -> None:
 
 
 @pytest.mark.parametrize("shape", [(20, 17, 33), (5, 5, 5), (28, 28, 28)])
-def test_a_small_scan_is_mirrored_up_to_the_window_and_keeps_its_brightness(
-    shape: tuple[int, int, int],
-) -> None:
+def test_a_small_scan_is_padded_with_its_darkest_value_up_to_the_window(shape: tuple[int, int, int]) -> None:
     net = Brightness().eval()
-    found = encode_scan(net, np.full(shape, 2.5, np.float32), EmbeddingConfig())
-    assert net.shapes == [tuple(-(-side // 16) * 16 for side in shape)]
-    assert found.pooled.tolist() == pytest.approx([2.5] * 6)
+    image = image_of(shape)
+    found = encode_scan(net, image, EmbeddingConfig())
+    window = tuple(-(-side // 16) * 16 for side in shape)
+    assert net.shapes == [window]
+    around = (math.prod(window) - image.size) * float(image.min())
+    mean = (float(image.sum(dtype=np.float64)) + around) / math.prod(window)
+    assert found.pooled[:5].tolist() == pytest.approx([mean] * 5, abs=1e-3)
 
 
 def test_tokens_are_averaged_until_they_are_few_and_their_mean_stays() -> None:

@@ -18,6 +18,7 @@ from training.windows import (
     join_boxes,
     round_up,
     take,
+    take_image,
     window_boxes,
 )
 
@@ -141,10 +142,10 @@ def test_taking_a_box_beyond_the_volume_fills_the_outside_only(corner, window):
     assert (part == padded[tuple(slice(p.start + 64, p.stop + 64) for p in box)]).all()
 
 
-def test_mirrored_padding_repeats_the_volume_at_its_faces():
-    volume = np.arange(5.0)[None, None]
-    part = take(volume, (slice(0, 1), slice(0, 1), slice(-2, 7)), fill=None)
-    assert part.ravel().tolist() == [1, 0, 0, 1, 2, 3, 4, 4, 3]
+def test_an_image_is_darkest_beyond_its_faces():
+    image = np.arange(3.0, 8.0, dtype=np.float32)[None, None]
+    part = take_image(image, (slice(0, 1), slice(0, 1), slice(-2, 7)))
+    assert part.ravel().tolist() == [3, 3, 3, 4, 5, 6, 7, 3, 3]
 
 
 def test_round_up_goes_to_multiples_of_16():
