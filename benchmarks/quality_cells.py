@@ -238,7 +238,7 @@ def make_scan(source: Source, keys: Mapping[str, str], catalogue: Catalogue, out
         return [f"{source.scan_id}: {error.reason}"]
     entries = catalogue()
     for name, key in keys.items():
-        entries[name].make(_drawn())  # what is to be compiled or loaded is none of the method's time
+        entries[name].make(drawn_scan())  # what is to be compiled or loaded is none of the method's time
         cell = cell_of(entries[name].make(scan), key=key, method=name)
         cell.write(cell_path(out, name, source.scan_id))
         print(f"  {source.scan_id} {name}: {cell.seconds:.1f} s", flush=True)
@@ -251,7 +251,7 @@ def read_cells(sources: Iterable[Source], names: Sequence[str], out: Path) -> li
     return [Cell.read(path) for path in paths if path.is_file()]
 
 
-def _drawn() -> Masked:
+def drawn_scan() -> Masked:
     """A bright ball in noise."""
     rng = np.random.default_rng(0)
     k = np.indices((24, 24, 24)) - 11.5
