@@ -6,8 +6,8 @@
 
 For each set, the setting with the highest mean over all other sets is taken; its mean best IoU at 2,000 on
 the set itself is told beside the default's, and beside the best that the grid has for it. Writes
-OUT/held_out.md and OUT/held_out.json, whose "mean_best_iou" --cells takes again. Finished cells are kept as in `quality.py`.
-The default was chosen while these sets were looked at: its own column is no held-out one.
+OUT/held_out.md and OUT/held_out.json, whose "mean_best_iou" --cells takes again. Finished cells are kept as
+in `quality.py`. The default was chosen while these sets were looked at: its own column is no held-out one.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ CELLS = [
 def test_the_scans_chosen_are_labelled_and_spread(manifest):
     assert [s.scan_id for s in labelled_sources(manifest, [], 1)] == ["s0", "s2"]
     assert [s.scan_id for s in labelled_sources(manifest, ["one"], None)] == ["s0", "s1"]
-    with pytest.raises(SystemExit, match="three.*one, two"):
+    with pytest.raises(SystemExit, match=r"three.*one, two"):
         labelled_sources(manifest, ["three"], None)
     assert evenly_spaced(range(11), 3) == [0, 5, 10]
     assert evenly_spaced(range(11), 1) == [5]
