@@ -43,6 +43,8 @@ def main() -> None:
     wanted = ["ours", *(name for name in names if name in options.methods and name != "ours")]
     failures = make_cells(sources, wanted, parts, options.out, workers=options.workers)
     means = means_of(read_cells(sources, wanted, options.out))
+    if not means:
+        finish(failures or ["no scan to measure"])
     lines = ["# What each part brings", "", *heading(sources)[:1], "", *change_table(means), ""]
     (options.out / "ablation.md").write_text("\n".join(lines), encoding="utf-8")
     write_json(options.out / "ablation.json", {"heading": heading(sources)[0], "mean_best_iou": means})

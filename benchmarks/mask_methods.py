@@ -20,6 +20,7 @@ Bounds: a flat scale of more than 65,534 segments within the limits keeps the la
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import tempfile
 import time
@@ -294,14 +295,20 @@ def _felzenszwalb(limits: ProposalConfig) -> Callable[[Masked], Iterator[IntArra
 
 def code_digest(module: str) -> str:
     """Digest of a module's code and of what it imports of `pipeline`; comments and layout do not count."""
-    trees, waiting = {}, [module]
+    digests: dict[str, str] = {}
+    waiting = [module]
     while waiting:
         name = waiting.pop()
         spec = find_spec(name)
-        if name in trees or spec is None or spec.origin is None:
-            continue
-        trees[name] = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-        found = [node.module or "" for node in ast.walk(trees[name]) if isinstance(node, ast.ImportFrom)]
-        waiting += [name for name in found if name.startswith("pipeline.")]
-    text = "".join(f"{name}:{ast.dump(tree)}" for name, tree in sorted(trees.items()))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+        if name not in digests and spec is not None and spec.origin is not None:
+            digests[name], imported = _parsed(Path(spec.origin).read_text(encoding="utf-8"))
+            waiting += [name for name in imported if name.startswith("pipeline.")]
+    return hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _parsed(text: str) -> tuple[str, list[str]]:
+    """Digest of a module's code, and the modules that it takes names from."""
+    tree = ast.parse(text)
+    imported = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), imported

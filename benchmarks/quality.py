@@ -60,6 +60,7 @@ def parser(text: str, names: Sequence[str]) -> argparse.ArgumentParser:
 
 def write_report(cells: Sequence[Cell], lines: Sequence[str], out: Path) -> None:
     """Write quality.md and quality.json."""
+    out.mkdir(parents=True, exist_ok=True)
     (out / "quality.md").write_text(markdown(cells, lines) + "\n", encoding="utf-8")
     text = json.dumps(document(cells) | {"heading": list(lines)}, indent=1) + "\n"
     (out / "quality.json").write_text(text, encoding="utf-8")

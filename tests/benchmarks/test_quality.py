@@ -165,7 +165,7 @@ def test_the_report_has_every_set_method_and_size():
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert "| mean of sets | 0.600 | 0.250 | 0.300 |  |" in rows
     assert any(row.startswith("| every | ours | 1 |") and "0.600 (100%, 0%)" in row for row in rows)
-    assert sum(row.startswith("| under 1 mL |") for row in rows) == 3 + 1 + 3  # columns of a, then of b
+    assert sum(row.startswith("| 1 to 10 mL |") for row in rows) == 4 + 3  # columns of a, then of b
     values = json.loads(json.dumps(document(CELLS)))
     assert values["columns"]["ours"]["b"]["every"]["iou"][3] == pytest.approx(0.6)
     assert len(values["costs"]) == len(CELLS)
@@ -180,7 +180,7 @@ def test_the_first_version_is_checked_out_and_removed_again(tmp_path):
         pytest.skip("the history of this checkout lacks the first version")
     with first_version.working_tree(tmp_path / "tree") as tree:
         assert "ALGORITHM_VERSION = 1" in (tree / "pipeline" / "proposals.py").read_text(encoding="utf-8")
-        assert not (tree / "training").exists()
+        assert not (tree / "benchmarks" / "quality.py").exists()
     assert not (tmp_path / "tree").exists()
 
 
