@@ -10,7 +10,8 @@
 Flat methods rank nothing. Where only n of their masks may be used, these are taken in two ways, and both are
 scored: *coarse first* (all of the coarsest scale, then all of the next), and *even* (one of each scale in
 turn, as long as there are any). Within a scale the order is drawn once from a fixed seed, so that the first n
-lie all over the scan; the order of the labels would take its lowest slices. Size limits are ours for all.
+lie all over the scan; the order of the labels would take its lowest slices. Their
+segments have no size limits: in a small scan, ours would drop SLIC's finest scale.
 
 Reads:  a standardised scan, as ingest makes it.
 Writes: `Made`: the scan with its proposals, and their cost.
@@ -188,7 +189,7 @@ def ranked(scale_of: NDArray[np.integer[Any]], ranking: str) -> NDArray[np.int64
 
 def with_segments(scan: Masked, volumes: Iterable[IntArray], limits: ProposalConfig) -> Masked:
     """The scan with the segments of these label volumes (z, y, x) as masks, a layer each."""
-    least = np.ceil(limits.min_volume_mm3 / float(np.prod(scan.spacing_zyx_mm)))
+    least = max(1, np.ceil(limits.min_volume_mm3 / float(np.prod(scan.spacing_zyx_mm))))
     most = int(limits.max_volume_fraction * scan.image.size)
     atoms, tables = [], []
     for labels in volumes:
@@ -250,13 +251,16 @@ def methods() -> dict[str, Entry]:
         "watershed": proposed_entry(replace(no_thresholds, trees=kept)),
         "components": proposed_entry(replace(ours, trees=())),
     }
+    every = replace(ours, min_volume_mm3=0.0, max_volume_fraction=1.0)
     slic = SlicConfig()
     total = sum(slic.segments)
     few = replace(slic, segments=tuple(round(2000 * n / total) for n in slic.segments))
     for name, config in (("slic", slic), ("slic-2000", few)):
-        entries[name] = _flat_entry(_slic(config), asdict(config), "pipeline.baseline", ours)
+        entries[name] = _flat_entry(_slic(config), asdict(config), "pipeline.baseline", every)
     graph = FelzenszwalbConfig()
-    entries["felzenszwalb"] = _flat_entry(_felzenszwalb(ours), asdict(graph), "benchmarks.felzenszwalb", ours)
+    entries["felzenszwalb"] = _flat_entry(
+        _felzenszwalb(ours), asdict(graph), "benchmarks.felzenszwalb", every
+    )
     return entries
 
 
