@@ -5,13 +5,14 @@
 #   make test    the whole test suite
 #   make lint    ruff and mypy
 #   make bench   speed, memory, bytes and kills; the other scripts of benchmarks/ ask for data, --help tells which
+#   make quality MANIFEST=M.csv OUT=DIR   proposals against labels, beside other methods; also ablation, held-out
 
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if $(shell $(p) -c 'import ensurepip, sys; print("ok" if (3, 11) <= sys.version_info < (3, 14) else "")' 2>/dev/null),$(p))))
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench quality ablation held-out clean
 
 demo: $(STAMP)
 	$(BIN)/mass demo
@@ -30,6 +31,10 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	@for name in speed store step flow_overhead kill; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+quality ablation held-out: $(STAMP)
+	@test -n "$(MANIFEST)" -a -n "$(OUT)" || { echo "make $@ MANIFEST=manifest.csv OUT=folder"; exit 1; }
+	PYTHONPATH=. $(BIN)/python benchmarks/$(subst -,_,$@).py "$(MANIFEST)" "$(OUT)" --workers 2
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "mass3d needs Python 3.11, 3.12 or 3.13 with venv (on Debian: apt-get install python3-venv)"; exit 1; }
