@@ -37,8 +37,14 @@ from training.finetune_config import FinetuneConfig, finetune_recipe
 from training.monitoring import METRICS, read_metrics
 from training.runs import RECORD, to_toml
 
-ARMS = {"scratch": "from scratch", "slic": "pretrained on flat SLIC", "ours": "pretrained on our masks"}
-PRETRAINED = ("slic", "ours")
+ARMS = {
+    "scratch": "from scratch",
+    "slic": "pretrained on flat SLIC",
+    "first": "pretrained on the first version's masks",
+    "ours": "pretrained on our masks",
+}
+DEFAULT_ARMS = ("scratch", "slic", "ours")
+PRETRAINED = ("slic", "first", "ours")
 COUNTS = (1, 5, 10, 20, 50, 100, 200)
 SHOTS = (1, 5)
 CALIBRATION_STEPS = 20
@@ -321,7 +327,7 @@ def _free_text(free: Sequence[Mapping[str, Any]], arm: str, shots: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=lambda text: Path(text).resolve(), metavar="OUT")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=DEFAULT_ARMS)
     parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS), metavar="N")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--minutes", type=float, default=4.5, help="of a cell, measured first")

@@ -23,6 +23,7 @@ import argparse
 import csv
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -34,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.curves import draw_curves
+from benchmarks.first_version import working_tree
 from benchmarks.slic_store import make_slic_store
 from pipeline.baseline import SlicConfig
 from storage import open_store
@@ -94,10 +96,11 @@ class Split:
 # ------------------------------------------------------------------------------------------------ stores
 
 
-def mass(*arguments: object) -> None:
-    """Run a `mass` command; its failure ends this script."""
+def mass(*arguments: object, tree: Path = ROOT) -> None:
+    """Run a `mass` command, this checkout's or that of another tree; its failure ends this script."""
     command = [sys.executable, "-m", "flows", *map(str, arguments)]
-    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    code = subprocess.run(command, cwd=tree, env=environment, check=False).returncode
     if code:
         sys.exit(f"mass {arguments[0]} ended with code {code}: run this script again to go on")
 
@@ -111,11 +114,20 @@ def prepare_stores(
         raw = manifest_of(dataset, raw, out / "manifest.csv")
     settings = out / "prepare.toml"
     settings.write_text(f"[ingest]\nspacing_mm = {spacing_mm}\n")
-    mass("prepare", raw, out / "ours", "--config", settings, "--workers", workers)
+    options = ("--config", settings, "--workers", workers)
+    mass("prepare", raw, out / "ours", *options)
+    if "first" in arms and not is_whole(out / "first", open_store(out / "ours").scan_ids):
+        with working_tree(out / "first-tree") as tree:
+            mass("prepare", raw, out / "first", *options, tree=tree)
     for arm in arms:
         if arm in SLIC_SEGMENTS:
             make_slic_store(out / "ours", out / arm, slic=SlicConfig(segments=SLIC_SEGMENTS[arm]))
             mass("verify", out / arm)
+
+
+def is_whole(path: Path, scan_ids: Sequence[str]) -> bool:
+    """Whether a store has all of these scans."""
+    return path.exists() and set(open_store(path).scan_ids) >= set(scan_ids)
 
 
 def manifest_of(dataset: str, manifest: Path, copy: Path) -> Path:

@@ -28,7 +28,7 @@ def test_every_arm_takes_the_same_scans_and_none_of_the_targets() -> None:
         assert {*config.finetune.held_out, *config.finetune.exclude} == set(split.held_out)
         assert config.finetune.held_out == split.targets
         assert config.optimisation == configs[0].optimisation
-    assert [config.finetune.from_scratch for config in configs] == [True, False, False]
+    assert [config.finetune.from_scratch for config in configs] == [True, False, False, False]
 
 
 def test_more_labels_than_scans_become_all_of_them_once() -> None:
@@ -67,7 +67,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_finished_cells_are_kept_and_the_table_says_what_was_gained(trained, tmp_path: Path) -> None:
     arguments = argparse.Namespace(
-        out=tmp_path, steps=50, minutes=1.0, seeds=[0], arms=list(script.ARMS), counts=[1, 5], checkpoint=[]
+        out=tmp_path, steps=50, minutes=1.0, seeds=[0], arms=list(script.DEFAULT_ARMS), counts=[1, 5], checkpoint=[]
     )
     with pytest.raises(KeyboardInterrupt):
         script.run_cells(arguments, SMALL)
