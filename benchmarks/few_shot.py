@@ -1,6 +1,7 @@
 """How many labels does pretraining save? Dice on unseen scans after fine-tuning on 1 to 200 labelled ones.
 
     python benchmarks/few_shot.py OUT                                the table: at most two hours on two cores
+    python benchmarks/few_shot.py OUT --steps 50 --folder few_shot-50   the same after so many steps
     python benchmarks/few_shot.py OUT --steps 20 --counts 1 5        a quick look
     python benchmarks/few_shot.py OUT --checkpoint ours=A.safetensors slic=B.safetensors
 
@@ -11,7 +12,7 @@ with the same settings: from random weights ("scratch"), from the network of SLI
 segments the targets of the split; none of them, nor the references, is trained on. Beside it: both networks
 without any training on labels, shown one reference (each of the split's in turn) or all five.
 
-Everything is kept in OUT/few_shot. The same command goes on where it stopped: finished cells are kept, a
+Everything is kept in OUT/few_shot, or the folder that is named. The same command goes on where it stopped: finished cells are kept, a
 running one is resumed. Written: results.json, results.md, curves.png.
 """
 
@@ -136,7 +137,7 @@ def run_cells(arguments: argparse.Namespace, base: FinetuneConfig) -> dict[str, 
     store = arguments.out / "ours"
     scan_ids = open_store(store).scan_ids
     split = Split.of(scan_ids)
-    out: Path = arguments.out / "few_shot"
+    out: Path = arguments.out / arguments.folder
     path = out / "results.json"
     results: dict[str, Any] = (
         json.loads(path.read_text()) if path.exists() else {"cells": {}, "training_free": {}}
@@ -332,6 +333,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--minutes", type=float, default=4.5, help="of a cell, measured first")
     parser.add_argument("--steps", type=int, help="in place of --minutes")
+    parser.add_argument("--folder", default="few_shot", help="of OUT, for the cells and the table")
     parser.add_argument(
         "--checkpoint", nargs="+", default=[], metavar="ARM=FILE", help="in place of those in OUT/cells"
     )
@@ -339,8 +341,8 @@ def main() -> None:
     for arm, path in checkpoints(arguments.out, arguments.checkpoint, arguments.seeds[0]).items():
         if arm in arguments.arms and not path.is_file():
             parser.error(f"{path}: no network. Run benchmarks/teaching.py, or name one (--checkpoint)")
-    text = report(run_cells(arguments, finetune_recipe("small")), arguments.out / "few_shot")
-    (arguments.out / "few_shot" / "results.md").write_text(text + "\n", encoding="utf-8")
+    text = report(run_cells(arguments, finetune_recipe("small")), arguments.out / arguments.folder)
+    (arguments.out / arguments.folder / "results.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 
 

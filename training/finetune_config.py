@@ -67,7 +67,7 @@ def _small() -> FinetuneConfig:
     return FinetuneConfig(
         data=LabelledDataConfig(crop_voxels=crop, cut_voxels=(44, 64, 44)),
         augmentation=ViewAugmentation(max_shear=0.1),
-        optimisation=OptimisationConfig(optimiser="adamw", peak_rate=1e-3, num_steps=600, batch_size=2),
+        optimisation=OptimisationConfig(optimiser="muon", peak_rate=4e-3, num_steps=300, batch_size=2),
         inference=InferenceConfig(reference_voxels=crop),
         run=RunConfig(
             num_workers=2,

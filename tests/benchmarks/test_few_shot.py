@@ -67,7 +67,14 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_finished_cells_are_kept_and_the_table_says_what_was_gained(trained, tmp_path: Path) -> None:
     arguments = argparse.Namespace(
-        out=tmp_path, steps=50, minutes=1.0, seeds=[0], arms=list(script.DEFAULT_ARMS), counts=[1, 5], checkpoint=[]
+        out=tmp_path,
+        steps=50,
+        minutes=1.0,
+        seeds=[0],
+        arms=list(script.DEFAULT_ARMS),
+        counts=[1, 5],
+        checkpoint=[],
+        folder="few_shot",
     )
     with pytest.raises(KeyboardInterrupt):
         script.run_cells(arguments, SMALL)
