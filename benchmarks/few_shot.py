@@ -12,8 +12,8 @@ with the same settings: from random weights ("scratch"), from the network of SLI
 segments the targets of the split; none of them, nor the references, is trained on. Beside it: both networks
 without any training on labels, shown one reference (each of the split's in turn) or all five.
 
-Everything is kept in OUT/few_shot, or the folder that is named. The same command goes on where it stopped: finished cells are kept, a
-running one is resumed. Written: results.json, results.md, curves.png.
+Everything is kept in OUT/few_shot, or the folder that is named. The same command goes on where it stopped:
+finished cells are kept, a running one is resumed. Written: results.json, results.md, curves.png.
 """
 
 from __future__ import annotations
