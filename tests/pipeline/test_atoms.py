@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.atoms import AtomLayout, Refinement, arrange, refine, worth_keeping
+from pipeline.atoms import AtomLayout, arrange, worth_keeping
 from pipeline.hierarchies import Hierarchy, TreeSpec, grow
+from pipeline.refinement import Refinement, refine
 from pipeline.smoothing import Outlines
 from tests.pipeline.drawn_regions import ON_MANY, iou, leaf_sets, random_regions
 
