@@ -60,8 +60,8 @@ def agglomerate(
         own.
     """
     parents, count = _agglomerate(
-        pairs[:, 0].astype(np.int64),
-        pairs[:, 1].astype(np.int64),
+        pairs[:, 0].astype(np.int32),
+        pairs[:, 1].astype(np.int32),
         faces.astype(np.float64),
         strength_sums.astype(np.float64),
         voxels.astype(np.float64),
@@ -129,7 +129,7 @@ def _nearest_pair(
 
 @numba.njit(cache=True, nogil=True)
 def _push(
-    weights: NDArray[np.float64], edges: NDArray[np.int64], stamps: NDArray[np.int32], count: int,
+    weights: NDArray[np.float64], edges: NDArray[np.int32], stamps: NDArray[np.int32], count: int,
     weight: float, edge: int, stamp: int,
 ) -> None:  # fmt: skip
     i = count
@@ -144,7 +144,7 @@ def _push(
 
 @numba.njit(cache=True, nogil=True)
 def _drop_first(
-    weights: NDArray[np.float64], edges: NDArray[np.int64], stamps: NDArray[np.int32], count: int
+    weights: NDArray[np.float64], edges: NDArray[np.int32], stamps: NDArray[np.int32], count: int
 ) -> None:
     last = count - 1
     weight, edge, stamp = weights[last], edges[last], stamps[last]
@@ -195,7 +195,7 @@ def _slot(table: NDArray[np.int64], key: Any, mask: int) -> Any:
 
 @numba.njit(cache=True, nogil=True)
 def _agglomerate(
-    u: NDArray[np.int64], v: NDArray[np.int64], faces: NDArray[np.float64], strength: NDArray[np.float64],
+    u: NDArray[np.int32], v: NDArray[np.int32], faces: NDArray[np.float64], strength: NDArray[np.float64],
     voxels: NDArray[np.float64], features: NDArray[np.float64], linkage: int, exponent: float, remaining: int,
 ) -> tuple[NDArray[np.int64], int]:  # fmt: skip
     num_regions, num_edges = len(voxels), len(u)
@@ -203,16 +203,16 @@ def _agglomerate(
     node = np.arange(num_regions)  # the tree node that a region's slot stands for now
     stamp = np.zeros(num_edges, np.int32)  # raised when an edge changes; -1: gone
     # Half-edge 2e is in the list of u[e], 2e + 1 in that of v[e].
-    head = np.full(num_regions, -1, np.int64)
-    tail = np.full(num_regions, -1, np.int64)
-    degree = np.zeros(num_regions, np.int64)
-    following = np.full(2 * num_edges, -1, np.int64)
+    head = np.full(num_regions, -1, np.int32)
+    tail = np.full(num_regions, -1, np.int32)
+    degree = np.zeros(num_regions, np.int32)
+    following = np.full(2 * num_edges, -1, np.int32)
     size = 16
-    while size < 3 * num_edges:
+    while size < 2 * num_edges:
         size *= 2
     mask = size - 1
     keys = np.full(size, -1, np.int64)
-    edge_of = np.zeros(size, np.int64)
+    edge_of = np.zeros(size, np.int32)
     for e in range(num_edges):
         for half in range(2):
             r = u[e] if half == 0 else v[e]
@@ -228,7 +228,7 @@ def _agglomerate(
         keys[place], edge_of[place] = key, e
     used = num_edges
     room = 3 * num_edges + 16
-    weights, edges, stamps = np.empty(room), np.empty(room, np.int64), np.empty(room, np.int32)
+    weights, edges, stamps = np.empty(room), np.empty(room, np.int32), np.empty(room, np.int32)
     count = 0
     for e in range(num_edges):
         a, b = u[e], v[e]
@@ -290,18 +290,13 @@ def _agglomerate(
                     keys[place], edge_of[place] = key, q
                     changed = q
                 stamp[changed] += 1
-                if count == room:
+                if count == room:  # live entries are no more than edges, a third of the room
                     kept = 0
                     for k in range(count):
                         if stamp[edges[k]] == stamps[k]:
                             _push(weights, edges, stamps, kept, weights[k], edges[k], stamps[k])
                             kept += 1
                     count = kept
-                    if count > room // 2:
-                        weights = np.concatenate((weights, np.empty(room)))
-                        edges = np.concatenate((edges, np.empty(room, np.int64)))
-                        stamps = np.concatenate((stamps, np.empty(room, np.int32)))
-                        room *= 2
                 w = _unlikeness(
                     faces[changed], strength[changed], voxels[b], voxels[other], features[b], features[other],
                     linkage, exponent,

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.nests import Nest, boxes_of, runs_of, sums_of
-from pipeline.refinement import Refinement, measure
+from pipeline.refinement import Refinement, gathered, measure
+from pipeline.regions import count_inside
 from pipeline.slivers import absorb
 
 
@@ -70,7 +71,7 @@ def worth_keeping(
     boxes = boxes_of(refinement.ranks, refinement.nests, refinement.atom_boxes, len(runs))
     within = voxels >= max(min_voxels, 1)
     if body is not None:
-        in_body = np.bincount(refinement.atoms[body], minlength=len(refinement.ranks))
+        in_body = count_inside(refinement.atoms, body, len(refinement.ranks))
         within &= (
             sums_of(refinement.ranks, refinement.nests, in_body, len(runs)) >= min_body_fraction * voxels
         )
@@ -90,7 +91,7 @@ def arrange(
         num_threads: Threads that look at the neighbours of slivers; the result does not depend on it.
     """
     while True:
-        atoms, ranks, nests = _restrict(refinement, places)
+        atoms, ranks, nests = _restrict(refinement, places, num_threads)
         while len(ranks) > max_atoms:
             remaining = absorb(atoms, ranks, nests, len(places), len(ranks) - max_atoms, num_threads)
             if len(remaining) == len(ranks):
@@ -116,7 +117,7 @@ def arrange(
 
 
 def _restrict(
-    refinement: Refinement, places: NDArray[np.int64]
+    refinement: Refinement, places: NDArray[np.int64], num_threads: int
 ) -> tuple[NDArray[np.int32], NDArray[np.uint16], list[Nest]]:
     """The refinement of some of the regions: atoms that only others told apart are one."""
     wanted = np.zeros(len(refinement.chosen), np.bool_)
@@ -133,7 +134,7 @@ def _restrict(
     order = np.argsort(first)  # atoms are numbered in scan order, so their first ones are too
     number = np.empty(len(first), np.int32)
     number[order] = np.arange(len(first), dtype=np.int32)
-    return number[inverse][refinement.atoms], matrix[first[order]], nests
+    return gathered(number[inverse], refinement.atoms, num_threads), matrix[first[order]], nests
 
 
 @numba.njit(cache=True, nogil=True)

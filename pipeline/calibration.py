@@ -18,6 +18,7 @@ from pipeline.backend import Backend
 from pipeline.foreground import body_mask
 from pipeline.gradient import Window
 from pipeline.proposal_config import ProposalConfig
+from pipeline.slabs import slabs_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,10 @@ class Calibration:
     ) -> Calibration:
         """The calibration of a scan, `bounds` being the ends of its stored range."""
         low, high = bounds
-        shifted = codes.ravel().astype(backend.xp.int32) + (1 << 15)
-        counts = np.asarray(backend.to_host(backend.xp.bincount(shifted, minlength=1 << 16)))
+        counts = np.zeros(1 << 16, np.int64)
+        for start, stop in slabs_of(codes.shape, 1):
+            shifted = codes[start:stop].ravel().astype(backend.xp.int32) + (1 << 15)
+            counts += np.asarray(backend.to_host(backend.xp.bincount(shifted, minlength=1 << 16)))
         values = np.arange(-(1 << 15), 1 << 15, dtype=np.float64) * scale + offset
         there = (counts > 0) & (values > low + 0.03 * (high - low))
         order = np.argsort(values[there], kind="stable")

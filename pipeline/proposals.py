@@ -19,6 +19,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -30,21 +32,35 @@ from pipeline.backend import Backend
 from pipeline.calibration import Calibration
 from pipeline.components import component_tree
 from pipeline.errors import NoProposals
-from pipeline.gradient import NUM_LEVELS, Window, boundary_evidence, smooth, window_levels
+from pipeline.gradient import NUM_LEVELS, Levels, Window
 from pipeline.hierarchies import Hierarchy, TreeSpec, grow
 from pipeline.proposal_config import ProposalConfig
 from pipeline.refinement import refine
-from pipeline.regions import RegionGraph, RegionSums, merge_graph, merge_sums, region_graph, region_sums
+from pipeline.regions import (
+    RegionGraph,
+    RegionSums,
+    count_inside,
+    merge_graph,
+    merge_sums,
+    region_graph,
+    region_sums,
+)
 from pipeline.selection import Candidates, candidates_of, choose
 from pipeline.sketches import leaf_sketches
 from pipeline.smoothing import Outlines
-from pipeline.supervoxels import basins, join_lowest_pass
+from pipeline.supervoxels import basins, join_lowest_pass, relabelled
 
 ALGORITHM_VERSION = 2
 """Of the code that makes proposals: raised when the same image and settings give others."""
 
+_SIDE_BY_SIDE_VOXELS = 64_000_000
+"""Partitions of larger scans are grown, and their regions painted, one after the other, to save memory."""
+
 _MANY = 4
 """Times `max_regions`: more basins are first joined over their lowest pass, before there is a graph."""
+
+
+PartitionName = Literal["fine", "coarse", "voxels"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +83,7 @@ class ProposalSet:
 class _Grown:
     """A partition of the voxels, with the trees over it and their candidates."""
 
-    labels: NDArray[np.int32]
+    labels: NDArray[Any]
     hierarchies: tuple[Hierarchy, ...]
     candidates: tuple[Candidates, ...]
 
@@ -76,15 +92,17 @@ class _Grown:
 class _Scene:
     """What every partition is grown from."""
 
-    volumes: list[Any]
-    """Smoothed levels, one a window, on the backend."""
+    levels: Levels
+    """What the intensity windows show."""
     evidence: Any
-    """int32 (K, z, y, x), one a scale, on the backend."""
+    """Integers (K, z, y, x), one a scale, on the backend."""
     body: NDArray[np.bool_]
     voxel_limits: tuple[int, int]
     outlines: Outlines | None
     config: ProposalConfig
     backend: Backend
+    turn: Lock
+    """Held while there is a graph of more regions than will be left."""
 
 
 def propose(
@@ -118,69 +136,92 @@ def propose(
     codes = backend.to_device(image)
     calibration = Calibration.of(codes, scale, offset, (intensity_low, intensity_high), unit, backend)
     windows = calibration.windows(config)
-    volumes = [window_levels(codes, scale=scale, offset=offset, window=w, backend=backend) for w in windows]
+    levels = Levels(
+        codes=codes,
+        scale=scale,
+        offset=offset,
+        windows=tuple(windows),
+        spacing_zyx_mm=spacing_zyx_mm,
+        backend=backend,
+    )
     voxel_mm3 = float(np.prod(spacing_zyx_mm))
     limits = (
         max(2, int(np.ceil(config.min_volume_mm3 / voxel_mm3))),
         int(config.max_volume_fraction * image.size),
     )
-    evidence = backend.xp.empty((len(config.scales_mm), *image.shape), dtype=backend.xp.int32)
-    for k, sigma in enumerate(config.scales_mm):
-        evidence[k] = boundary_evidence(
-            volumes, sigma_mm=sigma, spacing_zyx_mm=spacing_zyx_mm, backend=backend
-        )
-    sigma_zyx = tuple(max(0.45, config.scales_mm[0] / s) for s in spacing_zyx_mm)
-    volumes = [smooth(v, (sigma_zyx[0], sigma_zyx[1], sigma_zyx[2]), backend) for v in volumes]
     scene = _Scene(
-        volumes=volumes,
-        evidence=evidence,
+        levels=levels,
+        evidence=levels.evidence(config.scales_mm),
         body=calibration.body(image, scale, offset, spacing_zyx_mm, config),
         voxel_limits=limits,
         outlines=config.outlines(voxel_mm3),
         config=config,
         backend=backend,
+        turn=Lock(),
     )
-    names: tuple[Literal["fine", "coarse", "voxels"], ...] = ("fine", "coarse", "voxels")
-    with ThreadPoolExecutor(backend.num_threads) as pool:
+    names: tuple[PartitionName, ...] = ("fine", "coarse", "voxels")
+    sides: tuple[Literal["bright", "dark"], ...] = ("bright", "dark")
+    # Small partitions side by side, each on one core; large ones in turn, each on all: a volume each.
+    at_once = backend.num_threads if image.size <= _SIDE_BY_SIDE_VOXELS else 1
+    with ThreadPoolExecutor(at_once) as pool:
         grown = list(pool.map(lambda name: _grow_partition(name, scene), names))
-    grown += _grow_components(calibration, windows, scene)
-    return _chosen([part for part in grown if part is not None], scene)
+        scene = replace(scene, evidence=None)
+        thresholded = _component_levels(calibration, windows, scene)
+        grown += pool.map(lambda side: _grow_components(side, *thresholded, scene), sides)
+        thresholded = thresholded[0], None
+    there = [part for part in grown if part is not None]
+    grown.clear()
+    return _chosen(there, scene, at_once)
 
 
-def _grow_partition(name: Literal["fine", "coarse", "voxels"], scene: _Scene) -> _Grown | None:
+def _grow_partition(name: PartitionName, scene: _Scene) -> _Grown | None:
     """Supervoxels at one scale (or voxels), and the trees over them; None where there is nothing to grow."""
-    config, backend, xp = scene.config, scene.backend, scene.backend.xp
-    specs = [spec for spec in config.specs if spec.partition == name and spec.window < len(scene.volumes)]
-    size = scene.volumes[0].size
-    if not specs or (name == "voxels" and size > config.max_voxel_leaves):
+    num_windows = len(scene.levels.windows)
+    specs = [spec for spec in scene.config.specs if spec.partition == name and spec.window < num_windows]
+    if not specs or (name == "voxels" and scene.body.size > scene.config.max_voxel_leaves):
         return None
+    leaves = _leaves(name, scene)
+    if leaves is None:
+        return None
+    labels, graph, sums = leaves
+    trees = grow_all(specs, graph, sums, scene.config, scene.backend)
+    return _with_candidates(labels, trees, sums.voxels, scene)
+
+
+def _leaves(name: PartitionName, scene: _Scene) -> tuple[NDArray[np.int32], RegionGraph, RegionSums] | None:
+    """The leaves of a partition's trees, at most `max_regions`, with their graph and sums."""
+    config, backend, xp = scene.config, scene.backend, scene.backend.xp
+    shape = scene.levels.codes.shape
     if name == "voxels":
-        labels, count = xp.arange(size, dtype=xp.int32).reshape(scene.volumes[0].shape), size
+        labels, count = xp.arange(scene.body.size, dtype=xp.int32).reshape(shape), scene.body.size
     else:
         sigma = config.fine_scale_mm if name == "fine" else config.coarse_scale_mm
         # Where one scale sees no slope, the largest decides: plateaus drain to their middle, not to an edge.
         evidence, coarsest = scene.evidence[config.scales_mm.index(sigma)], scene.evidence[-1]
-        labels, count = basins((evidence << 10) + xp.minimum(coarsest, 1023), backend)
+        labels, count = basins(evidence, backend, ties=coarsest)
         while count > _MANY * config.max_regions:
             labels, count = join_lowest_pass(labels, count, evidence, backend)
-    if count < 2 or not bool(scene.evidence.any()):  # without evidence a tree would tell of ties only
+    # Without evidence a tree would tell of ties only.
+    if count < 2 or not any(bool(evidence.max()) for evidence in scene.evidence):
         return None
-    graph = region_graph(labels, count, scene.evidence, backend)
-    sums = region_sums(labels, count, scene.volumes, backend)
-    labels = backend.to_host(labels)
-    if name != "voxels":
-        joined, count = join_flat(graph.pairs, graph.lows[:, -1], count)
-        graph, sums, labels = (
-            merge_graph(graph, joined, count),
-            merge_sums(sums, joined, count),
-            joined[labels],
-        )
-    if count < 2:
-        return None
-    if count > config.max_regions:
-        labels, graph, sums = _merge_weakest(labels, graph, sums, config.max_regions)
-    trees = grow_all(specs, graph, sums, config, backend)
-    return _with_candidates(labels, trees, sums.voxels, scene)
+    on_host = replace(backend, name="cpu")
+    volumes = [
+        partial(scene.levels.smoothed, w, config.scales_mm[0]) for w in range(len(scene.levels.windows))
+    ]
+    with scene.turn:  # one large graph at a time
+        graph = region_graph(labels, count, scene.evidence, backend)
+        sums = region_sums(labels, count, volumes, backend)
+        labels = backend.to_host(labels)
+        if name != "voxels":
+            joined, count = join_flat(graph.pairs, graph.lows[:, -1], count)
+            graph, sums = merge_graph(graph, joined, count), merge_sums(sums, joined, count)
+            labels = relabelled(labels, joined, on_host)
+        if count < 2:
+            return None
+        if count > config.max_regions:
+            new_region, graph, sums = _merge_weakest(graph, sums, config.max_regions)
+            labels = relabelled(labels, new_region, on_host)
+    return labels, graph, sums
 
 
 def grow_all(
@@ -201,17 +242,18 @@ def grow_all(
 
 
 def _merge_weakest(
-    labels: NDArray[np.int32], graph: RegionGraph, sums: RegionSums, max_regions: int
+    graph: RegionGraph, sums: RegionSums, max_regions: int
 ) -> tuple[NDArray[np.int32], RegionGraph, RegionSums]:
-    """Supervoxels merged, small and alike first, until no more than `max_regions` are left."""
+    """Who joins whom, small and alike first, until no more than `max_regions` are left; what they make."""
     if graph.num_regions > 2 * max_regions:  # much quicker than pair by pair, and these are a few voxels each
         nearest, count = join_nearest(
             graph.pairs, graph.faces, graph.sums[:, 0], sums.voxels, sums.levels / 8
         )
         joined = merge_graph(graph, nearest, count), merge_sums(sums, nearest, count)
         if count <= max_regions:
-            return nearest[labels], *joined
-        return _merge_weakest(nearest[labels], *joined, max_regions)
+            return nearest, *joined
+        new_region, graph, sums = _merge_weakest(*joined, max_regions)
+        return new_region[nearest], graph, sums
     parents = agglomerate(
         graph.pairs,
         graph.faces,
@@ -233,44 +275,52 @@ def _merge_weakest(
     new_region = rank[inverse]
     count = len(first)
     return (
-        new_region[labels],
+        new_region,
         merge_graph(graph, new_region, count),
         merge_sums(sums, new_region, count),
     )
 
 
-def _grow_components(calibration: Calibration, windows: list[Window], scene: _Scene) -> list[_Grown]:
-    """Voxel-exact components of thresholds on the widest window: one tree upwards, one downwards."""
+def _component_levels(
+    calibration: Calibration, windows: list[Window], scene: _Scene
+) -> tuple[NDArray[np.int64], Any]:
+    """Thresholds of the components, ascending, and the smoothed levels of the widest window."""
     widest = int(np.argmax([high - low for low, high in windows]))
     low, high = windows[widest]
     reals = np.array(list(calibration.thresholds(scene.config)), np.float64)
     levels = np.rint((reals - low) / (high - low) * (NUM_LEVELS - 1)).astype(np.int64) * 8
     levels = np.unique(levels[(levels > 0) & (levels < (NUM_LEVELS - 1) * 8)])
-    grown = []
-    sides: tuple[Literal["bright", "dark"], ...] = ("bright", "dark")
-    for side in sides if len(levels) else ():
-        found = component_tree(
-            scene.volumes[widest],
-            levels,
-            side=side,
-            min_voxels=scene.voxel_limits[0],
-            max_voxels=scene.voxel_limits[1],
-            backend=scene.backend,
-        )
-        count = len(found.inside)
-        if count > 1:
-            tree = Hierarchy.of(f"components-{side}", 0, count, found.parents(), level_sets=True)
-            voxels = np.bincount(found.zones.ravel(), minlength=count)
-            grown.append(_with_candidates(found.zones, [tree], voxels, scene))
-    return grown
+    return levels, scene.levels.whole(widest, scene.config.scales_mm[0]) if len(levels) else None
+
+
+def _grow_components(
+    side: Literal["bright", "dark"], thresholds: NDArray[np.int64], levels: Any, scene: _Scene
+) -> _Grown | None:
+    """Voxel-exact components of thresholds, upwards or downwards; None where there are none."""
+    if not len(thresholds):
+        return None
+    found = component_tree(
+        levels,
+        thresholds,
+        side=side,
+        min_voxels=scene.voxel_limits[0],
+        max_voxels=scene.voxel_limits[1],
+        backend=scene.backend,
+    )
+    count = len(found.inside)
+    if count < 2:
+        return None
+    tree = Hierarchy.of(f"components-{side}", 0, count, found.parents(), level_sets=True)
+    everywhere = np.broadcast_to(np.True_, found.zones.shape)
+    return _with_candidates(found.zones, [tree], count_inside(found.zones, everywhere, count), scene)
 
 
 def _with_candidates(
-    labels: NDArray[np.int32], trees: list[Hierarchy], voxels: NDArray[np.int64], scene: _Scene
+    labels: NDArray[Any], trees: list[Hierarchy], voxels: NDArray[np.int64], scene: _Scene
 ) -> _Grown:
     """A partition and its trees, with the nodes that may become proposals."""
-    sketches = leaf_sketches(labels, len(voxels))
-    body_voxels = np.bincount(labels[scene.body], minlength=len(voxels))
+    sketches = leaf_sketches(labels, len(voxels), scene.backend.num_threads)
+    body_voxels = count_inside(labels, scene.body, len(voxels))
     candidates = tuple(
         candidates_of(
             tree,
@@ -287,10 +337,12 @@ def _with_candidates(
     return _Grown(labels=labels, hierarchies=tuple(trees), candidates=candidates)
 
 
-def _chosen(grown: list[_Grown], scene: _Scene) -> ProposalSet:
-    """The best candidates of all trees, near-duplicates out, laid out over their atoms."""
+def _chosen(grown: list[_Grown], scene: _Scene, at_once: int) -> ProposalSet:
+    """The best candidates of all trees, near-duplicates out, laid out over their atoms.
+
+    `grown` is emptied: its label volumes are let go as soon as nothing needs them.
+    """
     config = scene.config
-    partitions = [part.labels for part in grown]
     hierarchies = [replace(tree, partition=p) for p, part in enumerate(grown) for tree in part.hierarchies]
     found = [candidates for part in grown for candidates in part.candidates]
     found = [replace(c, tree=np.full(len(c.node), tree, np.int32)) for tree, c in enumerate(found)]
@@ -301,14 +353,16 @@ def _chosen(grown: list[_Grown], scene: _Scene) -> ProposalSet:
             remedy="leave it out, or lower min_volume_mm3 or spacing_mm",
         )
     candidates = Candidates.joined(found)
+    volumes = [part.labels for part in grown]
+    grown.clear()
     rows, gains = choose(candidates, config.max_proposals + config.max_proposals // 4)
     picked = list(zip(candidates.tree[rows].tolist(), candidates.node[rows].tolist(), strict=True))
     refinement = refine(
-        partitions,
+        volumes,
         hierarchies,
         picked,
         outlines=scene.outlines,
-        num_threads=scene.backend.num_threads,
+        num_threads=at_once,
     )
     places = worth_keeping(
         refinement,

@@ -20,10 +20,14 @@ from numpy.typing import NDArray
 
 from pipeline.hierarchies import Hierarchy
 from pipeline.nests import Nest
+from pipeline.slabs import over_slabs
 from pipeline.smoothing import Outlines, paint_smoothed, region_boxes
 
 Chosen = Sequence[tuple[int, int]]
 """(tree, node) of each chosen region, best first."""
+
+
+_GONE = np.empty((0, 0, 0), np.int32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,7 @@ class Refinement:
 
 
 def refine(
-    partitions: Sequence[NDArray[np.int32]],
+    partitions: list[NDArray[Any]],
     hierarchies: Sequence[Hierarchy],
     chosen: Chosen,
     *,
@@ -55,7 +59,8 @@ def refine(
     """The atoms that tell the chosen regions apart.
 
     Args:
-        partitions: Label volumes that the hierarchies' leaves are regions of.
+        partitions: Label volumes that the hierarchies' leaves are regions of. Taken out of the list, each
+            as soon as nothing needs it any more.
         hierarchies: The trees.
         chosen: At least one region, at most 65,534 of them.
         outlines: How regions are smoothed; None keeps all as their leaves are, as level sets always are.
@@ -74,7 +79,7 @@ def refine(
             innermost[tree.start[node] : tree.stop[node]] = rank + 1
         innermost = innermost[tree.start[: tree.num_leaves]]
         if outlines is None or tree.level_sets:
-            return innermost[labels]
+            return gathered(innermost, labels, num_threads)
         boxes = region_boxes(leaves[tree.partition][1], innermost, nest.parent)
         sigmas = outlines.sigmas(volumes[nest.place])
         return np.asarray(paint_smoothed(labels, innermost, nest.parent, nest.last, sigmas, boxes))
@@ -85,9 +90,14 @@ def refine(
         ahead = [pool.submit(painted, nest) for nest in nests[:num_threads]]
         for following in range(num_threads, num_threads + len(nests)):
             volume = ahead.pop(0).result()
+            done = following - num_threads
+            tree = hierarchies[nests[done].tree]
+            if all(hierarchies[nest.tree].partition != tree.partition for nest in nests[done + 1 :]):
+                partitions[tree.partition] = _GONE
             if following < len(nests):  # a volume each: no more of them ahead than threads
                 ahead.append(pool.submit(painted, nests[following]))
-            atoms, origin, rank = _intersect(atoms, volume)
+            origin, rank = _intersect(atoms, volume)
+            del volume
             ranks = np.concatenate([ranks[origin], rank[:, None]], axis=1)
     voxels, boxes = measure(atoms, len(ranks))
     return Refinement(
@@ -130,39 +140,68 @@ def _nests(hierarchies: Sequence[Hierarchy], chosen: Chosen, wide: NDArray[np.bo
     ]
 
 
+def gathered(table: NDArray[Any], labels: NDArray[Any], num_threads: int) -> NDArray[Any]:
+    """`table[labels]`, without the 64-bit indices that NumPy would make of the labels first."""
+    out = np.empty(labels.shape, table.dtype)
+
+    def gather(start: int, stop: int) -> None:
+        _gather(table, labels[start:stop].reshape(-1), out[start:stop].reshape(-1))
+
+    over_slabs(gather, labels.shape, num_threads)
+    return out
+
+
 @numba.njit(cache=True, nogil=True)
+def _gather(table: NDArray[Any], labels: NDArray[Any], out: NDArray[Any]) -> None:
+    for i in range(len(labels)):
+        out[i] = table[labels[i]]
+
+
 def _intersect(
     atoms: NDArray[np.int32], volume: NDArray[np.uint16]
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.uint16]]:
-    """Atoms split by the value at each voxel, numbered in scan order; the old atom and the value of each."""
-    out = np.empty(atoms.shape, np.int32)
-    flat, values, target = atoms.ravel(), volume.ravel(), out.reshape(-1)
+) -> tuple[NDArray[np.int32], NDArray[np.uint16]]:
+    """Split atoms by the value at each voxel, in place, numbered in scan order.
+
+    Returns:
+        The old atom and the value of each.
+    """
+    flat, values = atoms.reshape(-1), volume.reshape(-1)
     origin, value = np.empty(1 << 15, np.int32), np.empty(1 << 15, np.uint16)
     number = np.full(1 << 16, -1, np.int32)
     done, used = 0, 0
     while True:
-        done, used = _number(flat, values, atoms.shape[2], target, number, origin, value, done, used)
+        done, used = _number(flat, values, atoms.shape[2], number, origin, value, done, used)
         if done == len(flat):
-            return out, origin[:used], value[:used]
-        origin = np.concatenate((origin, np.empty(len(origin), np.int32)))
-        value = np.concatenate((value, np.empty(len(value), np.uint16)))
-        number = np.full(2 * len(number), -1, np.int32)
-        for atom in range(used):
-            number[_place(number, origin, value, origin[atom], value[atom])] = atom
+            return origin[:used].copy(), value[:used].copy()
+        origin = np.concatenate((origin, np.empty_like(origin)))
+        value = np.concatenate((value, np.empty_like(value)))
+        number = _renumbered(origin, value, used)
+
+
+@numba.njit(cache=True, nogil=True)
+def _renumbered(origin: NDArray[np.int32], value: NDArray[np.uint16], used: int) -> NDArray[np.int32]:
+    """A hash table of twice as many places as there is room for numbers."""
+    number = np.full(2 * len(origin), -1, np.int32)
+    for atom in range(used):
+        number[_place(number, origin, value, origin[atom], value[atom])] = atom
+    return number
 
 
 @numba.njit(cache=True, nogil=True)
 def _number(
-    flat: NDArray[np.int32], values: NDArray[np.uint16], row: int, target: NDArray[np.int32],
-    number: NDArray[np.int32], origin: NDArray[np.int32], value: NDArray[np.uint16], done: int, used: int,
+    flat: NDArray[np.int32], values: NDArray[np.uint16], row: int, number: NDArray[np.int32],
+    origin: NDArray[np.int32], value: NDArray[np.uint16], done: int, used: int,
 ) -> Any:  # fmt: skip
-    """Number voxels from `done` on, until all are or the table is half full: (voxels done, numbers used)."""
+    """Number voxels from `done` on, until all are or the table is half full: (voxels done, numbers used).
+
+    `flat` holds the new atoms before `done`, and the old ones from there on.
+    """
     here = np.int32(0)
     for i in range(done, len(flat)):
         a, v = flat[i], values[i]
         if used == 0 or origin[here] != a or value[here] != v:  # neighbours mostly share theirs
-            if i >= row and origin[target[i - row]] == a and value[target[i - row]] == v:
-                here = target[i - row]
+            if i >= row and origin[flat[i - row]] == a and value[flat[i - row]] == v:
+                here = flat[i - row]
             else:
                 place = _place(number, origin, value, a, v)
                 if number[place] < 0:
@@ -171,7 +210,7 @@ def _number(
                     number[place], origin[used], value[used] = used, a, v
                     used += 1
                 here = number[place]
-        target[i] = here
+        flat[i] = here
     return len(flat), used
 
 

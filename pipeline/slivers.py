@@ -39,7 +39,7 @@ def absorb(
 
     Where there are more than twice as many atoms too many as there are of one voxel, all of these go.
     """
-    voxels = np.bincount(atoms.ravel(), minlength=len(ranks))
+    voxels = _count(atoms.reshape(-1), len(ranks))
     volumes = np.maximum(sums_of(ranks, nests, voxels, num_regions), 1)
     length = max(len(nest.nodes) for nest in nests) + 1
     weights = np.zeros((len(nests), length))
@@ -53,7 +53,7 @@ def absorb(
         leaving = _least_harmful(
             atoms, voxels, ranks, weights, around, max(1, min(excess, len(ranks) // _ROUND)), num_threads
         )
-    _join_neighbours(atoms, leaving, ranks, weights, around)
+    _join_neighbours(atoms, leaving, voxels, ranks, weights, around)
     return np.asarray(_renumber(atoms, len(ranks)))
 
 
@@ -138,13 +138,18 @@ def _least_harm(
 
 @numba.njit(cache=True, nogil=True)
 def _join_neighbours(
-    atoms: NDArray[np.int32], leaving: NDArray[np.bool_], ranks: NDArray[np.uint16],
-    weights: NDArray[np.float64], around: NDArray[np.int64],
+    atoms: NDArray[np.int32], leaving: NDArray[np.bool_], voxels: NDArray[np.int64],
+    ranks: NDArray[np.uint16], weights: NDArray[np.float64], around: NDArray[np.int64],
 ) -> None:  # fmt: skip
     """Voxels of leaving atoms join the neighbour that changes least, from the outside in; in place."""
     num_z, num_y, num_x = atoms.shape
     flat = atoms.reshape(-1)
-    pending = np.flatnonzero(leaving[flat])
+    pending = np.empty(_total(leaving, voxels), np.int64)
+    place = 0
+    for i in range(len(flat)):
+        if leaving[flat[i]]:
+            pending[place] = i
+            place += 1
     target = np.empty(len(pending), np.int32)
     count = len(pending)
     while count > 0:
@@ -171,6 +176,25 @@ def _join_neighbours(
         if left == count:
             return
         count = left
+
+
+@numba.njit(cache=True, nogil=True)
+def _total(leaving: NDArray[np.bool_], voxels: NDArray[np.int64]) -> Any:
+    """Voxels of the leaving atoms."""
+    total = 0
+    for atom in range(len(leaving)):
+        if leaving[atom]:
+            total += voxels[atom]
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def _count(flat: NDArray[np.int32], count: int) -> NDArray[np.int64]:
+    """(A,) voxels of each atom."""
+    voxels = np.zeros(count, np.int64)
+    for i in range(len(flat)):
+        voxels[flat[i]] += 1
+    return voxels
 
 
 @numba.njit(cache=True, nogil=True)

@@ -26,7 +26,7 @@ class Scene:
     chosen: list[tuple[int, int]]
 
     def refine(self) -> Refinement:
-        return refine(self.partitions, self.hierarchies, self.chosen)
+        return refine(list(self.partitions), self.hierarchies, self.chosen)
 
     def lay_out(self, max_atoms: int = 65_534) -> AtomLayout:
         return lay_out(self.partitions, self.hierarchies, self.chosen, max_atoms=max_atoms)
@@ -62,7 +62,7 @@ def lay_out(
     outlines: Outlines | None = None,
 ) -> AtomLayout:
     """All chosen regions."""
-    refinement = refine(partitions, hierarchies, chosen, outlines=outlines)
+    refinement = refine(list(partitions), hierarchies, chosen, outlines=outlines)
     return arrange(refinement, np.arange(len(chosen)), max_atoms=max_atoms)
 
 
