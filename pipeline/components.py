@@ -80,7 +80,7 @@ def component_tree(
         max_voxels: Larger ones too.
         backend: Where it runs.
     """
-    zones = np.zeros(levels.shape, np.int32)
+    zones: NDArray[np.uint16] | NDArray[np.int32] = np.zeros(levels.shape, np.uint16)
     inside = [0]
     known = {0: levels.size}
     for threshold in thresholds if side == "bright" else thresholds[::-1]:
@@ -96,11 +96,11 @@ def component_tree(
                 number[c] = len(inside)
                 known[len(inside)] = int(sizes[c])
                 inside.append(int(holders[c]))
+        if len(inside) > 1 << 16:
+            zones = zones.astype(np.int32, copy=False)
         _assign(zones.reshape(-1), labels.reshape(-1), number)
         del labels
-    return ComponentTree(
-        zones=zones.astype(np.uint16) if len(inside) <= 1 << 16 else zones, inside=np.array(inside, np.int64)
-    )
+    return ComponentTree(zones=zones, inside=np.array(inside, np.int64))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -120,7 +120,7 @@ def _renumber(flat: NDArray[np.int32], count: int) -> int:
 
 @numba.njit(cache=True, nogil=True)
 def _sizes_and_holders(
-    labels: NDArray[np.int32], zones: NDArray[np.int32], count: int
+    labels: NDArray[np.int32], zones: NDArray[Any], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Voxels of each label, and the zone of its first voxel."""
     sizes = np.zeros(count, np.int64)
@@ -134,7 +134,7 @@ def _sizes_and_holders(
 
 
 @numba.njit(cache=True, nogil=True)
-def _assign(zones: NDArray[np.int32], labels: NDArray[np.int32], number: NDArray[np.int32]) -> None:
+def _assign(zones: NDArray[Any], labels: NDArray[np.int32], number: NDArray[np.int32]) -> None:
     for i in range(len(zones)):
         new = number[labels[i]]
         if new > 0:

@@ -86,10 +86,9 @@ def join_lowest_pass(labels: Any, num_regions: int, evidence: Any, backend: Back
         del totals
     else:
         lowest = backend.to_host(_lowest_pass(labels, num_regions, evidence, backend))
-    there = lowest < _NO_PASS
-    region = np.flatnonzero(there)
-    new_region, count = join(region, lowest[there] & 0xFFFFFFFF, num_regions)
-    return relabelled(labels, new_region, backend), count
+    new_region, count = _join_passes(lowest)
+    del lowest
+    return relabelled(labels, new_region, backend), int(count)
 
 
 def relabelled(labels: Any, new_region: NDArray[np.int32], backend: Backend) -> Any:
@@ -188,6 +187,31 @@ def _lowest_pass_numba(
                             height = np.int64(max(evidence[z, y, x], evidence[zz, yy, xx])) << 32
                             lowest[one] = min(lowest[one], height | other)
                             lowest[other] = min(lowest[other], height | one)
+
+
+@numba.njit(cache=True, nogil=True)
+def _join_passes(lowest: NDArray[np.int64]) -> tuple[NDArray[np.int32], int]:
+    """As `_join`, of each region with the neighbour in the lower bits of its lowest pass."""
+    root = np.arange(len(lowest)).astype(np.int32)
+    for r in range(len(lowest)):
+        if lowest[r] >= _NO_PASS:
+            continue
+        a, b = np.int64(r), lowest[r] & 0xFFFFFFFF
+        while root[a] != a:
+            root[a] = root[root[a]]
+            a = np.int64(root[a])
+        while root[b] != b:
+            root[b] = root[root[b]]
+            b = np.int64(root[b])
+        root[max(a, b)] = min(a, b)
+    count = 0
+    for r in range(len(root)):  # what a region leads to is lower: it has its new number by now
+        if root[r] == r:
+            root[r] = count
+            count += 1
+        else:
+            root[r] = root[root[r]]
+    return root, count
 
 
 @numba.njit(cache=True, nogil=True)
