@@ -28,7 +28,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	@for name in speed store step flow_overhead kill; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@for name in speed components store step flow_overhead kill; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "mass3d needs Python 3.11, 3.12 or 3.13 with venv (on Debian: apt-get install python3-venv)"; exit 1; }
