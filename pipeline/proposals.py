@@ -10,7 +10,7 @@
 
 Reads:  codes, int16 (z, y, x), as they are stored: proposals made again from a store are the same bytes.
 Writes: a `ProposalSet`, as DESIGN section 3 lays it out.
-Bounds: fewer than 2^31 voxels; peak memory 2.0 GiB at 256^3. Scales and sizes are in mm and mm^3.
+Bounds: fewer than 2^31 voxels; peak memory 1.0 GiB at 256^3. Scales and sizes are in mm and mm^3.
 Source: the task comes from MASS (Gao et al., CVPR 2026); there the masks are SAM2's.
 """
 
