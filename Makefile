@@ -30,7 +30,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	@for name in speed store step flow_overhead kill; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@for name in speed components store step flow_overhead kill; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 quality ablation held-out: $(STAMP)
 	@test -n "$(MANIFEST)" -a -n "$(OUT)" || { echo "make $@ MANIFEST=manifest.csv OUT=folder"; exit 1; }

@@ -416,6 +416,9 @@ def prefect_server(options: Options) -> Iterator[dict[Any, Any]]:
         from prefect.events.clients import PrefectEventsClient
         from prefect.events.worker import EventsWorker
 
+        if in_this_process(options):  # the server starts meanwhile
+            import_module("commands.one_scan")
+            import_module("storage.writing")
         EventsWorker.set_client_override(PrefectEventsClient, reconnection_attempts=0)
         try:
             yield prefect_settings(f"http://{host}:{wait_for_server(server, host, log)}/api", password)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.baseline import SlicConfig, slic_scales
-from pipeline.proposals import ProposalConfig
+from pipeline.proposal_config import ProposalConfig
 from storage import ScanRecord, Store, commit_scan, create_store, digest_of, finish, open_store
 from storage.checks import atom_extents
 

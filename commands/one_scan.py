@@ -14,6 +14,7 @@ from pipeline.backend import get_backend
 from pipeline.errors import ScanError, UnreadableFile
 from pipeline.files import may_pass
 from pipeline.fingerprint import source_digest
+from pipeline.memory import return_large_arrays
 from pipeline.outcomes import Outcome
 from pipeline.plan import Job, Wanted
 from pipeline.proposals import propose
@@ -45,6 +46,7 @@ def prepare_batch(payload: bytes) -> list[Outcome]:
         payload: Pickled (store path, Setup, jobs). Prefect keeps what a task is given; paths, which may hold
             a patient's name, are none of its business.
     """
+    return_large_arrays()
     store_path, setup, jobs = pickle.loads(payload)
     store = open_store(store_path)
     return [_attempt(store, setup, job) for job in jobs]

@@ -19,7 +19,8 @@ from pipeline.errors import UnreadableFile
 from pipeline.fingerprint import choices_digest, source_digest, source_stat
 from pipeline.outcomes import Outcome, RunReport, counted_scans
 from pipeline.plan import Done, Found, Known, Plan, Wanted, make_plan
-from pipeline.proposals import ALGORITHM_VERSION, ProposalConfig
+from pipeline.proposal_config import ProposalConfig
+from pipeline.proposals import ALGORITHM_VERSION
 from pipeline.sources import Discovery, Source, SourceFailure
 from storage import LedgerEntry, LedgerFile, Store, digest_of, read_ledger
 

@@ -3,7 +3,7 @@
 Thresholds from low to high give nested components (`bright`: above each threshold; `dark`: below each, from
 high to low): a tree. Regions drawn on boundaries cut thin things badly; thresholds do not.
 
-Reads:  smoothed levels of one intensity window, int32 (z, y, x).
+Reads:  smoothed levels of one intensity window, integers (z, y, x).
 Writes: `ComponentTree`: the deepest component of each voxel, and which component each lies in.
 Bounds: face connectivity; components outside the size limits are left out.
 """
@@ -25,8 +25,8 @@ from pipeline.supervoxels import number_in_scan_order
 class ComponentTree:
     """Nested components; number 0 is everything outside them."""
 
-    zones: NDArray[np.int32]
-    """(z, y, x) the innermost component of each voxel."""
+    zones: NDArray[np.int32] | NDArray[np.uint16]
+    """(z, y, x) the innermost component of each voxel; 16 bits where they hold all."""
     inside: NDArray[np.int64]
     """(Z,) the component that each lies in; component 0 lies in itself."""
 
@@ -43,7 +43,7 @@ def connected_components(mask: Any, backend: Backend) -> tuple[Any, int]:
     if backend.name == "cpu":
         import cc3d
 
-        labels = cc3d.connected_components(mask, connectivity=6, out_dtype=np.uint32).astype(np.int32)
+        labels = cc3d.connected_components(mask, connectivity=6, out_dtype=np.uint32).view(np.int32)
         count = int(_renumber(labels.reshape(-1), int(labels.max()) if labels.size else 0))
         return labels, count
     labels, count = backend.ndimage.label(mask)
@@ -73,22 +73,22 @@ def component_tree(
     """The tree of components beyond each threshold.
 
     Args:
-        levels: int32 (z, y, x) on the backend.
+        levels: Integers (z, y, x) on the backend.
         thresholds: Ascending.
         side: "bright": above a threshold; "dark": at or below it.
         min_voxels: Smaller components are left out.
         max_voxels: Larger ones too.
         backend: Where it runs.
     """
-    zones = np.zeros(levels.shape, np.int32)
+    zones: NDArray[np.uint16] | NDArray[np.int32] = np.zeros(levels.shape, np.uint16)
     inside = [0]
     known = {0: levels.size}
     for threshold in thresholds if side == "bright" else thresholds[::-1]:
         mask = levels > int(threshold) if side == "bright" else levels <= int(threshold)
         labels, count = connected_components(mask, backend)
+        del mask
         labels = backend.to_host(labels)
-        sizes = np.bincount(labels.ravel(), minlength=count + 1)
-        holders = _first_values(labels, zones, count + 1)
+        sizes, holders = _sizes_and_holders(labels.reshape(-1), zones.reshape(-1), count + 1)
         number = np.zeros(count + 1, np.int32)
         for c in np.flatnonzero((sizes >= min_voxels) & (sizes <= max_voxels)):
             # One that a threshold leaves as it was is no new component.
@@ -96,7 +96,10 @@ def component_tree(
                 number[c] = len(inside)
                 known[len(inside)] = int(sizes[c])
                 inside.append(int(holders[c]))
-        _assign(zones, labels, number)
+        if len(inside) > 1 << 16:
+            zones = zones.astype(np.int32, copy=False)
+        _assign(zones.reshape(-1), labels.reshape(-1), number)
+        del labels
     return ComponentTree(zones=zones, inside=np.array(inside, np.int64))
 
 
@@ -116,19 +119,23 @@ def _renumber(flat: NDArray[np.int32], count: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def _first_values(labels: NDArray[np.int32], values: NDArray[np.int32], count: int) -> NDArray[np.int32]:
-    """The value at the first voxel of each label."""
-    out = np.full(count, -1, np.int32)
-    for label, value in zip(labels.ravel(), values.ravel()):  # noqa: B905  (compiled)
-        if out[label] < 0:
-            out[label] = value
-    return out
+def _sizes_and_holders(
+    labels: NDArray[np.int32], zones: NDArray[Any], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Voxels of each label, and the zone of its first voxel."""
+    sizes = np.zeros(count, np.int64)
+    holders = np.full(count, -1, np.int32)
+    for i in range(len(labels)):
+        label = labels[i]
+        if sizes[label] == 0:
+            holders[label] = zones[i]
+        sizes[label] += 1
+    return sizes, holders
 
 
 @numba.njit(cache=True, nogil=True)
-def _assign(zones: NDArray[np.int32], labels: NDArray[np.int32], number: NDArray[np.int32]) -> None:
-    flat_zones, flat_labels = zones.reshape(-1), labels.reshape(-1)
-    for i in range(len(flat_zones)):
-        new = number[flat_labels[i]]
+def _assign(zones: NDArray[Any], labels: NDArray[np.int32], number: NDArray[np.int32]) -> None:
+    for i in range(len(zones)):
+        new = number[labels[i]]
         if new > 0:
-            flat_zones[i] = new
+            zones[i] = new

@@ -13,6 +13,8 @@ Bounds: windows are cut to 10 bits; scales below half a voxel smooth next to not
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numba
@@ -20,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backend import Backend
+from pipeline.slabs import over_slabs
 
 NUM_LEVELS = 1024
 """Steps of an intensity window."""
@@ -29,6 +32,9 @@ _LEVEL_BITS = 3
 
 _WEIGHT_BITS = 10
 """Fixed-point bits of the Gaussian's weights."""
+
+_HIGHEST = (NUM_LEVELS - 1) << _LEVEL_BITS
+"""The highest level."""
 
 Window = tuple[float, float]
 """Lower and upper end of an intensity window, in the image's real units."""
@@ -45,12 +51,14 @@ def window_levels(codes: Any, *, scale: float, offset: float, window: Window, ba
         backend: Where `codes` are.
 
     Returns:
-        int32 (z, y, x), 0..8,184, on the backend.
+        int16 (z, y, x), 0..8,184, on the backend.
     """
     low, high = window
     values = np.arange(-(1 << 15), 1 << 15, dtype=np.float64) * scale + offset
     share = np.clip((values - low) / (high - low), 0.0, 1.0)
-    table = np.rint(share * (NUM_LEVELS - 1)).astype(np.int32) << _LEVEL_BITS
+    table = np.rint(share * (NUM_LEVELS - 1)).astype(np.int16) << _LEVEL_BITS
+    if backend.name == "cpu":
+        return _levels_numba(codes, table)
     return backend.to_device(table)[codes.astype(backend.xp.int32) + (1 << 15)]
 
 
@@ -65,13 +73,22 @@ def gaussian_weights(sigma_voxels: float) -> NDArray[np.int32]:
 
 
 def smooth(levels: Any, sigma_voxels_zyx: tuple[float, float, float], backend: Backend) -> Any:
-    """Levels after a separable Gaussian with edge replication; int32 in and out, same shape."""
+    """Levels after a separable Gaussian with edge replication; integers, same type and shape."""
+    return _smooth_planes(levels, sigma_voxels_zyx, (0, levels.shape[0]), backend)
+
+
+def _smooth_planes(
+    levels: Any, sigma_voxels_zyx: tuple[float, float, float], planes: tuple[int, int], backend: Backend
+) -> Any:
+    """Some planes of the smoothed levels; what is not given is taken to lie beyond the scan's edge."""
     for axis, sigma in enumerate(sigma_voxels_zyx):
         weights = gaussian_weights(sigma)
         if backend.name == "cpu":
             levels = _smooth_axis_numba(levels, weights, axis)
         else:
             levels = _smooth_axis(levels, weights, axis, backend.xp)
+        if axis == 0:
+            levels = levels[planes[0] : planes[1]]
     return levels
 
 
@@ -93,19 +110,105 @@ def boundary_evidence(
     Returns:
         int32 (z, y, x), levels a two voxel step.
     """
+    depth = window_volumes[0].shape[0]
+    return _evidence_planes(window_volumes, sigma_mm, spacing_zyx_mm, (0, depth), backend)
+
+
+def _evidence_planes(
+    window_volumes: list[Any],
+    sigma_mm: float,
+    spacing_zyx_mm: tuple[float, float, float],
+    planes: tuple[int, int],
+    backend: Backend,
+) -> Any:
+    """Some planes of the evidence, int32; what is not given is taken to lie beyond the scan's edge."""
     xp = backend.xp
-    edge = float(np.cbrt(np.prod(spacing_zyx_mm)))
-    sigma = tuple(max(0.45, sigma_mm / s) for s in spacing_zyx_mm)
-    ratio = np.array([round((edge / s) ** 2 * 256) for s in spacing_zyx_mm], dtype=np.int64)
-    total: Any = None
+    sigma, ratio = voxel_sigmas(sigma_mm, spacing_zyx_mm), _step_ratio(spacing_zyx_mm)
+    depth = window_volumes[0].shape[0]
+    first, last = max(planes[0] - 1, 0), min(planes[1] + 1, depth)
+    total = xp.zeros((last - first, *window_volumes[0].shape[1:]), dtype=xp.int32)
     for levels in window_volumes:
-        smoothed = smooth(levels, (sigma[0], sigma[1], sigma[2]), backend)
+        smoothed = _smooth_planes(levels, sigma, (first, last), backend)
         if backend.name == "cpu":
-            magnitude = _magnitude_numba(smoothed, ratio)
+            _magnitude_numba(smoothed, ratio, total)
         else:
-            magnitude = _magnitude(smoothed, ratio, xp)
-        total = magnitude if total is None else total + magnitude
-    return (total >> _LEVEL_BITS).astype(xp.int32)
+            total += _magnitude(smoothed, ratio, xp)
+    return total[planes[0] - first : planes[1] - first] >> _LEVEL_BITS
+
+
+def voxel_sigmas(sigma_mm: float, spacing_zyx_mm: tuple[float, float, float]) -> tuple[float, float, float]:
+    """A scale in voxels along each axis; not less than 0.45."""
+    z, y, x = (max(0.45, sigma_mm / s) for s in spacing_zyx_mm)
+    return z, y, x
+
+
+def _step_ratio(spacing_zyx_mm: tuple[float, float, float]) -> NDArray[np.int64]:
+    """Weights of squared steps along each axis, in 1/256: steps are taken per mean voxel edge."""
+    edge = float(np.cbrt(np.prod(spacing_zyx_mm)))
+    return np.array([round((edge / s) ** 2 * 256) for s in spacing_zyx_mm], dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels:
+    """The levels of a scan in its intensity windows, made a few planes at a time when they are wanted."""
+
+    codes: Any
+    """int16 (z, y, x) on the backend."""
+    scale: float
+    offset: float
+    windows: tuple[Window, ...]
+    spacing_zyx_mm: tuple[float, float, float]
+    backend: Backend
+
+    def smoothed(self, window: int, sigma_mm: float, planes: tuple[int, int]) -> Any:
+        """Some planes of a window's smoothed levels: int16 (planes, y, x) on the backend."""
+        sigma = voxel_sigmas(sigma_mm, self.spacing_zyx_mm)
+        first, last = self._with_halo(planes, len(gaussian_weights(sigma[0])) // 2)
+        levels = self._levels(window, first, last)
+        return _smooth_planes(levels, sigma, (planes[0] - first, planes[1] - first), self.backend)
+
+    def whole(self, window: int, sigma_mm: float) -> Any:
+        """A window's smoothed levels: int16 (z, y, x) on the backend."""
+        out = self.backend.xp.empty(self.codes.shape, dtype=self.backend.xp.int16)
+
+        def fill(start: int, stop: int) -> None:
+            out[start:stop] = self.smoothed(window, sigma_mm, (start, stop))
+
+        over_slabs(fill, self.codes.shape, self.backend.num_threads)
+        return out
+
+    def evidence(self, scales_mm: Sequence[float]) -> Any:
+        """Boundary evidence at each scale: (K, z, y, x) on the backend, uint16 where that holds it."""
+        xp = self.backend.xp
+        most = int(np.sqrt(float(_step_ratio(self.spacing_zyx_mm).sum()) * _HIGHEST**2 / 256)) + 1
+        small = len(self.windows) * most >> _LEVEL_BITS < 1 << 16
+        shape = (len(scales_mm), *self.codes.shape)
+        out = xp.empty(shape, dtype=xp.uint16 if small else xp.int32)
+        sigmas = [voxel_sigmas(scale, self.spacing_zyx_mm)[0] for scale in scales_mm]
+        halo = max(len(gaussian_weights(sigma)) // 2 for sigma in sigmas) + 1
+
+        def fill(start: int, stop: int) -> None:
+            first, last = self._with_halo((start, stop), halo)
+            levels = [self._levels(window, first, last) for window in range(len(self.windows))]
+            for k, scale in enumerate(scales_mm):
+                out[k, start:stop] = _evidence_planes(
+                    levels, scale, self.spacing_zyx_mm, (start - first, stop - first), self.backend
+                )
+
+        over_slabs(fill, self.codes.shape, self.backend.num_threads)
+        return out
+
+    def _with_halo(self, planes: tuple[int, int], halo: int) -> tuple[int, int]:
+        return max(0, planes[0] - halo), min(self.codes.shape[0], planes[1] + halo)
+
+    def _levels(self, window: int, first: int, last: int) -> Any:
+        return window_levels(
+            self.codes[first:last],
+            scale=self.scale,
+            offset=self.offset,
+            window=self.windows[window],
+            backend=self.backend,
+        )
 
 
 def _shifted(volume: Any, step: int, axis: int, xp: Any) -> Any:
@@ -118,8 +221,8 @@ def _smooth_axis(levels: Any, weights: NDArray[np.int32], axis: int, xp: Any) ->
     radius = len(weights) // 2
     total = xp.full(levels.shape, 1 << (_WEIGHT_BITS - 1), dtype=xp.int32)
     for k, weight in enumerate(weights):
-        total += _shifted(levels, k - radius, axis, xp) * int(weight)
-    return total >> _WEIGHT_BITS
+        total += _shifted(levels, k - radius, axis, xp).astype(xp.int32) * int(weight)
+    return (total >> _WEIGHT_BITS).astype(levels.dtype)
 
 
 def _magnitude(levels: Any, ratio: NDArray[np.int64], xp: Any) -> Any:
@@ -132,48 +235,74 @@ def _magnitude(levels: Any, ratio: NDArray[np.int64], xp: Any) -> Any:
 
 
 @numba.njit(cache=True, nogil=True)
-def _smooth_axis_numba(levels: NDArray[np.int32], weights: NDArray[np.int32], axis: int) -> NDArray[np.int32]:
-    num_z, num_y, num_x = levels.shape
-    radius = len(weights) // 2
-    out = np.empty(levels.shape, np.int32)
-    row = np.empty(num_x + 2 * radius, np.int32)
-    total = np.empty(num_x, np.int32)
-    for z in range(num_z):
-        for y in range(num_y):
-            total[:] = 1 << (_WEIGHT_BITS - 1)
-            if axis == 2:
-                row[:radius] = levels[z, y, 0]
-                row[radius : radius + num_x] = levels[z, y]
-                row[radius + num_x :] = levels[z, y, num_x - 1]
-                for k in range(len(weights)):
-                    for x in range(num_x):
-                        total[x] += row[x + k] * weights[k]
-            else:
-                for k in range(len(weights)):
-                    zz, yy = z, y
-                    if axis == 0:
-                        zz = min(max(z + k - radius, 0), num_z - 1)
-                    else:
-                        yy = min(max(y + k - radius, 0), num_y - 1)
-                    for x in range(num_x):
-                        total[x] += levels[zz, yy, x] * weights[k]
-            for x in range(num_x):
-                out[z, y, x] = total[x] >> _WEIGHT_BITS
+def _levels_numba(codes: NDArray[np.int16], table: NDArray[np.int16]) -> NDArray[np.int16]:
+    out = np.empty(codes.shape, np.int16)
+    flat, target = codes.ravel(), out.reshape(-1)
+    for i in range(len(flat)):
+        target[i] = table[np.int64(flat[i]) + 32768]
     return out
 
 
 @numba.njit(cache=True, nogil=True)
-def _magnitude_numba(levels: NDArray[np.int32], ratio: NDArray[np.int64]) -> NDArray[np.int32]:
+def _smooth_axis_numba(levels: NDArray[Any], weights: NDArray[np.int32], axis: int) -> NDArray[Any]:
+    """As `_smooth_axis`; the weights are symmetric, so a multiplication serves two taps."""
     num_z, num_y, num_x = levels.shape
-    out = np.empty(levels.shape, np.int32)
+    radius = len(weights) // 2
+    out = np.empty_like(levels)
+    row = np.empty(num_x + 2 * radius, np.int32)
+    total = np.empty(num_x, np.int32)
+    for z in range(num_z):
+        for y in range(num_y):
+            middle = levels[z, y]
+            for x in range(num_x):
+                total[x] = (1 << (_WEIGHT_BITS - 1)) + middle[x] * weights[radius]
+            if axis == 2:
+                row[:radius] = middle[0]
+                row[radius : radius + num_x] = middle
+                row[radius + num_x :] = middle[num_x - 1]
+                for k in range(radius):
+                    before, after = row[k : k + num_x], row[2 * radius - k : 2 * radius - k + num_x]
+                    for x in range(num_x):
+                        total[x] += (before[x] + after[x]) * weights[k]
+            else:
+                for k in range(radius):
+                    step = radius - k
+                    if axis == 0:
+                        first, second = levels[max(z - step, 0), y], levels[min(z + step, num_z - 1), y]
+                    else:
+                        first, second = levels[z, max(y - step, 0)], levels[z, min(y + step, num_y - 1)]
+                    for x in range(num_x):
+                        total[x] += (first[x] + second[x]) * weights[k]
+            target = out[z, y]
+            for x in range(num_x):
+                target[x] = total[x] >> _WEIGHT_BITS
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _magnitude_numba(levels: NDArray[Any], ratio: NDArray[np.int64], total: NDArray[np.int32]) -> None:
+    """As `_magnitude`, added to `total`."""
+    num_z, num_y, num_x = levels.shape
+    cubes = ratio[0] == 256 and ratio[1] == 256 and ratio[2] == 256
+    steps = np.empty(num_x, np.int32)
     for z in range(num_z):
         z0, z1 = max(z - 1, 0), min(z + 1, num_z - 1)
         for y in range(num_y):
-            y0, y1 = max(y - 1, 0), min(y + 1, num_y - 1)
-            for x in range(num_x):
-                dz = np.int64(levels[z1, y, x]) - levels[z0, y, x]
-                dy = np.int64(levels[z, y1, x]) - levels[z, y0, x]
-                dx = np.int64(levels[z, y, min(x + 1, num_x - 1)]) - levels[z, y, max(x - 1, 0)]
-                square = (dz * dz * ratio[0] + dy * dy * ratio[1] + dx * dx * ratio[2]) >> 8
-                out[z, y, x] = np.int32(np.sqrt(np.float64(square)))
-    return out
+            row, target = levels[z, y], total[z, y]
+            above, below = levels[z1, y], levels[z0, y]
+            behind, before = levels[z, min(y + 1, num_y - 1)], levels[z, max(y - 1, 0)]
+            steps[0] = row[min(1, num_x - 1)] - row[0]
+            steps[num_x - 1] = row[num_x - 1] - row[max(num_x - 2, 0)]
+            for x in range(1, num_x - 1):
+                steps[x] = row[x + 1] - row[x - 1]
+            if cubes:  # at most 3 * 8,184^2: 32 bits hold it
+                for x in range(num_x):
+                    dz, dy, dx = np.int32(above[x] - below[x]), np.int32(behind[x] - before[x]), steps[x]
+                    square = np.int32(dz * dz + dy * dy + dx * dx)
+                    target[x] += np.int32(np.sqrt(np.float64(square)))
+            else:
+                for x in range(num_x):
+                    dz, dy = np.int64(above[x]) - below[x], np.int64(behind[x]) - before[x]
+                    dx = np.int64(steps[x])
+                    square = (dz * dz * ratio[0] + dy * dy * ratio[1] + dx * dx * ratio[2]) >> 8
+                    target[x] += np.int32(np.sqrt(np.float64(square)))

@@ -208,7 +208,7 @@ def _watershed(
         tree, _ = higra.watershed_hierarchy_by_volume(made, heights, sums.voxels.astype(np.float64))
     else:
         tree, _ = higra.watershed_hierarchy_by_dynamics(made, heights)
-    return np.asarray(tree.parents(), dtype=np.int64)
+    return np.array(tree.parents(), dtype=np.int64)  # a view would keep all of the tree
 
 
 def _component_tree(
@@ -220,7 +220,7 @@ def _component_tree(
     steps = np.floor(means * (num_steps / NUM_LEVELS))
     grown = higra.component_tree_max_tree if method == "bright" else higra.component_tree_min_tree
     tree, _ = grown(_higra_graph(graph), steps)
-    return np.asarray(tree.parents(), dtype=np.int64)
+    return np.array(tree.parents(), dtype=np.int64)  # a view would keep all of the tree
 
 
 @numba.njit(cache=True, nogil=True)

@@ -1,6 +1,6 @@
 """The region graph: which regions touch, over how many faces, and how strong the boundary is there.
 
-Reads:  labels, int32 (z, y, x), 0..R-1, every voxel labelled; evidence volumes, int32 (z, y, x).
+Reads:  labels, int32 (z, y, x), 0..R-1, every voxel labelled; evidence volumes, int32 or uint16 (z, y, x).
 Writes: a `RegionGraph`: pairs of touching regions with the number of their common faces, the sum and the
         least of the evidence over them; and `RegionSums`: voxels, intensity and place of each region.
 Bounds: sums are int64. The strength of a face is the larger evidence of its two voxels.
@@ -8,7 +8,7 @@ Bounds: sums are int64. The strength of a face is the larger evidence of its two
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backend import Backend
+from pipeline.slabs import summed_over_slabs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,30 +53,64 @@ def region_graph(labels: Any, num_regions: int, evidence: Any, backend: Backend)
     Args:
         labels: int32 (z, y, x), 0..num_regions-1, on the backend.
         num_regions: How many there are.
-        evidence: K volumes in one array, int32 (K, z, y, x), on the backend.
+        evidence: K volumes in one array, int32 or uint16 (K, z, y, x), on the backend.
         backend: Where it runs.
     """
     if backend.name == "cpu":
-        keys, faces, sums, lows = _touching_numba(labels, evidence, num_regions)
-    else:
-        keys, faces, sums, lows = _touching(labels, list(evidence), backend)
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
+        return _touching_graph(labels, evidence, num_regions)
+    keys, faces, sums, lows = _touching(labels, list(evidence), backend)
     pairs = np.stack([keys >> 32, keys & 0xFFFFFFFF], axis=1).astype(np.int32)
-    return RegionGraph(
-        num_regions=num_regions, pairs=pairs, faces=faces[order], sums=sums[order], lows=lows[order]
-    )
+    return RegionGraph(num_regions=num_regions, pairs=pairs, faces=faces, sums=sums, lows=lows)
 
 
-def region_sums(labels: Any, num_regions: int, window_volumes: Sequence[Any], backend: Backend) -> RegionSums:
+def region_sums(
+    labels: Any, num_regions: int, window_volumes: Sequence[WindowVolume], backend: Backend
+) -> RegionSums:
     """Voxels, intensity levels and voxel indices summed over each region.
 
     Args:
         labels: int32 (z, y, x) on the backend.
         num_regions: How many there are.
-        window_volumes: W volumes int32 (z, y, x) on the backend.
+        window_volumes: W volumes of integers (z, y, x) on the backend, or what makes some planes of one.
         backend: Where it runs.
     """
+    made = [volume if callable(volume) else _planes_of(volume) for volume in window_volumes]
+    if backend.name != "cpu":
+        whole = (0, labels.shape[0])
+        return _region_sums(labels, num_regions, [planes(whole) for planes in made], backend)
+    width = len(made)
+
+    def add(total: NDArray[np.int64], start: int, stop: int) -> None:
+        part = labels[start:stop]
+        for k, planes in enumerate(made):
+            _add_levels(part.reshape(-1), planes((start, stop)).reshape(-1), total[:, k])
+        _add_places(part, start, total[:, width:])
+
+    totals = summed_over_slabs(
+        lambda: np.zeros((num_regions, width + 4), np.int64), add, labels.shape, backend.num_threads
+    )
+    total = totals[0]
+    for other in totals[1:]:
+        total += other
+    return RegionSums(
+        voxels=total[:, -1].copy(),
+        levels=np.ascontiguousarray(total[:, :width]),
+        places=np.ascontiguousarray(total[:, width:-1]),
+    )
+
+
+def count_inside(labels: NDArray[Any], mask: NDArray[np.bool_], num_regions: int) -> NDArray[np.int64]:
+    """(R,) voxels of each region that a mask (z, y, x) has; both on the host."""
+    counts = np.zeros(num_regions, np.int64)
+    _count_inside(labels.reshape(-1), mask.reshape(-1), counts)
+    return counts
+
+
+def _planes_of(volume: Any) -> Callable[[tuple[int, int]], Any]:
+    return lambda planes: volume[planes[0] : planes[1]]
+
+
+def _region_sums(labels: Any, num_regions: int, window_volumes: list[Any], backend: Backend) -> RegionSums:
     xp = backend.xp
     flat = labels.ravel()
 
@@ -101,24 +136,15 @@ def region_sums(labels: Any, num_regions: int, window_volumes: Sequence[Any], ba
 
 def merge_graph(graph: RegionGraph, new_region: NDArray[np.int32], num_regions: int) -> RegionGraph:
     """The graph after regions are joined: `new_region[r]` is the region that r becomes part of."""
-    pairs = new_region[graph.pairs]
-    keep = pairs[:, 0] != pairs[:, 1]
-    pairs = np.sort(pairs[keep], axis=1).astype(np.int64)
-    keys, inverse = np.unique((pairs[:, 0] << 32) | pairs[:, 1], return_inverse=True)
-    count, width = len(keys), graph.sums.shape[1]
-    faces = np.bincount(inverse, weights=graph.faces[keep], minlength=count).astype(np.int64)
+    keys = _joined_keys(graph.pairs, new_region)
+    order = np.argsort(keys, kind="stable")  # nearly sorted already
+    count = _num_joined(keys, order)
+    width = graph.sums.shape[1]
+    pairs, faces = np.empty((count, 2), np.int32), np.zeros(count, np.int64)
     sums = np.zeros((count, width), np.int64)
     lows = np.full((count, width), np.iinfo(np.int32).max, np.int32)
-    for k in range(width):
-        sums[:, k] = np.bincount(inverse, weights=graph.sums[keep, k], minlength=count).astype(np.int64)
-        np.minimum.at(lows[:, k], inverse, graph.lows[keep, k])
-    return RegionGraph(
-        num_regions=num_regions,
-        pairs=np.stack([keys >> 32, keys & 0xFFFFFFFF], axis=1).astype(np.int32),
-        faces=faces,
-        sums=sums,
-        lows=lows,
-    )
+    _add_joined(keys, order, graph.faces, graph.sums, graph.lows, pairs, faces, sums, lows)
+    return RegionGraph(num_regions=num_regions, pairs=pairs, faces=faces, sums=sums, lows=lows)
 
 
 def merge_sums(sums: RegionSums, new_region: NDArray[np.int32], num_regions: int) -> RegionSums:
@@ -133,6 +159,12 @@ def merge_sums(sums: RegionSums, new_region: NDArray[np.int32], num_regions: int
         places=np.stack([joined(column) for column in sums.places.T], axis=1),
     )
 
+
+WindowVolume = Any
+"""Integers (z, y, x), or a function that gives the planes (start, stop) of such a volume."""
+
+_SHORT = 48
+"""Lists of no more pairs are sorted by insertion."""
 
 _Touching = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]
 
@@ -172,58 +204,202 @@ def _touching(labels: Any, evidence: list[Any], backend: Backend) -> _Touching:
     )
 
 
-@numba.njit(cache=True, nogil=True)
-def _touching_numba(labels: NDArray[np.int32], evidence: NDArray[np.int32], num_regions: int) -> _Touching:
-    """As `_touching`, in one pass over the faces; keys in the order in which pairs are met.
+@dataclass(kw_only=True)
+class _Table:
+    """Pairs while they are collected, in the order in which they are met.
 
     The pairs of a region are a linked list at its lower member. Regions are numbered in scan order,
     so the lists that a row of voxels needs lie close together, which a table of hashed keys would not.
     """
+
+    links: NDArray[np.int32]
+    """(E, 2) the next pair of the list, and the higher region."""
+    faces: NDArray[np.int64]
+    sums: NDArray[np.int64]
+    lows: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, room: int, width: int) -> _Table:
+        """An empty table for so many pairs, with so many evidence volumes."""
+        return cls(
+            links=np.empty((room, 2), np.int32),
+            faces=np.empty(room, np.int64),
+            sums=np.empty((room, width), np.int64),
+            lows=np.empty((room, width), np.int32),
+        )
+
+    @property
+    def columns(self) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
+        """For the compiled loops."""
+        return self.links, self.faces, self.sums, self.lows
+
+    def grow(self, num_pairs: int) -> None:
+        """Make room for half as many pairs again, and this many."""
+        more = _Table.of(len(self.faces) // 2 + num_pairs, self.sums.shape[1])
+        self.links = np.concatenate((self.links, more.links))
+        self.faces = np.concatenate((self.faces, more.faces))
+        self.sums = np.concatenate((self.sums, more.sums))
+        self.lows = np.concatenate((self.lows, more.lows))
+
+    def graph(self, head: NDArray[np.int32], used: int) -> RegionGraph:
+        """The pairs in their order; column by column, and the table is empty afterwards."""
+        order, pairs = np.empty(used, np.int32), np.empty((used, 2), np.int32)
+        _sorted_pairs(head, self.links, order, pairs)
+        self.links = self.links[:0].copy()
+        self.faces = self.faces[order]
+        self.sums = self.sums[order]
+        self.lows = self.lows[order]
+        return RegionGraph(
+            num_regions=len(head), pairs=pairs, faces=self.faces, sums=self.sums, lows=self.lows
+        )
+
+
+def _touching_graph(labels: NDArray[np.int32], evidence: NDArray[Any], num_regions: int) -> RegionGraph:
+    """As `_touching`, in one pass over the faces.
+
+    Where the room is used up it is made larger here: a compiled loop that may do so itself is far slower.
+    """
+    head = np.full(num_regions, -1, np.int32)
+    table = _Table.of(8 * num_regions + 64, evidence.shape[0])
+    row, used = 0, 0
+    while True:
+        row, used = _touching_numba(labels, evidence, head, *table.columns, row, used)
+        if row == labels.shape[0] * labels.shape[1]:
+            return table.graph(head, used)
+        table.grow(3 * labels.shape[2])
+
+
+@numba.njit(cache=True, nogil=True)
+def _sorted_pairs(
+    head: NDArray[np.int32], links: NDArray[np.int32], order: NDArray[np.int32], pairs: NDArray[np.int32]
+) -> None:
+    """Places of the pairs in ascending order, and the pairs."""
+    done = 0
+    for a in range(len(head)):
+        first, e = done, head[a]
+        while e >= 0:
+            pairs[done, 0], pairs[done, 1], order[done] = a, links[e, 1], e
+            done += 1
+            e = links[e, 0]
+        if done - first > _SHORT:
+            rank = np.argsort(pairs[first:done, 1])
+            pairs[first:done, 1] = pairs[first:done, 1][rank]
+            order[first:done] = order[first:done][rank]
+            continue
+        for i in range(first + 1, done):
+            b, e, j = pairs[i, 1], order[i], i
+            while j > first and pairs[j - 1, 1] > b:
+                pairs[j, 1], order[j] = pairs[j - 1, 1], order[j - 1]
+                j -= 1
+            pairs[j, 1], order[j] = b, e
+
+
+@numba.njit(cache=True, nogil=True)
+def _joined_keys(pairs: NDArray[np.int32], new_region: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Lower << 32 | higher region of each pair after the join; the largest number within one region."""
+    keys = np.empty(len(pairs), np.int64)
+    for p in range(len(pairs)):
+        one, other = np.int64(new_region[pairs[p, 0]]), np.int64(new_region[pairs[p, 1]])
+        keys[p] = (min(one, other) << 32) | max(one, other) if one != other else np.iinfo(np.int64).max
+    return keys
+
+
+@numba.njit(cache=True, nogil=True)
+def _num_joined(keys: NDArray[np.int64], order: NDArray[np.int64]) -> Any:
+    """How many pairs are left."""
+    count, last = 0, np.int64(-1)
+    for p in order:
+        if keys[p] == np.iinfo(np.int64).max:
+            break
+        count += keys[p] != last
+        last = keys[p]
+    return count
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_joined(
+    keys: NDArray[np.int64], order: NDArray[np.int64], old_faces: NDArray[np.int64],
+    old_sums: NDArray[np.int64], old_lows: NDArray[np.int32], pairs: NDArray[np.int32],
+    faces: NDArray[np.int64], sums: NDArray[np.int64], lows: NDArray[np.int32],
+) -> None:  # fmt: skip
+    e, last = -1, np.int64(-1)
+    for p in order:
+        if keys[p] == np.iinfo(np.int64).max:
+            break
+        if keys[p] != last:
+            e, last = e + 1, keys[p]
+            pairs[e, 0], pairs[e, 1] = last >> 32, last & 0xFFFFFFFF
+        faces[e] += old_faces[p]
+        for k in range(sums.shape[1]):
+            sums[e, k] += old_sums[p, k]
+            lows[e, k] = min(lows[e, k], old_lows[p, k])
+
+
+@numba.njit(cache=True, nogil=True)
+def _touching_numba(
+    labels: NDArray[np.int32], evidence: NDArray[Any], head: NDArray[np.int32], links: NDArray[np.int32],
+    faces: NDArray[np.int64], sums: NDArray[np.int64], lows: NDArray[np.int32], row: int, used: int,
+) -> Any:  # fmt: skip
+    """The pairs met from a row of voxels on, until all are done or there is no room for another row's.
+
+    `links` are (following, higher region) of each pair. Returns (rows done, pairs used).
+    """
     num_z, num_y, num_x = labels.shape
     width = evidence.shape[0]
-    head = np.full(num_regions, -1, np.int32)
-    room = 4 * num_regions + 64
-    following = np.empty(room, np.int32)
-    higher = np.empty(room, np.int32)
-    keys = np.empty(room, np.int64)
-    faces = np.empty(room, np.int64)
-    sums = np.empty((room, width), np.int64)
-    lows = np.empty((room, width), np.int32)
-    used = 0
-    for z in range(num_z):
-        for y in range(num_y):
-            for x in range(num_x):
-                one = labels[z, y, x]
-                for d in range(3):
-                    zz, yy, xx = z + (d == 0), y + (d == 1), x + (d == 2)
-                    if zz == num_z or yy == num_y or xx == num_x:
-                        continue
-                    other = labels[zz, yy, xx]
-                    if one == other:
-                        continue
-                    a, b = min(one, other), max(one, other)
-                    e = head[a]
-                    while e >= 0 and higher[e] != b:
-                        e = following[e]
-                    if e < 0:
-                        if used == room:
-                            following = np.concatenate((following, np.empty(room, np.int32)))
-                            higher = np.concatenate((higher, np.empty(room, np.int32)))
-                            keys = np.concatenate((keys, np.empty(room, np.int64)))
-                            faces = np.concatenate((faces, np.empty(room, np.int64)))
-                            sums = np.concatenate((sums, np.empty((room, width), np.int64)))
-                            lows = np.concatenate((lows, np.empty((room, width), np.int32)))
-                            room *= 2
-                        e = used
-                        used += 1
-                        following[e], higher[e] = head[a], b
-                        head[a] = e
-                        keys[e], faces[e] = (np.int64(a) << 32) | b, 0
-                        sums[e] = 0
-                        lows[e] = np.iinfo(np.int32).max
-                    faces[e] += 1
+    while row < num_z * num_y:
+        if used + 3 * num_x > len(faces):
+            break
+        z, y = row // num_y, row % num_y
+        for x in range(num_x):
+            one = labels[z, y, x]
+            for d in range(3):
+                zz, yy, xx = z + (d == 0), y + (d == 1), x + (d == 2)
+                if zz == num_z or yy == num_y or xx == num_x:
+                    continue
+                other = labels[zz, yy, xx]
+                if one == other:
+                    continue
+                a, b = min(one, other), max(one, other)
+                e = head[a]
+                while e >= 0 and links[e, 1] != b:
+                    e = links[e, 0]
+                if e < 0:
+                    e = used
+                    used += 1
+                    links[e, 0], links[e, 1] = head[a], b
+                    head[a] = e
+                    faces[e] = 0
                     for k in range(width):
-                        value = max(evidence[k, z, y, x], evidence[k, zz, yy, xx])
-                        sums[e, k] += value
-                        lows[e, k] = min(lows[e, k], value)
-    return keys[:used].copy(), faces[:used].copy(), sums[:used].copy(), lows[:used].copy()
+                        sums[e, k], lows[e, k] = 0, np.iinfo(np.int32).max
+                faces[e] += 1
+                for k in range(width):
+                    value = np.int32(max(evidence[k, z, y, x], evidence[k, zz, yy, xx]))
+                    sums[e, k] += value
+                    lows[e, k] = min(lows[e, k], value)
+        row += 1
+    return row, used
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_levels(labels: NDArray[np.int32], levels: NDArray[Any], total: NDArray[np.int64]) -> None:
+    for i in range(len(labels)):
+        total[labels[i]] += levels[i]
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_places(labels: NDArray[np.int32], plane: int, total: NDArray[np.int64]) -> None:
+    """Voxel indices z, y, x and the number of voxels, (R, 4)."""
+    for z in range(labels.shape[0]):
+        for y in range(labels.shape[1]):
+            for x in range(labels.shape[2]):
+                place = total[labels[z, y, x]]
+                place[0] += z + plane
+                place[1] += y
+                place[2] += x
+                place[3] += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _count_inside(labels: NDArray[Any], mask: NDArray[np.bool_], counts: NDArray[np.int64]) -> None:
+    for i in range(len(labels)):
+        counts[labels[i]] += mask[i]

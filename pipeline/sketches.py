@@ -17,6 +17,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.slabs import summed_over_slabs
+
 NUM_HASHES = 32
 """Places of a sketch."""
 
@@ -27,14 +29,26 @@ _CHAIN = 200
 """Entries of a bucket that are looked at: what agrees with more is one region many times over."""
 
 
+def leaf_sketches(labels: NDArray[Any], num_regions: int, num_threads: int = 1) -> NDArray[np.uint32]:
+    """(R, 32) sketches of the regions of a label volume (z, y, x)."""
+    plane = labels.shape[1] * labels.shape[2]
+    totals = summed_over_slabs(
+        lambda: np.full((num_regions, NUM_HASHES), np.uint32(0xFFFFFFFF), np.uint32),
+        lambda out, start, stop: _sketch(labels[start:stop].reshape(-1), start * plane, out),
+        labels.shape,
+        num_threads,
+    )
+    for other in totals[1:]:
+        np.minimum(totals[0], other, out=totals[0])
+    return totals[0]
+
+
 @numba.njit(cache=True, nogil=True)
-def leaf_sketches(labels: NDArray[np.int32], num_regions: int) -> NDArray[np.uint32]:
-    """(R, 32) sketches of the regions of a label volume."""
-    out = np.full((num_regions, NUM_HASHES), np.uint32(0xFFFFFFFF), np.uint32)
-    flat = labels.ravel()
+def _sketch(flat: NDArray[Any], first: int, out: NDArray[np.uint32]) -> None:
+    """Lower the sketches by voxels that lie one after the other in the scan, the first of this index."""
     for i in range(len(flat)):
         region = flat[i]
-        seed = np.uint64(i) * np.uint64(0x9E3779B97F4A7C15)
+        seed = np.uint64(first + i) * np.uint64(0x9E3779B97F4A7C15)
         seed ^= seed >> np.uint64(29)
         for k in range(0, NUM_HASHES, 2):
             # One 64-bit mix (Stafford, variant 13) serves two places.
@@ -47,7 +61,6 @@ def leaf_sketches(labels: NDArray[np.int32], num_regions: int) -> NDArray[np.uin
                 out[region, k] = high
             if low < out[region, k + 1]:
                 out[region, k + 1] = low
-    return out
 
 
 @numba.njit(cache=True, nogil=True)
@@ -58,7 +71,6 @@ def _band_hash(sketch: NDArray[np.uint32], band: int) -> Any:
     return np.int64((value >> np.uint64(20)) & np.uint64((1 << 20) - 1))
 
 
-@numba.njit(cache=True, nogil=True)
 def similar_pairs(
     sketches: NDArray[np.uint32], voxels: NDArray[np.int64], least: float
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
@@ -72,15 +84,37 @@ def similar_pairs(
     Returns:
         (first, second, IoU) of each pair, second < first.
     """
-    count = len(voxels)
-    bands = NUM_HASHES // _BAND
+    count, bands = len(voxels), NUM_HASHES // _BAND
     heads = np.full((bands, 1 << 20), -1, np.int32)
     following = np.empty((bands, count), np.int32)
     seen_by = np.full(count, -1, np.int32)
-    room = 16 * count + 64
-    first, second, share = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.float32)
+    parts: list[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]] = []
+    done, room = 0, 4 * count + 2 * bands * _CHAIN
+    while done < count:  # a compiled loop that makes its own lists longer is far slower
+        first, second, share = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.float32)
+        done, found = _similar_pairs(
+            sketches, voxels, least, heads, following, seen_by, first, second, share, done
+        )
+        parts.append((first[:found], second[:found], share[:found]))
+    if not parts:
+        return np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32)
+    firsts, seconds, shares = zip(*parts, strict=True)
+    return np.concatenate(firsts), np.concatenate(seconds), np.concatenate(shares)
+
+
+@numba.njit(cache=True, nogil=True)
+def _similar_pairs(
+    sketches: NDArray[np.uint32], voxels: NDArray[np.int64], least: float, heads: NDArray[np.int32],
+    following: NDArray[np.int32], seen_by: NDArray[np.int32], first: NDArray[np.int32],
+    second: NDArray[np.int32], share: NDArray[np.float32], done: int,
+) -> Any:  # fmt: skip
+    """Pairs of the regions from `done` on, until all are or the room is used up: (regions done, pairs)."""
+    count = len(voxels)
+    bands = NUM_HASHES // _BAND
     found = 0
-    for i in range(count):
+    for i in range(done, count):
+        if found + bands * _CHAIN > len(first):
+            return i, found
         for band in range(bands):
             bucket = _band_hash(sketches[i], band)
             j = heads[band, bucket]
@@ -93,15 +127,10 @@ def similar_pairs(
                         for k in range(NUM_HASHES):
                             agree += sketches[i, k] == sketches[j, k]
                         if agree >= least * NUM_HASHES:
-                            if found == room:
-                                first = np.concatenate((first, np.empty(room, np.int32)))
-                                second = np.concatenate((second, np.empty(room, np.int32)))
-                                share = np.concatenate((share, np.empty(room, np.float32)))
-                                room *= 2
                             first[found], second[found], share[found] = i, j, agree / NUM_HASHES
                             found += 1
                 j = following[band, j]
                 looked += 1
             following[band, i] = heads[band, bucket]
             heads[band, bucket] = i
-    return first[:found], second[:found], share[:found]
+    return count, found

@@ -5,7 +5,7 @@ strict and there is no cycle. Following the pointers ends in a minimum: its voxe
 numbered in scan order of their first voxel. Nothing is left to chance: NumPy, Numba and CuPy give the same
 labels.
 
-Reads:  evidence, int32 (z, y, x).
+Reads:  evidence, int32 or uint16 (z, y, x).
 Writes: labels, int32 (z, y, x), 0..R-1 in scan order; every voxel has one.
 Bounds: fewer than 2^31 voxels.
 Source: the drop-of-water principle, Cousty et al., PAMI 31(8), 2009.
@@ -20,22 +20,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backend import Backend
+from pipeline.slabs import over_slabs, summed_over_slabs
 
 
-def basins(evidence: Any, backend: Backend) -> tuple[Any, int]:
+def basins(evidence: Any, backend: Backend, ties: Any = None) -> tuple[Any, int]:
     """The basin of each voxel.
 
     Args:
-        evidence: int32 (z, y, x) on the backend.
+        evidence: int32 or uint16 (z, y, x) on the backend.
         backend: Where it runs.
+        ties: Evidence at another scale, likewise: where the first is equal the lower of this goes first,
+            counted up to 1,023.
 
     Returns:
         (labels int32 (z, y, x) on the backend, number of basins).
     """
+    xp = backend.xp
+
+    def heights(start: int, stop: int) -> Any:
+        if ties is None:
+            return evidence[start:stop].astype(xp.int32)
+        return (evidence[start:stop].astype(xp.int32) << 10) + xp.minimum(ties[start:stop], 1023)
+
+    depth = evidence.shape[0]
     if backend.name == "cpu":
-        labels, count = _basins_numba(evidence)
-        return labels, int(count)
-    pointers = _lowest_neighbour(evidence, backend.xp)
+        labels = np.empty(evidence.shape, np.int32)
+
+        def point(start: int, stop: int) -> None:
+            first = max(0, start - 1)
+            _point_numba(heights(first, min(depth, stop + 1)), start - first, labels[start:stop], start)
+
+        over_slabs(point, evidence.shape, backend.num_threads)
+        return labels, int(_follow_numba(labels.reshape(-1)))
+    evidence = heights(0, depth)
+    pointers = _lowest_neighbour(evidence, xp)
     roots = _jump(pointers, backend.xp)
     return number_in_scan_order(roots.reshape(evidence.shape), backend)
 
@@ -46,7 +64,7 @@ def join_lowest_pass(labels: Any, num_regions: int, evidence: Any, backend: Back
     Quick, since it needs no region graph: for scans whose noise makes more basins than are worth a graph.
 
     Args:
-        labels: int32 (z, y, x) in scan order, on the backend.
+        labels: int32 (z, y, x) in scan order, on the backend. On the CPU it is overwritten.
         num_regions: How many basins there are.
         evidence: int32 (z, y, x); a pass is as high as the larger evidence of its two voxels. The lower
             neighbour wins a tie.
@@ -56,13 +74,33 @@ def join_lowest_pass(labels: Any, num_regions: int, evidence: Any, backend: Back
         (labels int32 (z, y, x) in scan order on the backend, number of regions).
     """
     if backend.name == "cpu":
-        lowest = _lowest_pass_numba(labels, num_regions, evidence)
+        totals = summed_over_slabs(
+            lambda: np.full(num_regions, _NO_PASS, np.int64),
+            lambda lowest, start, stop: _lowest_pass_numba(labels, evidence, start, stop, lowest),
+            labels.shape,
+            backend.num_threads,
+        )
+        lowest = totals[0]
+        for total in totals[1:]:
+            np.minimum(lowest, total, out=lowest)
+        del totals
     else:
         lowest = backend.to_host(_lowest_pass(labels, num_regions, evidence, backend))
-    there = lowest < _NO_PASS
-    region = np.flatnonzero(there)
-    new_region, count = join(region, lowest[there] & 0xFFFFFFFF, num_regions)
-    return backend.to_device(new_region)[labels], count
+    new_region, count = _join_passes(lowest)
+    del lowest
+    return relabelled(labels, new_region, backend), int(count)
+
+
+def relabelled(labels: Any, new_region: NDArray[np.int32], backend: Backend) -> Any:
+    """`new_region[labels]`, int32 (z, y, x) on the backend; on the CPU in place."""
+    if backend.name != "cpu":
+        return backend.to_device(new_region)[labels]
+
+    def renumber(start: int, stop: int) -> None:
+        _relabel_numba(labels[start:stop].reshape(-1), new_region)
+
+    over_slabs(renumber, labels.shape, backend.num_threads)
+    return labels
 
 
 def join(
@@ -133,11 +171,11 @@ def _lowest_pass(labels: Any, num_regions: int, evidence: Any, backend: Backend)
 
 @numba.njit(cache=True, nogil=True)
 def _lowest_pass_numba(
-    labels: NDArray[np.int32], num_regions: int, evidence: NDArray[np.int32]
-) -> NDArray[np.int64]:
+    labels: NDArray[np.int32], evidence: NDArray[Any], start: int, stop: int, lowest: NDArray[np.int64]
+) -> None:
+    """As `_lowest_pass`, of the faces from some planes towards higher indices, put into `lowest`."""
     num_z, num_y, num_x = labels.shape
-    lowest = np.full(num_regions, np.int64(1) << 62, np.int64)
-    for z in range(num_z):
+    for z in range(start, stop):
         for y in range(num_y):
             for x in range(num_x):
                 one = labels[z, y, x]
@@ -149,7 +187,37 @@ def _lowest_pass_numba(
                             height = np.int64(max(evidence[z, y, x], evidence[zz, yy, xx])) << 32
                             lowest[one] = min(lowest[one], height | other)
                             lowest[other] = min(lowest[other], height | one)
-    return lowest
+
+
+@numba.njit(cache=True, nogil=True)
+def _join_passes(lowest: NDArray[np.int64]) -> tuple[NDArray[np.int32], int]:
+    """As `_join`, of each region with the neighbour in the lower bits of its lowest pass."""
+    root = np.arange(len(lowest)).astype(np.int32)
+    for r in range(len(lowest)):
+        if lowest[r] >= _NO_PASS:
+            continue
+        a, b = np.int64(r), lowest[r] & 0xFFFFFFFF
+        while root[a] != a:
+            root[a] = root[root[a]]
+            a = np.int64(root[a])
+        while root[b] != b:
+            root[b] = root[root[b]]
+            b = np.int64(root[b])
+        root[max(a, b)] = min(a, b)
+    count = 0
+    for r in range(len(root)):  # what a region leads to is lower: it has its new number by now
+        if root[r] == r:
+            root[r] = count
+            count += 1
+        else:
+            root[r] = root[root[r]]
+    return root, count
+
+
+@numba.njit(cache=True, nogil=True)
+def _relabel_numba(flat: NDArray[np.int32], new_region: NDArray[np.int32]) -> None:
+    for i in range(len(flat)):
+        flat[i] = new_region[flat[i]]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -179,37 +247,59 @@ def _join(
 
 
 @numba.njit(cache=True, nogil=True)
-def _basins_numba(evidence: NDArray[np.int32]) -> tuple[NDArray[np.int32], int]:
-    num_z, num_y, num_x = evidence.shape
-    flat = evidence.ravel()
-    count = flat.size
-    pointer = np.empty(count, np.int32)
-    steps = (-num_y * num_x, -num_x, -1, 1, num_x, num_y * num_x)
-    i = 0
-    for z in range(num_z):
+def _point_numba(heights: NDArray[np.int32], first: int, pointers: NDArray[np.int32], plane: int) -> None:
+    """Each voxel's lowest face neighbour, by its index in the scan.
+
+    Args:
+        heights: (z, y, x) with the planes beside the slab, where the scan has them.
+        first: First plane of the slab in it.
+        pointers: (z, y, x) of the slab.
+        plane: First plane of the slab in the scan.
+    """
+    num_z, num_y, num_x = heights.shape
+    i = plane * num_y * num_x
+    for z in range(first, first + pointers.shape[0]):
         for y in range(num_y):
             for x in range(num_x):
-                inside = (z > 0, y > 0, x > 0, x < num_x - 1, y < num_y - 1, z < num_z - 1)
-                low, where = flat[i], i
-                for d in range(6):
-                    if inside[d]:
-                        j = i + steps[d]
-                        if flat[j] < low or (flat[j] == low and j < where):
-                            low, where = flat[j], j
-                pointer[i] = where
+                low, where = heights[z, y, x], i
+                # From the lowest index to the highest: among equals the first stays.
+                if x > 0 and heights[z, y, x - 1] <= low:
+                    low, where = heights[z, y, x - 1], i - 1
+                if y > 0 and heights[z, y - 1, x] <= low:
+                    low, where = heights[z, y - 1, x], i - num_x
+                if z > 0 and heights[z - 1, y, x] <= low:
+                    low, where = heights[z - 1, y, x], i - num_y * num_x
+                if x < num_x - 1 and heights[z, y, x + 1] < low:
+                    low, where = heights[z, y, x + 1], i + 1
+                if y < num_y - 1 and heights[z, y + 1, x] < low:
+                    low, where = heights[z, y + 1, x], i + num_x
+                if z < num_z - 1 and heights[z + 1, y, x] < low:
+                    low, where = heights[z + 1, y, x], i + num_y * num_x
+                pointers[z - first, y, x] = where
                 i += 1
-    number = np.full(count, -1, np.int32)
+
+
+@numba.njit(cache=True, nogil=True)
+def _follow_numba(pointer: NDArray[np.int32]) -> int:
+    """Pointers replaced by the number of the basin where they end; how many there are.
+
+    ~number, which is negative, stands for a number while there are pointers left.
+    """
     regions = 0
-    for i in range(count):
-        root = i
-        while pointer[root] != root:
-            root = pointer[root]
-        j = i
-        while pointer[j] != root:
-            pointer[j], j = root, pointer[j]
-        if number[root] < 0:
-            number[root] = regions
+    for i in range(len(pointer)):
+        end = i
+        while pointer[end] >= 0 and pointer[end] != end:
+            end = pointer[end]
+        value = pointer[end]
+        if value >= 0:
+            value = np.int32(~regions)
+            pointer[end] = value
             regions += 1
-    for i in range(count):
-        pointer[i] = number[pointer[i]]
-    return pointer.reshape(evidence.shape), regions
+        j = i
+        while pointer[j] >= 0:
+            after = pointer[j]
+            pointer[j] = value
+            j = after
+    for i in range(len(pointer)):
+        pointer[i] = ~pointer[i]
+    return regions

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from pipeline.backend import Backend
 from pipeline.intervals import proposal_mask
-from pipeline.proposals import ProposalConfig, ProposalSet, propose
+from pipeline.proposal_config import ProposalConfig
+from pipeline.proposals import ProposalSet, propose
 from tests.phantom import Phantom, phantom
 from tests.pipeline.drawn_regions import CPU
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.atoms import AtomLayout, Refinement, arrange, refine, worth_keeping
+from pipeline.atoms import AtomLayout, arrange, worth_keeping
 from pipeline.hierarchies import Hierarchy, TreeSpec, grow
+from pipeline.refinement import Refinement, refine
 from pipeline.smoothing import Outlines
 from tests.pipeline.drawn_regions import ON_MANY, iou, leaf_sets, random_regions
 
@@ -25,7 +26,7 @@ class Scene:
     chosen: list[tuple[int, int]]
 
     def refine(self) -> Refinement:
-        return refine(self.partitions, self.hierarchies, self.chosen)
+        return refine(list(self.partitions), self.hierarchies, self.chosen)
 
     def lay_out(self, max_atoms: int = 65_534) -> AtomLayout:
         return lay_out(self.partitions, self.hierarchies, self.chosen, max_atoms=max_atoms)
@@ -61,7 +62,7 @@ def lay_out(
     outlines: Outlines | None = None,
 ) -> AtomLayout:
     """All chosen regions."""
-    refinement = refine(partitions, hierarchies, chosen, outlines=outlines)
+    refinement = refine(list(partitions), hierarchies, chosen, outlines=outlines)
     return arrange(refinement, np.arange(len(chosen)), max_atoms=max_atoms)
 
 

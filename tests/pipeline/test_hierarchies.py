@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.hierarchies import Hierarchy, TreeSpec, grow
-from pipeline.proposals import DEFAULT_TREES
+from pipeline.proposal_config import DEFAULT_TREES
 from pipeline.regions import region_graph, region_sums
 from tests.pipeline.drawn_regions import CPU, leaf_sets, random_evidence, random_regions
 

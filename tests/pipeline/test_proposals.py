@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from pipeline.backend import NoGpu, get_backend, gpu_is_at_hand
 from pipeline.errors import ConfigError, NoProposals
 from pipeline.foreground import body_mask
-from pipeline.proposals import ProposalConfig, ProposalSet
+from pipeline.proposal_config import ProposalConfig
+from pipeline.proposals import ProposalSet
 from storage import ScanRecord
 from tests.phantom import STRUCTURES
 from tests.pipeline.drawn_proposals import (

@@ -69,7 +69,7 @@ def test_a_plateau_drains_to_its_first_voxel() -> None:
 @given(volumes())
 def test_numba_joins_over_the_lowest_pass_as_numpy_does(evidence: NDArray[np.int32]) -> None:
     labels, count = basins(evidence, CPU)
-    ours, num_ours = join_lowest_pass(labels, count, evidence, CPU)
+    ours, num_ours = join_lowest_pass(labels.copy(), count, evidence, CPU)
     theirs, num_theirs = join_lowest_pass(labels, count, evidence, NUMPY)
     np.testing.assert_array_equal(ours, theirs, strict=True)
     assert num_ours == num_theirs

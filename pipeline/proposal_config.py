@@ -1,0 +1,167 @@
+"""The settings of the proposals: every choice made on the way from an image to its masks.
+
+Reads: nothing. Writes: nothing. Scales and sizes are in mm and mm^3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.errors import ConfigError
+from pipeline.gradient import Window
+from pipeline.hierarchies import TreeSpec
+from pipeline.smoothing import Outlines
+
+MAX_ATOMS = 65_534
+"""The most that uint16 ids with two reserved values can tell apart (format version 1)."""
+
+DEFAULT_TREES = (
+    "fine-contrast-0.7mm",
+    "fine-contrast-2.2mm",
+    "fine-contrast-0.7mm-balanced",
+    "fine-boundary-0.7mm",
+    "fine-compact",
+    "fine-volume-1mm",
+    "fine-dynamics-1.5mm",
+    "fine-bright-window0",
+    "fine-dark-window0",
+    "coarse-contrast-0.7mm",
+    "coarse-volume-1.5mm",
+    "coarse-volume-2.2mm",
+    "coarse-dynamics-1.5mm",
+    "coarse-dynamics-2.2mm",
+    "coarse-compact",
+    "voxels-contrast-0.7mm",
+    "voxels-contrast-0.7mm-balanced",
+    "voxels-contrast-2.2mm",
+    "voxels-volume-1.5mm",
+    "voxels-compact",
+)
+"""See `docs/decisions/0003-proposals.md` for what each brings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposalConfig:
+    """Every choice made on the way from an image to its proposals; checked when made."""
+
+    ct_windows_hu: tuple[Window, ...] = ((-160.0, 240.0), (-991.0, 500.0), (0.0, 150.0))
+    """Intensity windows of a CT: soft tissue, wide, narrow. Boundary evidence is summed over them."""
+
+    percentile_windows: tuple[Window, ...] = ((0.0, 100.0), (5.0, 95.0))
+    """Windows of other scans: percentiles of the voxels above the floor (lowest 3 % of the stored range)."""
+
+    scales_mm: tuple[float, ...] = (0.7, 1.0, 1.5, 2.2)
+    """Gaussian scales of the boundary evidence, in mm; at least 0.45 voxels are used."""
+
+    fine_scale_mm: float = 0.7
+    """Scale whose basins are the fine supervoxels; one of `scales_mm`."""
+
+    coarse_scale_mm: float = 1.5
+    """Scale whose basins are the coarse supervoxels; one of `scales_mm`."""
+
+    max_regions: int = 80_000
+    """Weakest supervoxels are merged until no more than this many are left, before trees are grown."""
+
+    max_voxel_leaves: int = 200_000
+    """Scans of no more voxels also get trees whose leaves are voxels."""
+
+    trees: tuple[str, ...] = DEFAULT_TREES
+    """Hierarchies to grow: PARTITION-METHOD-SCALEmm (see `hierarchies.TreeSpec`)."""
+
+    component_thresholds_hu: tuple[float, ...] = (-900, -700, -400, -150, -50, 20, 70, 130, 200, 300, 420)
+    """Thresholds of voxel-exact components in CT, in HU: lung, fat, soft tissue, contrast, bone. Empty:
+    none."""
+
+    component_percentiles: tuple[float, ...] = (10, 20, 35, 50, 65, 80, 90, 95, 98, 99)
+    """Likewise for other scans, as percentiles of the voxels above the floor. Empty: none."""
+
+    min_volume_mm3: float = 100.0
+    """Smaller regions are no proposals."""
+
+    max_volume_fraction: float = 0.6
+    """Regions that fill more of the scan are none either."""
+
+    min_body_fraction: float = 0.5
+    """Regions with a smaller part of their voxels in the body are none: table, air, streaks."""
+
+    body_threshold_hu: float = -500.0
+    """CT voxels above it are body; what they enclose is too (lung, bowel gas)."""
+
+    candidates_per_half_octave: int = 600
+    """Regions of each tree that are looked at, for each factor of sqrt(2) in volume."""
+
+    max_proposals: int = 2000
+    """The most that are kept."""
+
+    outline_smoothing: float = 0.12
+    """Regions of supervoxels are blurred, and kept where the blur exceeds a half: its standard deviation as a
+    fraction of the cube root of their volume. 0 keeps the ragged outlines. Level sets are never blurred."""
+
+    max_outline_sigma_mm: float = 6.0
+    """The widest blur, in mm."""
+
+    duplicate_iou: float = 0.95
+    """A region that overlaps a better one more than this is left out."""
+
+    max_atoms: int = MAX_ATOMS
+    """The most atoms; above it slivers are absorbed. Fewer atoms are fewer bytes."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        # One region and what is around it are two atoms.
+        _require(1 < self.max_atoms <= MAX_ATOMS, f"max_atoms must be 2..{MAX_ATOMS}, got {self.max_atoms}")
+        _require(self.max_proposals > 0, f"max_proposals must be positive, got {self.max_proposals}")
+        _require(self.max_regions > 1, f"max_regions must be above 1, got {self.max_regions}")
+        _require(
+            0 <= self.outline_smoothing <= 0.5,
+            f"outline_smoothing must be in 0..0.5, got {self.outline_smoothing}",
+        )
+        _require(
+            self.max_outline_sigma_mm > 0,
+            f"max_outline_sigma_mm must be positive, got {self.max_outline_sigma_mm}",
+        )
+        _require(0 < self.duplicate_iou <= 1, f"duplicate_iou must be in (0, 1], got {self.duplicate_iou}")
+        _require(
+            0 < self.max_volume_fraction <= 1,
+            f"max_volume_fraction must be in (0, 1], got {self.max_volume_fraction}",
+        )
+        _require(
+            bool(self.ct_windows_hu and self.percentile_windows), "at least one intensity window is needed"
+        )
+        for low, high in (*self.ct_windows_hu, *self.percentile_windows):
+            _require(low < high, f"an intensity window must rise, got [{low:g}, {high:g}]")
+        _require(
+            list(self.scales_mm) == sorted({s for s in self.scales_mm if s > 0}),
+            f"scales_mm must be positive and rise, got {list(self.scales_mm)}",
+        )
+        for name in ("fine_scale_mm", "coarse_scale_mm"):
+            value = getattr(self, name)
+            _require(value in self.scales_mm, f"{name} must be one of scales_mm, got {value:g}")
+        try:
+            specs = [TreeSpec.parse(name) for name in self.trees]
+        except ValueError as error:
+            raise ConfigError(f"trees: {error}") from error
+        for spec in specs:
+            _require(
+                spec.method in ("compact", "bright", "dark") or spec.scale_mm in self.scales_mm,
+                f"trees: {spec.name} needs the scale {spec.scale_mm:g} in scales_mm",
+            )
+
+    def outlines(self, voxel_mm3: float) -> Outlines | None:
+        """How outlines are smoothed where a voxel has this volume; None for not at all."""
+        if not self.outline_smoothing:
+            return None
+        sigma = self.max_outline_sigma_mm / float(np.cbrt(voxel_mm3))
+        return Outlines(fraction=self.outline_smoothing, max_sigma_voxels=sigma)
+
+    @property
+    def specs(self) -> tuple[TreeSpec, ...]:
+        """The trees to grow."""
+        return tuple(TreeSpec.parse(name) for name in self.trees)
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)

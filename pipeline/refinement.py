@@ -1,0 +1,246 @@
+"""The common refinement: the partition of the voxels that tells the chosen regions apart.
+
+    chosen nodes --smooth outlines--> regions, a volume a nest --intersect one by one--> refinement
+
+Reads:  partitions, int32 (z, y, x); hierarchies over them; chosen (tree, node) pairs.
+Writes: `Refinement`: atoms, int32 (z, y, x), 0..A-1 in scan order, and which regions each lies in.
+Bounds: fewer than 65,535 chosen regions and 2^31 atoms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.hierarchies import Hierarchy
+from pipeline.nests import Nest
+from pipeline.slabs import over_slabs
+from pipeline.smoothing import Outlines, paint_smoothed, region_boxes
+
+Chosen = Sequence[tuple[int, int]]
+"""(tree, node) of each chosen region, best first."""
+
+
+_GONE = np.empty((0, 0, 0), np.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refinement:
+    """The chosen regions and the partition of the voxels that tells them apart."""
+
+    chosen: tuple[tuple[int, int], ...]
+    """(tree, node) of each region, best first."""
+    atoms: NDArray[np.int32]
+    """(z, y, x) 0..A-1 in scan order."""
+    ranks: NDArray[np.uint16]
+    """(A, T) for each tree that has chosen regions: 1 + rank of the innermost one around an atom, or 0."""
+    nests: tuple[Nest, ...]
+    """(T,) the chosen regions of these trees, by rank."""
+    atom_voxels: NDArray[np.int64]
+    """(A,)"""
+    atom_boxes: NDArray[np.int32]
+    """(A, 6) z0, y0, x0, z1, y1, x1, half open."""
+
+
+def refine(
+    partitions: list[NDArray[Any]],
+    hierarchies: Sequence[Hierarchy],
+    chosen: Chosen,
+    *,
+    outlines: Outlines | None = None,
+    num_threads: int = 1,
+) -> Refinement:
+    """The atoms that tell the chosen regions apart.
+
+    Args:
+        partitions: Label volumes that the hierarchies' leaves are regions of. Taken out of the list, each
+            as soon as nothing needs it any more.
+        hierarchies: The trees.
+        chosen: At least one region, at most 65,534 of them.
+        outlines: How regions are smoothed; None keeps all as their leaves are, as level sets always are.
+        num_threads: Trees painted at once.
+    """
+    leaves = [measure(labels, _num_leaves(hierarchies, p)) for p, labels in enumerate(partitions)]
+    volumes = _volumes(hierarchies, leaves, chosen)
+    soft = np.array([outlines is not None and not hierarchies[tree].level_sets for tree, _ in chosen])
+    nests = _nests(hierarchies, chosen, soft & outlines.wide(volumes) if outlines else soft)
+
+    def painted(nest: Nest) -> NDArray[np.uint16]:
+        tree = hierarchies[nest.tree]
+        labels = partitions[tree.partition]
+        innermost = np.zeros(tree.num_leaves, np.uint16)
+        for rank, node in enumerate(nest.nodes):
+            innermost[tree.start[node] : tree.stop[node]] = rank + 1
+        innermost = innermost[tree.start[: tree.num_leaves]]
+        if outlines is None or tree.level_sets:
+            return gathered(innermost, labels, num_threads)
+        boxes = region_boxes(leaves[tree.partition][1], innermost, nest.parent)
+        sigmas = outlines.sigmas(volumes[nest.place])
+        return np.asarray(paint_smoothed(labels, innermost, nest.parent, nest.last, sigmas, boxes))
+
+    atoms = np.zeros(partitions[0].shape, np.int32)
+    ranks = np.zeros((1, 0), np.uint16)
+    with ThreadPoolExecutor(num_threads) as pool:
+        ahead = [pool.submit(painted, nest) for nest in nests[:num_threads]]
+        for following in range(num_threads, num_threads + len(nests)):
+            volume = ahead.pop(0).result()
+            done = following - num_threads
+            tree = hierarchies[nests[done].tree]
+            if all(hierarchies[nest.tree].partition != tree.partition for nest in nests[done + 1 :]):
+                partitions[tree.partition] = _GONE
+            if following < len(nests):  # a volume each: no more of them ahead than threads
+                ahead.append(pool.submit(painted, nests[following]))
+            origin, rank = _intersect(atoms, volume)
+            del volume
+            ranks = np.concatenate([ranks[origin], rank[:, None]], axis=1)
+    voxels, boxes = measure(atoms, len(ranks))
+    return Refinement(
+        chosen=tuple(chosen),
+        atoms=atoms,
+        ranks=ranks,
+        nests=tuple(nests),
+        atom_voxels=voxels,
+        atom_boxes=boxes,
+    )
+
+
+def _num_leaves(hierarchies: Sequence[Hierarchy], partition: int) -> int:
+    return next((tree.num_leaves for tree in hierarchies if tree.partition == partition), 0)
+
+
+def _volumes(
+    hierarchies: Sequence[Hierarchy],
+    leaves: Sequence[tuple[NDArray[np.int64], NDArray[np.int32]]],
+    chosen: Chosen,
+) -> NDArray[np.int64]:
+    """(N,) voxels of the chosen regions, before they are smoothed."""
+    volumes = np.empty(len(chosen), np.int64)
+    trees, nodes = np.array(chosen, np.int64).T
+    for tree in np.unique(trees).tolist():
+        hierarchy = hierarchies[tree]
+        here = trees == tree
+        volumes[here] = hierarchy.sums(leaves[hierarchy.partition][0][:, None])[nodes[here], 0]
+    return volumes
+
+
+def _nests(hierarchies: Sequence[Hierarchy], chosen: Chosen, wide: NDArray[np.bool_]) -> list[Nest]:
+    """The chosen nodes by tree, those with a wide blur apart."""
+    wanted: dict[tuple[int, bool], list[tuple[int, int]]] = {}
+    for place, (tree, node) in enumerate(chosen):
+        wanted.setdefault((tree, bool(wide[place])), []).append((node, place))
+    return [
+        Nest.of(key[0], hierarchies[key[0]], [n for n, _ in wanted[key]], [p for _, p in wanted[key]])
+        for key in sorted(wanted)
+    ]
+
+
+def gathered(table: NDArray[Any], labels: NDArray[Any], num_threads: int) -> NDArray[Any]:
+    """`table[labels]`, without the 64-bit indices that NumPy would make of the labels first."""
+    out = np.empty(labels.shape, table.dtype)
+
+    def gather(start: int, stop: int) -> None:
+        _gather(table, labels[start:stop].reshape(-1), out[start:stop].reshape(-1))
+
+    over_slabs(gather, labels.shape, num_threads)
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _gather(table: NDArray[Any], labels: NDArray[Any], out: NDArray[Any]) -> None:
+    for i in range(len(labels)):
+        out[i] = table[labels[i]]
+
+
+def _intersect(
+    atoms: NDArray[np.int32], volume: NDArray[np.uint16]
+) -> tuple[NDArray[np.int32], NDArray[np.uint16]]:
+    """Split atoms by the value at each voxel, in place, numbered in scan order.
+
+    Returns:
+        The old atom and the value of each.
+    """
+    flat, values = atoms.reshape(-1), volume.reshape(-1)
+    origin, value = np.empty(1 << 15, np.int32), np.empty(1 << 15, np.uint16)
+    number = np.full(1 << 16, -1, np.int32)
+    done, used = 0, 0
+    while True:
+        done, used = _number(flat, values, atoms.shape[2], number, origin, value, done, used)
+        if done == len(flat):
+            return origin[:used].copy(), value[:used].copy()
+        origin = np.concatenate((origin, np.empty_like(origin)))
+        value = np.concatenate((value, np.empty_like(value)))
+        number = _renumbered(origin, value, used)
+
+
+@numba.njit(cache=True, nogil=True)
+def _renumbered(origin: NDArray[np.int32], value: NDArray[np.uint16], used: int) -> NDArray[np.int32]:
+    """A hash table of twice as many places as there is room for numbers."""
+    number = np.full(2 * len(origin), -1, np.int32)
+    for atom in range(used):
+        number[_place(number, origin, value, origin[atom], value[atom])] = atom
+    return number
+
+
+@numba.njit(cache=True, nogil=True)
+def _number(
+    flat: NDArray[np.int32], values: NDArray[np.uint16], row: int, number: NDArray[np.int32],
+    origin: NDArray[np.int32], value: NDArray[np.uint16], done: int, used: int,
+) -> Any:  # fmt: skip
+    """Number voxels from `done` on, until all are or the table is half full: (voxels done, numbers used).
+
+    `flat` holds the new atoms before `done`, and the old ones from there on.
+    """
+    here = np.int32(0)
+    for i in range(done, len(flat)):
+        a, v = flat[i], values[i]
+        if used == 0 or origin[here] != a or value[here] != v:  # neighbours mostly share theirs
+            if i >= row and origin[flat[i - row]] == a and value[flat[i - row]] == v:
+                here = flat[i - row]
+            else:
+                place = _place(number, origin, value, a, v)
+                if number[place] < 0:
+                    if used == len(origin):
+                        return i, used
+                    number[place], origin[used], value[used] = used, a, v
+                    used += 1
+                here = number[place]
+        flat[i] = here
+    return len(flat), used
+
+
+@numba.njit(cache=True, nogil=True)
+def _place(
+    number: NDArray[np.int32], origin: NDArray[np.int32], value: NDArray[np.uint16], a: int, v: int
+) -> Any:
+    """Where a hash table of twice as many places as numbers has, or would have, the number of (a, v)."""
+    mask = len(number) - 1
+    mixed = np.uint64((np.int64(a) << 16) | np.int64(v)) * np.uint64(0x9E3779B97F4A7C15)
+    place = np.int64(mixed >> np.uint64(24)) & mask
+    while number[place] >= 0 and (origin[number[place]] != a or value[number[place]] != v):
+        place = (place + 1) & mask
+    return place
+
+
+@numba.njit(cache=True, nogil=True)
+def measure(atoms: NDArray[np.int32], count: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Voxels and box of each atom."""
+    num_z, num_y, num_x = atoms.shape
+    voxels = np.zeros(count, np.int64)
+    boxes = np.empty((count, 6), np.int32)
+    boxes[:, :3] = np.iinfo(np.int32).max
+    boxes[:, 3:] = 0
+    for z in range(num_z):
+        for y in range(num_y):
+            for x in range(num_x):
+                a = atoms[z, y, x]
+                voxels[a] += 1
+                boxes[a, 0], boxes[a, 3] = min(boxes[a, 0], z), max(boxes[a, 3], z + 1)
+                boxes[a, 1], boxes[a, 4] = min(boxes[a, 1], y), max(boxes[a, 4], y + 1)
+                boxes[a, 2], boxes[a, 5] = min(boxes[a, 2], x), max(boxes[a, 5], x + 1)
+    return voxels, boxes
