@@ -138,7 +138,7 @@ def rules() -> dict[str, tuple[str, Callable[..., Any]]]:
         "chosen-at-random": ("pipeline.proposals.choose", choose_at_random),
         "chosen-by-growth": ("pipeline.proposals.choose", choose_by_growth),
         "no-agreement-of-trees": ("pipeline.selection._agreement", agree_on_nothing),
-        "no-slivers-absorbed": ("pipeline.atoms._absorb", absorb_nothing),
+        "no-slivers-absorbed": ("pipeline.atoms.absorb", absorb_nothing),
     }
 
 
@@ -178,7 +178,7 @@ def agree_on_nothing(*arguments: Any) -> NDArray[np.float64]:
 
 
 def absorb_nothing(atoms: Any, ranks: NDArray[Any], *rest: Any) -> NDArray[np.int64]:
-    """In place of `_absorb`: no sliver; where there are too many atoms, regions are given up."""
+    """In place of `absorb`: no sliver; where there are too many atoms, regions are given up."""
     return np.arange(len(ranks))
 
 

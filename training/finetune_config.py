@@ -57,7 +57,7 @@ def finetune_recipe(name: Recipe, mode: Mode = "full") -> FinetuneConfig:
     base = FinetuneConfig() if name == "published" else _small()
     optimisation = base.optimisation
     if mode == "tokens":
-        optimisation = replace(optimisation, peak_rate=TOKEN_RATE)
+        optimisation = replace(optimisation, optimiser="adamw", peak_rate=TOKEN_RATE)
     return replace(base, finetune=replace(base.finetune, mode=mode), optimisation=optimisation)
 
 

@@ -24,7 +24,7 @@ from training.checkpoints import write_atomically
 from training.embedding import EmbeddingConfig, ScanFeatures, encode_scan, encoder_digest
 from training.errors import CheckpointError
 from training.iris import Iris
-from training.weights import load_checkpoint
+from training.weights import in_fixed_order, load_checkpoint
 
 HEAD, ENCODER = "head.safetensors", "encoder.safetensors"
 Kind = Literal["attention", "linear"]
@@ -148,7 +148,7 @@ class Classifier:
 def export_head(path: Path, head: Head, card: HeadCard) -> None:
     """Write a head, whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
-    written = save(tensors, metadata={"format": "pt", _METADATA: json.dumps(asdict(card))})
+    written = in_fixed_order(save(tensors, metadata={"format": "pt", _METADATA: json.dumps(asdict(card))}))
     write_atomically(path, lambda file: file.write(written))
 
 
@@ -156,7 +156,7 @@ def export_encoder(path: Path, net: Iris) -> None:
     """Write a network whose encoder alone was trained (or drawn), as `load_checkpoint` reads it."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     note = "the encoder is for the head beside it; the decoder was not trained with it: not for segmentation"
-    written = save(tensors, metadata={"format": "pt", "note": note})
+    written = in_fixed_order(save(tensors, metadata={"format": "pt", "note": note}))
     write_atomically(path, lambda file: file.write(written))
 
 

@@ -132,12 +132,25 @@ def export_weights(net: Iris, path: Path | str, card: ModelCard) -> Path:
     if card.trained_on != TrainedOn():
         architecture["trained_on"] = card.trained_on.to_json()
     metadata = {"format": "pt", _ARCHITECTURE: json.dumps(architecture), **card.metadata}
-    written = save(tensors, metadata=metadata)
+    written = in_fixed_order(save(tensors, metadata=metadata))
     write_atomically(path, lambda file: file.write(written))
     card_path = path.with_suffix(".md")
     text = card.to_markdown(net).replace("FILE.safetensors", path.name)
     write_atomically(card_path, lambda file: file.write(text.encode()))
     return card_path
+
+
+def in_fixed_order(written: bytes) -> bytes:
+    """Return a safetensors file with its metadata sorted: the library writes them in an order drawn anew.
+
+    The format is 8 bytes of the header's length (little endian), the header (JSON, padded with spaces), data.
+    """
+    start = 8 + int.from_bytes(written[:8], "little")
+    header = json.loads(written[8:start])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + written[start:]
 
 
 def load_checkpoint(path: Path | str, *, weights: WhichWeights = "ema") -> Iris:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 WIDTH = 0.3
 """Voxels closer in intensity than this belong to the structure."""
@@ -37,15 +38,16 @@ class LikeIntensity(nn.Module):
 
 
 class LikeInside(LikeIntensity):
-    """A prior holds the mean intensities in its mask and around it; logits are positive nearer to the first.
+    """A prior holds the mean intensities in its mask and close around; logits are positive near the first.
 
-    So edges lie where the intensity is half way, whatever the spacing.
+    So edges lie where the intensity is half way, whatever the spacing, and whatever pads a window.
     """
 
     def encode_tasks(self, features: Tensor, masks: Tensor) -> tuple[Tensor, ...]:
+        around = functional.max_pool3d(masks.float(), 5, stride=1, padding=2) - masks.float()
         means = [
             (features * part).sum(dim=(2, 3, 4)) / part.sum(dim=(2, 3, 4)).clamp(min=1)
-            for part in (masks, 1 - masks)
+            for part in (masks, around)
         ]
         prior = torch.stack(means, dim=-1)[:, :, None].expand(-1, -1, 11, -1)
         return prior, prior, prior

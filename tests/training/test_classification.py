@@ -324,6 +324,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_parts(multi_label: bool) -> None
 def test_a_window_of_a_scan_holds_its_z_scores_and_lies_anywhere_inside(blobs: Store) -> None:
     scan = blobs.scan("train-01")
     image = scan.image(normalize=True)
+    darkest = (scan.intensity.low - scan.intensity.mean) / scan.intensity.std
     batch = cut_batch(blobs, ["train-01"] * 60, list(range(60)), (16, 32, 32), seed=1)
     starts = set()
     for k, part in enumerate(batch.target[:, 0].numpy()):
@@ -331,7 +332,7 @@ def test_a_window_of_a_scan_holds_its_z_scores_and_lies_anywhere_inside(blobs: S
         starts.add(box[2].start)
         assert box[:2] == (slice(-1, 15), slice(-8, 24)), "it lies in the middle of a window that is longer"
         np.testing.assert_allclose(part[1:15, 8:23], image[..., box[2]], atol=1e-5)
-        np.testing.assert_allclose(part[:, :8], part[:, 8:16][:, ::-1], atol=1e-5)
+        np.testing.assert_allclose(part[:, :8], darkest, atol=1e-2)
     assert starts == set(range(15))
 
 

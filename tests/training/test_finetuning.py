@@ -18,7 +18,7 @@ from tests.training.phantom_store import make_phantom_store, phantom_record
 from training.augmentation import ViewAugmentation
 from training.config import ModelConfig
 from training.errors import CheckpointError, ConfigError, DataError
-from training.finetune_config import FinetuneConfig, finetune_recipe
+from training.finetune_config import TOKEN_RATE, FinetuneConfig, finetune_recipe
 from training.finetune_report import evaluate_tokens, report_document
 from training.finetuned import PromptedIris, TokenTable, load_finetuned, tokens_of
 from training.finetuning import finetune
@@ -507,7 +507,9 @@ def test_a_file_that_is_no_network_is_refused(
     assert "not a checkpoint of Iris" in capsys.readouterr().err
 
 
-def test_recipes_for_tokens_alone_differ_in_the_rate_only() -> None:
+def test_recipes_for_tokens_alone_differ_in_optimiser_and_rate_only() -> None:
     full, tokens = finetune_recipe("small"), finetune_recipe("small", "tokens")
-    assert tokens.optimisation.peak_rate > full.optimisation.peak_rate
+    assert tokens.optimisation == replace(full.optimisation, optimiser="adamw", peak_rate=TOKEN_RATE)
+    of_tokens = full.optimisation.vector_rate_fraction * full.optimisation.peak_rate
+    assert of_tokens < TOKEN_RATE, "few weights, which start where they work, take larger steps"
     assert replace(tokens, optimisation=full.optimisation, finetune=full.finetune) == full

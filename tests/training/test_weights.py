@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load, save
 from torch import Tensor
 
 from training.errors import CheckpointError, ConfigError
 from training.iris import Iris
-from training.weights import ModelCard, export_weights, installed_versions, load_checkpoint
+from training.weights import ModelCard, export_weights, in_fixed_order, installed_versions, load_checkpoint
 
 CHANNELS = (2, 4, 4, 8, 32)
 CARD = ModelCard(
@@ -159,6 +160,17 @@ def test_the_model_card_holds_recipe_digest_and_versions(nets: tuple[Iris, Iris]
     assert 'load_checkpoint("tiny.safetensors")' in card
     for name, version in installed_versions().items():
         assert f"| version of {name} | {version} |" in card
+
+
+def test_a_file_of_weights_has_the_same_bytes_whatever_the_order_of_its_metadata() -> None:
+    tensors = {"b": torch.arange(5.0), "a": torch.ones(3, dtype=torch.int16)}
+    names = [f"name{k}" for k in range(12)]
+    files = {in_fixed_order(save(tensors, metadata=dict.fromkeys(names, "é"))) for _ in range(20)}
+    assert len(files) == 1
+    (written,) = files
+    found = load(written)
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    assert int.from_bytes(written[:8], "little") % 8 == 0
 
 
 def test_exported_weights_must_be_called_safetensors(nets: tuple[Iris, Iris], tmp_path: Path) -> None:
