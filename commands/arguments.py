@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples" / "manifest.csv"
 DEMO_STEPS = 150
 """Of the demo's pretraining: about a minute on two free cores, enough to see the loss fall."""
 
-DEMO_FINETUNE_STEPS = 400
+DEMO_FINETUNE_STEPS = 250
 """Of its fine-tuning."""
 
 
