@@ -88,15 +88,12 @@ def arrange(
         refinement: The regions.
         places: (N,) which of them, rising: best first.
         max_atoms: At most 65,534.
-        num_threads: Threads that look at the neighbours of slivers; the result does not depend on it.
+        num_threads: Threads that number the atoms; the result does not depend on it.
     """
     while True:
         atoms, ranks, nests = _restrict(refinement, places, num_threads)
-        while len(ranks) > max_atoms:
-            remaining = absorb(atoms, ranks, nests, len(places), len(ranks) - max_atoms, num_threads)
-            if len(remaining) == len(ranks):
-                break  # none of the atoms is a sliver any more
-            ranks = ranks[remaining]
+        if len(ranks) > max_atoms:
+            ranks = ranks[absorb(atoms, ranks, nests, len(places), max_atoms, num_threads)]
         if len(ranks) <= max_atoms:
             orders, runs = runs_of(ranks, nests, len(places))
             kept = np.flatnonzero(runs[:, 2] > runs[:, 1])  # a region of slivers only may be gone

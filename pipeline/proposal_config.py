@@ -20,19 +20,15 @@ MAX_ATOMS = 65_534
 DEFAULT_TREES = (
     "fine-contrast-0.7mm",
     "fine-contrast-2.2mm",
-    "fine-contrast-0.7mm-balanced",
     "fine-boundary-0.7mm",
     "fine-compact",
     "fine-volume-1mm",
     "fine-dynamics-1.5mm",
-    "fine-bright-window0",
-    "fine-dark-window0",
     "coarse-contrast-0.7mm",
-    "coarse-volume-1.5mm",
+    "coarse-contrast-2.2mm-balanced",
+    "coarse-boundary-2.2mm",
     "coarse-volume-2.2mm",
-    "coarse-dynamics-1.5mm",
     "coarse-dynamics-2.2mm",
-    "coarse-compact",
     "voxels-contrast-0.7mm",
     "voxels-contrast-0.7mm-balanced",
     "voxels-contrast-2.2mm",
@@ -95,7 +91,7 @@ class ProposalConfig:
     max_proposals: int = 2000
     """The most that are kept."""
 
-    outline_smoothing: float = 0.12
+    outline_smoothing: float = 0.1
     """Regions of supervoxels are blurred, and kept where the blur exceeds a half: its standard deviation as a
     fraction of the cube root of their volume. 0 keeps the ragged outlines. Level sets are never blurred."""
 

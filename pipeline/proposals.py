@@ -50,7 +50,7 @@ from pipeline.sketches import leaf_sketches
 from pipeline.smoothing import Outlines
 from pipeline.supervoxels import basins, join_lowest_pass, relabelled
 
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 """Of the code that makes proposals: raised when the same image and settings give others."""
 
 _SIDE_BY_SIDE_VOXELS = 64_000_000

@@ -166,48 +166,48 @@ def _intersect(
         The old atom and the value of each.
     """
     flat, values = atoms.reshape(-1), volume.reshape(-1)
-    origin, value = np.empty(1 << 15, np.int32), np.empty(1 << 15, np.uint16)
+    keys = np.empty(1 << 15, np.int64)  # old atom << 16 | value, of each new atom
     number = np.full(1 << 16, -1, np.int32)
     done, used = 0, 0
     while True:
-        done, used = _number(flat, values, atoms.shape[2], number, origin, value, done, used)
+        done, used = _number(flat, values, atoms.shape[2], number, keys, done, used)
         if done == len(flat):
-            return origin[:used].copy(), value[:used].copy()
-        origin = np.concatenate((origin, np.empty_like(origin)))
-        value = np.concatenate((value, np.empty_like(value)))
-        number = _renumbered(origin, value, used)
+            return (keys[:used] >> 16).astype(np.int32), (keys[:used] & 0xFFFF).astype(np.uint16)
+        keys = np.concatenate((keys, np.empty_like(keys)))
+        number = _renumbered(keys, used)
 
 
 @numba.njit(cache=True, nogil=True)
-def _renumbered(origin: NDArray[np.int32], value: NDArray[np.uint16], used: int) -> NDArray[np.int32]:
+def _renumbered(keys: NDArray[np.int64], used: int) -> NDArray[np.int32]:
     """A hash table of twice as many places as there is room for numbers."""
-    number = np.full(2 * len(origin), -1, np.int32)
+    number = np.full(2 * len(keys), -1, np.int32)
     for atom in range(used):
-        number[_place(number, origin, value, origin[atom], value[atom])] = atom
+        number[_place(number, keys, keys[atom])] = atom
     return number
 
 
 @numba.njit(cache=True, nogil=True)
 def _number(
     flat: NDArray[np.int32], values: NDArray[np.uint16], row: int, number: NDArray[np.int32],
-    origin: NDArray[np.int32], value: NDArray[np.uint16], done: int, used: int,
+    keys: NDArray[np.int64], done: int, used: int,
 ) -> Any:  # fmt: skip
     """Number voxels from `done` on, until all are or the table is half full: (voxels done, numbers used).
 
     `flat` holds the new atoms before `done`, and the old ones from there on.
     """
-    here = np.int32(0)
+    last, here = np.int64(-1), np.int32(0)
     for i in range(done, len(flat)):
-        a, v = flat[i], values[i]
-        if used == 0 or origin[here] != a or value[here] != v:  # neighbours mostly share theirs
-            if i >= row and origin[flat[i - row]] == a and value[flat[i - row]] == v:
+        key = (np.int64(flat[i]) << 16) | np.int64(values[i])
+        if key != last:  # neighbours mostly share theirs
+            last = key
+            if i >= row and keys[flat[i - row]] == key:
                 here = flat[i - row]
             else:
-                place = _place(number, origin, value, a, v)
+                place = _place(number, keys, key)
                 if number[place] < 0:
-                    if used == len(origin):
+                    if used == len(keys):
                         return i, used
-                    number[place], origin[used], value[used] = used, a, v
+                    number[place], keys[used] = used, key
                     used += 1
                 here = number[place]
         flat[i] = here
@@ -215,14 +215,11 @@ def _number(
 
 
 @numba.njit(cache=True, nogil=True)
-def _place(
-    number: NDArray[np.int32], origin: NDArray[np.int32], value: NDArray[np.uint16], a: int, v: int
-) -> Any:
-    """Where a hash table of twice as many places as numbers has, or would have, the number of (a, v)."""
+def _place(number: NDArray[np.int32], keys: NDArray[np.int64], key: Any) -> Any:
+    """Where a hash table of twice as many places as numbers has, or would have, the number of a key."""
     mask = len(number) - 1
-    mixed = np.uint64((np.int64(a) << 16) | np.int64(v)) * np.uint64(0x9E3779B97F4A7C15)
-    place = np.int64(mixed >> np.uint64(24)) & mask
-    while number[place] >= 0 and (origin[number[place]] != a or value[number[place]] != v):
+    place = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(24)) & mask
+    while number[place] >= 0 and keys[number[place]] != key:
         place = (place + 1) & mask
     return place
 

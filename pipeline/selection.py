@@ -113,7 +113,8 @@ def choose(candidates: Candidates, num_wanted: int) -> tuple[NDArray[np.int64], 
     first, second, share = similar_pairs(candidates.sketches, candidates.voxels, _LEAST_IOU)
     agreement = _agreement(first, second, share, candidates.tree, len(candidates.node))
     weight = np.sqrt(candidates.growth) * agreement
-    octave = np.floor(np.log2(candidates.voxels)).astype(np.int64)
+    # From the least volume on: else one that the limit cuts to two voxels weighs as much as a whole octave.
+    octave = np.floor(np.log2(candidates.voxels / candidates.voxels.min())).astype(np.int64)
     weight /= np.bincount(octave, weights=weight)[octave]
     begin, near, likeness = _adjacency(first, second, share * share, len(candidates.node))
     rows, gains = _facility_location(begin, near, likeness, weight, num_wanted)

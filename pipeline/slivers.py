@@ -1,5 +1,7 @@
 """Slivers: atoms of a few voxels where boundaries cross, absorbed where there are more atoms than allowed.
 
+    atoms --who touches whom--> pairs --least harm first, in rounds--> fewer atoms, in place
+
 Those that do least harm join a neighbour: harm is the part of their volume that the regions gain or lose by
 it, so a sliver leaves a large region rather than a small one. Regions stay unions of atoms exactly.
 
@@ -12,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from itertools import pairwise
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.nests import Nest, sums_of
+from pipeline.slabs import over_slabs
 
 _ROUND = 3
 """At most one of so many atoms is absorbed before the harm that the next would do is measured again."""
@@ -32,14 +35,55 @@ def absorb(
     ranks: NDArray[np.uint16],
     nests: Sequence[Nest],
     num_regions: int,
-    excess: int,
+    max_atoms: int,
     num_threads: int,
 ) -> NDArray[np.int64]:
-    """Let some slivers join neighbours, in place; which old number each atom has that is left.
+    """Let slivers join neighbours, in place, until no more than `max_atoms` are left or none is a sliver.
 
-    Where there are more than twice as many atoms too many as there are of one voxel, all of these go.
+    Args:
+        atoms: (z, y, x) 0..A-1 in scan order.
+        ranks: (A, T) see `pipeline.nests`.
+        nests: (T,) the regions.
+        num_regions: How many there are in all nests.
+        max_atoms: How many atoms may be left.
+        num_threads: Threads that measure harm and number the atoms anew; the result does not depend on it.
+
+    Returns:
+        (A',) for each atom that is left, the old number of the one whose ranks it has.
     """
-    voxels = _count(atoms.reshape(-1), len(ranks))
+    count = len(ranks)
+    voxels = np.zeros(count, np.int64)
+    _count(atoms.reshape(-1), voxels)
+    weights, around = _weights(ranks, nests, voxels, num_regions)
+    pairs = _touching(atoms, voxels <= _MAX_SLIVER_VOXELS)
+    changes = np.full(len(pairs), -1.0)
+    host = np.arange(count, dtype=np.int32)  # the atom that each has joined; itself at first
+    left = count
+    while left > max_atoms:
+        _measure(pairs, changes, ranks, weights, around, num_threads)
+        harm, neighbour = _least_harm(pairs, changes, voxels)
+        slivers = np.flatnonzero(np.isfinite(harm))
+        order = np.argsort(harm[slivers], kind="stable")
+        slivers = slivers[order[: min(left - max_atoms, left // _ROUND + 1)]]
+        joined = _join(slivers, neighbour, host, voxels)
+        if not joined:
+            break
+        left -= joined
+        used = _follow(pairs, changes, host)
+        pairs, changes = pairs[:used], changes[:used]
+    number, old = _numbers(host)
+
+    def renumber(start: int, stop: int) -> None:
+        _gather(number, atoms[start:stop].reshape(-1))
+
+    over_slabs(renumber, atoms.shape, num_threads)
+    return old
+
+
+def _weights(
+    ranks: NDArray[np.uint16], nests: Sequence[Nest], voxels: NDArray[np.int64], num_regions: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """(T, n) what a voxel of each region counts, and 1 + the rank around it; by 1 + rank."""
     volumes = np.maximum(sums_of(ranks, nests, voxels, num_regions), 1)
     length = max(len(nest.nodes) for nest in nests) + 1
     weights = np.zeros((len(nests), length))
@@ -48,46 +92,62 @@ def absorb(
         better = 2 - nest.place / num_regions  # the best region counts twice as much as the last
         weights[row, 1 : len(nest.nodes) + 1] = better / volumes[nest.place]
         around[row, 1 : len(nest.nodes) + 1] = nest.parent + 1
-    leaving = voxels == 1
-    if not 0 < 2 * np.count_nonzero(leaving) <= excess:
-        leaving = _least_harmful(
-            atoms, voxels, ranks, weights, around, max(1, min(excess, len(ranks) // _ROUND)), num_threads
-        )
-    _join_neighbours(atoms, leaving, voxels, ranks, weights, around)
-    return np.asarray(_renumber(atoms, len(ranks)))
+    return weights, around
 
 
-def _least_harmful(
-    atoms: NDArray[np.int32],
-    voxels: NDArray[np.int64],
-    ranks: NDArray[np.uint16],
-    weights: NDArray[np.float64],
-    around: NDArray[np.int64],
-    num_wanted: int,
-    num_threads: int,
-) -> NDArray[np.bool_]:
-    """(A,) the slivers that do least harm by joining a neighbour, at most so many."""
-    small = voxels <= _MAX_SLIVER_VOXELS
-    ends = np.linspace(0, len(atoms), num_threads + 1).astype(np.int64)
-    with ThreadPoolExecutor(num_threads) as pool:
-        parts = pool.map(
-            lambda k: _least_harm(atoms, ends[k], ends[k + 1], small, ranks, weights, around),
-            range(num_threads),
-        )
-        harm = np.minimum.reduce(list(parts)) * voxels
-    slivers = np.flatnonzero(small & np.isfinite(harm))
-    slivers = slivers[np.argsort(harm[slivers], kind="stable")[:num_wanted]]
-    leaving = np.zeros(len(ranks), np.bool_)
-    leaving[slivers] = True
-    return leaving
+def _touching(atoms: NDArray[np.int32], small: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """(E, 2) pairs of touching atoms, one of them small at least, as they are met; some are listed again."""
+    pairs, seen = np.empty((len(small) * 6 + 64, 2), np.int32), np.full(1 << 20, -1, np.int64)
+    row, used = 0, 0
+    while True:
+        row, used = _collect(atoms, small, pairs, seen, row, used)
+        if row == atoms.shape[0] * atoms.shape[1]:
+            return pairs[:used]
+        if len(pairs) - used < 3 * atoms.shape[2]:
+            pairs = np.concatenate((pairs, np.empty((len(pairs) // 2 + 3 * atoms.shape[2], 2), np.int32)))
+
+
+@numba.njit(cache=True, nogil=True)
+def _collect(
+    atoms: NDArray[np.int32], small: NDArray[np.bool_], pairs: NDArray[np.int32], seen: NDArray[np.int64],
+    row: int, used: int,
+) -> tuple[int, int]:  # fmt: skip
+    """List the pairs of the rows of voxels from `row` on, until the room is used up.
+
+    `seen` is a cache of pairs, one place a hash: a pair that another has pushed out is listed again.
+    """
+    num_z, num_y, num_x = atoms.shape
+    mask = len(seen) - 1
+    last = np.full(3, -1, np.int64)
+    while row < num_z * num_y and len(pairs) - used >= 3 * num_x:
+        z, y = row // num_y, row % num_y
+        for x in range(num_x):
+            a = atoms[z, y, x]
+            for d in range(3):
+                zz, yy, xx = z + (d == 0), y + (d == 1), x + (d == 2)
+                if zz == num_z or yy == num_y or xx == num_x:
+                    continue
+                b = atoms[zz, yy, xx]
+                if a == b or not (small[a] or small[b]):
+                    continue
+                key = (np.int64(min(a, b)) << 32) | np.int64(max(a, b))
+                if key == last[d]:
+                    continue
+                last[d] = key
+                place = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)) & mask
+                if seen[place] != key:
+                    seen[place] = key
+                    pairs[used, 0], pairs[used, 1] = min(a, b), max(a, b)
+                    used += 1
+        row += 1
+    return row, used
 
 
 @numba.njit(cache=True, nogil=True)
 def _difference(
-    a: int, b: int, ranks: NDArray[np.uint16], weights: NDArray[np.float64], around: NDArray[np.int64],
-    enough: Any,
-) -> Any:  # fmt: skip
-    """Weights of the regions with one of two atoms, but not the other; counted no further than `enough`."""
+    a: int, b: int, ranks: NDArray[np.uint16], weights: NDArray[np.float64], around: NDArray[np.int64]
+) -> float:  # fmt: skip
+    """Weights of the regions with one of two atoms, but not the other."""
     total = 0.0
     for row in range(ranks.shape[1]):
         i, j = np.int64(ranks[a, row]), np.int64(ranks[b, row])
@@ -98,117 +158,120 @@ def _difference(
             else:
                 total += weights[row, j]
                 j = around[row, j]
-        if total > enough:
-            break
     return total
+
+
+def _measure(
+    pairs: NDArray[np.int32],
+    changes: NDArray[np.float64],
+    ranks: NDArray[np.uint16],
+    weights: NDArray[np.float64],
+    around: NDArray[np.int64],
+    num_threads: int,
+) -> None:
+    """Fill in what a voxel changes that goes from one of a pair to the other, where it is not known."""
+    ends = np.linspace(0, len(pairs), num_threads + 1).astype(np.int64)
+    with ThreadPoolExecutor(num_threads) as pool:
+        parts = pairwise(ends.tolist())
+        list(
+            pool.map(
+                lambda part: _fill(pairs[slice(*part)], changes[slice(*part)], ranks, weights, around), parts
+            )
+        )
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill(
+    pairs: NDArray[np.int32], changes: NDArray[np.float64], ranks: NDArray[np.uint16],
+    weights: NDArray[np.float64], around: NDArray[np.int64],
+) -> None:  # fmt: skip
+    for p in range(len(pairs)):
+        if changes[p] < 0:
+            changes[p] = _difference(pairs[p, 0], pairs[p, 1], ranks, weights, around)
 
 
 @numba.njit(cache=True, nogil=True)
 def _least_harm(
-    atoms: NDArray[np.int32], start: Any, stop: Any, small: NDArray[np.bool_], ranks: NDArray[np.uint16],
-    weights: NDArray[np.float64], around: NDArray[np.int64],
-) -> NDArray[np.float64]:  # fmt: skip
-    """(A,) what a voxel of a small atom changes at least by joining a neighbour; infinite for the others.
+    pairs: NDArray[np.int32], changes: NDArray[np.float64], voxels: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    """(A,) what each sliver changes at least by joining a neighbour, infinite for others; which neighbour."""
+    harm = np.full(len(voxels), np.inf)
+    neighbour = np.full(len(voxels), -1, np.int32)
+    for p in range(len(pairs)):
+        a, b = pairs[p]
+        change = changes[p]
+        if voxels[a] <= _MAX_SLIVER_VOXELS and (change < harm[a] or (change == harm[a] and b < neighbour[a])):
+            harm[a], neighbour[a] = change, b
+        if voxels[b] <= _MAX_SLIVER_VOXELS and (change < harm[b] or (change == harm[b] and a < neighbour[b])):
+            harm[b], neighbour[b] = change, a
+    return harm * voxels, neighbour
 
-    Looked at are the faces towards higher indices of the slices start..stop - 1.
+
+@numba.njit(cache=True, nogil=True)
+def _join(
+    slivers: NDArray[np.int64],
+    neighbour: NDArray[np.int32],
+    host: NDArray[np.int32],
+    voxels: NDArray[np.int64],
+) -> int:
+    """Each sliver in turn joins its neighbour, if that has not left and nothing has joined the sliver.
+
+    Returns:
+        How many did.
     """
-    num_z, num_y, num_x = atoms.shape
-    harm = np.full(len(ranks), np.inf)
-    last_a, last_b = np.full(3, -1, np.int32), np.full(3, -1, np.int32)
-    for z in range(start, stop):
-        for y in range(num_y):
-            for x in range(num_x):
-                a = atoms[z, y, x]
-                for d in range(3):
-                    zz, yy, xx = z + (d == 0), y + (d == 1), x + (d == 2)
-                    if zz < num_z and yy < num_y and xx < num_x:
-                        b = atoms[zz, yy, xx]
-                        if a == last_a[d] and b == last_b[d]:
-                            continue
-                        last_a[d], last_b[d] = a, b
-                        if a != b and (small[a] or small[b]):
-                            enough = max(harm[a] if small[a] else 0.0, harm[b] if small[b] else 0.0)
-                            change = _difference(a, b, ranks, weights, around, enough)
-                            if small[a]:
-                                harm[a] = min(harm[a], change)
-                            if small[b]:
-                                harm[b] = min(harm[b], change)
-    return harm
+    grown = np.zeros(len(host), np.bool_)
+    joined = 0
+    for a in slivers:
+        b = neighbour[a]
+        if host[b] == b and not grown[a]:
+            host[a], grown[b] = b, True
+            voxels[b] += voxels[a]
+            voxels[a] = 0
+            joined += 1
+    return joined
 
 
 @numba.njit(cache=True, nogil=True)
-def _join_neighbours(
-    atoms: NDArray[np.int32], leaving: NDArray[np.bool_], voxels: NDArray[np.int64],
-    ranks: NDArray[np.uint16], weights: NDArray[np.float64], around: NDArray[np.int64],
-) -> None:  # fmt: skip
-    """Voxels of leaving atoms join the neighbour that changes least, from the outside in; in place."""
-    num_z, num_y, num_x = atoms.shape
-    flat = atoms.reshape(-1)
-    pending = np.empty(_total(leaving, voxels), np.int64)
-    place = 0
-    for i in range(len(flat)):
-        if leaving[flat[i]]:
-            pending[place] = i
-            place += 1
-    target = np.empty(len(pending), np.int32)
-    count = len(pending)
-    while count > 0:
-        for p in range(count):
-            i = pending[p]
-            z, y, x = i // (num_y * num_x), i // num_x % num_y, i % num_x
-            best, least = np.int32(-1), np.inf
-            for d in range(6):
-                zz, yy, xx = z + (d == 5) - (d == 0), y + (d == 4) - (d == 1), x + (d == 3) - (d == 2)
-                if 0 <= zz < num_z and 0 <= yy < num_y and 0 <= xx < num_x:
-                    b = atoms[zz, yy, xx]
-                    if b != best and not leaving[b]:
-                        change = _difference(flat[i], b, ranks, weights, around, least)
-                        if change < least or (change == least and b < best):
-                            best, least = b, change
-            target[p] = best
-        left = 0
-        for p in range(count):
-            if target[p] >= 0:
-                flat[pending[p]] = target[p]
-            else:
-                pending[left] = pending[p]
-                left += 1
-        if left == count:
-            return
-        count = left
+def _follow(pairs: NDArray[np.int32], changes: NDArray[np.float64], host: NDArray[np.int32]) -> int:
+    """Put atoms that have joined another in its place, in place; how many pairs are left."""
+    used = 0
+    for p in range(len(pairs)):
+        a, b = host[pairs[p, 0]], host[pairs[p, 1]]
+        if a != b:
+            same = a == pairs[p, 0] and b == pairs[p, 1]
+            changes[used] = changes[p] if same else -1.0
+            pairs[used, 0], pairs[used, 1] = a, b
+            used += 1
+    return used
 
 
 @numba.njit(cache=True, nogil=True)
-def _total(leaving: NDArray[np.bool_], voxels: NDArray[np.int64]) -> Any:
-    """Voxels of the leaving atoms."""
-    total = 0
-    for atom in range(len(leaving)):
-        if leaving[atom]:
-            total += voxels[atom]
-    return total
+def _numbers(host: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """(A,) the new number of each atom, in scan order; (A',) the old one of what each new one was."""
+    new, number = np.full(len(host), -1, np.int32), np.empty(len(host), np.int32)
+    old = np.empty(len(host), np.int64)
+    used = 0
+    for a in range(len(host)):  # atoms are numbered by their first voxel, so the first member is the first
+        last = a
+        while host[last] != last:
+            last = host[last]
+        if new[last] < 0:
+            new[last] = used
+            old[used] = last
+            used += 1
+        number[a] = new[last]
+    return number, old[:used]
 
 
 @numba.njit(cache=True, nogil=True)
-def _count(flat: NDArray[np.int32], count: int) -> NDArray[np.int64]:
-    """(A,) voxels of each atom."""
-    voxels = np.zeros(count, np.int64)
+def _count(flat: NDArray[np.int32], voxels: NDArray[np.int64]) -> None:
+    """Add the voxels of each atom."""
     for i in range(len(flat)):
         voxels[flat[i]] += 1
-    return voxels
 
 
 @numba.njit(cache=True, nogil=True)
-def _renumber(atoms: NDArray[np.int32], count: int) -> NDArray[np.int64]:
-    """Number the atoms that are left in scan order, in place; which old number each new one had."""
-    new = np.full(count, -1, np.int32)
-    old = np.empty(count, np.int64)
-    used = 0
-    flat = atoms.reshape(-1)
+def _gather(number: NDArray[np.int32], flat: NDArray[np.int32]) -> None:
+    """Number atoms anew, in place."""
     for i in range(len(flat)):
-        a = flat[i]
-        if new[a] < 0:
-            new[a] = used
-            old[used] = a
-            used += 1
-        flat[i] = new[a]
-    return old[:used]
+        flat[i] = number[flat[i]]

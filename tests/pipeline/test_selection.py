@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def naive_choice(c: Candidates, num_wanted: int) -> tuple[list[int], list[float]
     likeness[first, second] = likeness[second, first] = share
     drawn_by = [{int(c.tree[j]) for j in np.flatnonzero(row >= 0.75)} for row in likeness]
     weight = np.sqrt(c.growth) * [len(trees) for trees in drawn_by]
-    octave = np.floor(np.log2(c.voxels)).astype(int)
+    octave = np.floor(np.log2(c.voxels / c.voxels.min())).astype(int)
     weight = np.array([w / weight[octave == o].sum() for w, o in zip(weight, octave, strict=True)])
     best = np.zeros(len(c.node))
     rows, gains = [], []
@@ -73,6 +74,13 @@ def test_lazy_greedy_chooses_as_the_naive_greedy_does(seed: int) -> None:
     expected, expected_gains = naive_choice(candidates, 15)
     assert rows.tolist() == expected
     np.testing.assert_allclose(gains, expected_gains, rtol=1e-5)
+
+
+def test_the_choice_does_not_depend_on_the_unit_of_volume() -> None:
+    # Octaves of absolute volume would give a few voxels above the least one the weight of a whole octave.
+    candidates = drawn_candidates()
+    larger = replace(candidates, voxels=candidates.voxels * 3)
+    np.testing.assert_array_equal(choose(larger, 15)[0], choose(candidates, 15)[0])
 
 
 def test_gains_never_rise_and_no_row_is_chosen_twice() -> None:
