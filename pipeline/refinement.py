@@ -9,7 +9,7 @@ Bounds: fewer than 65,535 chosen regions and 2^31 atoms.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +64,7 @@ def refine(
         hierarchies: The trees.
         chosen: At least one region, at most 65,534 of them.
         outlines: How regions are smoothed; None keeps all as their leaves are, as level sets always are.
-        num_threads: Trees painted at once.
+        num_threads: Trees painted at once, and ahead; one paints none ahead, which saves a volume.
     """
     leaves = [measure(labels, _num_leaves(hierarchies, p)) for p, labels in enumerate(partitions)]
     volumes = _volumes(hierarchies, leaves, chosen)
@@ -86,19 +86,15 @@ def refine(
 
     atoms = np.zeros(partitions[0].shape, np.int32)
     ranks = np.zeros((1, 0), np.uint16)
-    with ThreadPoolExecutor(num_threads) as pool:
-        ahead = [pool.submit(painted, nest) for nest in nests[:num_threads]]
-        for following in range(num_threads, num_threads + len(nests)):
-            volume = ahead.pop(0).result()
-            done = following - num_threads
-            tree = hierarchies[nests[done].tree]
-            if all(hierarchies[nest.tree].partition != tree.partition for nest in nests[done + 1 :]):
-                partitions[tree.partition] = _GONE
-            if following < len(nests):  # a volume each: no more of them ahead than threads
-                ahead.append(pool.submit(painted, nests[following]))
-            origin, rank = _intersect(atoms, volume)
-            del volume
-            ranks = np.concatenate([ranks[origin], rank[:, None]], axis=1)
+    volumes_in_turn = _in_turn(painted, nests, num_threads)
+    for done, nest in enumerate(nests, start=1):
+        volume = next(volumes_in_turn)
+        partition = hierarchies[nest.tree].partition
+        if all(hierarchies[other.tree].partition != partition for other in nests[done:]):
+            partitions[partition] = _GONE
+        origin, rank = _intersect(atoms, volume)
+        del volume
+        ranks = np.concatenate([ranks[origin], rank[:, None]], axis=1)
     voxels, boxes = measure(atoms, len(ranks))
     return Refinement(
         chosen=tuple(chosen),
@@ -108,6 +104,23 @@ def refine(
         atom_voxels=voxels,
         atom_boxes=boxes,
     )
+
+
+def _in_turn(
+    painted: Callable[[Nest], NDArray[np.uint16]], nests: Sequence[Nest], num_threads: int
+) -> Iterator[NDArray[np.uint16]]:
+    """What is painted for each nest; no more volumes at once than threads and one."""
+    if num_threads == 1:
+        yield from map(painted, nests)
+        return
+    with ThreadPoolExecutor(num_threads) as pool:
+        ahead = [pool.submit(painted, nest) for nest in nests[:num_threads]]
+        for following in range(num_threads, num_threads + len(nests)):
+            volume = ahead.pop(0).result()
+            if following < len(nests):
+                ahead.append(pool.submit(painted, nests[following]))
+            yield volume
+            del volume
 
 
 def _num_leaves(hierarchies: Sequence[Hierarchy], partition: int) -> int:
