@@ -128,6 +128,42 @@ def test_absorbing_slivers_changes_large_regions_by_little() -> None:
     assert 0.8 < min(kept) < 1
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_the_first_to_go_is_the_atom_that_does_least_harm(seed: int) -> None:
+    drawn = scene(seed, 25)
+    whole = drawn.lay_out()
+    fewer = drawn.lay_out(whole.orders.shape[1] - 1)
+    masks = [run_mask(whole, k) for k in range(25)]
+    inside = np.array([[mask[whole.atoms == a][0] for mask in masks] for a in range(len(whole.atom_voxels))])
+    weight = np.array([(2 - place / 25) / mask.sum() for place, mask in zip(whole.kept, masks, strict=True)])
+    harm = {
+        (a, b): whole.atom_voxels[a] * weight[inside[a] != inside[b]].sum()
+        for axis in range(3)
+        for a, b in touching(whole.atoms, axis)
+    }
+    left = [a for a in range(len(inside)) if len({int(v) for v in fewer.atoms[whole.atoms == a]}) == 1]
+    assert len(left) == len(inside)  # a sliver goes as a whole
+    new = np.array([fewer.atoms[whole.atoms == a][0] for a in left])
+    joined = {(a, b) for a in left for b in left if a != b and new[a] == new[b]}
+    assert len(joined) == 2
+    assert min(harm.get(pair, np.inf) for pair in joined) == pytest.approx(min(harm.values()))
+
+
+def touching(atoms: NDArray[np.uint16], axis: int) -> set[tuple[int, int]]:
+    """Pairs of atoms with a face in common along an axis, both ways round."""
+    along = np.moveaxis(atoms, axis, 0)
+    pairs = np.stack([along[:-1].ravel(), along[1:].ravel()], axis=1)
+    return {tuple(pair) for pair in [*pairs.tolist(), *pairs[:, ::-1].tolist()] if pair[0] != pair[1]}
+
+
+def test_absorbing_does_not_depend_on_the_number_of_threads() -> None:
+    drawn = scene(2, 60, (16, 16, 16))
+    refinement = drawn.refine()
+    one, three = (arrange(refinement, np.arange(60), max_atoms=40, num_threads=n) for n in (1, 3))
+    for name in ("atoms", "orders", "runs", "kept"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(three, name))
+
+
 def test_a_sliver_leaves_the_larger_region_and_stays_in_the_smaller() -> None:
     # From left to right: nothing, a large region, and in it a small one that begins with a sliver.
     labels = np.repeat(np.arange(4, dtype=np.int32), (600, 200, 1, 9)).reshape(1, 1, 810)
