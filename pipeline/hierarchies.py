@@ -130,6 +130,27 @@ class Hierarchy:
             level_sets=level_sets,
         )
 
+    def reduced(self, nodes: NDArray[np.int64]) -> tuple[Hierarchy, NDArray[np.int64]]:
+        """The tree of some nodes only, over leaves that no node of them tells apart.
+
+        Args:
+            nodes: (N,) ascending, without the root.
+
+        Returns:
+            The hierarchy, of N + 1 leaves: leaf 0 is what lies in none of the nodes; `nodes[k]` is its node
+            N + 1 + k. And (R,) which of its leaves each leaf of this one is part of.
+        """
+        count = len(nodes) + 1
+        inner = np.zeros(len(self.parents), np.int64)  # 1 + place in `nodes` of the innermost around a node
+        inner[nodes] = np.arange(1, count)
+        around = _innermost(self.parents, inner)
+        parents = np.full(2 * count, 2 * count - 1, np.int64)
+        parents[1:count] = np.arange(count, 2 * count - 1)
+        outer = around[self.parents[nodes]]
+        parents[count:-1] = np.where(outer > 0, count - 1 + outer, 2 * count - 1)
+        tree = Hierarchy.of(self.source, self.partition, count, parents, level_sets=self.level_sets)
+        return tree, around[: self.num_leaves]
+
     def sums(self, leaf_values: NDArray[np.int64]) -> NDArray[np.int64]:
         """(M, F) sums of (R, F) leaf values over each node."""
         return np.asarray(_node_sums(self.parents, np.ascontiguousarray(leaf_values)))
@@ -237,6 +258,16 @@ def _depth_first(parents: NDArray[np.int64], num_leaves: int) -> tuple[NDArray[n
         start[i] = start[parent] + taken[parent]
         taken[parent] += size[i]
     return start, start + size
+
+
+@numba.njit(cache=True, nogil=True)
+def _innermost(parents: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(M,) the value of each node, or else of the nearest node around it that has one; 0 where none has."""
+    out = own.copy()
+    for i in range(len(parents) - 2, -1, -1):
+        if out[i] == 0:
+            out[i] = out[parents[i]]
+    return out
 
 
 @numba.njit(cache=True, nogil=True)

@@ -35,7 +35,7 @@ from pipeline.errors import NoProposals
 from pipeline.gradient import NUM_LEVELS, Levels, Window
 from pipeline.hierarchies import Hierarchy, TreeSpec, grow
 from pipeline.proposal_config import ProposalConfig
-from pipeline.refinement import refine
+from pipeline.refinement import gathered, refine
 from pipeline.regions import (
     RegionGraph,
     RegionSums,
@@ -312,7 +312,21 @@ def _grow_components(
         return None
     tree = Hierarchy.of(f"components-{side}", 0, count, found.parents(), level_sets=True)
     everywhere = np.broadcast_to(np.True_, found.zones.shape)
-    return _with_candidates(found.zones, [tree], count_inside(found.zones, everywhere, count), scene)
+    return _reduced(
+        _with_candidates(found.zones, [tree], count_inside(found.zones, everywhere, count), scene), scene
+    )
+
+
+def _reduced(grown: _Grown, scene: _Scene) -> _Grown:
+    """The partition of a single tree, no finer than its candidates need: 16 bits hold them, not all zones."""
+    (tree,), (candidates,) = grown.hierarchies, grown.candidates
+    smaller, leaf = tree.reduced(candidates.node)
+    kind = np.uint16 if smaller.num_leaves <= 1 << 16 else np.int32
+    return _Grown(
+        labels=gathered(leaf.astype(kind), grown.labels, scene.backend.num_threads),
+        hierarchies=(smaller,),
+        candidates=(replace(candidates, node=np.arange(smaller.num_leaves, 2 * smaller.num_leaves - 1)),),
+    )
 
 
 def _with_candidates(

@@ -124,3 +124,18 @@ def test_a_wrong_name_is_answered_with_a_right_one(name: str, hint: str) -> None
 def test_a_scale_that_is_no_number_is_no_name() -> None:
     with pytest.raises(ValueError, match="no tree is called"):
         TreeSpec.parse("fine-contrast-1.2.3mm")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_a_reduced_tree_has_the_same_regions_over_no_more_leaves_than_they_need(
+    method: str, share: float
+) -> None:
+    tree = grown(method)
+    nodes = np.flatnonzero(np.random.default_rng(0).random(len(tree.parents) - 1) < share)
+    smaller, leaf = tree.reduced(nodes)
+    assert smaller.num_leaves == len(nodes) + 1
+    before, after = leaf_sets(tree), leaf_sets(smaller)
+    for k, node in enumerate(nodes.tolist()):
+        inside = after[smaller.num_leaves + k]
+        assert {i for i in range(tree.num_leaves) if int(leaf[i]) in inside} == before[node]
