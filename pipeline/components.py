@@ -43,8 +43,7 @@ def connected_components(mask: Any, backend: Backend) -> tuple[Any, int]:
     if backend.name == "cpu":
         import cc3d
 
-        found = cc3d.connected_components(mask, connectivity=6, out_dtype=np.uint32, binary_image=True)
-        labels = found.view(np.int32)
+        labels = cc3d.connected_components(mask, connectivity=6, out_dtype=np.uint32).view(np.int32)
         count = int(_renumber(labels.reshape(-1), int(labels.max()) if labels.size else 0))
         return labels, count
     labels, count = backend.ndimage.label(mask)
