@@ -167,12 +167,20 @@ class Levels:
         levels = self._levels(window, first, last)
         return _smooth_planes(levels, sigma, (planes[0] - first, planes[1] - first), self.backend)
 
-    def whole(self, window: int, sigma_mm: float) -> Any:
-        """A window's smoothed levels: int16 (z, y, x) on the backend."""
-        out = self.backend.xp.empty(self.codes.shape, dtype=self.backend.xp.int16)
+    def exceeded(self, window: int, sigma_mm: float, thresholds: NDArray[np.int64]) -> Any:
+        """How many thresholds a window's smoothed levels exceed: uint8 (z, y, x) on the backend.
+
+        Args:
+            window: Which of the windows.
+            sigma_mm: Scale of the smoothing.
+            thresholds: At most 255, ascending.
+        """
+        table = np.searchsorted(thresholds, np.arange(_HIGHEST + 1), side="left").astype(np.uint8)
+        table = self.backend.to_device(table)
+        out = self.backend.xp.empty(self.codes.shape, dtype=np.uint8)
 
         def fill(start: int, stop: int) -> None:
-            out[start:stop] = self.smoothed(window, sigma_mm, (start, stop))
+            out[start:stop] = table[self.smoothed(window, sigma_mm, (start, stop))]
 
         over_slabs(fill, self.codes.shape, self.backend.num_threads)
         return out
