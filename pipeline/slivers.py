@@ -20,11 +20,15 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.backend import get_backend
 from pipeline.nests import Nest, sums_of
-from pipeline.slabs import over_slabs
+from pipeline.supervoxels import relabelled
 
 _ROUND = 3
 """At most one of so many atoms is absorbed before the harm that the next would do is measured again."""
+
+_CACHED_PAIRS = 1 << 20
+"""Places of the cache that keeps most pairs from being listed again; a power of two."""
 
 _MAX_SLIVER_VOXELS = 512
 """Larger atoms are never absorbed; rather the lowest ranked regions are given up."""
@@ -72,11 +76,7 @@ def absorb(
         used = _follow(pairs, changes, host)
         pairs, changes = pairs[:used], changes[:used]
     number, old = _numbers(host)
-
-    def renumber(start: int, stop: int) -> None:
-        _gather(number, atoms[start:stop].reshape(-1))
-
-    over_slabs(renumber, atoms.shape, num_threads)
+    relabelled(atoms, number, get_backend("cpu", num_threads=num_threads))
     return old
 
 
@@ -97,7 +97,7 @@ def _weights(
 
 def _touching(atoms: NDArray[np.int32], small: NDArray[np.bool_]) -> NDArray[np.int32]:
     """(E, 2) pairs of touching atoms, one of them small at least, as they are met; some are listed again."""
-    pairs, seen = np.empty((len(small) * 6 + 64, 2), np.int32), np.full(1 << 20, -1, np.int64)
+    pairs, seen = np.empty((len(small) * 6 + 64, 2), np.int32), np.full(_CACHED_PAIRS, -1, np.int64)
     row, used = 0, 0
     while True:
         row, used = _collect(atoms, small, pairs, seen, row, used)
@@ -268,10 +268,3 @@ def _count(flat: NDArray[np.int32], voxels: NDArray[np.int64]) -> None:
     """Add the voxels of each atom."""
     for i in range(len(flat)):
         voxels[flat[i]] += 1
-
-
-@numba.njit(cache=True, nogil=True)
-def _gather(number: NDArray[np.int32], flat: NDArray[np.int32]) -> None:
-    """Number atoms anew, in place."""
-    for i in range(len(flat)):
-        flat[i] = number[flat[i]]
