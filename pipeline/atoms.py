@@ -16,13 +16,15 @@ Bounds: A <= 65,534; if absorbing slivers is not enough, the lowest ranked regio
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.backend import HOST, Backend
 from pipeline.nests import Nest, boxes_of, runs_of, sums_of
-from pipeline.refinement import Refinement, gathered, measure
+from pipeline.refinement import Refinement, gathered, intersect, measure
 from pipeline.regions import count_inside
 from pipeline.slivers import absorb
 
@@ -54,8 +56,9 @@ def worth_keeping(
     *,
     min_voxels: int,
     duplicate_iou: float,
-    body: NDArray[np.bool_] | None = None,
+    body: Any = None,
     min_body_fraction: float = 0.0,
+    backend: Backend = HOST,
 ) -> NDArray[np.int64]:
     """Places of the regions within the limits that are no near-duplicates of better ones; exact.
 
@@ -63,15 +66,16 @@ def worth_keeping(
         refinement: The regions and their atoms.
         min_voxels: Smaller regions go: smoothing may have taken some of their voxels.
         duplicate_iou: A region goes when a better one has more than this IoU with it.
-        body: (z, y, x) where the body is; None for everywhere.
+        body: bool (z, y, x) on the backend, where the body is; None for everywhere.
         min_body_fraction: Regions with a smaller part in the body go.
+        backend: Where the volumes are; its threads compare regions.
     """
     orders, runs = runs_of(refinement.ranks, refinement.nests, len(refinement.chosen))
     voxels = sums_of(refinement.ranks, refinement.nests, refinement.atom_voxels, len(runs))
     boxes = boxes_of(refinement.ranks, refinement.nests, refinement.atom_boxes, len(runs))
     within = voxels >= max(min_voxels, 1)
     if body is not None:
-        in_body = count_inside(refinement.atoms, body, len(refinement.ranks))
+        in_body = count_inside(refinement.atoms, body, len(refinement.ranks), backend)
         within &= (
             sums_of(refinement.ranks, refinement.nests, in_body, len(runs)) >= min_body_fraction * voxels
         )
@@ -80,7 +84,7 @@ def worth_keeping(
 
 
 def arrange(
-    refinement: Refinement, places: NDArray[np.int64], *, max_atoms: int, num_threads: int = 1
+    refinement: Refinement, places: NDArray[np.int64], *, max_atoms: int, backend: Backend = HOST
 ) -> AtomLayout:
     """Atoms, orders and runs of some of the regions; of fewer, from the best on, if they need too many atoms.
 
@@ -88,21 +92,22 @@ def arrange(
         refinement: The regions.
         places: (N,) which of them, rising: best first.
         max_atoms: At most 65,534.
-        num_threads: Threads that number the atoms; the result does not depend on it.
+        backend: Where the atoms are.
     """
     while True:
-        atoms, ranks, nests = _restrict(refinement, places, num_threads)
+        atoms, ranks, nests = _restrict(refinement, places, backend)
         if len(ranks) > max_atoms:
-            ranks = ranks[absorb(atoms, ranks, nests, len(places), max_atoms, num_threads)]
+            atoms, old = absorb(atoms, ranks, nests, len(places), max_atoms, backend)
+            ranks = ranks[old]
         if len(ranks) <= max_atoms:
             orders, runs = runs_of(ranks, nests, len(places))
             kept = np.flatnonzero(runs[:, 2] > runs[:, 1])  # a region of slivers only may be gone
             if len(kept):  # else all were slivers: fewer need no absorbing
                 break
         places = places[: max(1, int(len(places) * 0.9 * min(1.0, max_atoms / len(ranks))))]
-    voxels, boxes = measure(atoms, len(ranks))
+    voxels, boxes = measure(atoms, len(ranks), backend)
     return AtomLayout(
-        atoms=atoms.astype(np.uint16),
+        atoms=backend.to_host(atoms.astype(np.uint16)),
         orders=orders.astype(np.uint16),
         trees=tuple(nest.tree for nest in nests),
         kept=places[kept],
@@ -114,24 +119,21 @@ def arrange(
 
 
 def _restrict(
-    refinement: Refinement, places: NDArray[np.int64], num_threads: int
-) -> tuple[NDArray[np.int32], NDArray[np.uint16], list[Nest]]:
+    refinement: Refinement, places: NDArray[np.int64], backend: Backend
+) -> tuple[Any, NDArray[np.uint16], list[Nest]]:
     """The refinement of some of the regions: atoms that only others told apart are one."""
     wanted = np.zeros(len(refinement.chosen), np.bool_)
     wanted[places] = True
-    ranks, nests = [], []
+    nests = []
+    # Atoms are numbered in scan order, so those that several become one with are too.
+    number, ranks = np.zeros(len(refinement.ranks), np.int32), np.zeros((1, 0), np.uint16)
     for column, nest in enumerate(refinement.nests):
         some, around = nest.restricted(wanted)
         if len(some.nodes):
             nests.append(some)
-            ranks.append(around[refinement.ranks[:, column]])
-    matrix = np.ascontiguousarray(np.stack(ranks, axis=1))
-    rows = matrix.view(np.dtype((np.void, matrix.itemsize * matrix.shape[1]))).ravel()
-    _, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
-    order = np.argsort(first)  # atoms are numbered in scan order, so their first ones are too
-    number = np.empty(len(first), np.int32)
-    number[order] = np.arange(len(first), dtype=np.int32)
-    return gathered(number[inverse], refinement.atoms, num_threads), matrix[first[order]], nests
+            number, origin, rank = intersect(number, around[refinement.ranks[:, column]])
+            ranks = np.concatenate([ranks[origin], rank[:, None]], axis=1)
+    return gathered(number, refinement.atoms, backend), ranks, nests
 
 
 @numba.njit(cache=True, nogil=True)

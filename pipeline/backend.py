@@ -4,8 +4,8 @@
     numpy   plain NumPy: slow, and the reference that the others must equal to the bit
     gpu     CuPy on a CUDA device
 
-Every kernel works on integers, so that sums do not depend on their order and the three give the same labels.
-Trees are grown on the CPU whatever the backend.
+Every kernel works on integers, or on floats in a fixed order, so that the three give the same labels. Trees
+are grown, and proposals chosen, on the CPU whatever the backend; with `numpy` so are atoms made.
 
 Reads: nothing. Writes: nothing.
 """
@@ -14,12 +14,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 BackendName: TypeAlias = Literal["cpu", "numpy", "gpu"]
+
+
+_THREADS = 256
+"""Threads of a block."""
 
 
 class NoGpu(RuntimeError):  # noqa: N818 - the name says what is wrong
@@ -62,6 +69,23 @@ class Backend:
         """The array as NumPy's."""
         return array.get() if self.name == "gpu" else np.asarray(array)
 
+    def launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
+        """Run a kernel of `kernels.cu` on the GPU.
+
+        Args:
+            kernel: Its name.
+            num_threads: How many threads at least; those beyond do nothing.
+            arguments: Arrays of the device, and numbers of NumPy's types.
+        """
+        if num_threads:
+            blocks = -(-num_threads // _THREADS)
+            _kernel(self.xp, kernel)((blocks,), (_THREADS,), arguments)
+
+    def release(self) -> None:
+        """Give memory that is not in use back to the device, for other processes."""
+        if self.name == "gpu":
+            self.xp.get_default_memory_pool().free_all_blocks()
+
     def scatter_min(self, target: Any, index: Any, values: Any) -> None:
         """`target[index] = min(target[index], values)`, repeated indices included; nothing negative."""
         if self.name == "gpu":
@@ -81,9 +105,26 @@ class Backend:
             np.add.at(target, index, values)
 
 
+@cache
+def _kernel(cupy: Any, name: str) -> Callable[..., None]:
+    """A kernel of `kernels.cu`, compiled for the device; CuPy keeps it on disk."""
+    made: Callable[..., None] = _module(cupy).get_function(name)
+    return made
+
+
+@cache
+def _module(cupy: Any) -> Any:
+    code = Path(__file__).with_name("kernels.cu").read_text(encoding="utf-8")
+    return cupy.RawModule(code=code, options=("--std=c++17", "--fmad=false"))
+
+
 def _for_atomics(array: Any) -> Any:
     """The same memory as the scatters take it: they know no int64, and uint64 has the same sums and order."""
     return array.view(np.uint64) if array.dtype == np.int64 else array
+
+
+HOST = Backend(name="cpu")
+"""One thread of the CPU."""
 
 
 def gpu_is_at_hand() -> bool:

@@ -18,15 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backend import Backend
-from pipeline.supervoxels import number_in_scan_order
+from pipeline.regions import tally
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentTree:
     """Nested components; number 0 is everything outside them."""
 
-    zones: NDArray[np.int32] | NDArray[np.uint16]
-    """(z, y, x) the innermost component of each voxel; 16 bits where they hold all."""
+    zones: Any
+    """(z, y, x) the innermost component of each voxel, on the backend; uint16, or int32 where needed."""
     inside: NDArray[np.int64]
     """(Z,) the component that each lies in; component 0 lies in itself."""
 
@@ -46,19 +46,16 @@ def connected_components(mask: Any, backend: Backend) -> tuple[Any, int]:
         labels = cc3d.connected_components(mask, connectivity=6, out_dtype=np.uint32).view(np.int32)
         count = int(_renumber(labels.reshape(-1), int(labels.max()) if labels.size else 0))
         return labels, count
-    labels, count = backend.ndimage.label(mask)
-    if count == 0:
-        return labels.astype(backend.xp.int32), 0
     xp = backend.xp
-    # Background may not be the first in scan order: give it a number of its own below all others.
-    numbered, _ = number_in_scan_order(labels.astype(xp.int64), backend)
-    background = labels == 0
-    numbered = numbered + 1
-    if bool(background.any()):
-        own = numbered[background][0]
-        numbered = numbered - (numbered > own)
-        numbered[background] = 0
-    return numbered.astype(xp.int32), int(count)
+    labels, num_labels = backend.ndimage.label(mask)
+    labels, count = labels.astype(xp.int32, copy=False), int(num_labels)
+    _, first = tally(labels, count + 1, backend)
+    first = first[1:]
+    if not bool((first[1:] > first[:-1]).all()):
+        number = xp.zeros(count + 1, dtype=xp.int32)
+        number[1 + xp.argsort(first)] = xp.arange(1, count + 1, dtype=xp.int32)
+        labels = number[labels]
+    return labels, count
 
 
 def component_tree(
@@ -80,15 +77,14 @@ def component_tree(
         max_voxels: Larger ones too.
         backend: Where it runs.
     """
-    zones: NDArray[np.uint16] | NDArray[np.int32] = np.zeros(levels.shape, np.uint16)
+    zones = backend.xp.zeros(levels.shape, dtype=np.uint16)
     inside = [0]
     known = {0: levels.size}
     for threshold in thresholds if side == "bright" else thresholds[::-1]:
         mask = levels > int(threshold) if side == "bright" else levels <= int(threshold)
         labels, count = connected_components(mask, backend)
         del mask
-        labels = backend.to_host(labels)
-        sizes, holders = _sizes_and_holders(labels.reshape(-1), zones.reshape(-1), count + 1)
+        sizes, holders = _sizes_and_holders(labels, zones, count + 1, backend)
         number = np.zeros(count + 1, np.int32)
         for c in np.flatnonzero((sizes >= min_voxels) & (sizes <= max_voxels)):
             # One that a threshold leaves as it was is no new component.
@@ -98,9 +94,29 @@ def component_tree(
                 inside.append(int(holders[c]))
         if len(inside) > 1 << 16:
             zones = zones.astype(np.int32, copy=False)
-        _assign(zones.reshape(-1), labels.reshape(-1), number)
+        _assign(zones, labels, number, backend)
         del labels
     return ComponentTree(zones=zones, inside=np.array(inside, np.int64))
+
+
+def _sizes_and_holders(
+    labels: Any, zones: Any, count: int, backend: Backend
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Voxels of each label, and the zone of its first voxel; on the host."""
+    if backend.name != "gpu":
+        return _sizes_and_holders_numba(labels.reshape(-1), zones.reshape(-1), count)
+    sizes, first = tally(labels, count, backend)
+    holders = zones.ravel()[backend.xp.minimum(first, labels.size - 1)]
+    return backend.to_host(sizes).astype(np.int64), backend.to_host(holders).astype(np.int32)
+
+
+def _assign(zones: Any, labels: Any, number: NDArray[np.int32], backend: Backend) -> None:
+    """Give the voxels of each label that has a number that zone, in place."""
+    if backend.name != "gpu":
+        _assign_numba(zones.reshape(-1), labels.reshape(-1), number)
+        return
+    new = backend.to_device(number)[labels]
+    zones[...] = backend.xp.where(new > 0, new, zones)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -119,7 +135,7 @@ def _renumber(flat: NDArray[np.int32], count: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def _sizes_and_holders(
+def _sizes_and_holders_numba(
     labels: NDArray[np.int32], zones: NDArray[Any], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Voxels of each label, and the zone of its first voxel."""
@@ -134,7 +150,7 @@ def _sizes_and_holders(
 
 
 @numba.njit(cache=True, nogil=True)
-def _assign(zones: NDArray[Any], labels: NDArray[np.int32], number: NDArray[np.int32]) -> None:
+def _assign_numba(zones: NDArray[Any], labels: NDArray[np.int32], number: NDArray[np.int32]) -> None:
     for i in range(len(zones)):
         new = number[labels[i]]
         if new > 0:

@@ -83,7 +83,8 @@ class ProposalSet:
 class _Grown:
     """A partition of the voxels, with the trees over it and their candidates."""
 
-    labels: NDArray[Any]
+    labels: Any
+    """(z, y, x) on the backend."""
     hierarchies: tuple[Hierarchy, ...]
     candidates: tuple[Candidates, ...]
 
@@ -96,7 +97,8 @@ class _Scene:
     """What the intensity windows show."""
     evidence: Any
     """Integers (K, z, y, x), one a scale, on the backend."""
-    body: NDArray[np.bool_]
+    body: Any
+    """bool (z, y, x) on the backend."""
     voxel_limits: tuple[int, int]
     outlines: Outlines | None
     config: ProposalConfig
@@ -152,7 +154,7 @@ def propose(
     scene = _Scene(
         levels=levels,
         evidence=levels.evidence(config.scales_mm),
-        body=calibration.body(image, scale, offset, spacing_zyx_mm, config),
+        body=backend.to_device(calibration.body(image, scale, offset, spacing_zyx_mm, config)),
         voxel_limits=limits,
         outlines=config.outlines(voxel_mm3),
         config=config,
@@ -188,7 +190,7 @@ def _grow_partition(name: PartitionName, scene: _Scene) -> _Grown | None:
     return _with_candidates(labels, trees, sums.voxels, scene)
 
 
-def _leaves(name: PartitionName, scene: _Scene) -> tuple[NDArray[np.int32], RegionGraph, RegionSums] | None:
+def _leaves(name: PartitionName, scene: _Scene) -> tuple[Any, RegionGraph, RegionSums] | None:
     """The leaves of a partition's trees, at most `max_regions`, with their graph and sums."""
     config, backend, xp = scene.config, scene.backend, scene.backend.xp
     shape = scene.levels.codes.shape
@@ -204,23 +206,21 @@ def _leaves(name: PartitionName, scene: _Scene) -> tuple[NDArray[np.int32], Regi
     # Without evidence a tree would tell of ties only.
     if count < 2 or not any(bool(evidence.max()) for evidence in scene.evidence):
         return None
-    on_host = replace(backend, name="cpu")
     volumes = [
         partial(scene.levels.smoothed, w, config.scales_mm[0]) for w in range(len(scene.levels.windows))
     ]
     with scene.turn:  # one large graph at a time
         graph = region_graph(labels, count, scene.evidence, backend)
         sums = region_sums(labels, count, volumes, backend)
-        labels = backend.to_host(labels)
         if name != "voxels":
             joined, count = join_flat(graph.pairs, graph.lows[:, -1], count)
             graph, sums = merge_graph(graph, joined, count), merge_sums(sums, joined, count)
-            labels = relabelled(labels, joined, on_host)
+            labels = relabelled(labels, joined, backend)
         if count < 2:
             return None
         if count > config.max_regions:
             new_region, graph, sums = _merge_weakest(graph, sums, config.max_regions)
-            labels = relabelled(labels, new_region, on_host)
+            labels = relabelled(labels, new_region, backend)
     return labels, graph, sums
 
 
@@ -315,10 +315,8 @@ def _grow_components(
     if count < 2:
         return None
     tree = Hierarchy.of(f"components-{side}", 0, count, found.parents(), level_sets=True)
-    everywhere = np.broadcast_to(np.True_, found.zones.shape)
-    return _reduced(
-        _with_candidates(found.zones, [tree], count_inside(found.zones, everywhere, count), scene), scene
-    )
+    voxels = count_inside(found.zones, None, count, scene.backend)
+    return _reduced(_with_candidates(found.zones, [tree], voxels, scene), scene)
 
 
 def _reduced(grown: _Grown, scene: _Scene) -> _Grown:
@@ -327,18 +325,16 @@ def _reduced(grown: _Grown, scene: _Scene) -> _Grown:
     smaller, leaf = tree.reduced(candidates.node)
     kind = np.uint16 if smaller.num_leaves <= 1 << 16 else np.int32
     return _Grown(
-        labels=gathered(leaf.astype(kind), grown.labels, scene.backend.num_threads),
+        labels=gathered(leaf.astype(kind), grown.labels, scene.backend),
         hierarchies=(smaller,),
         candidates=(replace(candidates, node=np.arange(smaller.num_leaves, 2 * smaller.num_leaves - 1)),),
     )
 
 
-def _with_candidates(
-    labels: NDArray[Any], trees: list[Hierarchy], voxels: NDArray[np.int64], scene: _Scene
-) -> _Grown:
+def _with_candidates(labels: Any, trees: list[Hierarchy], voxels: NDArray[np.int64], scene: _Scene) -> _Grown:
     """A partition and its trees, with the nodes that may become proposals."""
-    sketches = leaf_sketches(labels, len(voxels), scene.backend.num_threads)
-    body_voxels = count_inside(labels, scene.body, len(voxels))
+    sketches = leaf_sketches(labels, len(voxels), scene.backend)
+    body_voxels = count_inside(labels, scene.body, len(voxels), scene.backend)
     candidates = tuple(
         candidates_of(
             tree,
@@ -380,7 +376,7 @@ def _chosen(grown: list[_Grown], scene: _Scene, at_once: int) -> ProposalSet:
         hierarchies,
         picked,
         outlines=scene.outlines,
-        num_threads=at_once,
+        backend=replace(scene.backend, num_threads=at_once),
     )
     places = worth_keeping(
         refinement,
@@ -388,12 +384,13 @@ def _chosen(grown: list[_Grown], scene: _Scene, at_once: int) -> ProposalSet:
         duplicate_iou=config.duplicate_iou,
         body=scene.body,
         min_body_fraction=config.min_body_fraction,
+        backend=scene.backend,
     )
     layout = arrange(
         refinement,
         places[: config.max_proposals],
         max_atoms=config.max_atoms,
-        num_threads=scene.backend.num_threads,
+        backend=scene.backend,
     )
     return _as_set(layout, gains[layout.kept], hierarchies)
 

@@ -2,7 +2,7 @@
 
     chosen nodes --smooth outlines--> regions, a volume a nest --intersect one by one--> refinement
 
-Reads:  partitions, int32 (z, y, x); hierarchies over them; chosen (tree, node) pairs.
+Reads:  partitions, int32 or uint16 (z, y, x); hierarchies over them; chosen (tree, node) pairs.
 Writes: `Refinement`: atoms, int32 (z, y, x), 0..A-1 in scan order, and which regions each lies in.
 Bounds: fewer than 65,535 chosen regions and 2^31 atoms.
 """
@@ -18,8 +18,10 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.backend import HOST, Backend
 from pipeline.hierarchies import Hierarchy
 from pipeline.nests import Nest
+from pipeline.regions import tally
 from pipeline.slabs import over_slabs
 from pipeline.smoothing import Outlines, paint_smoothed, region_boxes
 
@@ -36,8 +38,8 @@ class Refinement:
 
     chosen: tuple[tuple[int, int], ...]
     """(tree, node) of each region, best first."""
-    atoms: NDArray[np.int32]
-    """(z, y, x) 0..A-1 in scan order."""
+    atoms: Any
+    """int32 (z, y, x) 0..A-1 in scan order, on the backend."""
     ranks: NDArray[np.uint16]
     """(A, T) for each tree that has chosen regions: 1 + rank of the innermost one around an atom, or 0."""
     nests: tuple[Nest, ...]
@@ -49,29 +51,30 @@ class Refinement:
 
 
 def refine(
-    partitions: list[NDArray[Any]],
+    partitions: list[Any],
     hierarchies: Sequence[Hierarchy],
     chosen: Chosen,
     *,
     outlines: Outlines | None = None,
-    num_threads: int = 1,
+    backend: Backend = HOST,
 ) -> Refinement:
     """The atoms that tell the chosen regions apart.
 
     Args:
-        partitions: Label volumes that the hierarchies' leaves are regions of. Taken out of the list, each
-            as soon as nothing needs it any more.
+        partitions: Label volumes on the backend that the hierarchies' leaves are regions of. Taken out of
+            the list, each as soon as nothing needs it any more.
         hierarchies: The trees.
         chosen: At least one region, at most 65,534 of them.
         outlines: How regions are smoothed; None keeps all as their leaves are, as level sets always are.
-        num_threads: Trees painted at once, and ahead; one paints none ahead, which saves a volume.
+        backend: Where it runs; on the CPU as many trees are painted at once, and ahead, as it has threads.
+            One paints none ahead, which saves a volume.
     """
-    leaves = [measure(labels, _num_leaves(hierarchies, p)) for p, labels in enumerate(partitions)]
+    leaves = [measure(labels, _num_leaves(hierarchies, p), backend) for p, labels in enumerate(partitions)]
     volumes = _volumes(hierarchies, leaves, chosen)
     soft = np.array([outlines is not None and not hierarchies[tree].level_sets for tree, _ in chosen])
     nests = _nests(hierarchies, chosen, soft & outlines.wide(volumes) if outlines else soft)
 
-    def painted(nest: Nest) -> NDArray[np.uint16]:
+    def painted(nest: Nest) -> Any:
         tree = hierarchies[nest.tree]
         labels = partitions[tree.partition]
         innermost = np.zeros(tree.num_leaves, np.uint16)
@@ -79,23 +82,26 @@ def refine(
             innermost[tree.start[node] : tree.stop[node]] = rank + 1
         innermost = innermost[tree.start[: tree.num_leaves]]
         if outlines is None or tree.level_sets:
-            return gathered(innermost, labels, num_threads)
+            return gathered(innermost, labels, backend)
         boxes = region_boxes(leaves[tree.partition][1], innermost, nest.parent)
         sigmas = outlines.sigmas(volumes[nest.place])
-        return np.asarray(paint_smoothed(labels, innermost, nest.parent, nest.last, sigmas, boxes))
+        return paint_smoothed(labels, innermost, nest.parent, nest.last, sigmas, boxes, backend)
 
-    atoms = np.zeros(partitions[0].shape, np.int32)
+    atoms = backend.xp.zeros(partitions[0].shape, dtype=np.int32)
     ranks = np.zeros((1, 0), np.uint16)
-    volumes_in_turn = _in_turn(painted, nests, num_threads)
+    volumes_in_turn = _in_turn(painted, nests, backend.num_threads if backend.name == "cpu" else 1)
     for done, nest in enumerate(nests, start=1):
         volume = next(volumes_in_turn)
         partition = hierarchies[nest.tree].partition
         if all(hierarchies[other.tree].partition != partition for other in nests[done:]):
             partitions[partition] = _GONE
-        origin, rank = _intersect(atoms, volume)
+        atoms, origin, rank = intersect(atoms, volume, backend)
         del volume
         ranks = np.concatenate([ranks[origin], rank[:, None]], axis=1)
-    voxels, boxes = measure(atoms, len(ranks))
+    if backend.name == "gpu":
+        atoms, order = _in_scan_order(atoms, len(ranks), backend)
+        ranks = ranks[order]
+    voxels, boxes = measure(atoms, len(ranks), backend)
     return Refinement(
         chosen=tuple(chosen),
         atoms=atoms,
@@ -106,9 +112,7 @@ def refine(
     )
 
 
-def _in_turn(
-    painted: Callable[[Nest], NDArray[np.uint16]], nests: Sequence[Nest], num_threads: int
-) -> Iterator[NDArray[np.uint16]]:
+def _in_turn(painted: Callable[[Nest], Any], nests: Sequence[Nest], num_threads: int) -> Iterator[Any]:
     """What is painted for each nest; no more volumes at once than threads and one."""
     if num_threads == 1:
         yield from map(painted, nests)
@@ -153,14 +157,16 @@ def _nests(hierarchies: Sequence[Hierarchy], chosen: Chosen, wide: NDArray[np.bo
     ]
 
 
-def gathered(table: NDArray[Any], labels: NDArray[Any], num_threads: int) -> NDArray[Any]:
-    """`table[labels]`, without the 64-bit indices that NumPy would make of the labels first."""
+def gathered(table: NDArray[Any], labels: Any, backend: Backend = HOST) -> Any:
+    """`table[labels]` on the backend, without the 64-bit indices that NumPy would make of labels first."""
+    if backend.name == "gpu":
+        return backend.to_device(table)[labels]
     out = np.empty(labels.shape, table.dtype)
 
     def gather(start: int, stop: int) -> None:
         _gather(table, labels[start:stop].reshape(-1), out[start:stop].reshape(-1))
 
-    over_slabs(gather, labels.shape, num_threads)
+    over_slabs(gather, labels.shape, backend.num_threads)
     return out
 
 
@@ -170,20 +176,59 @@ def _gather(table: NDArray[Any], labels: NDArray[Any], out: NDArray[Any]) -> Non
         out[i] = table[labels[i]]
 
 
+def intersect(
+    atoms: Any, volume: Any, backend: Backend = HOST
+) -> tuple[Any, NDArray[np.int32], NDArray[np.uint16]]:
+    """Split atoms by the value at each voxel.
+
+    Args:
+        atoms: int32 (z, y, x) on the backend; overwritten on the CPU.
+        volume: uint16, of the same shape and place.
+        backend: Where it runs.
+
+    Returns:
+        The new atoms, on the CPU numbered in scan order; the old atom and the value of each.
+    """
+    if backend.name == "gpu":
+        return _intersect_on_gpu(atoms, volume, backend)
+    origin, value = _intersect(atoms, volume)
+    return atoms, origin, value
+
+
+def _intersect_on_gpu(
+    atoms: Any, volume: Any, backend: Backend
+) -> tuple[Any, NDArray[np.int32], NDArray[np.uint16]]:
+    """As `intersect`, numbered by old atom, then value."""
+    xp = backend.xp
+    keys = (atoms.ravel().astype(xp.int64) << 16) | volume.ravel()
+    begins = xp.ones(keys.shape, dtype=xp.bool_)  # runs of equal keys: few of them have to be sorted
+    begins[1:] = keys[1:] != keys[:-1]
+    found, number = xp.unique(keys[begins], return_inverse=True)
+    run = xp.cumsum(begins, dtype=xp.int32) - 1
+    split = number.astype(xp.int32)[run].reshape(atoms.shape)
+    found = backend.to_host(found)
+    return split, (found >> 16).astype(np.int32), (found & 0xFFFF).astype(np.uint16)
+
+
+def _in_scan_order(atoms: Any, count: int, backend: Backend) -> tuple[Any, NDArray[np.int64]]:
+    """Atoms 0..A-1 numbered by their first voxels, and the old number of each."""
+    _, first = tally(atoms, count, backend)
+    order = np.argsort(backend.to_host(first))
+    number = np.empty(count, np.int32)
+    number[order] = np.arange(count, dtype=np.int32)
+    return gathered(number, atoms, backend), order
+
+
 def _intersect(
     atoms: NDArray[np.int32], volume: NDArray[np.uint16]
 ) -> tuple[NDArray[np.int32], NDArray[np.uint16]]:
-    """Split atoms by the value at each voxel, in place, numbered in scan order.
-
-    Returns:
-        The old atom and the value of each.
-    """
+    """As `intersect`, in place, numbered in scan order."""
     flat, values = atoms.reshape(-1), volume.reshape(-1)
     keys = np.empty(1 << 15, np.int64)  # old atom << 16 | value, of each new atom
     number = np.full(1 << 16, -1, np.int32)
     done, used = 0, 0
     while True:
-        done, used = _number(flat, values, atoms.shape[2], number, keys, done, used)
+        done, used = _number(flat, values, atoms.shape[-1], number, keys, done, used)
         if done == len(flat):
             return (keys[:used] >> 16).astype(np.int32), (keys[:used] & 0xFFFF).astype(np.uint16)
         keys = np.concatenate((keys, np.empty_like(keys)))
@@ -237,9 +282,24 @@ def _place(number: NDArray[np.int32], keys: NDArray[np.int64], key: Any) -> Any:
     return place
 
 
+def measure(atoms: Any, count: int, backend: Backend = HOST) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """(A,) voxels and (A, 6) boxes z0, y0, x0, z1, y1, x1 of the atoms of a volume on the backend."""
+    if backend.name != "gpu":
+        voxels, boxes = _measure(atoms, count)
+        return voxels, boxes
+    xp = backend.xp
+    sizes, corners = xp.zeros(count, dtype=xp.int32), xp.zeros((count, 6), dtype=xp.int32)
+    corners[:, :3] = np.iinfo(np.int32).max
+    depth, height, width = atoms.shape
+    stretches = depth * height * -(-width // 32)
+    shape = [np.int32(n) for n in atoms.shape]
+    backend.launch("measure", stretches, atoms.astype(xp.int32, copy=False), *shape, sizes, corners)
+    return backend.to_host(sizes).astype(np.int64), backend.to_host(corners)
+
+
 @numba.njit(cache=True, nogil=True)
-def measure(atoms: NDArray[np.int32], count: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Voxels and box of each atom."""
+def _measure(atoms: NDArray[np.int32], count: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """As `measure`, on the CPU."""
     num_z, num_y, num_x = atoms.shape
     voxels = np.zeros(count, np.int64)
     boxes = np.empty((count, 6), np.int32)

@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backend import Backend
+from pipeline.backend import HOST, Backend
 from pipeline.slabs import summed_over_slabs
 
 
@@ -99,11 +99,40 @@ def region_sums(
     )
 
 
-def count_inside(labels: NDArray[Any], mask: NDArray[np.bool_], num_regions: int) -> NDArray[np.int64]:
-    """(R,) voxels of each region that a mask (z, y, x) has; both on the host."""
+def count_inside(labels: Any, mask: Any, num_regions: int, backend: Backend = HOST) -> NDArray[np.int64]:
+    """(R,) voxels of each region that a mask (z, y, x) has, or all where it is None; both on the backend."""
+    if backend.name == "gpu":
+        if mask is None:
+            return np.asarray(backend.to_host(tally(labels, num_regions, backend)[0])).astype(np.int64)
+        counted = backend.xp.bincount(labels[mask], minlength=num_regions)
+        return np.asarray(backend.to_host(counted)).astype(np.int64)
     counts = np.zeros(num_regions, np.int64)
+    if mask is None:
+        mask = np.broadcast_to(np.True_, labels.shape)
     _count_inside(labels.reshape(-1), mask.reshape(-1), counts)
     return counts
+
+
+def tally(labels: Any, num_labels: int, backend: Backend) -> tuple[Any, Any]:
+    """(R,) voxels of each label and index of its first, the number of voxels where there is none.
+
+    Args:
+        labels: Integers (z, y, x), 0..num_labels-1, on the backend.
+        num_labels: How many there may be.
+        backend: Where it runs: the GPU, or NumPy.
+
+    Returns:
+        Two int32 arrays on the backend.
+    """
+    xp = backend.xp
+    flat = labels.ravel().astype(xp.int32, copy=False)
+    sizes, first = xp.zeros(num_labels, dtype=xp.int32), xp.full(num_labels, flat.size, dtype=xp.int32)
+    if backend.name == "gpu":
+        backend.launch("tally", -(-flat.size // 32), flat, np.int64(flat.size), sizes, first)
+    else:
+        sizes[:] = xp.bincount(flat, minlength=num_labels)
+        backend.scatter_min(first, flat, xp.arange(flat.size, dtype=xp.int32))
+    return sizes, first
 
 
 def _planes_of(volume: Any) -> Callable[[tuple[int, int]], Any]:

@@ -17,6 +17,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.backend import HOST, Backend
 from pipeline.slabs import summed_over_slabs
 
 NUM_HASHES = 32
@@ -29,14 +30,20 @@ _CHAIN = 200
 """Entries of a bucket that are looked at: what agrees with more is one region many times over."""
 
 
-def leaf_sketches(labels: NDArray[Any], num_regions: int, num_threads: int = 1) -> NDArray[np.uint32]:
-    """(R, 32) sketches of the regions of a label volume (z, y, x)."""
+def leaf_sketches(labels: Any, num_regions: int, backend: Backend = HOST) -> NDArray[np.uint32]:
+    """(R, 32) sketches, on the host, of the regions of a label volume (z, y, x) on the backend."""
+    if backend.name == "gpu":
+        xp = backend.xp
+        sketches = xp.full((num_regions, NUM_HASHES), 0xFFFFFFFF, dtype=xp.uint32)
+        flat = labels.ravel().astype(xp.int32, copy=False)
+        backend.launch("sketch", flat.size, flat, np.int64(flat.size), sketches)
+        return np.asarray(backend.to_host(sketches))
     plane = labels.shape[1] * labels.shape[2]
     totals = summed_over_slabs(
         lambda: np.full((num_regions, NUM_HASHES), np.uint32(0xFFFFFFFF), np.uint32),
         lambda out, start, stop: _sketch(labels[start:stop].reshape(-1), start * plane, out),
         labels.shape,
-        num_threads,
+        backend.num_threads,
     )
     for other in totals[1:]:
         np.minimum(totals[0], other, out=totals[0])

@@ -6,7 +6,7 @@ Those that do least harm join a neighbour: harm is the part of their volume that
 it, so a sliver leaves a large region rather than a small one. Regions stay unions of atoms exactly.
 
 Reads:  atoms, int32 (z, y, x); ranks, uint16 (A, T), of the nests around each (see `pipeline.nests`).
-Writes: the same atoms, fewer of them, in place, 0..A'-1 in scan order.
+Writes: the same atoms, fewer of them, 0..A'-1 in scan order.
 Bounds: only atoms of at most 512 voxels are absorbed.
 """
 
@@ -15,13 +15,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backend import get_backend
+from pipeline.backend import Backend
 from pipeline.nests import Nest, sums_of
+from pipeline.regions import count_inside
 from pipeline.supervoxels import relabelled
 
 _ROUND = 3
@@ -30,42 +32,43 @@ _ROUND = 3
 _CACHED_PAIRS = 1 << 20
 """Places of the cache that keeps most pairs from being listed again; a power of two."""
 
+_INFINITY_BITS = int(np.array(np.inf).view(np.uint64))
+
 _MAX_SLIVER_VOXELS = 512
 """Larger atoms are never absorbed; rather the lowest ranked regions are given up."""
 
 
 def absorb(
-    atoms: NDArray[np.int32],
+    atoms: Any,
     ranks: NDArray[np.uint16],
     nests: Sequence[Nest],
     num_regions: int,
     max_atoms: int,
-    num_threads: int,
-) -> NDArray[np.int64]:
-    """Let slivers join neighbours, in place, until no more than `max_atoms` are left or none is a sliver.
+    backend: Backend,
+) -> tuple[Any, NDArray[np.int64]]:
+    """Let slivers join neighbours until no more than `max_atoms` are left or none is a sliver.
 
     Args:
-        atoms: (z, y, x) 0..A-1 in scan order.
+        atoms: int32 (z, y, x) 0..A-1 in scan order, on the backend; overwritten on the CPU.
         ranks: (A, T) see `pipeline.nests`.
         nests: (T,) the regions.
         num_regions: How many there are in all nests.
         max_atoms: How many atoms may be left.
-        num_threads: Threads that measure harm and number the atoms anew; the result does not depend on it.
+        backend: Where it runs.
 
     Returns:
-        (A',) for each atom that is left, the old number of the one whose ranks it has.
+        The atoms, fewer, 0..A'-1 in scan order; and (A',) for each the old number of the one whose ranks it
+        has.
     """
     count = len(ranks)
-    voxels = np.zeros(count, np.int64)
-    _count(atoms.reshape(-1), voxels)
+    voxels = count_inside(atoms, None, count, backend)
     weights, around = _weights(ranks, nests, voxels, num_regions)
-    pairs = _touching(atoms, voxels <= _MAX_SLIVER_VOXELS)
-    changes = np.full(len(pairs), -1.0)
+    make = _PairsOnGpu if backend.name == "gpu" else _Pairs
+    pairs = make(atoms, voxels <= _MAX_SLIVER_VOXELS, ranks, weights, around, backend)
     host = np.arange(count, dtype=np.int32)  # the atom that each has joined; itself at first
     left = count
     while left > max_atoms:
-        _measure(pairs, changes, ranks, weights, around, num_threads)
-        harm, neighbour = _least_harm(pairs, changes, voxels)
+        harm, neighbour = pairs.least_harm(voxels)
         slivers = np.flatnonzero(np.isfinite(harm))
         order = np.argsort(harm[slivers], kind="stable")
         slivers = slivers[order[: min(left - max_atoms, left // _ROUND + 1)]]
@@ -73,11 +76,100 @@ def absorb(
         if not joined:
             break
         left -= joined
-        used = _follow(pairs, changes, host)
-        pairs, changes = pairs[:used], changes[:used]
+        pairs.follow(host)
     number, old = _numbers(host)
-    relabelled(atoms, number, get_backend("cpu", num_threads=num_threads))
-    return old
+    return relabelled(atoms, number, backend), old
+
+
+class _Pairs:
+    """Touching atoms, one a sliver at least, and what a voxel changes that goes from one to the other."""
+
+    def __init__(
+        self,
+        atoms: NDArray[np.int32],
+        small: NDArray[np.bool_],
+        ranks: NDArray[np.uint16],
+        weights: NDArray[np.float64],
+        around: NDArray[np.int64],
+        backend: Backend,
+    ) -> None:
+        self.pairs = _touching(atoms, small)
+        self.changes = np.full(len(self.pairs), -1.0)  # -1 where it is not known
+        self.regions = ranks, weights, around
+        self.num_threads = backend.num_threads
+
+    def least_harm(self, voxels: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+        """(A,) what each sliver changes at least by joining a neighbour, infinite for others; which one."""
+        ends = np.linspace(0, len(self.pairs), self.num_threads + 1).astype(np.int64)
+        with ThreadPoolExecutor(self.num_threads) as pool:
+            parts = [slice(*part) for part in pairwise(ends.tolist())]
+            list(pool.map(lambda part: _fill(self.pairs[part], self.changes[part], *self.regions), parts))
+        harm, neighbour = _least_harm(self.pairs, self.changes, voxels)
+        return harm, neighbour
+
+    def follow(self, host: NDArray[np.int32]) -> None:
+        """Put atoms that have joined another in its place."""
+        used = _follow(self.pairs, self.changes, host)
+        self.pairs, self.changes = self.pairs[:used], self.changes[:used]
+
+
+class _PairsOnGpu:
+    """The same; `pairs` and `changes` are on the device."""
+
+    def __init__(
+        self,
+        atoms: Any,
+        small: NDArray[np.bool_],
+        ranks: NDArray[np.uint16],
+        weights: NDArray[np.float64],
+        around: NDArray[np.int64],
+        backend: Backend,
+    ) -> None:
+        xp = backend.xp
+        device_small, keys = backend.to_device(small), []
+        for axis in range(3):
+            a: list[slice] = [slice(None)] * 3
+            b: list[slice] = [slice(None)] * 3
+            a[axis], b[axis] = slice(None, -1), slice(1, None)
+            one, other = atoms[tuple(a)], atoms[tuple(b)]
+            wanted = (one != other) & (device_small[one] | device_small[other])
+            one, other = one[wanted].astype(xp.int64), other[wanted].astype(xp.int64)
+            keys.append((xp.minimum(one, other) << 32) | xp.maximum(one, other))
+        unique = xp.unique(xp.concatenate(keys))
+        self.pairs = xp.stack([unique >> 32, unique & 0xFFFFFFFF], axis=1).astype(xp.int32)
+        self.changes = xp.full(len(unique), -1.0)
+        self.regions = (
+            backend.to_device(ranks),
+            np.int32(ranks.shape[1]),
+            backend.to_device(weights),
+            backend.to_device(around),
+            np.int32(weights.shape[1]),
+        )
+        self.backend = backend
+
+    def least_harm(self, voxels: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+        """As `_Pairs.least_harm`."""
+        backend, xp = self.backend, self.backend.xp
+        count = len(self.pairs)
+        pairs, changes = (self.pairs, np.int64(count)), self.changes
+        backend.launch("pair_changes", count, *pairs, changes, *self.regions)
+        least = xp.full(len(voxels), _INFINITY_BITS, dtype=xp.uint64)
+        neighbour = xp.full(len(voxels), np.iinfo(np.int32).max, dtype=xp.int32)
+        slivers = backend.to_device(voxels), np.int32(_MAX_SLIVER_VOXELS)
+        backend.launch("least_changes", count, *pairs, changes, *slivers, least)
+        backend.launch("least_neighbours", count, *pairs, changes, *slivers, least, neighbour)
+        change = np.asarray(backend.to_host(least)).view(np.float64)
+        harm = np.where(np.isinf(change), np.inf, change * np.maximum(voxels, 1))
+        return harm, np.asarray(backend.to_host(neighbour))
+
+    def follow(self, host: NDArray[np.int32]) -> None:
+        """As `_Pairs.follow`."""
+        xp = self.backend.xp
+        followed = self.backend.to_device(host)[self.pairs]
+        apart = followed[:, 0] != followed[:, 1]
+        same = (followed == self.pairs).all(axis=1)
+        self.pairs = followed[apart]
+        self.changes = xp.where(same, self.changes, -1.0)[apart]
 
 
 def _weights(
@@ -161,30 +253,12 @@ def _difference(
     return total
 
 
-def _measure(
-    pairs: NDArray[np.int32],
-    changes: NDArray[np.float64],
-    ranks: NDArray[np.uint16],
-    weights: NDArray[np.float64],
-    around: NDArray[np.int64],
-    num_threads: int,
-) -> None:
-    """Fill in what a voxel changes that goes from one of a pair to the other, where it is not known."""
-    ends = np.linspace(0, len(pairs), num_threads + 1).astype(np.int64)
-    with ThreadPoolExecutor(num_threads) as pool:
-        parts = pairwise(ends.tolist())
-        list(
-            pool.map(
-                lambda part: _fill(pairs[slice(*part)], changes[slice(*part)], ranks, weights, around), parts
-            )
-        )
-
-
 @numba.njit(cache=True, nogil=True)
 def _fill(
     pairs: NDArray[np.int32], changes: NDArray[np.float64], ranks: NDArray[np.uint16],
     weights: NDArray[np.float64], around: NDArray[np.int64],
 ) -> None:  # fmt: skip
+    """Fill in what a voxel changes that goes from one of a pair to the other, where it is not known."""
     for p in range(len(pairs)):
         if changes[p] < 0:
             changes[p] = _difference(pairs[p, 0], pairs[p, 1], ranks, weights, around)
@@ -194,7 +268,6 @@ def _fill(
 def _least_harm(
     pairs: NDArray[np.int32], changes: NDArray[np.float64], voxels: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-    """(A,) what each sliver changes at least by joining a neighbour, infinite for others; which neighbour."""
     harm = np.full(len(voxels), np.inf)
     neighbour = np.full(len(voxels), -1, np.int32)
     for p in range(len(pairs)):
@@ -261,10 +334,3 @@ def _numbers(host: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int
             used += 1
         number[a] = new[last]
     return number, old[:used]
-
-
-@numba.njit(cache=True, nogil=True)
-def _count(flat: NDArray[np.int32], voxels: NDArray[np.int64]) -> None:
-    """Add the voxels of each atom."""
-    for i in range(len(flat)):
-        voxels[flat[i]] += 1

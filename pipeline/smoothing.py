@@ -24,6 +24,11 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.backend import HOST, Backend
+
+_BLOCKS_A_THREAD = 32
+"""Of the GPU: so that sums of many blocks cost one atomic."""
+
 _SAMPLED_STRIDE = 3
 """From this width of blocks on, regions are large: the whole partition is sampled once for all of them."""
 
@@ -49,36 +54,111 @@ class Outlines:
         return self.sigmas(voxels) > self.max_sigma_voxels / 2
 
 
-@numba.njit(cache=True, nogil=True)
 def paint_smoothed(
-    labels: NDArray[np.int32], innermost: NDArray[np.uint16], parent: NDArray[np.int64],
-    last: NDArray[np.int64], sigmas: NDArray[np.float64], boxes: NDArray[np.int64],
-) -> NDArray[np.uint16]:  # fmt: skip
+    labels: Any,
+    innermost: NDArray[np.uint16],
+    parent: NDArray[np.int64],
+    last: NDArray[np.int64],
+    sigmas: NDArray[np.float64],
+    boxes: NDArray[np.int64],
+    backend: Backend = HOST,
+) -> Any:
     """The innermost smoothed region at each voxel.
 
     Args:
-        labels: (z, y, x) leaf of each voxel.
+        labels: (z, y, x) leaf of each voxel, on the backend.
         innermost: (R,) 1 + rank of the smallest region around each leaf, 0 where there is none.
         parent: (N,) rank of the smallest region around each region, -1 where there is none; below its own.
         last: (N,) rank of the last region inside each.
         sigmas: (N,) width of the blur of each, in voxels.
         boxes: (N, 6) z0, y0, x0, z1, y1, x1 of each, half open.
+        backend: Where it runs.
 
     Returns:
-        uint16 (z, y, x): 1 + rank, 0 for none.
+        uint16 (z, y, x) on the backend: 1 + rank, 0 for none.
     """
+    if backend.name == "gpu":
+        return _paint_on_gpu(labels, innermost, parent, last, sigmas, boxes, backend)
+    return _paint_numba(labels, innermost, parent, last, sigmas, boxes)
+
+
+def _paint_on_gpu(
+    labels: Any,
+    innermost: NDArray[np.uint16],
+    parent: NDArray[np.int64],
+    last: NDArray[np.int64],
+    sigmas: NDArray[np.float64],
+    boxes: NDArray[np.int64],
+    backend: Backend,
+) -> Any:
+    """As `_paint_numba`: a few kernels a region, without waiting for any of them."""
+    xp = backend.xp
+    ranks = backend.to_device(innermost)[labels]
+    out = xp.zeros(labels.shape, dtype=xp.uint16)
+    rows, num_blocks = _regions_for_gpu(labels.shape, parent, last, sigmas, boxes)
+    regions, room = backend.to_device(rows), int(num_blocks.max())
+    counts = xp.empty(room, dtype=xp.uint16)
+    field, other = xp.empty(room, dtype=xp.float32), xp.empty(room, dtype=xp.float32)
+    overlap = xp.zeros((len(rows), 2), dtype=xp.uint64)
+    shape = [np.int32(n) for n in labels.shape]
+    for rank, (row, blocks) in enumerate(zip(rows, num_blocks.tolist(), strict=True)):
+        region, passes = (regions, np.int32(rank)), int(row[7])
+        if passes:
+            backend.launch("count_blocks", blocks, ranks, *shape, *region, counts, field)
+            for _ in range(passes):
+                backend.launch("blur_blocks", blocks, *region, field, other)
+                field, other = other, field
+            threads = -(-blocks // _BLOCKS_A_THREAD)
+            backend.launch("overlap_blocks", threads, *region, counts, field, np.int32(threads), overlap)
+        voxels = int(np.prod(row[3:6] - row[:3], dtype=np.int64))
+        painted = (field, overlap, np.float64(LEAST_IOU), out)
+        backend.launch("paint", voxels, ranks, *shape[1:], *region, *painted)
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _regions_for_gpu(
+    shape: Any, parent: NDArray[np.int64], last: NDArray[np.int64], sigmas: NDArray[np.float64],
+    boxes: NDArray[np.int64],
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:  # fmt: skip
+    """(N, 11) rows of `Region` in `kernels.cu`, (N,) blocks in the box of each."""
+    rows, num_blocks = np.empty((len(parent), 11), np.int32), np.ones(len(parent), np.int64)
+    for rank in range(len(parent)):
+        stride, passes = _blur_of(sigmas[rank])
+        box = _box_of_blocks(boxes[rank], stride, passes, shape)
+        rows[rank, :6] = box
+        rows[rank, 6:8] = stride, passes
+        rows[rank, 8:10] = rank + 1, last[rank] + 1
+        rows[rank, 10] = parent[rank] + 1
+        for d in range(3):
+            num_blocks[rank] *= (box[d + 3] - box[d] - 1) // stride + 1
+    return rows, num_blocks
+
+
+@numba.njit(cache=True, nogil=True)
+def _box_of_blocks(box: NDArray[np.int64], stride: int, passes: int, shape: Any) -> NDArray[np.int64]:
+    """What a blur of the region in a box may reach, from edge to edge of a block, or of the scan."""
+    margin = stride * (passes + 1) if passes else 0
+    out = np.empty(6, np.int64)
+    for d in range(3):
+        out[d] = max(0, box[d] - margin) // stride * stride
+        out[d + 3] = min(shape[d], ((box[d + 3] + margin - 1) // stride + 1) * stride)
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _paint_numba(
+    labels: NDArray[np.int32], innermost: NDArray[np.uint16], parent: NDArray[np.int64],
+    last: NDArray[np.int64], sigmas: NDArray[np.float64], boxes: NDArray[np.int64],
+) -> NDArray[np.uint16]:  # fmt: skip
+    """As `paint_smoothed`, on the CPU."""
     shape = labels.shape
     out = np.zeros(shape, np.uint16)
     samples = np.empty((0, 0, 0, 0), np.uint16)
     sampled = 0
     for rank in range(len(parent)):
         stride, passes = _blur_of(sigmas[rank])
-        margin = stride * (passes + 1) if passes else 0
-        box = np.empty(6, np.int64)
-        for d in range(3):  # from the edge of a block to the edge of a block, or of the scan
-            box[d] = max(0, boxes[rank, d] - margin) // stride * stride
-            box[d + 3] = min(shape[d], ((boxes[rank, d + 3] + margin - 1) // stride + 1) * stride)
-        z0, y0, x0, z1, y1, x1 = box
+        z0, y0, x0, z1, y1, x1 = _box_of_blocks(boxes[rank], stride, passes, shape)
         there, target = labels[z0:z1, y0:y1, x0:x1], out[z0:z1, y0:y1, x0:x1]
         first, final = np.uint16(rank + 1), np.uint16(last[rank] + 1)
         around, value = np.uint16(parent[rank] + 1), np.uint16(rank + 1)
@@ -97,7 +177,7 @@ def paint_smoothed(
             field = means
             for _ in range(passes):
                 field = _binomial(field)
-            if _iou(means, field) >= LEAST_IOU:
+            if _iou(means, field, _num_samples(stride)) >= LEAST_IOU:
                 _paint_blurred(target, field, stride, around, value)
                 continue
         _paint_members(target, there, innermost, first, final, around, value)
@@ -144,6 +224,20 @@ def _blur_of(sigma: float) -> Any:
 
 
 @numba.njit(cache=True, nogil=True)
+def _steps(stride: int) -> Any:
+    """Voxels from one sample of a block to the next, and how many there are, along each axis."""
+    step = 2 if stride > 2 else 1
+    return step, (stride - 1) // step + 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _num_samples(stride: int) -> int:
+    """Samples of a block."""
+    _, side = _steps(stride)
+    return int(side * side * side)
+
+
+@numba.njit(cache=True, nogil=True)
 def _samples(labels: NDArray[np.int32], innermost: NDArray[np.uint16], stride: int) -> NDArray[np.uint16]:
     """1 + rank of the innermost region at some voxels of each block of stride^3, (blocks, samples).
 
@@ -151,8 +245,7 @@ def _samples(labels: NDArray[np.int32], innermost: NDArray[np.uint16], stride: i
     repeated.
     """
     num_z, num_y, num_x = labels.shape
-    step = 2 if stride > 2 else 1
-    side = (stride - 1) // step + 1
+    step, side = _steps(stride)
     shape = ((num_z - 1) // stride + 1, (num_y - 1) // stride + 1, (num_x - 1) // stride + 1)
     out = np.empty((shape[0], shape[1], shape[2], side * side * side), np.uint16)
     for a in range(shape[0]):
@@ -269,17 +362,18 @@ def _between(block: int, stride: int, size: int) -> Any:
 
 
 @numba.njit(cache=True, nogil=True)
-def _iou(means: NDArray[np.float32], field: NDArray[np.float32]) -> float:
-    """IoU of the region with what its blur leaves of it, block by block."""
-    both, either = 0.0, 0.0
+def _iou(means: NDArray[np.float32], field: NDArray[np.float32], num: int) -> float:
+    """IoU of the region with what its blur leaves of it, in samples, of which a block has `num`: exact."""
+    both, either = np.int64(0), np.int64(0)
     before, after = means.ravel(), field.ravel()
     for i in range(len(before)):
+        inside = np.int64(before[i] * np.float32(num) + np.float32(0.5))
         if after[i] > np.float32(0.5):
-            both += before[i]
-            either += 1.0
+            both += inside
+            either += num
         else:
-            either += before[i]
-    return both / max(either, 1e-9)
+            either += inside
+    return both / max(either, np.int64(1))
 
 
 @numba.njit(cache=True, nogil=True)

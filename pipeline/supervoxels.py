@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backend import Backend
+from pipeline.regions import tally
 from pipeline.slabs import over_slabs, summed_over_slabs
 
 
@@ -112,15 +113,17 @@ def join(
 
 
 def number_in_scan_order(labels: Any, backend: Backend) -> tuple[Any, int]:
-    """Labels renumbered 0..R-1 by the first voxel that has them, and how many there are."""
+    """Labels from 0 on renumbered 0..R-1 by the first voxel that has them, and how many there are.
+
+    On the GPU or in NumPy; memory grows with the largest label.
+    """
     xp = backend.xp
-    flat = labels.ravel()
-    values, inverse = xp.unique(flat, return_inverse=True)
-    first = xp.full(len(values), flat.size, dtype=xp.int64)
-    backend.scatter_min(first, inverse, xp.arange(flat.size, dtype=xp.int64))
-    rank = xp.empty(len(values), dtype=xp.int32)
-    rank[xp.argsort(first)] = xp.arange(len(values), dtype=xp.int32)
-    return rank[inverse].reshape(labels.shape), len(values)
+    bound = int(labels.max()) + 1
+    _, first = tally(labels, bound, backend)
+    values = xp.flatnonzero(first < labels.size)
+    number = xp.empty(bound, dtype=xp.int32)
+    number[values[xp.argsort(first[values])]] = xp.arange(len(values), dtype=xp.int32)
+    return number[labels], len(values)
 
 
 def _lowest_neighbour(evidence: Any, xp: Any) -> Any:

@@ -1,7 +1,8 @@
 """A stand-in for CuPy that is as strict about what it takes, so that the GPU's path runs without a GPU.
 
 As in CuPy: arrays of host and device do not mix, none turns into a NumPy array but by `get`, a reduction is
-an array, and scatters know no int64. What only a device can show (other rounding, other order) it cannot.
+an array, and scatters know no int64. Kernels are compiled for the host (`host_cuda`). What only a device can
+show (other rounding, other order) it cannot.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from scipy import ndimage
+
+from tests.pipeline import host_cuda
 
 _SCATTERED = (np.int32, np.uint32, np.uint64, np.float32, np.float64)
 """Types of `cupyx.scatter_add` and `cupyx.scatter_min` (CuPy 14)."""
@@ -106,10 +109,17 @@ class _Module(ModuleType):
         return value if isinstance(value, type) or not callable(value) else on_device(value)
 
 
+class _Pool:
+    def free_all_blocks(self) -> None:
+        """Nothing to free."""
+
+
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets `import cupy` and `import cupyx` give the stand-in."""
     cupy, cupyx = _Module("cupy"), ModuleType("cupyx")
     scipy, gpu_ndimage = ModuleType("cupyx.scipy"), ModuleType("cupyx.scipy.ndimage")
+    cupy.RawModule = host_cuda.RawModule  # type: ignore[attr-defined]
+    cupy.get_default_memory_pool = _Pool  # type: ignore[attr-defined]
     cupy.asarray = lambda array: array if isinstance(array, DeviceArray) else DeviceArray(array)  # type: ignore[attr-defined]
     cupyx.scatter_add, cupyx.scatter_min = scatter(np.add), scatter(np.minimum)  # type: ignore[attr-defined]
     cupyx.scipy, scipy.ndimage = scipy, gpu_ndimage  # type: ignore[attr-defined]

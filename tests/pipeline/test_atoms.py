@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.atoms import AtomLayout, arrange, worth_keeping
+from pipeline.backend import get_backend
 from pipeline.hierarchies import Hierarchy, TreeSpec, grow
 from pipeline.refinement import Refinement, refine
 from pipeline.smoothing import Outlines
-from tests.pipeline.drawn_regions import ON_MANY, iou, leaf_sets, random_regions
+from tests.pipeline.drawn_regions import CPU, ON_MANY, iou, leaf_sets, random_regions
 
 SHAPE = (8, 9, 10)
 
@@ -159,7 +160,8 @@ def touching(atoms: NDArray[np.uint16], axis: int) -> set[tuple[int, int]]:
 def test_absorbing_does_not_depend_on_the_number_of_threads() -> None:
     drawn = scene(2, 60, (16, 16, 16))
     refinement = drawn.refine()
-    one, three = (arrange(refinement, np.arange(60), max_atoms=40, num_threads=n) for n in (1, 3))
+    backends = (CPU, get_backend("cpu", num_threads=3))
+    one, three = (arrange(refinement, np.arange(60), max_atoms=40, backend=backend) for backend in backends)
     for name in ("atoms", "orders", "runs", "kept"):
         np.testing.assert_array_equal(getattr(one, name), getattr(three, name))
 

@@ -5,6 +5,8 @@ Without a GPU its path runs on a stand-in (`strict_cupy`), which refuses what Cu
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,23 @@ from numpy.typing import NDArray
 from pipeline.backend import Backend, get_backend, gpu_is_at_hand
 from pipeline.components import component_tree, connected_components
 from pipeline.gradient import boundary_evidence, smooth, window_levels
-from pipeline.regions import region_graph, region_sums
+from pipeline.refinement import measure
+from pipeline.regions import count_inside, region_graph, region_sums
+from pipeline.sketches import leaf_sketches
+from pipeline.smoothing import paint_smoothed, region_boxes
 from pipeline.supervoxels import basins, number_in_scan_order
-from tests.pipeline import strict_cupy
-from tests.pipeline.drawn_proposals import COARSE, bytes_of, patient_proposals
+from tests.pipeline import host_cuda, strict_cupy
+from tests.pipeline.drawn_proposals import COARSE, CONFIG, bytes_of, patient_proposals
 from tests.pipeline.drawn_regions import CPU, NUMPY
+
+
+def on_gpu(test: Callable[..., None]) -> Callable[..., None]:
+    """Runs on a machine with a GPU only."""
+    skipped = pytest.mark.skipif(not gpu_is_at_hand(), reason="no CUDA device that CuPy can use")(test)
+    return pytest.mark.gpu(skipped)
+
+
+needs_compiler = pytest.mark.skipif(not host_cuda.COMPILER, reason="no C++ compiler for the CUDA kernels")
 
 SHAPES = [(9, 10, 11), (1, 7, 20), (24, 25, 26)]
 
@@ -44,12 +58,13 @@ def kernel_results(backend: Backend, shape: tuple[int, int, int], num_values: in
         for side in ("bright", "dark")
     ]
     whole = connected_components(levels[0] >= 0, backend)[0]
+    inside = levels[0] > 3000
     on_device = {
         "levels": levels[0],
         "smoothed": smooth(levels[0], (0.5, 1.0, 2.3), backend),
         "evidence": evidence,
         "labels": labels,
-        "components": connected_components(levels[0] > 3000, backend)[0],
+        "components": connected_components(inside, backend)[0],
         "one component": whole,
     }
     if backend.name != "cpu":  # of the array module only
@@ -57,7 +72,10 @@ def kernel_results(backend: Backend, shape: tuple[int, int, int], num_values: in
     on_host = {
         **{f"graph.{name}": getattr(graph, name) for name in ("pairs", "faces", "sums", "lows")},
         **{f"sums.{name}": getattr(sums, name) for name in ("voxels", "levels", "places")},
-        **{f"tree {k}": tree.zones for k, tree in enumerate(trees)},
+        **{f"tree {k}": backend.to_host(tree.zones) for k, tree in enumerate(trees)},
+        "sketches": leaf_sketches(labels, count, backend),
+        "counted": count_inside(labels, inside, count, backend),
+        "counted everywhere": count_inside(labels, None, count, backend),
     }
     return on_host | {name: backend.to_host(array) for name, array in on_device.items()}
 
@@ -74,6 +92,7 @@ def test_every_kernel_of_numba_equals_numpys_to_the_bit(shape: tuple[int, int, i
     assert_as_numpy(CPU, shape, num_values)
 
 
+@needs_compiler
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_gpus_path_mixes_no_arrays_of_host_and_device(
     shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
@@ -82,30 +101,73 @@ def test_the_gpus_path_mixes_no_arrays_of_host_and_device(
     assert_as_numpy(Backend(name="gpu"), shape, 4)
 
 
+CONFIGS = {
+    "usual": CONFIG,
+    "slivers absorbed": replace(CONFIG, max_atoms=400),
+    "wide blurs": replace(CONFIG, outline_smoothing=0.5, max_outline_sigma_mm=20.0),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", CONFIGS)
 @pytest.mark.parametrize("modality", ["ct", "mr"])
 def test_proposals_come_out_of_the_gpus_path_as_from_any_other(
-    modality: str, monkeypatch: pytest.MonkeyPatch
+    modality: str, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = bytes_of(patient_proposals(grid=COARSE, modality=modality))
+    drawn = {"grid": COARSE, "modality": modality, "config": CONFIGS[case]}
+    expected = bytes_of(patient_proposals(**drawn))
     strict_cupy.install(monkeypatch)
-    made = patient_proposals(grid=COARSE, modality=modality, backend=Backend(name="gpu"))
-    assert bytes_of(made) == expected
+    assert bytes_of(patient_proposals(**drawn, backend=Backend(name="gpu"))) == expected
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not gpu_is_at_hand(), reason="no CUDA device that CuPy can use")
+def outlines_of(sigma_voxels: float, backend: Backend) -> NDArray[np.uint16]:
+    """Two nested blobs and one beside them, blurred, in a volume whose edges cut blocks and blobs."""
+    places = np.stack(np.meshgrid(*(np.arange(n) for n in (31, 40, 37)), indexing="ij"), axis=-1)
+    labels = np.zeros(places.shape[:3], np.int32)
+    for label, (centre, radius) in enumerate([((12, 14, 8), 11.5), ((10, 12, 9), 6.3), ((25, 33, 30), 9.0)]):
+        labels[np.linalg.norm(places - centre, axis=-1) < radius] = label + 1
+    innermost = np.array([0, 1, 2, 3], np.uint16)
+    _, leaf_boxes = measure(labels, 4)
+    parent, last = np.array([-1, 0, -1]), np.array([1, 1, 2])
+    boxes = region_boxes(leaf_boxes, innermost, parent)
+    on_device = backend.to_device(labels)
+    out = paint_smoothed(on_device, innermost, parent, last, np.full(3, sigma_voxels), boxes, backend)
+    return np.asarray(backend.to_host(out))
+
+
+SIGMAS = [0.2, 0.5, 0.8, 1.4, 1.6, 2.5, 3.7, 6.1, 9.0]
+"""Blocks of 1 to 7 voxels, and blurs so wide that a region stays as it is."""
+
+
+@needs_compiler
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_outlines_of_any_width_are_the_same(sigma: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = outlines_of(sigma, CPU)
+    strict_cupy.install(monkeypatch)
+    np.testing.assert_array_equal(outlines_of(sigma, Backend(name="gpu")), expected, strict=True)
+
+
+@on_gpu
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_outlines_of_any_width_are_the_same_on_a_gpu(sigma: float) -> None:
+    np.testing.assert_array_equal(
+        outlines_of(sigma, get_backend("gpu")), outlines_of(sigma, CPU), strict=True
+    )
+
+
+@on_gpu
 @pytest.mark.parametrize("num_values", [2, 4, 400])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_kernel_of_cupy_equals_numpys_to_the_bit(shape: tuple[int, int, int], num_values: int) -> None:
     assert_as_numpy(get_backend("gpu"), shape, num_values)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not gpu_is_at_hand(), reason="no CUDA device that CuPy can use")
+@on_gpu
+@pytest.mark.parametrize("case", CONFIGS)
 @pytest.mark.parametrize("modality", ["ct", "mr"])
-def test_proposals_made_on_a_gpu_are_the_same_bytes(modality: str) -> None:
+def test_proposals_made_on_a_gpu_are_the_same_bytes(modality: str, case: str) -> None:
     made = [
-        bytes_of(patient_proposals(grid=COARSE, modality=modality, backend=backend))
+        bytes_of(patient_proposals(grid=COARSE, modality=modality, config=CONFIGS[case], backend=backend))
         for backend in (get_backend("gpu"), CPU)
     ]
     assert made[0] == made[1]

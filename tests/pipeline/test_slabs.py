@@ -101,7 +101,7 @@ def test_supervoxels_and_their_sums_do_not_depend_on_slabs_and_threads(num_value
         found = region_sums(labels, count, volumes, backend)
         for name in ("voxels", "levels", "places"):
             np.testing.assert_array_equal(getattr(found, name), getattr(sums, name), name, strict=True)
-        np.testing.assert_array_equal(leaf_sketches(labels, count, backend.num_threads), sketches)
+        np.testing.assert_array_equal(leaf_sketches(labels, count, backend), sketches)
 
 
 def test_proposals_are_the_same_bytes_in_thin_slabs_one_after_the_other(
