@@ -115,7 +115,7 @@ def _kernel(cupy: Any, name: str) -> Callable[..., None]:
 @cache
 def _module(cupy: Any) -> Any:
     code = Path(__file__).with_name("kernels.cu").read_text(encoding="utf-8")
-    return cupy.RawModule(code=code, options=("--std=c++17", "--fmad=false"))
+    return cupy.RawModule(code=code, options=("--fmad=false",))
 
 
 def _for_atomics(array: Any) -> Any:

@@ -16,6 +16,7 @@ Source: the task comes from MASS (Gao et al., CVPR 2026); there the masks are SA
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -49,6 +50,8 @@ from pipeline.selection import Candidates, candidates_of, choose
 from pipeline.sketches import leaf_sketches
 from pipeline.smoothing import Outlines
 from pipeline.supervoxels import basins, join_lowest_pass, relabelled
+
+_log = logging.getLogger(__name__)
 
 ALGORITHM_VERSION = 3
 """Of the code that makes proposals: raised when the same image and settings give others."""
@@ -132,9 +135,45 @@ def propose(
         config: Every choice.
         backend: Where the array kernels run.
 
+    Where a GPU has not enough memory for the scan, the CPU makes them: the same bytes.
+
     Raises:
         NoProposals: the scan is too small or too flat to hold any region within the size limits.
     """
+    make = partial(
+        _propose,
+        image,
+        scale=scale,
+        offset=offset,
+        intensity_low=intensity_low,
+        intensity_high=intensity_high,
+        spacing_zyx_mm=spacing_zyx_mm,
+        unit=unit,
+        config=config,
+    )
+    if backend.name != "gpu":
+        return make(backend=backend)
+    try:
+        return make(backend=backend)
+    except MemoryError:  # CuPy's is one too
+        _log.warning("the GPU has not enough memory for %d voxels; the CPU does this scan", image.size)
+    finally:
+        backend.release()  # other processes share the device
+    return make(backend=replace(backend, name="cpu"))
+
+
+def _propose(
+    image: NDArray[np.int16],
+    *,
+    scale: float,
+    offset: float,
+    intensity_low: float,
+    intensity_high: float,
+    spacing_zyx_mm: tuple[float, float, float],
+    unit: str,
+    config: ProposalConfig,
+    backend: Backend,
+) -> ProposalSet:
     codes = backend.to_device(image)
     calibration = Calibration.of(codes, scale, offset, (intensity_low, intensity_high), unit, backend)
     windows = calibration.windows(config)

@@ -102,10 +102,10 @@ def region_sums(
 def count_inside(labels: Any, mask: Any, num_regions: int, backend: Backend = HOST) -> NDArray[np.int64]:
     """(R,) voxels of each region that a mask (z, y, x) has, or all where it is None; both on the backend."""
     if backend.name == "gpu":
-        if mask is None:
-            return np.asarray(backend.to_host(tally(labels, num_regions, backend)[0])).astype(np.int64)
-        counted = backend.xp.bincount(labels[mask], minlength=num_regions)
-        return np.asarray(backend.to_host(counted)).astype(np.int64)
+        if mask is not None:
+            labels = backend.xp.where(mask, labels, num_regions)
+        sizes, _ = tally(labels, num_regions + 1, backend)
+        return np.asarray(backend.to_host(sizes))[:num_regions].astype(np.int64)
     counts = np.zeros(num_regions, np.int64)
     if mask is None:
         mask = np.broadcast_to(np.True_, labels.shape)

@@ -23,7 +23,7 @@ COMPILER = shutil.which("g++") or shutil.which("clang++")
 _PRELUDE = """
 #include <cstddef>
 struct Index { unsigned int x; };
-static Index blockIdx, blockDim, threadIdx;
+static thread_local Index blockIdx, blockDim, threadIdx;  // trees are grown by several threads
 #define __global__
 #define __device__
 template <class T, class U> void atomicMin(T* place, U value) { if ((T)value < *place) *place = (T)value; }
