@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import label
 from skimage.segmentation import slic, watershed
@@ -59,16 +59,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--scan", type=Path, default=EXAMPLE, help="a CT that SimpleITK reads")
+    parser.add_argument("--scan", type=Path, default=EXAMPLE, help="a CT that SimpleITK reads, or HU as .npy")
     parser.add_argument("--edge", type=int, default=128, help="voxels along each axis")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each after the first")
     parser.add_argument("--no-slic", action="store_true", help="leave SLIC out")
     parser.add_argument("--json", type=Path, help="write the table here")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "ct.nii.gz"
-        write_ct(options.scan, path, (options.edge,) * 3, 10.0)
-        codes = np.clip(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), -991, 500)
+    codes = (
+        np.load(options.scan) if options.scan.suffix == ".npy" else stretched_ct(options.scan, options.edge)
+    )
     levels = Levels(
         codes=codes,
         scale=1.0,
@@ -89,6 +88,16 @@ def main() -> None:
     if options.json:
         table = {"edge": options.edge, "rows": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
+def stretched_ct(scan: Path, edge: int) -> NDArray[np.int16]:
+    """A CT stretched to so many voxels along each axis, with noise, clipped as ingest does."""
+    import SimpleITK as sitk  # noqa: N813
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ct.nii.gz"
+        write_ct(scan, path, (edge,) * 3, 10.0)
+        return np.clip(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), -991, 500)
 
 
 def supervoxel_rows(levels: Levels, repeats: int, *, with_slic: bool) -> list[Row]:

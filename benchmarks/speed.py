@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "totalseg" / "example_ct.nii.gz"
 
@@ -80,6 +79,8 @@ def write_ct(source: Path, target: Path, shape: tuple[int, ...], noise_hu: float
 
     Written as int16 NIfTI.
     """
+    import SimpleITK as sitk  # noqa: N813 - and not above: other scripts run where it is not installed
+
     image = sitk.ReadImage(str(source), sitk.sitkFloat32)
     size = [min(256, edge) for edge in shape[::-1]]
     grid = sitk.Image(size, sitk.sitkFloat32)
@@ -106,6 +107,8 @@ def run_child(arguments: list[str]) -> dict[str, float]:
 
 def measure_propose(path: Path, threads: int | None) -> dict[str, float]:
     """Seconds of each step of `propose`, and the peak memory, compiled code warm."""
+    import SimpleITK as sitk  # noqa: N813
+
     import pipeline.gradient
     import pipeline.proposals as steps
     from pipeline.backend import get_backend

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pipeline.backend import HOST, Backend
 from pipeline.nests import Nest, boxes_of, runs_of, sums_of
-from pipeline.refinement import Refinement, gathered, intersect, measure
+from pipeline.refinement import Refinement, gathered, measure
 from pipeline.regions import count_inside
 from pipeline.slivers import absorb
 
@@ -70,14 +70,15 @@ def worth_keeping(
         min_body_fraction: Regions with a smaller part in the body go.
         backend: Where the volumes are; its threads compare regions.
     """
-    orders, runs = runs_of(refinement.ranks, refinement.nests, len(refinement.chosen))
-    voxels = sums_of(refinement.ranks, refinement.nests, refinement.atom_voxels, len(runs))
-    boxes = boxes_of(refinement.ranks, refinement.nests, refinement.atom_boxes, len(runs))
+    count, threads = len(refinement.chosen), backend.num_threads
+    orders, runs = runs_of(refinement.ranks, refinement.nests, count, threads)
+    voxels = sums_of(refinement.ranks, refinement.nests, refinement.atom_voxels, count, threads)
+    boxes = boxes_of(refinement.ranks, refinement.nests, refinement.atom_boxes, count, threads)
     within = voxels >= max(min_voxels, 1)
     if body is not None:
         in_body = count_inside(refinement.atoms, body, len(refinement.ranks), backend)
         within &= (
-            sums_of(refinement.ranks, refinement.nests, in_body, len(runs)) >= min_body_fraction * voxels
+            sums_of(refinement.ranks, refinement.nests, in_body, count, threads) >= min_body_fraction * voxels
         )
     kept = _no_twins(orders, runs, refinement.atom_voxels, voxels, boxes, duplicate_iou, within)
     return np.flatnonzero(kept)
@@ -100,7 +101,7 @@ def arrange(
             atoms, old = absorb(atoms, ranks, nests, len(places), max_atoms, backend)
             ranks = ranks[old]
         if len(ranks) <= max_atoms:
-            orders, runs = runs_of(ranks, nests, len(places))
+            orders, runs = runs_of(ranks, nests, len(places), backend.num_threads)
             kept = np.flatnonzero(runs[:, 2] > runs[:, 1])  # a region of slivers only may be gone
             if len(kept):  # else all were slivers: fewer need no absorbing
                 break
@@ -112,8 +113,8 @@ def arrange(
         trees=tuple(nest.tree for nest in nests),
         kept=places[kept],
         runs=runs[kept],
-        boxes=boxes_of(ranks, nests, boxes, len(places))[kept].astype(np.int32),
-        voxels=sums_of(ranks, nests, voxels, len(places))[kept],
+        boxes=boxes_of(ranks, nests, boxes, len(places), backend.num_threads)[kept].astype(np.int32),
+        voxels=sums_of(ranks, nests, voxels, len(places), backend.num_threads)[kept],
         atom_voxels=voxels,
     )
 
@@ -124,16 +125,55 @@ def _restrict(
     """The refinement of some of the regions: atoms that only others told apart are one."""
     wanted = np.zeros(len(refinement.chosen), np.bool_)
     wanted[places] = True
-    nests = []
-    # Atoms are numbered in scan order, so those that several become one with are too.
-    number, ranks = np.zeros(len(refinement.ranks), np.int32), np.zeros((1, 0), np.uint16)
-    for column, nest in enumerate(refinement.nests):
-        some, around = nest.restricted(wanted)
-        if len(some.nodes):
-            nests.append(some)
-            number, origin, rank = intersect(number, around[refinement.ranks[:, column]])
-            ranks = np.concatenate([ranks[origin], rank[:, None]], axis=1)
-    return gathered(number, refinement.atoms, backend), ranks, nests
+    restricted = [(column, *nest.restricted(wanted)) for column, nest in enumerate(refinement.nests)]
+    restricted = [(column, nest, table) for column, nest, table in restricted if len(nest.nodes)]
+    around = np.zeros((len(restricted), max(len(table) for _, _, table in restricted)), np.uint16)
+    for row, (_, _, table) in enumerate(restricted):
+        around[row, : len(table)] = table
+    ranks = _looked_up(refinement.ranks, np.array([column for column, _, _ in restricted]), around)
+    # Atoms are numbered in scan order, so those that several of them become are too.
+    number, first = _different_rows(ranks)
+    return gathered(number, refinement.atoms, backend), ranks[first], [nest for _, nest, _ in restricted]
+
+
+@numba.njit(cache=True, nogil=True)
+def _looked_up(
+    ranks: NDArray[np.uint16], columns: NDArray[np.int64], tables: NDArray[np.uint16]
+) -> NDArray[np.uint16]:
+    """(A, T') some columns of the ranks, each looked up in its table."""
+    out = np.empty((len(ranks), len(columns)), np.uint16)
+    for i in range(len(ranks)):
+        for row in range(len(columns)):
+            out[i, row] = tables[row, ranks[i, columns[row]]]
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _different_rows(rows: NDArray[np.uint16]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """(A,) the number of each row, equal ones the same, in order; and the first row of each number."""
+    size = 16
+    while size < 2 * len(rows):
+        size *= 2
+    table = np.full(size, -1, np.int32)
+    number, first = np.empty(len(rows), np.int32), np.empty(len(rows), np.int32)
+    used = 0
+    for i in range(len(rows)):
+        value = np.uint64(1469598103934665603)
+        for k in range(rows.shape[1]):
+            value = (value ^ np.uint64(rows[i, k])) * np.uint64(1099511628211)
+        place = np.int64((value ^ (value >> np.uint64(32))) & np.uint64(size - 1))
+        while table[place] >= 0:
+            other, k = first[table[place]], 0
+            while k < rows.shape[1] and rows[other, k] == rows[i, k]:
+                k += 1
+            if k == rows.shape[1]:
+                break
+            place = (place + 1) & (size - 1)
+        if table[place] < 0:
+            table[place], first[used] = used, i
+            used += 1
+        number[i] = table[place]
+    return number, first[:used]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -159,11 +199,13 @@ def _no_twins(
                 room *= max(0, min(boxes[a, d + 3], boxes[b, d + 3]) - max(boxes[a, d], boxes[b, d]))
             if room <= iou * max(voxels[a], voxels[b]):
                 continue
-            both = 0
+            both = voxels[a]  # at most: what is found outside goes off, until too little is left
             for k in range(runs[a, 1], runs[a, 2]):
                 atom = orders[runs[a, 0], k]
-                if inside[atom]:
-                    both += atom_voxels[atom]
+                if not inside[atom]:
+                    both -= atom_voxels[atom]
+                    if not both > iou * (voxels[a] + voxels[b] - both):
+                        break
             if both > iou * (voxels[a] + voxels[b] - both):
                 kept[b] = False
                 break

@@ -61,6 +61,11 @@ class Backend:
 
         return ndimage
 
+    @property
+    def volume_threads(self) -> int:
+        """Threads that work on one volume: those of the CPU, or one that tells the GPU what to do."""
+        return self.num_threads if self.name == "cpu" else 1
+
     def to_device(self, array: Any) -> Any:
         """The array where the kernels run."""
         return self.xp.asarray(array)

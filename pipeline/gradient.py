@@ -85,6 +85,8 @@ def _smooth_planes(
         weights = gaussian_weights(sigma)
         if backend.name == "cpu":
             levels = _smooth_axis_numba(levels, weights, axis)
+        elif backend.name == "gpu":
+            levels = _smooth_axis_on_gpu(levels, weights, axis, backend)
         else:
             levels = _smooth_axis(levels, weights, axis, backend.xp)
         if axis == 0:
@@ -131,6 +133,9 @@ def _evidence_planes(
         smoothed = _smooth_planes(levels, sigma, (first, last), backend)
         if backend.name == "cpu":
             _magnitude_numba(smoothed, ratio, total)
+        elif backend.name == "gpu":
+            shape = [np.int32(n) for n in smoothed.shape]
+            backend.launch("add_magnitude", smoothed.size, smoothed, *shape, backend.to_device(ratio), total)
         else:
             total += _magnitude(smoothed, ratio, xp)
     return total[planes[0] - first : planes[1] - first] >> _LEVEL_BITS
@@ -182,7 +187,7 @@ class Levels:
         def fill(start: int, stop: int) -> None:
             out[start:stop] = table[self.smoothed(window, sigma_mm, (start, stop))]
 
-        over_slabs(fill, self.codes.shape, self.backend.num_threads)
+        over_slabs(fill, self.codes.shape, self.backend.volume_threads)
         return out
 
     def evidence(self, scales_mm: Sequence[float]) -> Any:
@@ -203,7 +208,7 @@ class Levels:
                     levels, scale, self.spacing_zyx_mm, (start - first, stop - first), self.backend
                 )
 
-        over_slabs(fill, self.codes.shape, self.backend.num_threads)
+        over_slabs(fill, self.codes.shape, self.backend.volume_threads)
         return out
 
     def _with_halo(self, planes: tuple[int, int], halo: int) -> tuple[int, int]:
@@ -223,6 +228,14 @@ def _shifted(volume: Any, step: int, axis: int, xp: Any) -> Any:
     """The volume moved by `step` voxels along an axis, edges repeated."""
     index = xp.clip(xp.arange(volume.shape[axis]) + step, 0, volume.shape[axis] - 1)
     return xp.take(volume, index, axis=axis)
+
+
+def _smooth_axis_on_gpu(levels: Any, weights: NDArray[np.int32], axis: int, backend: Backend) -> Any:
+    out = backend.xp.empty(levels.shape, dtype=levels.dtype)
+    shape = [np.int32(n) for n in levels.shape]
+    taps = (backend.to_device(weights), np.int32(len(weights) // 2))
+    backend.launch("smooth_axis", levels.size, levels, *shape, np.int32(axis), *taps, out)
+    return out
 
 
 def _smooth_axis(levels: Any, weights: NDArray[np.int32], axis: int, xp: Any) -> Any:

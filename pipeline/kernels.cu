@@ -7,6 +7,40 @@
 
 #define ITEM ((long long)blockIdx.x * blockDim.x + threadIdx.x)
 
+// As gradient._smooth_axis_numba. One thread a voxel.
+//   levels and out (Z, Y, X); weights (2 radius + 1,), sum 1,024.
+extern "C" __global__ void smooth_axis(const short* levels, int Z, int Y, int X, int axis, const int* weights,
+                                       int radius, short* out)
+{
+    if (ITEM >= (long long)Z * Y * X)
+        return;
+    int x = (int)(ITEM % X), y = (int)(ITEM / X % Y), z = (int)(ITEM / X / Y);
+    int here = axis == 0 ? z : axis == 1 ? y : x, size = axis == 0 ? Z : axis == 1 ? Y : X;
+    long long step = axis == 0 ? (long long)Y * X : axis == 1 ? X : 1;
+    const short* line = levels + ITEM - here * step;
+    int total = 512;
+    for (int k = -radius; k <= radius; ++k) {
+        int at = here + k < 0 ? 0 : here + k > size - 1 ? size - 1 : here + k;
+        total += line[at * step] * weights[k + radius];
+    }
+    out[ITEM] = (short)(total >> 10);
+}
+
+// As gradient._magnitude_numba. One thread a voxel.
+//   levels (Z, Y, X); ratio (3,) weights of squared steps along z, y, x in 1/256; total (Z, Y, X), added to.
+extern "C" __global__ void add_magnitude(const short* levels, int Z, int Y, int X, const long long* ratio, int* total)
+{
+    if (ITEM >= (long long)Z * Y * X)
+        return;
+    int x = (int)(ITEM % X), y = (int)(ITEM / X % Y), z = (int)(ITEM / X / Y);
+    long long plane = (long long)Y * X;
+    long long dz = levels[ITEM + (z < Z - 1 ? plane : 0)] - levels[ITEM - (z > 0 ? plane : 0)];
+    long long dy = levels[ITEM + (y < Y - 1 ? X : 0)] - levels[ITEM - (y > 0 ? X : 0)];
+    long long dx = levels[ITEM + (x < X - 1 ? 1 : 0)] - levels[ITEM - (x > 0 ? 1 : 0)];
+    long long square = (dz * dz * ratio[0] + dy * dy * ratio[1] + dx * dx * ratio[2]) >> 8;
+    total[ITEM] += (int)sqrt((double)square);
+}
+
 // As sketches._sketch. One thread a voxel.
 //   labels (voxels,); out (R, 32), all bits set at first.
 extern "C" __global__ void sketch(const int* labels, long long voxels, unsigned int* out)

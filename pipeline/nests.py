@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.hierarchies import Hierarchy
+from pipeline.slabs import for_each
 from pipeline.smoothing import region_boxes
 
 
@@ -60,12 +61,14 @@ class Nest:
 
 
 def runs_of(
-    ranks: NDArray[np.uint16], nests: Sequence[Nest], num_regions: int
+    ranks: NDArray[np.uint16], nests: Sequence[Nest], num_regions: int, num_threads: int = 1
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """(T, A) atoms in depth-first order of each nest; (N, 3) row, start, stop of each region, by place."""
     orders = np.empty((len(nests), len(ranks)), np.int32)
     runs = np.empty((num_regions, 3), np.int32)
-    for row, nest in enumerate(nests):
+
+    def fill(row: int) -> None:
+        nest = nests[row]
         rank = ranks[:, row] - np.uint16(1)  # 65,535 for atoms in no chosen region: they come last
         order = np.argsort(rank, kind="stable")
         orders[row] = order
@@ -74,26 +77,44 @@ def runs_of(
             rank[order], np.arange(len(nest.nodes), dtype=np.uint16), side="left"
         )
         runs[nest.place, 2] = np.searchsorted(rank[order], nest.last.astype(np.uint16), side="right")
+
+    for_each(fill, range(len(nests)), num_threads)
     return orders, runs
 
 
 def boxes_of(
-    ranks: NDArray[np.uint16], nests: Sequence[Nest], atom_boxes: NDArray[np.int32], num_regions: int
+    ranks: NDArray[np.uint16],
+    nests: Sequence[Nest],
+    atom_boxes: NDArray[np.int32],
+    num_regions: int,
+    num_threads: int = 1,
 ) -> NDArray[np.int64]:
     """(N, 6) boxes of the regions, by place."""
     boxes = np.empty((num_regions, 6), np.int64)
-    for row, nest in enumerate(nests):
-        boxes[nest.place] = region_boxes(atom_boxes, np.ascontiguousarray(ranks[:, row]), nest.parent)
+
+    def fill(row: int) -> None:
+        innermost = np.ascontiguousarray(ranks[:, row])
+        boxes[nests[row].place] = region_boxes(atom_boxes, innermost, nests[row].parent)
+
+    for_each(fill, range(len(nests)), num_threads)
     return boxes
 
 
 def sums_of(
-    ranks: NDArray[np.uint16], nests: Sequence[Nest], values: NDArray[np.int64], num_regions: int
+    ranks: NDArray[np.uint16],
+    nests: Sequence[Nest],
+    values: NDArray[np.int64],
+    num_regions: int,
+    num_threads: int = 1,
 ) -> NDArray[np.int64]:
     """(N,) sums of the atoms' values over the regions, by place."""
     sums = np.empty(num_regions, np.int64)
-    for row, nest in enumerate(nests):
-        sums[nest.place] = _rank_sums(np.ascontiguousarray(ranks[:, row]), values, nest.parent)
+
+    def fill(row: int) -> None:
+        innermost = np.ascontiguousarray(ranks[:, row])
+        sums[nests[row].place] = _rank_sums(innermost, values, nests[row].parent)
+
+    for_each(fill, range(len(nests)), num_threads)
     return sums
 
 

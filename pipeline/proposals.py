@@ -190,16 +190,18 @@ def _propose(
         max(2, int(np.ceil(config.min_volume_mm3 / voxel_mm3))),
         int(config.max_volume_fraction * image.size),
     )
-    scene = _Scene(
-        levels=levels,
-        evidence=levels.evidence(config.scales_mm),
-        body=backend.to_device(calibration.body(image, scale, offset, spacing_zyx_mm, config)),
-        voxel_limits=limits,
-        outlines=config.outlines(voxel_mm3),
-        config=config,
-        backend=backend,
-        turn=Lock(),
-    )
+    with ThreadPoolExecutor(1) as beside:
+        body = beside.submit(calibration.body, image, scale, offset, spacing_zyx_mm, config)
+        scene = _Scene(
+            levels=levels,
+            evidence=levels.evidence(config.scales_mm),
+            body=backend.to_device(body.result()),
+            voxel_limits=limits,
+            outlines=config.outlines(voxel_mm3),
+            config=config,
+            backend=backend,
+            turn=Lock(),
+        )
     names: tuple[PartitionName, ...] = ("fine", "coarse", "voxels")
     sides: tuple[Literal["bright", "dark"], ...] = ("bright", "dark")
     # Small partitions side by side, each on one core; large ones in turn, each on all: a volume each.
@@ -374,19 +376,17 @@ def _with_candidates(labels: Any, trees: list[Hierarchy], voxels: NDArray[np.int
     """A partition and its trees, with the nodes that may become proposals."""
     sketches = leaf_sketches(labels, len(voxels), scene.backend)
     body_voxels = count_inside(labels, scene.body, len(voxels), scene.backend)
-    candidates = tuple(
-        candidates_of(
-            tree,
-            0,
-            leaf_voxels=voxels,
-            leaf_body_voxels=body_voxels,
-            leaf_sketches=sketches,
-            least_body_fraction=scene.config.min_body_fraction,
-            voxel_limits=scene.voxel_limits,
-            per_half_octave=scene.config.candidates_per_half_octave,
-        )
-        for tree in trees
+    found = partial(
+        candidates_of,
+        leaf_voxels=voxels,
+        leaf_body_voxels=body_voxels,
+        leaf_sketches=sketches,
+        least_body_fraction=scene.config.min_body_fraction,
+        voxel_limits=scene.voxel_limits,
+        per_half_octave=scene.config.candidates_per_half_octave,
     )
+    with ThreadPoolExecutor(scene.backend.num_threads) as pool:
+        candidates = tuple(pool.map(lambda tree: found(tree, 0), trees))
     return _Grown(labels=labels, hierarchies=tuple(trees), candidates=candidates)
 
 

@@ -88,8 +88,8 @@ def refine(
         return paint_smoothed(labels, innermost, nest.parent, nest.last, sigmas, boxes, backend)
 
     atoms = backend.xp.zeros(partitions[0].shape, dtype=np.int32)
-    ranks = np.zeros((1, 0), np.uint16)
-    volumes_in_turn = _in_turn(painted, nests, backend.num_threads if backend.name == "cpu" else 1)
+    splits = []
+    volumes_in_turn = _in_turn(painted, nests, backend.volume_threads)
     for done, nest in enumerate(nests, start=1):
         volume = next(volumes_in_turn)
         partition = hierarchies[nest.tree].partition
@@ -97,7 +97,8 @@ def refine(
             partitions[partition] = _GONE
         atoms, origin, rank = intersect(atoms, volume, backend)
         del volume
-        ranks = np.concatenate([ranks[origin], rank[:, None]], axis=1)
+        splits.append((origin, rank))
+    ranks = ranks_of(splits)
     if backend.name == "gpu":
         atoms, order = _in_scan_order(atoms, len(ranks), backend)
         ranks = ranks[order]
@@ -193,6 +194,17 @@ def intersect(
         return _intersect_on_gpu(atoms, volume, backend)
     origin, value = _intersect(atoms, volume)
     return atoms, origin, value
+
+
+def ranks_of(splits: Sequence[tuple[NDArray[np.int32], NDArray[np.uint16]]]) -> NDArray[np.uint16]:
+    """(A, T) the values that each atom has in the volumes, from what `intersect` gave for them in turn."""
+    ranks = np.empty((len(splits[-1][0]), len(splits)), np.uint16)
+    atom = np.arange(len(ranks), dtype=np.int32)  # of the split at hand, for each in the end
+    for column in range(len(splits) - 1, -1, -1):
+        origin, value = splits[column]
+        ranks[:, column] = value[atom]
+        atom = np.asarray(origin[atom])
+    return ranks
 
 
 def _intersect_on_gpu(

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backend import HOST, Backend
-from pipeline.slabs import summed_over_slabs
+from pipeline.slabs import slabs_of, summed_over_slabs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,12 +199,35 @@ _Touching = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArr
 
 
 def _touching(labels: Any, evidence: list[Any], backend: Backend) -> _Touching:
-    """Keys (lower << 32 | higher) of touching pairs with their faces, sums and lows; keys ascending."""
+    """Keys (lower << 32 | higher) of touching pairs with their faces, sums and lows; keys ascending.
+
+    A few planes at a time, since faces are many and pairs few.
+    """
     xp = backend.xp
+    parts = []
+    for start, stop in slabs_of(labels.shape, 1):
+        planes = slice(start, stop + 1)  # and the next, for the faces towards it
+        keys, strengths = _faces(labels[planes], [volume[planes] for volume in evidence], stop - start, xp)
+        strengths = [values.astype(xp.int64) for values in strengths]
+        parts.append(
+            _gathered_pairs(keys, xp.ones(keys.shape, dtype=xp.int64), strengths, strengths, backend)
+        )
+    keys, faces = (xp.concatenate([part[i] for part in parts]) for i in range(2))
+    sums, lows = (xp.concatenate([part[i] for part in parts], axis=1) for i in (2, 3))
+    gathered = _gathered_pairs(keys, faces, list(sums), list(lows), backend)
+    keys, faces, sums, lows = (np.asarray(backend.to_host(array)) for array in gathered)
+    return keys, faces, np.ascontiguousarray(sums.T), np.ascontiguousarray(lows.T.astype(np.int32))
+
+
+def _faces(labels: Any, evidence: list[Any], num_planes: int, xp: Any) -> tuple[Any, list[Any]]:
+    """The key of each face between two regions, and its strength in each volume.
+
+    Faces of the first `num_planes` planes, those towards the next one included.
+    """
     keys, strengths = [], [[] for _ in evidence]  # type: ignore[var-annotated]
     for axis in range(3):
-        a: list[slice] = [slice(None)] * 3
-        b: list[slice] = [slice(None)] * 3
+        a: list[slice] = [slice(None, num_planes), slice(None), slice(None)]
+        b: list[slice] = [slice(None, num_planes), slice(None), slice(None)]
         a[axis], b[axis] = slice(None, -1), slice(1, None)
         one, other = labels[tuple(a)].astype(xp.int64), labels[tuple(b)].astype(xp.int64)
         differ = one != other
@@ -212,25 +235,22 @@ def _touching(labels: Any, evidence: list[Any], backend: Backend) -> _Touching:
         keys.append((xp.minimum(one, other) << 32) | xp.maximum(one, other))
         for k, volume in enumerate(evidence):
             strengths[k].append(xp.maximum(volume[tuple(a)][differ], volume[tuple(b)][differ]))
-    unique, inverse = xp.unique(xp.concatenate(keys), return_inverse=True)
+    return xp.concatenate(keys), [xp.concatenate(values) for values in strengths]
+
+
+def _gathered_pairs(keys: Any, faces: Any, sums: list[Any], lows: list[Any], backend: Backend) -> Any:
+    """The different keys, ascending, with sums of faces (E,) and sums and minima of the columns (K, E)."""
+    xp = backend.xp
+    unique, inverse = xp.unique(keys, return_inverse=True)
     count = len(unique)
-    sums = xp.zeros((count, len(evidence)), dtype=xp.int64)
-    lows = xp.full((count, len(evidence)), np.iinfo(np.int32).max, dtype=xp.int32)
-    for k in range(len(evidence)):
-        values = xp.concatenate(strengths[k])
-        column = xp.zeros(count, dtype=xp.int64)
-        backend.scatter_add(column, inverse, values.astype(xp.int64))
-        sums[:, k] = column
-        least = xp.full(count, np.iinfo(np.int32).max, dtype=xp.int32)
-        backend.scatter_min(least, inverse, values.astype(xp.int32))
-        lows[:, k] = least
-    faces = xp.bincount(inverse, minlength=count).astype(xp.int64)
-    return (
-        backend.to_host(unique),
-        backend.to_host(faces),
-        backend.to_host(sums),
-        backend.to_host(lows),
-    )
+    total = xp.zeros(count, dtype=xp.int64)
+    backend.scatter_add(total, inverse, faces)
+    added = xp.zeros((len(sums), count), dtype=xp.int64)
+    least = xp.full((len(lows), count), np.iinfo(np.int64).max, dtype=xp.int64)
+    for k, (some, low) in enumerate(zip(sums, lows, strict=True)):
+        backend.scatter_add(added[k], inverse, some)
+        backend.scatter_min(least[k], inverse, low)
+    return unique, total, added, least
 
 
 @dataclass(kw_only=True)

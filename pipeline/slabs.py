@@ -9,7 +9,7 @@ Bounds: slabs are along z.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -34,13 +34,17 @@ def slabs_of(shape: tuple[int, ...], num_threads: int) -> list[tuple[int, int]]:
 
 def over_slabs(work: Callable[[int, int], object], shape: tuple[int, ...], num_threads: int) -> None:
     """Do some work on each slab; it writes to places of its own."""
-    slabs = slabs_of(shape, num_threads)
-    if num_threads == 1 or len(slabs) == 1:
-        for start, stop in slabs:
-            work(start, stop)
+    for_each(lambda slab: work(*slab), slabs_of(shape, num_threads), num_threads)
+
+
+def for_each(work: Callable[[T], object], items: Sequence[T], num_threads: int) -> None:
+    """Do some work for each item, by several threads; it writes to places of its own."""
+    if num_threads == 1 or len(items) == 1:
+        for item in items:
+            work(item)
         return
     with ThreadPoolExecutor(num_threads) as pool:
-        for _ in pool.map(lambda slab: work(*slab), slabs):
+        for _ in pool.map(work, items):
             pass
 
 

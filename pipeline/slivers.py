@@ -13,7 +13,6 @@ Bounds: only atoms of at most 512 voxels are absorbed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from pipeline.backend import Backend
 from pipeline.nests import Nest, sums_of
 from pipeline.regions import count_inside
+from pipeline.slabs import for_each
 from pipeline.supervoxels import relabelled
 
 _ROUND = 3
@@ -62,16 +62,13 @@ def absorb(
     """
     count = len(ranks)
     voxels = count_inside(atoms, None, count, backend)
-    weights, around = _weights(ranks, nests, voxels, num_regions)
+    weights, around = _weights(ranks, nests, voxels, num_regions, backend.num_threads)
     make = _PairsOnGpu if backend.name == "gpu" else _Pairs
     pairs = make(atoms, voxels <= _MAX_SLIVER_VOXELS, ranks, weights, around, backend)
     host = np.arange(count, dtype=np.int32)  # the atom that each has joined; itself at first
     left = count
     while left > max_atoms:
-        harm, neighbour = pairs.least_harm(voxels)
-        slivers = np.flatnonzero(np.isfinite(harm))
-        order = np.argsort(harm[slivers], kind="stable")
-        slivers = slivers[order[: min(left - max_atoms, left // _ROUND + 1)]]
+        slivers, neighbour = pairs.least_harmful(voxels, min(left - max_atoms, left // _ROUND + 1))
         joined = _join(slivers, neighbour, host, voxels)
         if not joined:
             break
@@ -98,14 +95,19 @@ class _Pairs:
         self.regions = ranks, weights, around
         self.num_threads = backend.num_threads
 
-    def least_harm(self, voxels: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-        """(A,) what each sliver changes at least by joining a neighbour, infinite for others; which one."""
+    def least_harmful(
+        self, voxels: NDArray[np.int64], most: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """The slivers that change least by joining a neighbour, at most so many; (A,) which neighbour."""
         ends = np.linspace(0, len(self.pairs), self.num_threads + 1).astype(np.int64)
-        with ThreadPoolExecutor(self.num_threads) as pool:
-            parts = [slice(*part) for part in pairwise(ends.tolist())]
-            list(pool.map(lambda part: _fill(self.pairs[part], self.changes[part], *self.regions), parts))
+        for_each(
+            lambda part: _fill(self.pairs[part], self.changes[part], *self.regions),
+            [slice(*part) for part in pairwise(ends.tolist())],
+            self.num_threads,
+        )
         harm, neighbour = _least_harm(self.pairs, self.changes, voxels)
-        return harm, neighbour
+        slivers = np.flatnonzero(np.isfinite(harm))
+        return slivers[np.argsort(harm[slivers], kind="stable")[:most]], neighbour
 
     def follow(self, host: NDArray[np.int32]) -> None:
         """Put atoms that have joined another in its place."""
@@ -147,20 +149,24 @@ class _PairsOnGpu:
         )
         self.backend = backend
 
-    def least_harm(self, voxels: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-        """As `_Pairs.least_harm`."""
+    def least_harmful(
+        self, voxels: NDArray[np.int64], most: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """As `_Pairs.least_harmful`."""
         backend, xp = self.backend, self.backend.xp
         count = len(self.pairs)
         pairs, changes = (self.pairs, np.int64(count)), self.changes
         backend.launch("pair_changes", count, *pairs, changes, *self.regions)
         least = xp.full(len(voxels), _INFINITY_BITS, dtype=xp.uint64)
         neighbour = xp.full(len(voxels), np.iinfo(np.int32).max, dtype=xp.int32)
-        slivers = backend.to_device(voxels), np.int32(_MAX_SLIVER_VOXELS)
-        backend.launch("least_changes", count, *pairs, changes, *slivers, least)
-        backend.launch("least_neighbours", count, *pairs, changes, *slivers, least, neighbour)
-        change = np.asarray(backend.to_host(least)).view(np.float64)
-        harm = np.where(np.isinf(change), np.inf, change * np.maximum(voxels, 1))
-        return harm, np.asarray(backend.to_host(neighbour))
+        sizes = backend.to_device(voxels)
+        small = sizes, np.int32(_MAX_SLIVER_VOXELS)
+        backend.launch("least_changes", count, *pairs, changes, *small, least)
+        backend.launch("least_neighbours", count, *pairs, changes, *small, least, neighbour)
+        change = least.view(np.float64)
+        slivers = xp.flatnonzero(xp.isfinite(change))
+        order = xp.argsort(change[slivers] * sizes[slivers], kind="stable")[:most]
+        return backend.to_host(slivers[order]), backend.to_host(neighbour)
 
     def follow(self, host: NDArray[np.int32]) -> None:
         """As `_Pairs.follow`."""
@@ -173,10 +179,14 @@ class _PairsOnGpu:
 
 
 def _weights(
-    ranks: NDArray[np.uint16], nests: Sequence[Nest], voxels: NDArray[np.int64], num_regions: int
+    ranks: NDArray[np.uint16],
+    nests: Sequence[Nest],
+    voxels: NDArray[np.int64],
+    num_regions: int,
+    num_threads: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """(T, n) what a voxel of each region counts, and 1 + the rank around it; by 1 + rank."""
-    volumes = np.maximum(sums_of(ranks, nests, voxels, num_regions), 1)
+    volumes = np.maximum(sums_of(ranks, nests, voxels, num_regions, num_threads), 1)
     length = max(len(nest.nodes) for nest in nests) + 1
     weights = np.zeros((len(nests), length))
     around = np.zeros((len(nests), length), np.int64)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.backend import Backend
 from pipeline.regions import tally
-from pipeline.slabs import over_slabs, summed_over_slabs
+from pipeline.slabs import over_slabs, slabs_of, summed_over_slabs
 
 
 def basins(evidence: Any, backend: Backend, ties: Any = None) -> tuple[Any, int]:
@@ -53,9 +53,13 @@ def basins(evidence: Any, backend: Backend, ties: Any = None) -> tuple[Any, int]
 
         over_slabs(point, evidence.shape, backend.num_threads)
         return labels, int(_follow_numba(labels.reshape(-1)))
-    evidence = heights(0, depth)
-    pointers = _lowest_neighbour(evidence, xp)
-    roots = _jump(pointers, backend.xp)
+    pointers = xp.empty(evidence.shape, dtype=xp.int32)
+    plane = evidence.shape[1] * evidence.shape[2]
+    for start, stop in slabs_of(evidence.shape, 1):
+        first = max(0, start - 1)
+        found = _lowest_neighbour(heights(first, min(depth, stop + 1)), first * plane, xp)
+        pointers[start:stop] = found[start - first : stop - first]
+    roots = _jump(pointers.ravel(), xp)
     return number_in_scan_order(roots.reshape(evidence.shape), backend)
 
 
@@ -126,10 +130,12 @@ def number_in_scan_order(labels: Any, backend: Backend) -> tuple[Any, int]:
     return number[labels], len(values)
 
 
-def _lowest_neighbour(evidence: Any, xp: Any) -> Any:
-    """Flat index of the lowest of each voxel and its face neighbours; the lowest index among equals."""
-    shape = evidence.shape
-    index = xp.arange(evidence.size, dtype=xp.int64).reshape(shape)
+def _lowest_neighbour(evidence: Any, first: int, xp: Any) -> Any:
+    """Flat index of the lowest of each voxel and its face neighbours; the lowest index among equals.
+
+    The first voxel given has the index `first`.
+    """
+    index = xp.arange(first, first + evidence.size, dtype=xp.int64).reshape(evidence.shape)
     # One 64-bit key orders by value, then by index.
     key = (evidence.astype(xp.int64) << 32) | index
     best = key.copy()
@@ -140,7 +146,7 @@ def _lowest_neighbour(evidence: Any, xp: Any) -> Any:
         a, b = tuple(here), tuple(there)
         best[a] = xp.minimum(best[a], key[b])
         best[b] = xp.minimum(best[b], key[a])
-    return (best & 0xFFFFFFFF).ravel()
+    return best & 0xFFFFFFFF
 
 
 def _jump(pointers: Any, xp: Any) -> Any:

@@ -21,7 +21,7 @@ import numpy as np
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 _PRELUDE = """
-#include <cstddef>
+#include <cmath>
 struct Index { unsigned int x; };
 static thread_local Index blockIdx, blockDim, threadIdx;  // trees are grown by several threads
 #define __global__
@@ -44,6 +44,7 @@ _ELEMENTS = {
     "unsigned int": np.uint32,
     "long long": np.int64,
     "unsigned long long": np.uint64,
+    "short": np.int16,
     "unsigned short": np.uint16,
     "float": np.float32,
     "double": np.float64,

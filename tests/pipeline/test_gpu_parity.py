@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline import slabs
 from pipeline.backend import Backend, get_backend, gpu_is_at_hand
 from pipeline.components import component_tree, connected_components
 from pipeline.gradient import boundary_evidence, smooth, window_levels
@@ -106,6 +107,13 @@ CONFIGS = {
     "slivers absorbed": replace(CONFIG, max_atoms=400),
     "wide blurs": replace(CONFIG, outline_smoothing=0.5, max_outline_sigma_mm=20.0),
 }
+
+
+@needs_compiler
+def test_slabs_leave_no_trace_on_the_gpus_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slabs, "_SLAB_VOXELS", 1)  # three of 24 planes and fewer
+    strict_cupy.install(monkeypatch)
+    assert_as_numpy(Backend(name="gpu"), (60, 9, 10), 400)
 
 
 @needs_compiler
