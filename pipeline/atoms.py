@@ -26,6 +26,7 @@ from pipeline.backend import HOST, Backend
 from pipeline.nests import Nest, boxes_of, runs_of, sums_of
 from pipeline.refinement import Refinement, gathered, measure
 from pipeline.regions import count_inside
+from pipeline.slabs import for_each
 from pipeline.slivers import absorb
 
 
@@ -80,8 +81,8 @@ def worth_keeping(
         within &= (
             sums_of(refinement.ranks, refinement.nests, in_body, count, threads) >= min_body_fraction * voxels
         )
-    kept = _no_twins(orders, runs, refinement.atom_voxels, voxels, boxes, duplicate_iou, within)
-    return np.flatnonzero(kept)
+    regions = orders, runs, refinement.atom_voxels, voxels, boxes
+    return np.flatnonzero(_no_twins(*regions, duplicate_iou, within, backend.num_threads))
 
 
 def arrange(
@@ -176,39 +177,62 @@ def _different_rows(rows: NDArray[np.uint16]) -> tuple[NDArray[np.int32], NDArra
     return number, first[:used]
 
 
-@numba.njit(cache=True, nogil=True)
 def _no_twins(
-    orders: NDArray[np.int32], runs: NDArray[np.int32], atom_voxels: NDArray[np.int64],
-    voxels: NDArray[np.int64], boxes: NDArray[np.int64], iou: float, within: NDArray[np.bool_],
-) -> NDArray[np.bool_]:  # fmt: skip
+    orders: NDArray[np.int32],
+    runs: NDArray[np.int32],
+    atom_voxels: NDArray[np.int64],
+    voxels: NDArray[np.int64],
+    boxes: NDArray[np.int64],
+    iou: float,
+    within: NDArray[np.bool_],
+    num_threads: int,
+) -> NDArray[np.bool_]:
     """(N,) whether a region is within the limits, and no kept one before it has a larger IoU with it."""
-    kept = np.zeros(len(runs), np.bool_)
-    inside = np.zeros(orders.shape[1], np.bool_)
-    for b in range(len(runs)):
-        if not within[b]:
-            continue
-        row, start, stop = runs[b]
-        for k in range(start, stop):
-            inside[orders[row, k]] = True
-        kept[b] = True
-        for a in range(b):
-            if not kept[a] or min(voxels[a], voxels[b]) <= iou * max(voxels[a], voxels[b]):
-                continue
-            room = 1  # voxels that both boxes hold
-            for d in range(3):
-                room *= max(0, min(boxes[a, d + 3], boxes[b, d + 3]) - max(boxes[a, d], boxes[b, d]))
-            if room <= iou * max(voxels[a], voxels[b]):
-                continue
-            both = voxels[a]  # at most: what is found outside goes off, until too little is left
-            for k in range(runs[a, 1], runs[a, 2]):
-                atom = orders[runs[a, 0], k]
-                if not inside[atom]:
-                    both -= atom_voxels[atom]
-                    if not both > iou * (voxels[a] + voxels[b] - both):
-                        break
-            if both > iou * (voxels[a] + voxels[b] - both):
-                kept[b] = False
-                break
-        for k in range(start, stop):
-            inside[orders[row, k]] = False
+    twins: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(runs)
+
+    def find(first: int) -> None:
+        inside = np.zeros(orders.shape[1], np.bool_)
+        for b in range(first, len(runs), num_threads):
+            if within[b]:
+                twins[b] = _twins(b, orders, runs, atom_voxels, voxels, boxes, iou, within, inside)
+
+    for_each(find, range(num_threads), num_threads)
+    kept = within.copy()
+    for b, found in enumerate(twins):
+        kept[b] &= not kept[found].any()
     return kept
+
+
+@numba.njit(cache=True, nogil=True)
+def _twins(
+    b: int, orders: NDArray[np.int32], runs: NDArray[np.int32], atom_voxels: NDArray[np.int64],
+    voxels: NDArray[np.int64], boxes: NDArray[np.int64], iou: float, within: NDArray[np.bool_],
+    inside: NDArray[np.bool_],
+) -> NDArray[np.int64]:  # fmt: skip
+    """Regions before b, within the limits, that have a larger IoU with it; `inside` is false and stays so."""
+    row, start, stop = runs[b]
+    for k in range(start, stop):
+        inside[orders[row, k]] = True
+    found = np.empty(b, np.int64)
+    used = 0
+    for a in range(b):
+        if not within[a] or min(voxels[a], voxels[b]) <= iou * max(voxels[a], voxels[b]):
+            continue
+        room = 1  # voxels that both boxes hold
+        for d in range(3):
+            room *= max(0, min(boxes[a, d + 3], boxes[b, d + 3]) - max(boxes[a, d], boxes[b, d]))
+        if room <= iou * max(voxels[a], voxels[b]):
+            continue
+        both = voxels[a]  # at most: what is found outside goes off, until too little is left
+        for k in range(runs[a, 1], runs[a, 2]):
+            atom = orders[runs[a, 0], k]
+            if not inside[atom]:
+                both -= atom_voxels[atom]
+                if not both > iou * (voxels[a] + voxels[b] - both):
+                    break
+        if both > iou * (voxels[a] + voxels[b] - both):
+            found[used] = a
+            used += 1
+    for k in range(start, stop):
+        inside[orders[row, k]] = False
+    return found[:used]

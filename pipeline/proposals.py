@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
@@ -100,7 +100,7 @@ class _Scene:
     """What the intensity windows show."""
     evidence: Any
     """Integers (K, z, y, x), one a scale, on the backend."""
-    body: Any
+    body: Future[Any]
     """bool (z, y, x) on the backend."""
     voxel_limits: tuple[int, int]
     outlines: Outlines | None
@@ -190,18 +190,21 @@ def _propose(
         max(2, int(np.ceil(config.min_volume_mm3 / voxel_mm3))),
         int(config.max_volume_fraction * image.size),
     )
-    with ThreadPoolExecutor(1) as beside:
-        body = beside.submit(calibration.body, image, scale, offset, spacing_zyx_mm, config)
-        scene = _Scene(
-            levels=levels,
-            evidence=levels.evidence(config.scales_mm),
-            body=backend.to_device(body.result()),
-            voxel_limits=limits,
-            outlines=config.outlines(voxel_mm3),
-            config=config,
-            backend=backend,
-            turn=Lock(),
-        )
+    beside = ThreadPoolExecutor(1)
+    body = beside.submit(
+        lambda: backend.to_device(calibration.body(image, scale, offset, spacing_zyx_mm, config))
+    )
+    beside.shutdown(wait=False)
+    scene = _Scene(
+        levels=levels,
+        evidence=levels.evidence(config.scales_mm),
+        body=body,
+        voxel_limits=limits,
+        outlines=config.outlines(voxel_mm3),
+        config=config,
+        backend=backend,
+        turn=Lock(),
+    )
     names: tuple[PartitionName, ...] = ("fine", "coarse", "voxels")
     sides: tuple[Literal["bright", "dark"], ...] = ("bright", "dark")
     # Small partitions side by side, each on one core; large ones in turn, each on all: a volume each.
@@ -221,7 +224,7 @@ def _grow_partition(name: PartitionName, scene: _Scene) -> _Grown | None:
     """Supervoxels at one scale (or voxels), and the trees over them; None where there is nothing to grow."""
     num_windows = len(scene.levels.windows)
     specs = [spec for spec in scene.config.specs if spec.partition == name and spec.window < num_windows]
-    if not specs or (name == "voxels" and scene.body.size > scene.config.max_voxel_leaves):
+    if not specs or (name == "voxels" and scene.levels.codes.size > scene.config.max_voxel_leaves):
         return None
     leaves = _leaves(name, scene)
     if leaves is None:
@@ -236,7 +239,8 @@ def _leaves(name: PartitionName, scene: _Scene) -> tuple[Any, RegionGraph, Regio
     config, backend, xp = scene.config, scene.backend, scene.backend.xp
     shape = scene.levels.codes.shape
     if name == "voxels":
-        labels, count = xp.arange(scene.body.size, dtype=xp.int32).reshape(shape), scene.body.size
+        count = scene.levels.codes.size
+        labels = xp.arange(count, dtype=xp.int32).reshape(shape)
     else:
         sigma = config.fine_scale_mm if name == "fine" else config.coarse_scale_mm
         # Where one scale sees no slope, the largest decides: plateaus drain to their middle, not to an edge.
@@ -254,14 +258,16 @@ def _leaves(name: PartitionName, scene: _Scene) -> tuple[Any, RegionGraph, Regio
         graph = region_graph(labels, count, scene.evidence, backend)
         sums = region_sums(labels, count, volumes, backend)
         if name != "voxels":
-            joined, count = join_flat(graph.pairs, graph.lows[:, -1], count)
-            graph, sums = merge_graph(graph, joined, count), merge_sums(sums, joined, count)
+            lows = backend.to_host(graph.lows[:, -1])
+            joined, count = join_flat(backend.to_host(graph.pairs), lows, count)
+            graph, sums = merge_graph(graph, joined, count, backend), merge_sums(sums, joined, count)
             labels = relabelled(labels, joined, backend)
         if count < 2:
             return None
         if count > config.max_regions:
-            new_region, graph, sums = _merge_weakest(graph, sums, config.max_regions)
+            new_region, graph, sums = _merge_weakest(graph, sums, config.max_regions, backend)
             labels = relabelled(labels, new_region, backend)
+        graph = graph.on_host(backend)
     return labels, graph, sums
 
 
@@ -283,22 +289,23 @@ def grow_all(
 
 
 def _merge_weakest(
-    graph: RegionGraph, sums: RegionSums, max_regions: int
+    graph: RegionGraph, sums: RegionSums, max_regions: int, backend: Backend
 ) -> tuple[NDArray[np.int32], RegionGraph, RegionSums]:
     """Who joins whom, small and alike first, until no more than `max_regions` are left; what they make."""
+    pairs, faces, strengths = (
+        np.asarray(backend.to_host(array)) for array in (graph.pairs, graph.faces, graph.sums[:, 0])
+    )
     if graph.num_regions > 2 * max_regions:  # much quicker than pair by pair, and these are a few voxels each
-        nearest, count = join_nearest(
-            graph.pairs, graph.faces, graph.sums[:, 0], sums.voxels, sums.levels / 8
-        )
-        joined = merge_graph(graph, nearest, count), merge_sums(sums, nearest, count)
+        nearest, count = join_nearest(pairs, faces, strengths, sums.voxels, sums.levels / 8)
+        joined = merge_graph(graph, nearest, count, backend), merge_sums(sums, nearest, count)
         if count <= max_regions:
             return nearest, *joined
-        new_region, graph, sums = _merge_weakest(*joined, max_regions)
+        new_region, graph, sums = _merge_weakest(*joined, max_regions, backend)
         return new_region[nearest], graph, sums
     parents = agglomerate(
-        graph.pairs,
-        graph.faces,
-        graph.sums[:, 0],
+        pairs,
+        faces,
+        strengths,
         sums.voxels,
         sums.levels / 8,
         linkage="boundary_and_contrast",
@@ -317,7 +324,7 @@ def _merge_weakest(
     count = len(first)
     return (
         new_region,
-        merge_graph(graph, new_region, count),
+        merge_graph(graph, new_region, count, backend),
         merge_sums(sums, new_region, count),
     )
 
@@ -375,7 +382,7 @@ def _reduced(grown: _Grown, scene: _Scene) -> _Grown:
 def _with_candidates(labels: Any, trees: list[Hierarchy], voxels: NDArray[np.int64], scene: _Scene) -> _Grown:
     """A partition and its trees, with the nodes that may become proposals."""
     sketches = leaf_sketches(labels, len(voxels), scene.backend)
-    body_voxels = count_inside(labels, scene.body, len(voxels), scene.backend)
+    body_voxels = count_inside(labels, scene.body.result(), len(voxels), scene.backend)
     found = partial(
         candidates_of,
         leaf_voxels=voxels,
@@ -421,7 +428,7 @@ def _chosen(grown: list[_Grown], scene: _Scene, at_once: int) -> ProposalSet:
         refinement,
         min_voxels=scene.voxel_limits[0],
         duplicate_iou=config.duplicate_iou,
-        body=scene.body,
+        body=scene.body.result(),
         min_body_fraction=config.min_body_fraction,
         backend=scene.backend,
     )

@@ -95,10 +95,10 @@ def refine(
         partition = hierarchies[nest.tree].partition
         if all(hierarchies[other.tree].partition != partition for other in nests[done:]):
             partitions[partition] = _GONE
-        atoms, origin, rank = intersect(atoms, volume, backend)
+        atoms, origin, value = _intersect(atoms, volume, backend)
         del volume
-        splits.append((origin, rank))
-    ranks = ranks_of(splits)
+        splits.append((origin, value))
+    ranks = _ranks_of(splits, backend)
     if backend.name == "gpu":
         atoms, order = _in_scan_order(atoms, len(ranks), backend)
         ranks = ranks[order]
@@ -177,9 +177,7 @@ def _gather(table: NDArray[Any], labels: NDArray[Any], out: NDArray[Any]) -> Non
         out[i] = table[labels[i]]
 
 
-def intersect(
-    atoms: Any, volume: Any, backend: Backend = HOST
-) -> tuple[Any, NDArray[np.int32], NDArray[np.uint16]]:
+def _intersect(atoms: Any, volume: Any, backend: Backend) -> tuple[Any, Any, Any]:
     """Split atoms by the value at each voxel.
 
     Args:
@@ -188,29 +186,28 @@ def intersect(
         backend: Where it runs.
 
     Returns:
-        The new atoms, on the CPU numbered in scan order; the old atom and the value of each.
+        The new atoms, on the CPU numbered in scan order; int32 and uint16 (A,) the old atom and the value of
+        each; all on the backend.
     """
     if backend.name == "gpu":
         return _intersect_on_gpu(atoms, volume, backend)
-    origin, value = _intersect(atoms, volume)
-    return atoms, origin, value
+    return (atoms, *_intersect_on_cpu(atoms, volume))
 
 
-def ranks_of(splits: Sequence[tuple[NDArray[np.int32], NDArray[np.uint16]]]) -> NDArray[np.uint16]:
-    """(A, T) the values that each atom has in the volumes, from what `intersect` gave for them in turn."""
-    ranks = np.empty((len(splits[-1][0]), len(splits)), np.uint16)
-    atom = np.arange(len(ranks), dtype=np.int32)  # of the split at hand, for each in the end
+def _ranks_of(splits: Sequence[tuple[Any, Any]], backend: Backend) -> NDArray[np.uint16]:
+    """(A, T) the values that each atom has in the volumes, from what `_intersect` gave for them in turn."""
+    xp = backend.xp
+    ranks = xp.empty((len(splits[-1][0]), len(splits)), dtype=xp.uint16)
+    atom = xp.arange(len(ranks), dtype=xp.int32)  # of the split at hand, for each in the end
     for column in range(len(splits) - 1, -1, -1):
         origin, value = splits[column]
         ranks[:, column] = value[atom]
-        atom = np.asarray(origin[atom])
-    return ranks
+        atom = origin[atom]
+    return np.asarray(backend.to_host(ranks))
 
 
-def _intersect_on_gpu(
-    atoms: Any, volume: Any, backend: Backend
-) -> tuple[Any, NDArray[np.int32], NDArray[np.uint16]]:
-    """As `intersect`, numbered by old atom, then value."""
+def _intersect_on_gpu(atoms: Any, volume: Any, backend: Backend) -> tuple[Any, Any, Any]:
+    """As `_intersect`, numbered by old atom, then value."""
     xp = backend.xp
     keys = (atoms.ravel().astype(xp.int64) << 16) | volume.ravel()
     begins = xp.ones(keys.shape, dtype=xp.bool_)  # runs of equal keys: few of them have to be sorted
@@ -218,8 +215,7 @@ def _intersect_on_gpu(
     found, number = xp.unique(keys[begins], return_inverse=True)
     run = xp.cumsum(begins, dtype=xp.int32) - 1
     split = number.astype(xp.int32)[run].reshape(atoms.shape)
-    found = backend.to_host(found)
-    return split, (found >> 16).astype(np.int32), (found & 0xFFFF).astype(np.uint16)
+    return split, (found >> 16).astype(xp.int32), (found & 0xFFFF).astype(xp.uint16)
 
 
 def _in_scan_order(atoms: Any, count: int, backend: Backend) -> tuple[Any, NDArray[np.int64]]:
@@ -231,16 +227,16 @@ def _in_scan_order(atoms: Any, count: int, backend: Backend) -> tuple[Any, NDArr
     return gathered(number, atoms, backend), order
 
 
-def _intersect(
+def _intersect_on_cpu(
     atoms: NDArray[np.int32], volume: NDArray[np.uint16]
 ) -> tuple[NDArray[np.int32], NDArray[np.uint16]]:
-    """As `intersect`, in place, numbered in scan order."""
+    """As `_intersect`, in place, numbered in scan order."""
     flat, values = atoms.reshape(-1), volume.reshape(-1)
     keys = np.empty(1 << 15, np.int64)  # old atom << 16 | value, of each new atom
     number = np.full(1 << 16, -1, np.int32)
     done, used = 0, 0
     while True:
-        done, used = _number(flat, values, atoms.shape[-1], number, keys, done, used)
+        done, used = _number(flat, values, atoms.shape[2], number, keys, done, used)
         if done == len(flat):
             return (keys[:used] >> 16).astype(np.int32), (keys[:used] & 0xFFFF).astype(np.uint16)
         keys = np.concatenate((keys, np.empty_like(keys)))

@@ -22,17 +22,22 @@ from pipeline.slabs import slabs_of, summed_over_slabs
 
 @dataclass(frozen=True, kw_only=True)
 class RegionGraph:
-    """Pairs of touching regions, sorted; all arrays on the host."""
+    """Pairs of touching regions, sorted; trees are grown over one on the host."""
 
     num_regions: int
-    pairs: NDArray[np.int32]
-    """(E, 2), the lower region first; rows ascending."""
-    faces: NDArray[np.int64]
-    """(E,) voxel faces that the two have in common."""
-    sums: NDArray[np.int64]
-    """(E, K) evidence summed over the faces, one column an evidence volume."""
-    lows: NDArray[np.int32]
-    """(E, K) least evidence over the faces: the height of the pass between the two regions."""
+    pairs: Any
+    """int32 (E, 2), the lower region first; rows ascending."""
+    faces: Any
+    """int64 (E,) voxel faces that the two have in common."""
+    sums: Any
+    """int64 (E, K) evidence summed over the faces, one column an evidence volume."""
+    lows: Any
+    """int32 (E, K) least evidence over the faces: the height of the pass between the two regions."""
+
+    def on_host(self, backend: Backend) -> RegionGraph:
+        """The graph, from the backend."""
+        arrays = {name: backend.to_host(getattr(self, name)) for name in ("pairs", "faces", "sums", "lows")}
+        return RegionGraph(num_regions=self.num_regions, **arrays)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,7 @@ class RegionSums:
 
 
 def region_graph(labels: Any, num_regions: int, evidence: Any, backend: Backend) -> RegionGraph:
-    """The graph of touching regions, with one column of strengths for each evidence volume.
+    """The graph of touching regions on the backend, with a column of strengths for each evidence volume.
 
     Args:
         labels: int32 (z, y, x), 0..num_regions-1, on the backend.
@@ -58,9 +63,19 @@ def region_graph(labels: Any, num_regions: int, evidence: Any, backend: Backend)
     """
     if backend.name == "cpu":
         return _touching_graph(labels, evidence, num_regions)
-    keys, faces, sums, lows = _touching(labels, list(evidence), backend)
-    pairs = np.stack([keys >> 32, keys & 0xFFFFFFFF], axis=1).astype(np.int32)
-    return RegionGraph(num_regions=num_regions, pairs=pairs, faces=faces, sums=sums, lows=lows)
+    return _graph_of(num_regions, _touching(labels, list(evidence), backend), backend)
+
+
+def _graph_of(num_regions: int, gathered: tuple[Any, Any, Any, Any], backend: Backend) -> RegionGraph:
+    """The graph of what `_gathered_pairs` gives."""
+    xp, (keys, faces, sums, lows) = backend.xp, gathered
+    return RegionGraph(
+        num_regions=num_regions,
+        pairs=xp.stack([keys >> 32, keys & 0xFFFFFFFF], axis=1).astype(xp.int32),
+        faces=faces,
+        sums=xp.ascontiguousarray(sums.T),
+        lows=xp.ascontiguousarray(lows.T.astype(xp.int32)),
+    )
 
 
 def region_sums(
@@ -163,8 +178,27 @@ def _region_sums(labels: Any, num_regions: int, window_volumes: list[Any], backe
     )
 
 
-def merge_graph(graph: RegionGraph, new_region: NDArray[np.int32], num_regions: int) -> RegionGraph:
-    """The graph after regions are joined: `new_region[r]` is the region that r becomes part of."""
+def merge_graph(
+    graph: RegionGraph, new_region: NDArray[np.int32], num_regions: int, backend: Backend = HOST
+) -> RegionGraph:
+    """The graph, on the backend, after regions are joined.
+
+    Args:
+        graph: On the backend.
+        new_region: (R,) the region that each becomes part of.
+        num_regions: How many are left.
+        backend: Where it runs.
+    """
+    if backend.name == "gpu":
+        xp = backend.xp
+        ends = backend.to_device(new_region)[graph.pairs].astype(xp.int64)
+        one, other = ends[:, 0], ends[:, 1]
+        kept = one != other
+        keys = ((xp.minimum(one, other) << 32) | xp.maximum(one, other))[kept]
+        faces, sums, lows = (array[kept].astype(xp.int64) for array in (graph.faces, graph.sums, graph.lows))
+        return _graph_of(
+            num_regions, _gathered_pairs(keys, faces, list(sums.T), list(lows.T), backend), backend
+        )
     keys = _joined_keys(graph.pairs, new_region)
     order = np.argsort(keys, kind="stable")  # nearly sorted already
     count = _num_joined(keys, order)
@@ -195,11 +229,9 @@ WindowVolume = Any
 _SHORT = 48
 """Lists of no more pairs are sorted by insertion."""
 
-_Touching = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]
 
-
-def _touching(labels: Any, evidence: list[Any], backend: Backend) -> _Touching:
-    """Keys (lower << 32 | higher) of touching pairs with their faces, sums and lows; keys ascending.
+def _touching(labels: Any, evidence: list[Any], backend: Backend) -> tuple[Any, Any, Any, Any]:
+    """As `_gathered_pairs`, of the touching regions of a volume.
 
     A few planes at a time, since faces are many and pairs few.
     """
@@ -214,9 +246,7 @@ def _touching(labels: Any, evidence: list[Any], backend: Backend) -> _Touching:
         )
     keys, faces = (xp.concatenate([part[i] for part in parts]) for i in range(2))
     sums, lows = (xp.concatenate([part[i] for part in parts], axis=1) for i in (2, 3))
-    gathered = _gathered_pairs(keys, faces, list(sums), list(lows), backend)
-    keys, faces, sums, lows = (np.asarray(backend.to_host(array)) for array in gathered)
-    return keys, faces, np.ascontiguousarray(sums.T), np.ascontiguousarray(lows.T.astype(np.int32))
+    return _gathered_pairs(keys, faces, list(sums), list(lows), backend)
 
 
 def _faces(labels: Any, evidence: list[Any], num_planes: int, xp: Any) -> tuple[Any, list[Any]]:
@@ -238,8 +268,10 @@ def _faces(labels: Any, evidence: list[Any], num_planes: int, xp: Any) -> tuple[
     return xp.concatenate(keys), [xp.concatenate(values) for values in strengths]
 
 
-def _gathered_pairs(keys: Any, faces: Any, sums: list[Any], lows: list[Any], backend: Backend) -> Any:
-    """The different keys, ascending, with sums of faces (E,) and sums and minima of the columns (K, E)."""
+def _gathered_pairs(
+    keys: Any, faces: Any, sums: list[Any], lows: list[Any], backend: Backend
+) -> tuple[Any, Any, Any, Any]:
+    """The different keys (lower << 32 | higher), ascending, with faces, sums (K, E) and minima (K, E)."""
     xp = backend.xp
     unique, inverse = xp.unique(keys, return_inverse=True)
     count = len(unique)

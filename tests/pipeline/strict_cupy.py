@@ -33,7 +33,7 @@ class DeviceArray(NDArrayOperatorsMixin):
         if name.startswith("__"):  # __array_interface__ and the like
             raise AttributeError(name)
         value = getattr(self._array, name)
-        return on_device(value) if callable(value) else value
+        return on_device(value) if callable(value) else wrapped(value)
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError("implicit conversion to a NumPy array is not allowed")

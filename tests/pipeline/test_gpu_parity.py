@@ -18,7 +18,7 @@ from pipeline.backend import Backend, get_backend, gpu_is_at_hand
 from pipeline.components import component_tree, connected_components
 from pipeline.gradient import boundary_evidence, smooth, window_levels
 from pipeline.refinement import measure
-from pipeline.regions import count_inside, region_graph, region_sums
+from pipeline.regions import count_inside, merge_graph, region_graph, region_sums
 from pipeline.sketches import leaf_sketches
 from pipeline.smoothing import paint_smoothed, region_boxes
 from pipeline.supervoxels import basins, number_in_scan_order
@@ -51,7 +51,11 @@ def kernel_results(backend: Backend, shape: tuple[int, int, int], num_values: in
     for k, sigma in enumerate((0.7, 2.0)):
         evidence[k] = boundary_evidence(levels, sigma_mm=sigma, spacing_zyx_mm=spacing, backend=backend)
     labels, count = basins(evidence[0], backend)
-    graph, sums = region_graph(labels, count, evidence, backend), region_sums(labels, count, levels, backend)
+    graph = region_graph(labels, count, evidence, backend)
+    sums = region_sums(labels, count, levels, backend)
+    halves = (np.arange(count) // 2).astype(np.int32)
+    merged = merge_graph(graph, halves, count // 2 + 1, backend).on_host(backend)
+    graph = graph.on_host(backend)
     thresholds = np.array([1000, 3000, 6000], np.int32)
     limits = {"min_voxels": 2, "max_voxels": codes.size}
     trees = [
@@ -72,6 +76,7 @@ def kernel_results(backend: Backend, shape: tuple[int, int, int], num_values: in
         on_device["numbered"] = number_in_scan_order(levels[1], backend)[0]
     on_host = {
         **{f"graph.{name}": getattr(graph, name) for name in ("pairs", "faces", "sums", "lows")},
+        **{f"merged.{name}": getattr(merged, name) for name in ("pairs", "faces", "sums", "lows")},
         **{f"sums.{name}": getattr(sums, name) for name in ("voxels", "levels", "places")},
         **{f"tree {k}": backend.to_host(tree.zones) for k, tree in enumerate(trees)},
         "sketches": leaf_sketches(labels, count, backend),
