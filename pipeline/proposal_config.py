@@ -57,8 +57,9 @@ class ProposalConfig:
     coarse_scale_mm: float = 1.5
     """Scale whose basins are the coarse supervoxels; one of `scales_mm`."""
 
-    max_regions: int = 80_000
-    """Weakest supervoxels are merged until no more than this many are left, before trees are grown."""
+    max_regions: int = 1 << 16
+    """Weakest supervoxels are merged until no more than this many are left, before trees are grown; 16 bits
+    hold their numbers."""
 
     max_voxel_leaves: int = 200_000
     """Scans of no more voxels also get trees whose leaves are voxels."""

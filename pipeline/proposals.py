@@ -268,6 +268,8 @@ def _leaves(name: PartitionName, scene: _Scene) -> tuple[Any, RegionGraph, Regio
             new_region, graph, sums = _merge_weakest(graph, sums, config.max_regions, backend)
             labels = relabelled(labels, new_region, backend)
         graph = graph.on_host(backend)
+    if count <= 1 << 16:  # a volume is held a partition until the end
+        labels = labels.astype(xp.uint16)
     return labels, graph, sums
 
 
