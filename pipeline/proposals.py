@@ -156,7 +156,7 @@ def propose(
     try:
         return make(backend=backend)
     except MemoryError:  # CuPy's is one too
-        _log.warning("the GPU has not enough memory for %d voxels; the CPU does this scan", image.size)
+        _log.warning("the GPU has not enough memory for %s voxels; the CPU does this scan", f"{image.size:,}")
     finally:
         backend.release()  # other processes share the device
     return make(backend=replace(backend, name="cpu"))

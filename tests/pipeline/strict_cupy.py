@@ -109,7 +109,9 @@ class _Module(ModuleType):
         return value if isinstance(value, type) or not callable(value) else on_device(value)
 
 
-class _Pool:
+class Pool:
+    """Of memory."""
+
     def free_all_blocks(self) -> None:
         """Nothing to free."""
 
@@ -119,7 +121,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     cupy, cupyx = _Module("cupy"), ModuleType("cupyx")
     scipy, gpu_ndimage = ModuleType("cupyx.scipy"), ModuleType("cupyx.scipy.ndimage")
     cupy.RawModule = host_cuda.RawModule  # type: ignore[attr-defined]
-    cupy.get_default_memory_pool = _Pool  # type: ignore[attr-defined]
+    cupy.get_default_memory_pool = Pool  # type: ignore[attr-defined]
     cupy.asarray = lambda array: array if isinstance(array, DeviceArray) else DeviceArray(array)  # type: ignore[attr-defined]
     cupyx.scatter_add, cupyx.scatter_min = scatter(np.add), scatter(np.minimum)  # type: ignore[attr-defined]
     cupyx.scipy, scipy.ndimage = scipy, gpu_ndimage  # type: ignore[attr-defined]

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from pipeline.atoms import AtomLayout, arrange, worth_keeping
+from pipeline.atoms import AtomLayout, _different_rows, arrange, worth_keeping
 from pipeline.backend import get_backend
 from pipeline.hierarchies import Hierarchy, TreeSpec, grow
 from pipeline.refinement import Refinement, refine
@@ -277,3 +278,11 @@ def test_the_same_region_of_two_trees_is_kept_once() -> None:
     trees = [Hierarchy.of(name, 0, 4, np.array([4, 4, 5, 5, 6, 6, 6])) for name in ("one", "other")]
     refinement = refine([labels], trees, [(1, 4), (0, 4), (0, 5)])
     assert worth_keeping(refinement, min_voxels=1, duplicate_iou=0.95).tolist() == [0, 2]
+
+
+@ON_MANY
+@given(arrays(np.uint16, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 2)))
+def test_equal_rows_have_one_number_in_the_order_of_the_first(rows: NDArray[np.uint16]) -> None:
+    number, first = _different_rows(rows)
+    assert first.tolist() == sorted({rows.tolist().index(row) for row in rows.tolist()})
+    np.testing.assert_array_equal(rows[first][number], rows)

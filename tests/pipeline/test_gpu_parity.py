@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline import slabs
+from pipeline import refinement, slabs
 from pipeline.backend import Backend, get_backend, gpu_is_at_hand
 from pipeline.components import component_tree, connected_components
 from pipeline.gradient import boundary_evidence, smooth, window_levels
@@ -184,3 +184,22 @@ def test_proposals_made_on_a_gpu_are_the_same_bytes(modality: str, case: str) ->
         for backend in (get_backend("gpu"), CPU)
     ]
     assert made[0] == made[1]
+
+
+@needs_compiler
+def test_a_scan_too_large_for_the_gpu_is_done_by_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = bytes_of(patient_proposals(grid=COARSE))
+    strict_cupy.install(monkeypatch)
+    freed: list[bool] = []
+    monkeypatch.setattr(strict_cupy.Pool, "free_all_blocks", lambda _: freed.append(True))
+
+    def no_room(atoms: Any, volume: Any, backend: Backend) -> Any:
+        raise MemoryError("Out of memory allocating 1,000,000 bytes")
+
+    monkeypatch.setattr(refinement, "_intersect_on_gpu", no_room)
+    made = patient_proposals(grid=COARSE, backend=Backend(name="gpu"))
+    assert bytes_of(made) == expected
+    assert freed
+    assert "the GPU has not enough memory for 16,224 voxels" in caplog.text

@@ -112,3 +112,12 @@ def test_proposals_are_the_same_bytes_in_thin_slabs_one_after_the_other(
     assert bytes_of(patient_proposals(grid=COARSE, modality="ct", backend=CPU)) == in_turn
     monkeypatch.setattr("pipeline.proposals._SIDE_BY_SIDE_VOXELS", 0)
     assert bytes_of(patient_proposals(grid=COARSE, modality="ct", backend=THREADS)) == in_turn
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_each_item_is_worked_on_once_and_an_error_comes_back(num_threads: int) -> None:
+    seen: list[int] = []
+    slabs.for_each(seen.append, range(20), num_threads)
+    assert sorted(seen) == list(range(20))
+    with pytest.raises(ZeroDivisionError):
+        slabs.for_each(lambda n: 1 // n, range(3), num_threads)
