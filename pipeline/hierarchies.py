@@ -22,17 +22,37 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.agglomeration import agglomerate
+from pipeline.agglomeration import Linkage, agglomerate
 from pipeline.gradient import NUM_LEVELS
 from pipeline.regions import RegionGraph, RegionSums
 
-Method = Literal["boundary", "contrast", "compact", "volume", "dynamics", "bright", "dark"]
+Method = Literal[
+    "boundary", "contrast", "neck", "contact", "round", "piecewise", "compact", "volume", "dynamics", "bright",
+    "dark",
+]  # fmt: skip
 """boundary: average linkage of boundary evidence; contrast: that plus the difference of mean intensities;
-compact: Ward's criterion on mean intensity and place; volume, dynamics: hierarchical watershed by that
-extinction value; bright, dark: max- and min-tree of the regions' mean intensity."""
+neck: contrast, later over narrow necks; contact: boundary, sooner where much of a region's surface is in
+contact; round: boundary, sooner where what is made is round; piecewise: the error of a mean intensity for
+each face; compact: Ward's criterion on mean intensity and place; volume, dynamics: hierarchical watershed by
+that extinction value; bright, dark: max- and min-tree of the regions' mean intensity."""
+
+_LINKAGES: dict[str, Linkage] = {
+    "boundary": "boundary",
+    "contrast": "boundary_and_contrast",
+    "neck": "neck",
+    "contact": "contact",
+    "round": "compact",
+    "piecewise": "piecewise",
+    "compact": "ward",
+}
+"""The linkage of each method that merges pair by pair."""
+
+_WITHOUT_SCALE = ("piecewise", "compact")
+"""Methods that look at intensity alone, not at boundary evidence."""
 
 _NAME = re.compile(
-    r"(?P<partition>fine|coarse|voxels)-(?P<method>boundary|contrast|compact|volume|dynamics|bright|dark)"
+    r"(?P<partition>fine|coarse|voxels)-(?P<method>boundary|contrast|neck|contact|round|piecewise|compact"
+    r"|volume|dynamics|bright|dark)"
     r"(-(?P<scale>[0-9]+(\.[0-9]+)?)mm)?(?P<balanced>-balanced)?(-window(?P<window>[0-9]))?"
 )
 
@@ -85,8 +105,8 @@ class TreeSpec:
         """How it is called in the settings, and its proposals' source in the store."""
         if self.method in ("bright", "dark"):
             return f"{self.partition}-{self.method}-window{self.window}"
-        if self.method == "compact":
-            return f"{self.partition}-compact"
+        if self.method in _WITHOUT_SCALE:
+            return f"{self.partition}-{self.method}"
         suffix = "-balanced" if self.method == "contrast" and self.size_exponent > 0.2 else ""
         return f"{self.partition}-{self.method}-{self.scale_mm:g}mm{suffix}"
 
@@ -178,7 +198,7 @@ def grow(
         scale_column: Column of the graph's evidence that has the spec's scale.
     """
     match spec.method:
-        case "boundary" | "contrast" | "compact":
+        case "boundary" | "contrast" | "neck" | "contact" | "round" | "piecewise" | "compact":
             features = _features(sums, spec.compactness if spec.method == "compact" else 0.0)
             parents = agglomerate(
                 graph.pairs,
@@ -186,9 +206,7 @@ def grow(
                 graph.sums[:, scale_column],
                 sums.voxels,
                 features,
-                linkage={"boundary": "boundary", "contrast": "boundary_and_contrast", "compact": "ward"}[
-                    spec.method
-                ],  # type: ignore[arg-type]
+                linkage=_LINKAGES[spec.method],
                 size_exponent=spec.size_exponent if spec.method == "contrast" else 0.0,
             )
         case "volume" | "dynamics":
