@@ -264,7 +264,9 @@ def _agglomerate(
         key = np.int64(min(u[e], v[e])) * num_regions + max(u[e], v[e])
         place = _slot(keys, key, mask)
         keys[place], edge_of[place] = key, e
-        weights[e] = _unlikeness(faces[e], strength[e], u[e], v[e], voxels, surfaces, features, linkage, exponent)
+        weights[e] = _unlikeness(
+            faces[e], strength[e], u[e], v[e], voxels, surfaces, features, linkage, exponent
+        )
         edges[e] = e
         _rise(weights, edges, places, e)
     used = num_edges

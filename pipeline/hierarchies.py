@@ -27,8 +27,8 @@ from pipeline.gradient import NUM_LEVELS
 from pipeline.regions import RegionGraph, RegionSums
 
 Method = Literal[
-    "boundary", "contrast", "neck", "contact", "round", "piecewise", "compact", "volume", "dynamics", "bright",
-    "dark",
+    "boundary", "contrast", "neck", "contact", "round", "piecewise", "compact", "volume", "dynamics",
+    "bright", "dark",
 ]  # fmt: skip
 """boundary: average linkage of boundary evidence; contrast: that plus the difference of mean intensities;
 neck: contrast, later over narrow necks; contact: boundary, sooner where much of a region's surface is in
@@ -175,6 +175,16 @@ class Hierarchy:
         """(M, F) sums of (R, F) leaf values over each node."""
         return np.asarray(_node_sums(self.parents, np.ascontiguousarray(leaf_values)))
 
+    def outline_sums(self, pairs: NDArray[np.int32], values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(M, F) sums over the outline of each node.
+
+        Args:
+            pairs: (E, 2) touching leaves.
+            values: (E, F) of their common boundary.
+        """
+        heads = _heavy_path_heads(self.parents, self.stop - self.start)
+        return np.asarray(_outline_sums(self.parents, heads, self.num_leaves, pairs, values))
+
     def minima(self, leaf_values: NDArray[np.uint32]) -> NDArray[np.uint32]:
         """(M, F) minima of (R, F) leaf values over each node."""
         return np.asarray(_node_minima(self.parents, np.ascontiguousarray(leaf_values)))
@@ -285,6 +295,52 @@ def _innermost(parents: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np
     for i in range(len(parents) - 2, -1, -1):
         if out[i] == 0:
             out[i] = out[parents[i]]
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _heavy_path_heads(parents: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(M,) the top of the path that each node is on, where paths go down to the largest child.
+
+    From any node no more than log2 of the leaves lie paths to the root, however deep the tree.
+    """
+    count = len(parents)
+    largest = np.full(count, -1, np.int64)
+    for i in range(count - 1):
+        rival = largest[parents[i]]
+        if rival < 0 or sizes[i] > sizes[rival]:
+            largest[parents[i]] = i
+    heads = np.arange(count)
+    for i in range(count - 2, -1, -1):
+        if largest[parents[i]] == i:
+            heads[i] = heads[parents[i]]
+    return heads
+
+
+@numba.njit(cache=True, nogil=True)
+def _outline_sums(
+    parents: NDArray[np.int64], heads: NDArray[np.int64], num_leaves: int, pairs: NDArray[np.int32],
+    values: NDArray[np.int64],
+) -> NDArray[np.int64]:  # fmt: skip
+    """What a pair adds to its two leaves goes again at the innermost node that has both."""
+    width = values.shape[1]
+    out = np.zeros((len(parents), width), np.int64)
+    for e in range(len(pairs)):
+        a, b = np.int64(pairs[e, 0]), np.int64(pairs[e, 1])
+        for k in range(width):
+            out[a, k] += values[e, k]
+            out[b, k] += values[e, k]
+        while heads[a] != heads[b]:  # the lower head is within the other's path, or beside it
+            if heads[a] < heads[b]:
+                a = parents[heads[a]]
+            else:
+                b = parents[heads[b]]
+        both = max(a, b)
+        for k in range(width):
+            out[both, k] -= 2 * values[e, k]
+    for i in range(len(parents) - 1):
+        for k in range(width):
+            out[parents[i], k] += out[i, k]
     return out
 
 

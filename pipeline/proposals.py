@@ -50,7 +50,7 @@ from pipeline.sketches import leaf_sketches
 from pipeline.smoothing import Outlines
 from pipeline.supervoxels import basins, join_lowest_pass, relabelled
 
-ALGORITHM_VERSION = 3
+ALGORITHM_VERSION = 4
 """Of the code that makes proposals: raised when the same image and settings give others."""
 
 _SIDE_BY_SIDE_VOXELS = 64_000_000
@@ -95,7 +95,7 @@ class _Scene:
     levels: Levels
     """What the intensity windows show."""
     evidence: Any
-    """Integers (K, z, y, x), one a scale, on the backend."""
+    """Integers (K, z, y, x), one a scale, on the backend; of the fine scale only for the components."""
     body: NDArray[np.bool_]
     voxel_limits: tuple[int, int]
     outlines: Outlines | None
@@ -165,10 +165,13 @@ def propose(
     at_once = backend.num_threads if image.size <= _SIDE_BY_SIDE_VOXELS else 1
     with ThreadPoolExecutor(at_once) as pool:
         grown = list(pool.map(lambda name: _grow_partition(name, scene), names))
-        scene = replace(scene, evidence=None)
+        # The components need one scale of it; a view would keep all.
+        scale = config.scales_mm.index(config.fine_scale_mm)
+        scene = replace(scene, evidence=scene.evidence[scale : scale + 1].copy())
         thresholded = _component_levels(calibration, windows, scene)
         grown += pool.map(lambda side: _grow_components(side, *thresholded, scene), sides)
         thresholded = thresholded[0], None
+        scene = replace(scene, evidence=None)
     there = [part for part in grown if part is not None]
     grown.clear()
     return _chosen(there, scene, at_once)
@@ -185,7 +188,9 @@ def _grow_partition(name: PartitionName, scene: _Scene) -> _Grown | None:
         return None
     labels, graph, sums = leaves
     trees = grow_all(specs, graph, sums, scene.config, scene.backend)
-    return _with_candidates(labels, trees, sums.voxels, scene)
+    column = scene.config.scales_mm.index(scene.config.fine_scale_mm)
+    boundaries = np.stack([graph.faces, graph.sums[:, column]], axis=1)
+    return _with_candidates(labels, trees, sums.voxels, (graph.pairs, boundaries), scene)
 
 
 def _leaves(name: PartitionName, scene: _Scene) -> tuple[NDArray[np.int32], RegionGraph, RegionSums] | None:
@@ -315,10 +320,10 @@ def _grow_components(
     if count < 2:
         return None
     tree = Hierarchy.of(f"components-{side}", 0, count, found.parents(), level_sets=True)
-    everywhere = np.broadcast_to(np.True_, found.zones.shape)
-    return _reduced(
-        _with_candidates(found.zones, [tree], count_inside(found.zones, everywhere, count), scene), scene
-    )
+    voxels = count_inside(found.zones, np.broadcast_to(np.True_, found.zones.shape), count)
+    graph = region_graph(scene.backend.to_device(found.zones), count, scene.evidence, scene.backend)
+    boundaries = np.stack([graph.faces, graph.sums[:, 0]], axis=1)
+    return _reduced(_with_candidates(found.zones, [tree], voxels, (graph.pairs, boundaries), scene), scene)
 
 
 def _reduced(grown: _Grown, scene: _Scene) -> _Grown:
@@ -334,9 +339,21 @@ def _reduced(grown: _Grown, scene: _Scene) -> _Grown:
 
 
 def _with_candidates(
-    labels: NDArray[Any], trees: list[Hierarchy], voxels: NDArray[np.int64], scene: _Scene
+    labels: NDArray[Any],
+    trees: list[Hierarchy],
+    voxels: NDArray[np.int64],
+    boundaries: tuple[NDArray[np.int32], NDArray[np.int64]],
+    scene: _Scene,
 ) -> _Grown:
-    """A partition and its trees, with the nodes that may become proposals."""
+    """A partition and its trees, with the nodes that may become proposals.
+
+    Args:
+        labels: (z, y, x) leaf of each voxel.
+        trees: Over these leaves.
+        voxels: (R,) of each leaf.
+        boundaries: (E, 2) touching leaves; (E, 2) their common faces, and the evidence summed over them.
+        scene: What they were grown from.
+    """
     sketches = leaf_sketches(labels, len(voxels), scene.backend.num_threads)
     body_voxels = count_inside(labels, scene.body, len(voxels))
     candidates = tuple(
@@ -346,6 +363,8 @@ def _with_candidates(
             leaf_voxels=voxels,
             leaf_body_voxels=body_voxels,
             leaf_sketches=sketches,
+            pairs=boundaries[0],
+            pair_values=boundaries[1],
             least_body_fraction=scene.config.min_body_fraction,
             voxel_limits=scene.voxel_limits,
             per_half_octave=scene.config.candidates_per_half_octave,
