@@ -23,13 +23,31 @@ from numpy.typing import NDArray
 
 from pipeline.supervoxels import join
 
-Linkage: TypeAlias = Literal["boundary", "boundary_and_contrast", "ward"]
+Linkage: TypeAlias = Literal[
+    "boundary", "boundary_and_contrast", "ward", "neck", "contact", "compact", "piecewise"
+]
 """How unlike two touching regions are:
 boundary: mean evidence over their faces (average linkage);
 boundary_and_contrast: that plus the distance of their mean features;
-ward: the growth of the sum of squares, from mean features and volumes (Ward 1963)."""
+ward: the growth of the sum of squares, from mean features and volumes (Ward 1963);
+neck: boundary_and_contrast, times the root of the smaller one's width over that of the contact: organs that
+touch at a neck stay apart;
+contact: boundary, times the share of the smaller one's surface that is not in contact: dents are filled;
+compact: boundary, times the squared surface of the two together over that of a body of their volume;
+piecewise: the growth of the sum of squares for each face that goes (Mumford and Shah 1989; Koepfler 1994)."""
 
-_CODES: dict[Linkage, int] = {"boundary": 0, "boundary_and_contrast": 1, "ward": 2}
+_CODES: dict[Linkage, int] = {
+    "boundary": 0,
+    "boundary_and_contrast": 1,
+    "ward": 2,
+    "neck": 3,
+    "contact": 4,
+    "compact": 5,
+    "piecewise": 6,
+}
+
+_CONTACT = 0.9
+"""contact: how much less unlike a region is that lies wholly in contact with the other."""
 
 
 def agglomerate(
@@ -172,11 +190,16 @@ def _sink(
 
 @numba.njit(cache=True, nogil=True)
 def _unlikeness(
-    faces: float, strength: float, a: int, b: int, voxels: NDArray[np.float64],
+    faces: float, strength: float, a: int, b: int, voxels: NDArray[np.float64], surfaces: NDArray[np.float64],
     features: NDArray[np.float64], linkage: int, exponent: float,
 ) -> Any:  # fmt: skip
     if linkage == 0:
         value = strength / faces
+    elif linkage == 4:
+        value = strength / faces * (1.0 - _CONTACT * faces / min(surfaces[a], surfaces[b]))
+    elif linkage == 5:
+        surface, volume = surfaces[a] + surfaces[b] - 2.0 * faces, voxels[a] + voxels[b]
+        value = strength / faces * (surface * surface / volume ** (4 / 3))
     else:
         square = 0.0
         for k in range(features.shape[1]):
@@ -184,7 +207,11 @@ def _unlikeness(
             square += step * step
         if linkage == 2:
             return square * voxels[a] * voxels[b] / (voxels[a] + voxels[b])
+        if linkage == 6:
+            return square * voxels[a] * voxels[b] / (voxels[a] + voxels[b]) / faces
         value = strength / faces + np.sqrt(square)
+        if linkage == 3:
+            value *= np.sqrt(min(voxels[a], voxels[b]) ** (2 / 3) / faces)
     if exponent != 0.0:
         value *= min(voxels[a], voxels[b]) ** exponent
     return value
@@ -207,6 +234,10 @@ def _agglomerate(
     parent = np.arange(2 * num_regions)
     node = np.arange(num_regions)  # the tree node that a region's slot stands for now
     gone = np.zeros(num_edges, np.bool_)
+    surfaces = np.zeros(num_regions)  # faces that each region has in common with others
+    for e in range(num_edges):
+        surfaces[u[e]] += faces[e]
+        surfaces[v[e]] += faces[e]
     # Half-edge 2e is in the list of u[e], 2e + 1 in that of v[e].
     head = np.full(num_regions, -1, np.int32)
     tail = np.full(num_regions, -1, np.int32)
@@ -233,7 +264,9 @@ def _agglomerate(
         key = np.int64(min(u[e], v[e])) * num_regions + max(u[e], v[e])
         place = _slot(keys, key, mask)
         keys[place], edge_of[place] = key, e
-        weights[e] = _unlikeness(faces[e], strength[e], u[e], v[e], voxels, features, linkage, exponent)
+        weights[e] = _unlikeness(
+            faces[e], strength[e], u[e], v[e], voxels, surfaces, features, linkage, exponent
+        )
         edges[e] = e
         _rise(weights, edges, places, e)
     used = num_edges
@@ -244,7 +277,7 @@ def _agglomerate(
         weight, e = weights[0], edges[0]
         if not gone[e]:
             a, b = u[e], v[e]
-            w = _unlikeness(faces[e], strength[e], a, b, voxels, features, linkage, exponent)
+            w = _unlikeness(faces[e], strength[e], a, b, voxels, surfaces, features, linkage, exponent)
             if w > weight * (1 + 1e-9) + 1e-12:  # a region grew since: weigh it again, later
                 weights[0] = w
                 _sink(weights, edges, places, count, 0)
@@ -262,6 +295,7 @@ def _agglomerate(
         new += 1
         left -= 1
         voxels[b] += voxels[a]
+        surfaces[b] += surfaces[a] - 2.0 * faces[e]
         for k in range(features.shape[1]):
             features[b, k] += features[a, k]
         gone[e] = True
@@ -292,7 +326,7 @@ def _agglomerate(
                     keys[place], edge_of[place] = key, q
                     changed = q
                 w = _unlikeness(
-                    faces[changed], strength[changed], b, other, voxels, features, linkage, exponent
+                    faces[changed], strength[changed], b, other, voxels, surfaces, features, linkage, exponent
                 )
                 at = places[changed]
                 heavier = w > weights[at]

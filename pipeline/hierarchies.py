@@ -22,17 +22,37 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.agglomeration import agglomerate
+from pipeline.agglomeration import Linkage, agglomerate
 from pipeline.gradient import NUM_LEVELS
 from pipeline.regions import RegionGraph, RegionSums
 
-Method = Literal["boundary", "contrast", "compact", "volume", "dynamics", "bright", "dark"]
+Method = Literal[
+    "boundary", "contrast", "neck", "contact", "round", "piecewise", "compact", "volume", "dynamics",
+    "bright", "dark",
+]  # fmt: skip
 """boundary: average linkage of boundary evidence; contrast: that plus the difference of mean intensities;
-compact: Ward's criterion on mean intensity and place; volume, dynamics: hierarchical watershed by that
-extinction value; bright, dark: max- and min-tree of the regions' mean intensity."""
+neck: contrast, later over narrow necks; contact: boundary, sooner where much of a region's surface is in
+contact; round: boundary, sooner where what is made is round; piecewise: the error of a mean intensity for
+each face; compact: Ward's criterion on mean intensity and place; volume, dynamics: hierarchical watershed by
+that extinction value; bright, dark: max- and min-tree of the regions' mean intensity."""
+
+_LINKAGES: dict[str, Linkage] = {
+    "boundary": "boundary",
+    "contrast": "boundary_and_contrast",
+    "neck": "neck",
+    "contact": "contact",
+    "round": "compact",
+    "piecewise": "piecewise",
+    "compact": "ward",
+}
+"""The linkage of each method that merges pair by pair."""
+
+_WITHOUT_SCALE = ("piecewise", "compact")
+"""Methods that look at intensity alone, not at boundary evidence."""
 
 _NAME = re.compile(
-    r"(?P<partition>fine|coarse|voxels)-(?P<method>boundary|contrast|compact|volume|dynamics|bright|dark)"
+    r"(?P<partition>fine|coarse|voxels)-(?P<method>boundary|contrast|neck|contact|round|piecewise|compact"
+    r"|volume|dynamics|bright|dark)"
     r"(-(?P<scale>[0-9]+(\.[0-9]+)?)mm)?(?P<balanced>-balanced)?(-window(?P<window>[0-9]))?"
 )
 
@@ -85,8 +105,8 @@ class TreeSpec:
         """How it is called in the settings, and its proposals' source in the store."""
         if self.method in ("bright", "dark"):
             return f"{self.partition}-{self.method}-window{self.window}"
-        if self.method == "compact":
-            return f"{self.partition}-compact"
+        if self.method in _WITHOUT_SCALE:
+            return f"{self.partition}-{self.method}"
         suffix = "-balanced" if self.method == "contrast" and self.size_exponent > 0.2 else ""
         return f"{self.partition}-{self.method}-{self.scale_mm:g}mm{suffix}"
 
@@ -155,6 +175,16 @@ class Hierarchy:
         """(M, F) sums of (R, F) leaf values over each node."""
         return np.asarray(_node_sums(self.parents, np.ascontiguousarray(leaf_values)))
 
+    def outline_sums(self, pairs: NDArray[np.int32], values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(M, F) sums over the outline of each node.
+
+        Args:
+            pairs: (E, 2) touching leaves.
+            values: (E, F) of their common boundary.
+        """
+        heads = _heavy_path_heads(self.parents, self.stop - self.start)
+        return np.asarray(_outline_sums(self.parents, heads, self.num_leaves, pairs, values))
+
     def minima(self, leaf_values: NDArray[np.uint32]) -> NDArray[np.uint32]:
         """(M, F) minima of (R, F) leaf values over each node."""
         return np.asarray(_node_minima(self.parents, np.ascontiguousarray(leaf_values)))
@@ -178,7 +208,7 @@ def grow(
         scale_column: Column of the graph's evidence that has the spec's scale.
     """
     match spec.method:
-        case "boundary" | "contrast" | "compact":
+        case "boundary" | "contrast" | "neck" | "contact" | "round" | "piecewise" | "compact":
             features = _features(sums, spec.compactness if spec.method == "compact" else 0.0)
             parents = agglomerate(
                 graph.pairs,
@@ -186,9 +216,7 @@ def grow(
                 graph.sums[:, scale_column],
                 sums.voxels,
                 features,
-                linkage={"boundary": "boundary", "contrast": "boundary_and_contrast", "compact": "ward"}[
-                    spec.method
-                ],  # type: ignore[arg-type]
+                linkage=_LINKAGES[spec.method],
                 size_exponent=spec.size_exponent if spec.method == "contrast" else 0.0,
             )
         case "volume" | "dynamics":
@@ -267,6 +295,52 @@ def _innermost(parents: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np
     for i in range(len(parents) - 2, -1, -1):
         if out[i] == 0:
             out[i] = out[parents[i]]
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _heavy_path_heads(parents: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(M,) the top of the path that each node is on, where paths go down to the largest child.
+
+    From any node no more than log2 of the leaves lie paths to the root, however deep the tree.
+    """
+    count = len(parents)
+    largest = np.full(count, -1, np.int64)
+    for i in range(count - 1):
+        rival = largest[parents[i]]
+        if rival < 0 or sizes[i] > sizes[rival]:
+            largest[parents[i]] = i
+    heads = np.arange(count)
+    for i in range(count - 2, -1, -1):
+        if largest[parents[i]] == i:
+            heads[i] = heads[parents[i]]
+    return heads
+
+
+@numba.njit(cache=True, nogil=True)
+def _outline_sums(
+    parents: NDArray[np.int64], heads: NDArray[np.int64], num_leaves: int, pairs: NDArray[np.int32],
+    values: NDArray[np.int64],
+) -> NDArray[np.int64]:  # fmt: skip
+    """What a pair adds to its two leaves goes again at the innermost node that has both."""
+    width = values.shape[1]
+    out = np.zeros((len(parents), width), np.int64)
+    for e in range(len(pairs)):
+        a, b = np.int64(pairs[e, 0]), np.int64(pairs[e, 1])
+        for k in range(width):
+            out[a, k] += values[e, k]
+            out[b, k] += values[e, k]
+        while heads[a] != heads[b]:  # the lower head is within the other's path, or beside it
+            if heads[a] < heads[b]:
+                a = parents[heads[a]]
+            else:
+                b = parents[heads[b]]
+        both = max(a, b)
+        for k in range(width):
+            out[both, k] -= 2 * values[e, k]
+    for i in range(len(parents) - 1):
+        for k in range(width):
+            out[parents[i], k] += out[i, k]
     return out
 
 

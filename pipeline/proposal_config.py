@@ -21,19 +21,20 @@ DEFAULT_TREES = (
     "fine-contrast-0.7mm",
     "fine-contrast-2.2mm",
     "fine-boundary-0.7mm",
+    "fine-round-0.7mm",
+    "fine-piecewise",
     "fine-compact",
     "fine-volume-1mm",
     "fine-dynamics-1.5mm",
-    "coarse-contrast-0.7mm",
+    "coarse-neck-0.7mm",
     "coarse-contrast-2.2mm-balanced",
+    "coarse-contact-2.2mm",
     "coarse-boundary-2.2mm",
     "coarse-volume-2.2mm",
     "coarse-dynamics-2.2mm",
+    "voxels-contact-0.7mm",
     "voxels-contrast-0.7mm",
-    "voxels-contrast-0.7mm-balanced",
     "voxels-contrast-2.2mm",
-    "voxels-volume-1.5mm",
-    "voxels-compact",
 )
 """See `docs/decisions/0003-proposals.md` for what each brings."""
 
@@ -142,7 +143,7 @@ class ProposalConfig:
             raise ConfigError(f"trees: {error}") from error
         for spec in specs:
             _require(
-                spec.method in ("compact", "bright", "dark") or spec.scale_mm in self.scales_mm,
+                spec.method in ("piecewise", "compact", "bright", "dark") or spec.scale_mm in self.scales_mm,
                 f"trees: {spec.name} needs the scale {spec.scale_mm:g} in scales_mm",
             )
 

@@ -53,7 +53,7 @@ from pipeline.supervoxels import basins, join_lowest_pass, relabelled
 
 _log = logging.getLogger(__name__)
 
-ALGORITHM_VERSION = 3
+ALGORITHM_VERSION = 4
 """Of the code that makes proposals: raised when the same image and settings give others."""
 
 _SIDE_BY_SIDE_VOXELS = 64_000_000
@@ -231,7 +231,8 @@ def _grow_partition(name: PartitionName, scene: _Scene) -> _Grown | None:
         return None
     labels, graph, sums = leaves
     trees = grow_all(specs, graph, sums, scene.config, scene.backend)
-    return _with_candidates(labels, trees, sums.voxels, scene)
+    column = scene.config.scales_mm.index(scene.config.fine_scale_mm)
+    return _with_candidates(labels, trees, sums.voxels, _boundaries(graph, column), scene)
 
 
 def _leaves(name: PartitionName, scene: _Scene) -> tuple[Any, RegionGraph, RegionSums] | None:
@@ -366,7 +367,11 @@ def _grow_components(
         return None
     tree = Hierarchy.of(f"components-{side}", 0, count, found.parents(), level_sets=True)
     voxels = count_inside(found.zones, None, count, scene.backend)
-    return _reduced(_with_candidates(found.zones, [tree], voxels, scene), scene)
+    # Made again: to keep it from the partitions on would cost two bytes a voxel where most is held.
+    evidence = scene.levels.evidence((scene.config.fine_scale_mm,))
+    graph = region_graph(found.zones, count, evidence, scene.backend).on_host(scene.backend)
+    del evidence
+    return _reduced(_with_candidates(found.zones, [tree], voxels, _boundaries(graph, 0), scene), scene)
 
 
 def _reduced(grown: _Grown, scene: _Scene) -> _Grown:
@@ -381,8 +386,27 @@ def _reduced(grown: _Grown, scene: _Scene) -> _Grown:
     )
 
 
-def _with_candidates(labels: Any, trees: list[Hierarchy], voxels: NDArray[np.int64], scene: _Scene) -> _Grown:
-    """A partition and its trees, with the nodes that may become proposals."""
+def _boundaries(graph: RegionGraph, column: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """(E, 2) touching leaves; (E, 2) their common faces, and the evidence of a column summed over them."""
+    return graph.pairs, np.stack([graph.faces, graph.sums[:, column]], axis=1)
+
+
+def _with_candidates(
+    labels: Any,
+    trees: list[Hierarchy],
+    voxels: NDArray[np.int64],
+    boundaries: tuple[NDArray[np.int32], NDArray[np.int64]],
+    scene: _Scene,
+) -> _Grown:
+    """A partition and its trees, with the nodes that may become proposals.
+
+    Args:
+        labels: (z, y, x) leaf of each voxel, on the backend.
+        trees: Over these leaves.
+        voxels: (R,) of each leaf.
+        boundaries: See `_boundaries`.
+        scene: What they were grown from.
+    """
     sketches = leaf_sketches(labels, len(voxels), scene.backend)
     body_voxels = count_inside(labels, scene.body.result(), len(voxels), scene.backend)
     found = partial(
@@ -390,6 +414,8 @@ def _with_candidates(labels: Any, trees: list[Hierarchy], voxels: NDArray[np.int
         leaf_voxels=voxels,
         leaf_body_voxels=body_voxels,
         leaf_sketches=sketches,
+        pairs=boundaries[0],
+        pair_values=boundaries[1],
         least_body_fraction=scene.config.min_body_fraction,
         voxel_limits=scene.voxel_limits,
         per_half_octave=scene.config.candidates_per_half_octave,

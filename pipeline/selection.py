@@ -2,7 +2,8 @@
 
     nodes of all trees --longest-lived of each size--> candidates --facility location--> ranked choice
 
-A candidate's weight is how long it lives (the growth at its next merge) times how many trees drew it.
+A candidate's weight tells of an organ: how long it lives (the growth at its next merge), how many trees drew
+it, how strong the boundary evidence along its outline is, and how even that outline is.
 Chosen is the set whose members best stand for all candidates: each candidate counts its weight times the
 IoU with the nearest chosen one, squared (facility location, greedy: within 1 - 1/e of the best; Nemhauser
 et al., 1978). Weights are made equal over octaves of volume, so every size gets its share, and every place
@@ -33,6 +34,13 @@ _LEAST_IOU = 0.4
 _AGREEMENT_IOU = 0.75
 """Regions of two trees are the same region from this estimated IoU on."""
 
+_FAINT_EVIDENCE = 10.0
+"""Boundary evidence that tells nothing: about one in a hundred levels of a window."""
+
+_LEAST_SURFACE = 4.0
+"""Faces that a region has at least for each face of a cube of its volume, edges of the scan left out; a ball
+has 7.3."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
@@ -46,13 +54,15 @@ class Candidates:
     """(N,)"""
     growth: NDArray[np.float64]
     """(N,) log of how many times larger the next larger region is."""
+    clarity: NDArray[np.float64]
+    """(N,) mean evidence along the outline, over the outline's faces for each face of a cube as large."""
     sketches: NDArray[np.uint32]
     """(N, 32) see `pipeline.sketches`."""
 
     @classmethod
     def joined(cls, parts: Sequence[Candidates]) -> Candidates:
         """All parts in turn."""
-        names = ("tree", "node", "voxels", "growth", "sketches")
+        names = ("tree", "node", "voxels", "growth", "clarity", "sketches")
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
@@ -63,6 +73,8 @@ def candidates_of(
     leaf_voxels: NDArray[np.int64],
     leaf_body_voxels: NDArray[np.int64],
     leaf_sketches: NDArray[np.uint32],
+    pairs: NDArray[np.int32],
+    pair_values: NDArray[np.int64],
     least_body_fraction: float,
     voxel_limits: tuple[int, int],
     per_half_octave: int,
@@ -75,6 +87,8 @@ def candidates_of(
         leaf_voxels: (R,) voxels of the leaves.
         leaf_body_voxels: (R,) those of them that are in the body.
         leaf_sketches: (R, 32) of the leaves.
+        pairs: (E, 2) touching leaves.
+        pair_values: (E, 2) their common faces, and the boundary evidence summed over them.
         least_body_fraction: Nodes with a smaller part in the body are left out (table, air, streaks).
         voxel_limits: Least and largest volume, in voxels.
         per_half_octave: How many are kept for each factor of sqrt(2) in volume.
@@ -96,8 +110,17 @@ def candidates_of(
         node=nodes,
         voxels=voxels[nodes],
         growth=growth[nodes],
+        clarity=_clarity(hierarchy.outline_sums(pairs, pair_values)[nodes], voxels[nodes]),
         sketches=hierarchy.minima(leaf_sketches)[nodes],
     )
+
+
+def _clarity(outline: NDArray[np.int64], voxels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(N,) from faces and evidence (N, 2) of the outlines: strong and even ones are clear."""
+    faces, evidence = outline.T
+    surface = np.maximum(faces / np.cbrt(voxels.astype(np.float64)) ** 2, _LEAST_SURFACE)
+    clarity: NDArray[np.float64] = (evidence / np.maximum(faces, 1) + _FAINT_EVIDENCE) / surface
+    return clarity
 
 
 def choose(candidates: Candidates, num_wanted: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -112,7 +135,9 @@ def choose(candidates: Candidates, num_wanted: int) -> tuple[NDArray[np.int64], 
     """
     first, second, share = similar_pairs(candidates.sketches, candidates.voxels, _LEAST_IOU)
     agreement = _agreement(first, second, share, candidates.tree, len(candidates.node))
-    weight = np.sqrt(candidates.growth) * agreement
+    # To the power of 3/4, in square roots: these are the same on every machine.
+    clear = agreement * candidates.clarity
+    weight = np.sqrt(candidates.growth) * np.sqrt(clear * np.sqrt(clear))
     # From the least volume on: else one that the limit cuts to two voxels weighs as much as a whole octave.
     octave = np.floor(np.log2(candidates.voxels / candidates.voxels.min())).astype(np.int64)
     weight /= np.bincount(octave, weights=weight)[octave]

@@ -140,7 +140,39 @@ def test_average_linkage_merges_as_the_naive_search_over_all_pairs(seed: int) ->
     assert steps_of(parents, count)[: len(expected)] == expected
 
 
-@pytest.mark.parametrize("linkage", ["boundary", "boundary_and_contrast", "ward"])
+def test_a_neck_keeps_apart_what_a_wide_contact_joins() -> None:
+    # The same boundary evidence: 1 face of two bodies of 1,000 voxels, 100 faces of the next two.
+    drawn: dict[str, Any] = {"faces": [1, 100], "voxels": [1000, 1000, 1000]}
+    assert merged(CHAIN[:2], [5, 5], **drawn) == [3, 3, 4, 4, 4]
+    assert merged(CHAIN[:2], [5, 5], linkage="neck", **drawn) == [4, 3, 3, 4, 4]
+
+
+def test_a_region_that_lies_in_the_dent_of_another_joins_it_first() -> None:
+    # Of the surface of region 0 a tenth touches region 1; of that of region 3 all touches region 2.
+    pairs = [(0, 1), (0, 4), (1, 2), (2, 3)]
+    drawn: dict[str, Any] = {"faces": [10, 90, 100, 50], "voxels": [1000] * 5}
+    assert merged(pairs, [5, 9, 9, 6], **drawn)[:2] == [5, 5]
+    assert merged(pairs, [5, 9, 9, 6], linkage="contact", **drawn)[2:4] == [5, 5]
+
+
+def test_what_makes_a_round_body_joins_first() -> None:
+    # Regions 1 and 2 together have 40 faces outwards, 0 and 1 have 120, at nearly the same evidence.
+    pairs = [(0, 1), (1, 2), (0, 3)]
+    drawn: dict[str, Any] = {"faces": [20, 100, 100], "voxels": [1000] * 4}
+    assert merged(pairs, [5, 6, 9], **drawn)[:2] == [4, 4]
+    assert merged(pairs, [5, 6, 9], linkage="compact", **drawn)[1:3] == [4, 4]
+
+
+def test_piecewise_counts_the_error_for_each_face() -> None:
+    # A step of 2 over 10 faces costs less a face than a step of 1 over 1.
+    drawn: dict[str, Any] = {"means": [0, 2, 3], "faces": [10, 1], "voxels": [8, 8, 8]}
+    assert merged(CHAIN[:2], [0, 0], linkage="ward", **drawn) == [4, 3, 3, 4, 4]
+    assert merged(CHAIN[:2], [0, 0], linkage="piecewise", **drawn) == [3, 3, 4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    "linkage", ["boundary", "boundary_and_contrast", "ward", "neck", "contact", "compact", "piecewise"]
+)
 def test_a_tree_over_thousands_of_regions_has_one_root_and_two_children_a_node(linkage: Linkage) -> None:
     _, graph, sums = random_regions(3, (24, 24, 24))
     levels = sums.levels / 8

@@ -8,7 +8,10 @@ from pipeline.proposal_config import DEFAULT_TREES
 from pipeline.regions import region_graph, region_sums
 from tests.pipeline.drawn_regions import CPU, leaf_sets, random_evidence, random_regions
 
-METHODS = ("boundary", "contrast", "compact", "volume", "dynamics", "bright", "dark")
+METHODS = (
+    "boundary", "contrast", "neck", "contact", "round", "piecewise", "compact", "volume", "dynamics",
+    "bright", "dark",
+)  # fmt: skip
 NAMES = {name.method: name.name for name in (TreeSpec(partition="fine", method=m) for m in METHODS)}
 
 #          6
@@ -62,6 +65,16 @@ def test_sums_and_minima_of_a_node_are_those_of_its_leaves() -> None:
     for node, below in enumerate(leaf_sets(tree)):
         np.testing.assert_array_equal(sums[node], values[list(below)].sum(axis=0))
         np.testing.assert_array_equal(minima[node], values[list(below)].min(axis=0))
+
+
+@pytest.mark.parametrize("method", ["contrast", "dynamics", "bright"])
+def test_the_outline_of_a_node_is_cut_by_the_pairs_that_it_has_one_leaf_of(method: str) -> None:
+    tree = grown(method)
+    _, graph, _ = random_regions(0)
+    found = tree.outline_sums(graph.pairs, graph.sums)
+    for node, below in enumerate(leaf_sets(tree)):
+        cut = np.isin(graph.pairs, list(below)).sum(axis=1) == 1
+        np.testing.assert_array_equal(found[node], graph.sums[cut].sum(axis=0))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from tests.pipeline.test_sketches import boxes, sketches_of, volumes_of
 #     0   1 2   3   (leaf 3 stands twice: 7 has it and nothing else)
 PARENTS = np.array([4, 4, 5, 7, 6, 6, 8, 8, 8])
 LEAF_VOXELS = np.array([10, 30, 60, 100])
+PAIRS = np.array([[0, 1], [1, 2], [1, 3], [2, 3]], np.int32)
+FACES_AND_EVIDENCE = np.array([[5, 50], [8, 800], [2, 20], [30, 600]])
 
 
 def drawn_candidates(count: int = 40, seed: int = 0, num_trees: int = 3) -> Candidates:
@@ -30,6 +32,7 @@ def drawn_candidates(count: int = 40, seed: int = 0, num_trees: int = 3) -> Cand
         node=np.arange(count),
         voxels=volumes_of(masks),
         growth=rng.uniform(0.05, 2, count),
+        clarity=rng.uniform(1, 50, count),
         sketches=sketches_of(masks),
     )
 
@@ -38,6 +41,8 @@ def looked_at(hierarchy: Hierarchy | None = None, **changes: Any) -> Candidates:
     options: dict[str, Any] = {
         "leaf_voxels": LEAF_VOXELS,
         "leaf_body_voxels": LEAF_VOXELS,
+        "pairs": PAIRS,
+        "pair_values": FACES_AND_EVIDENCE,
         "least_body_fraction": 0.5,
         "voxel_limits": (1, 1000),
         "per_half_octave": 10,
@@ -54,7 +59,7 @@ def naive_choice(c: Candidates, num_wanted: int) -> tuple[list[int], list[float]
     likeness = np.eye(len(c.node))
     likeness[first, second] = likeness[second, first] = share
     drawn_by = [{int(c.tree[j]) for j in np.flatnonzero(row >= 0.75)} for row in likeness]
-    weight = np.sqrt(c.growth) * [len(trees) for trees in drawn_by]
+    weight = np.sqrt(c.growth) * (c.clarity * [len(trees) for trees in drawn_by]) ** 0.75
     octave = np.floor(np.log2(c.voxels / c.voxels.min())).astype(int)
     weight = np.array([w / weight[octave == o].sum() for w, o in zip(weight, octave, strict=True)])
     best = np.zeros(len(c.node))
@@ -103,7 +108,8 @@ def test_what_more_trees_have_drawn_is_worth_more() -> None:
             tree=np.array(trees, np.int32),
             node=np.arange(3),
             voxels=np.array([700, 700, 700]),
-            growth=np.array([3.0, 0.5, 0.5]),
+            growth=np.array([2.0, 0.5, 0.5]),
+            clarity=np.ones(3),
             sketches=sketches_of(masks),
         )
         assert choose(candidates, 1)[0][0] == best
@@ -119,6 +125,7 @@ def test_every_octave_of_volume_has_its_share() -> None:
         node=np.arange(5),
         voxels=volumes_of(far),
         growth=np.array([1.0, 1.0, 1.0, 1.0, 0.01]),
+        clarity=np.ones(5),
         sketches=sketches_of(far),
     )
     assert choose(candidates, 1)[0][0] == 4  # alone in its octave, however briefly it lives
@@ -130,6 +137,31 @@ def test_the_root_and_what_its_parent_does_not_outgrow_are_no_candidates() -> No
     assert found.voxels.tolist() == [10, 30, 40, 60, 100, 100]
     assert set(found.tree.tolist()) == {5}
     np.testing.assert_allclose(found.growth, np.log([4, 4 / 3, 2.5, 100 / 60, 2, 2]))
+
+
+def test_strong_and_even_outlines_are_clear() -> None:
+    # Node 4 is leaves 0 and 1: 8 faces of evidence 800 with leaf 2, 2 of 20 with 3; a cube of 40 has sides
+    # of 11.7 faces each, so the least surface counts.
+    found = looked_at()
+    clarity = dict(zip(found.node.tolist(), found.clarity.tolist(), strict=True))
+    assert clarity[4] == pytest.approx((820 / 10 + 10) / 4)
+    assert clarity[5] == pytest.approx((1400 / 38 + 10) / 4)
+    ragged = looked_at(pair_values=FACES_AND_EVIDENCE * 10)
+    assert ragged.clarity[2] == pytest.approx((820 / 10 + 10) / (100 / 40 ** (2 / 3)))
+
+
+def test_what_has_a_clear_outline_is_worth_more() -> None:
+    for clarity in ([1.0, 2.0, 1.0], [1.0, 1.0, 2.0]):
+        masks = list(np.eye(3, 4096, dtype=bool).reshape(3, 16, 16, 16))
+        candidates = Candidates(
+            tree=np.zeros(3, np.int32),
+            node=np.arange(3),
+            voxels=np.ones(3, np.int64),
+            growth=np.ones(3),
+            clarity=np.array(clarity),
+            sketches=sketches_of(masks),
+        )
+        assert choose(candidates, 1)[0][0] == int(np.argmax(clarity))
 
 
 def test_candidates_are_within_the_volume_limits() -> None:
