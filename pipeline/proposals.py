@@ -368,9 +368,10 @@ def _grow_components(
     tree = Hierarchy.of(f"components-{side}", 0, count, found.parents(), level_sets=True)
     voxels = count_inside(found.zones, None, count, scene.backend)
     # Made again: to keep it from the partitions on would cost two bytes a voxel where most is held.
-    evidence = scene.levels.evidence((scene.config.fine_scale_mm,))
-    graph = region_graph(found.zones, count, evidence, scene.backend).on_host(scene.backend)
-    del evidence
+    with scene.turn:  # one side at a time
+        evidence = scene.levels.evidence((scene.config.fine_scale_mm,))
+        graph = region_graph(found.zones, count, evidence, scene.backend).on_host(scene.backend)
+        del evidence
     return _reduced(_with_candidates(found.zones, [tree], voxels, _boundaries(graph, 0), scene), scene)
 
 
