@@ -52,7 +52,7 @@ _CONTACT = 0.9
 
 def agglomerate(
     pairs: NDArray[np.int32],
-    faces: NDArray[np.int64],
+    faces: NDArray[np.int32],
     strength_sums: NDArray[np.int64],
     voxels: NDArray[np.int64],
     feature_sums: NDArray[np.float64],
@@ -93,7 +93,7 @@ def agglomerate(
 
 def join_nearest(
     pairs: NDArray[np.int32],
-    faces: NDArray[np.int64],
+    faces: NDArray[np.int32],
     strength_sums: NDArray[np.int64],
     voxels: NDArray[np.int64],
     feature_sums: NDArray[np.float64],

@@ -231,8 +231,9 @@ def _grow_partition(name: PartitionName, scene: _Scene) -> _Grown | None:
         return None
     labels, graph, sums = leaves
     trees = grow_all(specs, graph, sums, scene.config, scene.backend)
-    column = scene.config.scales_mm.index(scene.config.fine_scale_mm)
-    return _with_candidates(labels, trees, sums.voxels, _boundaries(graph, column), scene)
+    boundaries = _boundaries(graph, scene.config.scales_mm.index(scene.config.fine_scale_mm))
+    del leaves, graph  # as large as a volume, while another partition makes its own
+    return _with_candidates(labels, trees, sums.voxels, boundaries, scene)
 
 
 def _leaves(name: PartitionName, scene: _Scene) -> tuple[Any, RegionGraph, RegionSums] | None:

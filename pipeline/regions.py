@@ -28,7 +28,7 @@ class RegionGraph:
     pairs: Any
     """int32 (E, 2), the lower region first; rows ascending."""
     faces: Any
-    """int64 (E,) voxel faces that the two have in common."""
+    """int32 (E,) voxel faces that the two have in common."""
     sums: Any
     """int64 (E, K) evidence summed over the faces, one column an evidence volume."""
     lows: Any
@@ -72,7 +72,7 @@ def _graph_of(num_regions: int, gathered: tuple[Any, Any, Any, Any], backend: Ba
     return RegionGraph(
         num_regions=num_regions,
         pairs=xp.stack([keys >> 32, keys & 0xFFFFFFFF], axis=1).astype(xp.int32),
-        faces=faces,
+        faces=faces.astype(xp.int32),
         sums=xp.ascontiguousarray(sums.T),
         lows=xp.ascontiguousarray(lows.T.astype(xp.int32)),
     )
@@ -203,7 +203,7 @@ def merge_graph(
     order = np.argsort(keys, kind="stable")  # nearly sorted already
     count = _num_joined(keys, order)
     width = graph.sums.shape[1]
-    pairs, faces = np.empty((count, 2), np.int32), np.zeros(count, np.int64)
+    pairs, faces = np.empty((count, 2), np.int32), np.zeros(count, np.int32)
     sums = np.zeros((count, width), np.int64)
     lows = np.full((count, width), np.iinfo(np.int32).max, np.int32)
     _add_joined(keys, order, graph.faces, graph.sums, graph.lows, pairs, faces, sums, lows)
@@ -295,7 +295,7 @@ class _Table:
 
     links: NDArray[np.int32]
     """(E, 2) the next pair of the list, and the higher region."""
-    faces: NDArray[np.int64]
+    faces: NDArray[np.int32]
     sums: NDArray[np.int64]
     lows: NDArray[np.int32]
 
@@ -304,13 +304,13 @@ class _Table:
         """An empty table for so many pairs, with so many evidence volumes."""
         return cls(
             links=np.empty((room, 2), np.int32),
-            faces=np.empty(room, np.int64),
+            faces=np.empty(room, np.int32),
             sums=np.empty((room, width), np.int64),
             lows=np.empty((room, width), np.int32),
         )
 
     @property
-    def columns(self) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
+    def columns(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
         """For the compiled loops."""
         return self.links, self.faces, self.sums, self.lows
 
@@ -399,9 +399,9 @@ def _num_joined(keys: NDArray[np.int64], order: NDArray[np.int64]) -> Any:
 
 @numba.njit(cache=True, nogil=True)
 def _add_joined(
-    keys: NDArray[np.int64], order: NDArray[np.int64], old_faces: NDArray[np.int64],
+    keys: NDArray[np.int64], order: NDArray[np.int64], old_faces: NDArray[np.int32],
     old_sums: NDArray[np.int64], old_lows: NDArray[np.int32], pairs: NDArray[np.int32],
-    faces: NDArray[np.int64], sums: NDArray[np.int64], lows: NDArray[np.int32],
+    faces: NDArray[np.int32], sums: NDArray[np.int64], lows: NDArray[np.int32],
 ) -> None:  # fmt: skip
     e, last = -1, np.int64(-1)
     for p in order:
@@ -419,7 +419,7 @@ def _add_joined(
 @numba.njit(cache=True, nogil=True)
 def _touching_numba(
     labels: NDArray[np.int32], evidence: NDArray[Any], head: NDArray[np.int32], links: NDArray[np.int32],
-    faces: NDArray[np.int64], sums: NDArray[np.int64], lows: NDArray[np.int32], row: int, used: int,
+    faces: NDArray[np.int32], sums: NDArray[np.int64], lows: NDArray[np.int32], row: int, used: int,
 ) -> Any:  # fmt: skip
     """The pairs met from a row of voxels on, until all are done or there is no room for another row's.
 

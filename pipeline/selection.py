@@ -37,6 +37,9 @@ _AGREEMENT_IOU = 0.75
 _FAINT_EVIDENCE = 10.0
 """Boundary evidence that tells nothing: about one in a hundred levels of a window."""
 
+_PLACES_AT_ONCE = 8
+"""Places of the sketches that are made at once."""
+
 _LEAST_SURFACE = 4.0
 """Faces that a region has at least for each face of a cube of its volume, edges of the scan left out; a ball
 has 7.3."""
@@ -111,8 +114,19 @@ def candidates_of(
         voxels=voxels[nodes],
         growth=growth[nodes],
         clarity=_clarity(hierarchy.outline_sums(pairs, pair_values)[nodes], voxels[nodes]),
-        sketches=hierarchy.minima(leaf_sketches)[nodes],
+        sketches=_node_sketches(hierarchy, leaf_sketches, nodes),
     )
+
+
+def _node_sketches(
+    hierarchy: Hierarchy, leaf_sketches: NDArray[np.uint32], nodes: NDArray[np.int64]
+) -> NDArray[np.uint32]:
+    """(N, 32) sketches of some nodes; a few places at a time, since those of all nodes are many bytes."""
+    out = np.empty((len(nodes), leaf_sketches.shape[1]), np.uint32)
+    for k in range(0, leaf_sketches.shape[1], _PLACES_AT_ONCE):
+        places = slice(k, k + _PLACES_AT_ONCE)
+        out[:, places] = hierarchy.minima(leaf_sketches[:, places])[nodes]
+    return out
 
 
 def _clarity(outline: NDArray[np.int64], voxels: NDArray[np.int64]) -> NDArray[np.float64]:
