@@ -138,6 +138,7 @@ def rules() -> dict[str, tuple[str, Callable[..., Any]]]:
         "chosen-at-random": ("pipeline.proposals.choose", choose_at_random),
         "chosen-by-growth": ("pipeline.proposals.choose", choose_by_growth),
         "no-agreement-of-trees": ("pipeline.selection._agreement", agree_on_nothing),
+        "no-clear-outlines": ("pipeline.selection._clarity", equally_clear),
         "no-slivers-absorbed": ("pipeline.atoms.absorb", absorb_nothing),
     }
 
@@ -177,9 +178,14 @@ def agree_on_nothing(*arguments: Any) -> NDArray[np.float64]:
     return np.ones(arguments[-1])
 
 
-def absorb_nothing(atoms: Any, ranks: NDArray[Any], *rest: Any) -> NDArray[np.int64]:
+def equally_clear(outline: NDArray[np.int64], voxels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """In place of `_clarity`: neither evidence nor evenness of the outline tells candidates apart."""
+    return np.ones(len(voxels))
+
+
+def absorb_nothing(atoms: Any, ranks: NDArray[Any], *rest: Any) -> tuple[Any, NDArray[np.int64]]:
     """In place of `absorb`: no sliver; where there are too many atoms, regions are given up."""
-    return np.arange(len(ranks))
+    return atoms, np.arange(len(ranks))
 
 
 if __name__ == "__main__":
