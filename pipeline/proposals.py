@@ -371,9 +371,12 @@ def _grow_components(
     # Made again: to keep it from the partitions on would cost two bytes a voxel where most is held.
     with scene.turn:  # one side at a time
         evidence = scene.levels.evidence((scene.config.fine_scale_mm,))
-        graph = region_graph(found.zones, count, evidence, scene.backend).on_host(scene.backend)
-        del evidence
-    return _reduced(_with_candidates(found.zones, [tree], voxels, _boundaries(graph, 0), scene), scene)
+        # Backwards: the graph lists neighbours at the lower number, and around zone 0 lie most others.
+        backwards = (count - 1 - found.zones).astype(found.zones.dtype, copy=False)
+        graph = region_graph(backwards, count, evidence, scene.backend).on_host(scene.backend)
+        del evidence, backwards
+    pairs, values = _boundaries(graph, 0)
+    return _reduced(_with_candidates(found.zones, [tree], voxels, (count - 1 - pairs, values), scene), scene)
 
 
 def _reduced(grown: _Grown, scene: _Scene) -> _Grown:
