@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -283,6 +284,7 @@ def test_no_name_id_or_birth_date_of_a_patient_is_shown(tmp_path: Path, folder: 
             read_source(source, CONFIG)
         shown += str(caught.value) + repr(caught.value)
         assert caught.value.__suppress_context__ or caught.value.__context__ is None
+    shown = re.sub(r"\d{15,}", "", shown)  # times of files, which may hold any digits
     for token in ("doe", "john", "4711", "1951"):
         assert token not in shown.lower()
     assert any(s.scan_id.startswith("anon-") for s in found.sources)
