@@ -182,8 +182,8 @@ extern "C" __global__ void blur_blocks(const Region* regions, int region, const 
     out[ITEM] = binomial(planes[0], planes[1], planes[2]);
 }
 
-// As smoothing._iou. Each of `threads` threads adds up every so manieth block.
-//   overlap (regions, 2), 0 at first: samples in both the region and its blur, and in either.
+// As smoothing._overlap. Each of `threads` threads adds up every so manieth block.
+//   overlap (regions, 3), 0 at first: samples in both the region and its blur, in the region, and in its blur.
 extern "C" __global__ void overlap_blocks(const Region* regions, int region, const unsigned short* counts,
                                           const float* field, int threads, unsigned long long* overlap)
 {
@@ -192,16 +192,25 @@ extern "C" __global__ void overlap_blocks(const Region* regions, int region, con
     if (ITEM >= threads)
         return;
     int side = (r.stride - 1) / (r.stride > 2 ? 2 : 1) + 1, all = side * side * side;
-    unsigned long long both = 0, either = 0;
+    unsigned long long both = 0, before = 0, after = 0;
     for (long long i = ITEM; i < (long long)nz * ny * nx; i += threads) {
         bool kept = field[i] > 0.5f;
         both += kept ? counts[i] : 0;
-        either += kept ? all : counts[i];
+        before += counts[i];
+        after += kept ? all : 0;
     }
-    if (either) {
-        atomicAdd(overlap + 2 * region, both);
-        atomicAdd(overlap + 2 * region + 1, either);
+    if (before || after) {
+        atomicAdd(overlap + 3 * region, both);
+        atomicAdd(overlap + 3 * region + 1, before);
+        atomicAdd(overlap + 3 * region + 2, after);
     }
+}
+
+// IoU of a region with its blur, from what overlap_blocks has added up.
+__device__ inline double iou_of(const unsigned long long* overlap)
+{
+    unsigned long long either = overlap[1] + overlap[2] - overlap[0];
+    return (double)overlap[0] / (double)(either ? either : 1);
 }
 
 __device__ inline float mixed(float first, float second, float share)
@@ -210,9 +219,11 @@ __device__ inline float mixed(float first, float second, float share)
 }
 
 // As smoothing._paint_blurred, or _paint_members where the blur would change too much. One thread a voxel of the box.
-//   field (nz, ny, nx); out (Z, Y, X), 1 + rank of the innermost region painted so far.
+//   field and, of half the passes, half_field (nz, ny, nx), with the overlap of each; out (Z, Y, X), 1 + rank of the
+//   innermost region painted so far.
 extern "C" __global__ void paint(const unsigned short* ranks, int Y, int X, const Region* regions, int region,
-                                 const float* field, const unsigned long long* overlap, double least_iou,
+                                 const float* field, const float* half_field, const unsigned long long* overlap,
+                                 const unsigned long long* half_overlap, double least_iou, double least_volume,
                                  unsigned short* out)
 {
     Region r = regions[region];
@@ -223,8 +234,12 @@ extern "C" __global__ void paint(const unsigned short* ranks, int Y, int X, cons
     long long voxel = ((long long)(r.z0 + z) * Y + r.y0 + y) * X + r.x0 + x;
     if (out[voxel] != r.around)
         return;
-    unsigned long long both = overlap[2 * region], either = overlap[2 * region + 1];
-    if (!r.passes || (double)both / (double)(either ? either : 1) < least_iou) {
+    const unsigned long long* sums = overlap + 3 * region;
+    if (iou_of(sums) < least_iou || (double)sums[2] / (double)(sums[1] ? sums[1] : 1) < least_volume) {
+        field = half_field;
+        sums = half_overlap + 3 * region;
+    }
+    if (!r.passes || iou_of(sums) < least_iou) {
         if (ranks[voxel] >= r.first && ranks[voxel] <= r.last)
             out[voxel] = (unsigned short)r.first;
         return;

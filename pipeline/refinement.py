@@ -72,7 +72,7 @@ def refine(
     leaves = [measure(labels, _num_leaves(hierarchies, p), backend) for p, labels in enumerate(partitions)]
     volumes = _volumes(hierarchies, leaves, chosen)
     soft = np.array([outlines is not None and not hierarchies[tree].level_sets for tree, _ in chosen])
-    nests = _nests(hierarchies, chosen, soft & outlines.wide(volumes) if outlines else soft)
+    nests = _nests(hierarchies, chosen, soft * outlines.widths(volumes) if outlines else soft)
 
     def painted(nest: Nest) -> Any:
         tree = hierarchies[nest.tree]
@@ -81,10 +81,10 @@ def refine(
         for rank, node in enumerate(nest.nodes):
             innermost[tree.start[node] : tree.stop[node]] = rank + 1
         innermost = innermost[tree.start[: tree.num_leaves]]
-        if outlines is None or tree.level_sets:
+        sigmas = outlines.sigmas(volumes[nest.place]) if outlines else np.zeros(len(nest.place))
+        if tree.level_sets or not sigmas.any():
             return gathered(innermost, labels, backend)
         boxes = region_boxes(leaves[tree.partition][1], innermost, nest.parent)
-        sigmas = outlines.sigmas(volumes[nest.place])
         return paint_smoothed(labels, innermost, nest.parent, nest.last, sigmas, boxes, backend)
 
     atoms = backend.xp.zeros(partitions[0].shape, dtype=np.int32)
@@ -147,11 +147,11 @@ def _volumes(
     return volumes
 
 
-def _nests(hierarchies: Sequence[Hierarchy], chosen: Chosen, wide: NDArray[np.bool_]) -> list[Nest]:
-    """The chosen nodes by tree, those with a wide blur apart."""
-    wanted: dict[tuple[int, bool], list[tuple[int, int]]] = {}
+def _nests(hierarchies: Sequence[Hierarchy], chosen: Chosen, width: NDArray[np.int8]) -> list[Nest]:
+    """The chosen nodes by tree, and in each by how wide their blur is."""
+    wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for place, (tree, node) in enumerate(chosen):
-        wanted.setdefault((tree, bool(wide[place])), []).append((node, place))
+        wanted.setdefault((tree, int(width[place])), []).append((node, place))
     return [
         Nest.of(key[0], hierarchies[key[0]], [n for n, _ in wanted[key]], [p for _, p in wanted[key]])
         for key in sorted(wanted)

@@ -5,7 +5,10 @@ is therefore blurred, and kept where the blur exceeds a half: bumps of a few vox
 volume hardly changes. Two disjoint regions cannot both exceed a half of the same blur, and of two nested ones
 the outer exceeds it wherever the inner does, so nesting survives one width of blur. Where widths differ, a
 region is cut to the one around it and to what its earlier siblings have left; so that little is cut, the
-regions of a tree with a wide and with a narrow blur are painted apart (`Outlines.wide`).
+regions of a tree with a wide blur, a narrow one and none are painted apart (`Outlines.widths`).
+
+A blur wears thin regions away. Where it would leave too little of one, half the passes are taken; where these
+would still change it too much, or the region is of a few hundred voxels only, it stays as it is.
 
     ranks of a tree's chosen regions --outermost first: count in blocks, blur, interpolate--> painted
 
@@ -35,6 +38,12 @@ _SAMPLED_STRIDE = 3
 LEAST_IOU = 0.6
 """A region that its blur would change more than this (a sheet, a net of vessels) stays as it is."""
 
+LEAST_VOLUME = 0.85
+"""A thin region, of which its blur would leave less than this share, is blurred half as often."""
+
+_LEAST_SIGMA = 0.75
+"""In voxels: narrower blurs would cut corners off regions of a few hundred voxels, and are left out."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outlines:
@@ -46,12 +55,14 @@ class Outlines:
     """The widest blur."""
 
     def sigmas(self, voxels: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(N,) width of the blur of regions of these volumes, in voxels."""
-        return np.minimum(self.fraction * np.cbrt(voxels), self.max_sigma_voxels)
+        """(N,) width of the blur of regions of these volumes, in voxels; 0 where they stay as they are."""
+        sigmas = np.minimum(self.fraction * np.cbrt(voxels), self.max_sigma_voxels)
+        return np.where(sigmas < _LEAST_SIGMA, 0.0, sigmas)
 
-    def wide(self, voxels: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(N,) whether the blur is more than half as wide as the widest: these are painted apart."""
-        return self.sigmas(voxels) > self.max_sigma_voxels / 2
+    def widths(self, voxels: NDArray[np.int64]) -> NDArray[np.int8]:
+        """(N,) 0 for no blur, 1 for one up to half as wide as the widest, 2: each is painted apart."""
+        sigmas = self.sigmas(voxels)
+        return (sigmas > 0).astype(np.int8) + (sigmas > self.max_sigma_voxels / 2)
 
 
 def paint_smoothed(
@@ -98,21 +109,29 @@ def _paint_on_gpu(
     rows, num_blocks = _regions_for_gpu(labels.shape, parent, last, sigmas, boxes)
     regions, room = backend.to_device(rows), int(num_blocks.max())
     counts = xp.empty(room, dtype=xp.uint16)
-    field, other = xp.empty(room, dtype=xp.float32), xp.empty(room, dtype=xp.float32)
-    overlap = xp.zeros((len(rows), 2), dtype=xp.uint64)
+    fields = [xp.empty(room, dtype=xp.float32) for _ in range(3)]
+    overlaps = [xp.zeros((len(rows), 3), dtype=xp.uint64) for _ in range(2)]
     shape = [np.int32(n) for n in labels.shape]
     for rank, (row, blocks) in enumerate(zip(rows, num_blocks.tolist(), strict=True)):
         region, passes = (regions, np.int32(rank)), int(row[7])
+        field, half, other = fields
         if passes:
             backend.launch("count_blocks", blocks, ranks, *shape, *region, counts, field)
-            for _ in range(passes):
-                backend.launch("blur_blocks", blocks, *region, field, other)
-                field, other = other, field
+            for done in range(passes):
+                if done == passes // 2:
+                    field, half = half, field
+                    backend.launch("blur_blocks", blocks, *region, half, field)
+                else:
+                    backend.launch("blur_blocks", blocks, *region, field, other)
+                    field, other = other, field
             threads = -(-blocks // _BLOCKS_A_THREAD)
-            backend.launch("overlap_blocks", threads, *region, counts, field, np.int32(threads), overlap)
+            for blurred, overlap in zip((field, half), overlaps, strict=True):
+                backend.launch(
+                    "overlap_blocks", threads, *region, counts, blurred, np.int32(threads), overlap
+                )
         voxels = int(np.prod(row[3:6] - row[:3], dtype=np.int64))
-        painted = (field, overlap, np.float64(LEAST_IOU), out)
-        backend.launch("paint", voxels, ranks, *shape[1:], *region, *painted)
+        least = np.float64(LEAST_IOU), np.float64(LEAST_VOLUME)
+        backend.launch("paint", voxels, ranks, *shape[1:], *region, field, half, *overlaps, *least, out)
     return out
 
 
@@ -174,10 +193,16 @@ def _paint_numba(
                     x0 // stride : (x1 - 1) // stride + 1,
                 ]
                 means = _counted(blocks, first, final)
-            field = means
-            for _ in range(passes):
+            field = half = means
+            for done in range(passes):
+                if done == passes // 2:
+                    half = field
                 field = _binomial(field)
-            if _iou(means, field, _num_samples(stride)) >= LEAST_IOU:
+            iou, volume = _overlap(means, field, _num_samples(stride))
+            if iou < LEAST_IOU or volume < LEAST_VOLUME:
+                field = half
+                iou, _ = _overlap(means, field, _num_samples(stride))
+            if iou >= LEAST_IOU:
                 _paint_blurred(target, field, stride, around, value)
                 continue
         _paint_members(target, there, innermost, first, final, around, value)
@@ -362,18 +387,20 @@ def _between(block: int, stride: int, size: int) -> Any:
 
 
 @numba.njit(cache=True, nogil=True)
-def _iou(means: NDArray[np.float32], field: NDArray[np.float32], num: int) -> float:
-    """IoU of the region with what its blur leaves of it, in samples, of which a block has `num`: exact."""
-    both, either = np.int64(0), np.int64(0)
-    before, after = means.ravel(), field.ravel()
-    for i in range(len(before)):
-        inside = np.int64(before[i] * np.float32(num) + np.float32(0.5))
-        if after[i] > np.float32(0.5):
-            both += inside
-            either += num
-        else:
-            either += inside
-    return both / max(either, np.int64(1))
+def _overlap(means: NDArray[np.float32], field: NDArray[np.float32], num: int) -> tuple[float, float]:
+    """IoU of the region with what its blur leaves of it, and the share of its volume that is left.
+
+    In samples, of which a block has `num`: exact.
+    """
+    both, before, after = np.int64(0), np.int64(0), np.int64(0)
+    inside, blurred = means.ravel(), field.ravel()
+    for i in range(len(inside)):
+        samples = np.int64(inside[i] * np.float32(num) + np.float32(0.5))
+        before += samples
+        if blurred[i] > np.float32(0.5):
+            both += samples
+            after += num
+    return both / max(before + after - both, np.int64(1)), after / max(before, np.int64(1))
 
 
 @numba.njit(cache=True, nogil=True)

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipeline.smoothing import Outlines, paint_smoothed, region_boxes
+from pipeline.smoothing import LEAST_VOLUME, Outlines, paint_smoothed, region_boxes
 
 AXIS = np.arange(48)
 DISTANCE = np.sqrt(sum((grid - 23.5) ** 2 for grid in np.meshgrid(AXIS, AXIS, AXIS, indexing="ij")))
@@ -47,7 +47,7 @@ def iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     return float((a & b).sum() / (a | b).sum())
 
 
-@pytest.mark.parametrize("sigma", [0.8, 1.5, 2.5, 4.0])
+@pytest.mark.parametrize("sigma", [0.8, 1.5, 2.5, 3.3])
 def test_a_blurred_region_is_where_a_gaussian_exceeds_a_half(sigma: float) -> None:
     rng = np.random.default_rng(0)
     ragged = DISTANCE + ndimage.gaussian_filter(rng.normal(size=DISTANCE.shape), 1) * 8 < 16
@@ -93,8 +93,18 @@ def test_a_region_stays_within_the_one_around_it_although_its_blur_is_narrower()
     assert inner_now.sum() < inner.sum()
 
 
-def test_the_widest_half_of_the_blurs_is_painted_apart() -> None:
+def test_a_thin_region_is_blurred_half_as_often() -> None:
+    off_axis = np.hypot(AXIS - 23.5, (AXIS - 23.5)[:, None])[:, :, None]
+    rod = (DISTANCE < 22) & (off_axis < 4.5)
+    (smooth,) = painted([rod], [-1], [2.2])
+    full, half = (ndimage.gaussian_filter(rod.astype(np.float64), 2.2 / np.sqrt(n)) > 0.5 for n in (1, 2))
+    assert full.sum() < LEAST_VOLUME * rod.sum()
+    assert iou(smooth, half) > 0.97
+    assert iou(smooth, half) > iou(smooth, full) + 0.1
+
+
+def test_no_blur_narrow_and_wide_blurs_are_painted_apart() -> None:
     outlines = Outlines(fraction=0.12, max_sigma_voxels=4.0)
-    volumes = np.array([450, 4000, 5000, 10_000_000])
-    np.testing.assert_allclose(outlines.sigmas(volumes), [0.92, 1.905, 2.052, 4.0], atol=1e-3)
-    assert outlines.wide(volumes).tolist() == [False, False, True, True]
+    volumes = np.array([240, 450, 4000, 5000, 10_000_000])
+    np.testing.assert_allclose(outlines.sigmas(volumes), [0.0, 0.92, 1.905, 2.052, 4.0], atol=1e-3)
+    assert outlines.widths(volumes).tolist() == [0, 1, 1, 2, 2]
