@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -115,12 +115,24 @@ class Pool:
     def free_all_blocks(self) -> None:
         """Nothing to free."""
 
+    def total_bytes(self) -> int:
+        """Nothing held."""
+        return 0
+
+
+class Device:
+    """The only one."""
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets `import cupy` and `import cupyx` give the stand-in."""
     cupy, cupyx = _Module("cupy"), ModuleType("cupyx")
     scipy, gpu_ndimage = ModuleType("cupyx.scipy"), ModuleType("cupyx.scipy.ndimage")
     cupy.RawModule = host_cuda.RawModule  # type: ignore[attr-defined]
+    cupy.cuda = SimpleNamespace(Device=Device)  # type: ignore[attr-defined]
     cupy.get_default_memory_pool = Pool  # type: ignore[attr-defined]
     cupy.asarray = lambda array: array if isinstance(array, DeviceArray) else DeviceArray(array)  # type: ignore[attr-defined]
     cupyx.scatter_add, cupyx.scatter_min = scatter(np.add), scatter(np.minimum)  # type: ignore[attr-defined]
