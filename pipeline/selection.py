@@ -37,7 +37,7 @@ _AGREEMENT_IOU = 0.75
 _FAINT_EVIDENCE = 10.0
 """Boundary evidence that tells nothing: about one in a hundred levels of a window."""
 
-_PLACES_AT_ONCE = 8
+_PLACES_AT_ONCE = 4
 """Places of the sketches that are made at once."""
 
 _LEAST_SURFACE = 4.0
