@@ -17,12 +17,12 @@ Source: the task comes from MASS (Gao et al., CVPR 2026); there the masks are SA
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, wraps
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Concatenate, Literal, ParamSpec, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,8 @@ from pipeline.selection import Candidates, candidates_of, choose
 from pipeline.sketches import leaf_sketches
 from pipeline.smoothing import Outlines
 from pipeline.supervoxels import basins, join_lowest_pass, relabelled
+
+P = ParamSpec("P")
 
 _log = logging.getLogger(__name__)
 
@@ -110,6 +112,33 @@ class _Scene:
     """Held while there is a graph of more regions than will be left."""
 
 
+Make: TypeAlias = Callable[Concatenate[NDArray[np.int16], P], ProposalSet]
+
+
+def _by_cpu_where_gpu_is_full(make: Make[P]) -> Make[P]:
+    """The same, made by the CPU where a GPU's memory does not suffice; a GPU's memory is given back."""
+
+    @wraps(make)
+    def made(image: NDArray[np.int16], /, *args: P.args, **named: P.kwargs) -> ProposalSet:
+        backend = named["backend"]
+        assert isinstance(backend, Backend)
+        try:
+            return make(image, *args, **named)
+        except MemoryError:  # CuPy's is one too
+            if backend.name != "gpu":
+                raise
+            _log.warning(
+                "the GPU has not enough memory for %s voxels; the CPU does this scan", f"{image.size:,}"
+            )
+        finally:
+            backend.release()  # other processes share the device
+        named["backend"] = replace(backend, name="cpu")
+        return make(image, *args, **named)
+
+    return made
+
+
+@_by_cpu_where_gpu_is_full
 def propose(
     image: NDArray[np.int16],
     *,
@@ -140,40 +169,6 @@ def propose(
     Raises:
         NoProposals: the scan is too small or too flat to hold any region within the size limits.
     """
-    make = partial(
-        _propose,
-        image,
-        scale=scale,
-        offset=offset,
-        intensity_low=intensity_low,
-        intensity_high=intensity_high,
-        spacing_zyx_mm=spacing_zyx_mm,
-        unit=unit,
-        config=config,
-    )
-    if backend.name != "gpu":
-        return make(backend=backend)
-    try:
-        return make(backend=backend)
-    except MemoryError:  # CuPy's is one too
-        _log.warning("the GPU has not enough memory for %s voxels; the CPU does this scan", f"{image.size:,}")
-    finally:
-        backend.release()  # other processes share the device
-    return make(backend=replace(backend, name="cpu"))
-
-
-def _propose(
-    image: NDArray[np.int16],
-    *,
-    scale: float,
-    offset: float,
-    intensity_low: float,
-    intensity_high: float,
-    spacing_zyx_mm: tuple[float, float, float],
-    unit: str,
-    config: ProposalConfig,
-    backend: Backend,
-) -> ProposalSet:
     codes = backend.to_device(image)
     calibration = Calibration.of(codes, scale, offset, (intensity_low, intensity_high), unit, backend)
     windows = calibration.windows(config)
