@@ -101,6 +101,11 @@ class TreeSpec:
         return spec
 
     @property
+    def looks_at_a_scale(self) -> bool:
+        """Whether boundary evidence of its scale decides, or intensity alone."""
+        return self.method not in (*_WITHOUT_SCALE, "bright", "dark")
+
+    @property
     def name(self) -> str:
         """How it is called in the settings, and its proposals' source in the store."""
         if self.method in ("bright", "dark"):

@@ -143,7 +143,7 @@ class ProposalConfig:
             raise ConfigError(f"trees: {error}") from error
         for spec in specs:
             _require(
-                spec.method in ("piecewise", "compact", "bright", "dark") or spec.scale_mm in self.scales_mm,
+                not spec.looks_at_a_scale or spec.scale_mm in self.scales_mm,
                 f"trees: {spec.name} needs the scale {spec.scale_mm:g} in scales_mm",
             )
 
