@@ -122,7 +122,7 @@ def supervoxel_rows(levels: Levels, repeats: int, *, with_slic: bool) -> list[Ro
 
 
 def component_rows(mask: np.ndarray[Any, np.dtype[np.bool_]], repeats: int) -> list[Row]:
-    """Our components (cc3d, numbered in scan order), and those of four libraries."""
+    """Our components, numbered in scan order, and those of four libraries."""
     import cc3d
 
     cpu = get_backend("cpu", num_threads=1)
