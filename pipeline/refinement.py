@@ -31,6 +31,12 @@ Chosen = Sequence[tuple[int, int]]
 
 _GONE = np.empty((0, 0, 0), np.int32)
 
+_ROOM = 1 << 15
+"""For new atoms of a volume, at first; a power of two."""
+
+_ROWS_AT_ONCE = 1 << 16
+"""Atoms whose ranks are looked up at once: these are written column by column, and a cache holds so many."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Refinement:
@@ -88,20 +94,21 @@ def refine(
         return paint_smoothed(labels, innermost, nest.parent, nest.last, sigmas, boxes, backend)
 
     atoms = backend.xp.zeros(partitions[0].shape, dtype=np.int32)
-    splits = []
+    sizes, splits = np.array([atoms.size]), []
     volumes_in_turn = _in_turn(painted, nests, backend.volume_threads)
     for done, nest in enumerate(nests, start=1):
         volume = next(volumes_in_turn)
         partition = hierarchies[nest.tree].partition
         if all(hierarchies[other.tree].partition != partition for other in nests[done:]):
             partitions[partition] = _GONE
-        atoms, origin, value = _intersect(atoms, volume, backend)
+        if backend.name == "gpu":
+            atoms, *split = _intersect_on_gpu(atoms, volume, backend)
+        else:
+            sizes, *split = _intersect_on_cpu(atoms, volume, sizes)
         del volume
-        splits.append((origin, value))
-    ranks = _ranks_of(splits, backend)
-    if backend.name == "gpu":
-        atoms, order = _in_scan_order(atoms, len(ranks), backend)
-        ranks = ranks[order]
+        splits.append(split)
+    atoms, order = _in_scan_order(atoms, len(splits[-1][0]), backend)
+    ranks = _ranks_of(splits, order, backend)
     voxels, boxes = measure(atoms, len(ranks), backend)
     return Refinement(
         chosen=tuple(chosen),
@@ -177,37 +184,32 @@ def _gather(table: NDArray[Any], labels: NDArray[Any], out: NDArray[Any]) -> Non
         out[i] = table[labels[i]]
 
 
-def _intersect(atoms: Any, volume: Any, backend: Backend) -> tuple[Any, Any, Any]:
-    """Split atoms by the value at each voxel.
+def _ranks_of(splits: Sequence[Any], order: NDArray[np.int64], backend: Backend) -> NDArray[np.uint16]:
+    """(A, T) the values that each atom has in the volumes.
 
     Args:
-        atoms: int32 (z, y, x) on the backend; overwritten on the CPU.
-        volume: uint16, of the same shape and place.
-        backend: Where it runs.
-
-    Returns:
-        The new atoms, on the CPU numbered in scan order; int32 and uint16 (A,) the old atom and the value of
-        each; all on the backend.
+        splits: For each volume in turn (origin, value) of the numbers that there were after it.
+        order: (A,) the number of each atom after the last one.
+        backend: Where the splits are.
     """
-    if backend.name == "gpu":
-        return _intersect_on_gpu(atoms, volume, backend)
-    return (atoms, *_intersect_on_cpu(atoms, volume))
-
-
-def _ranks_of(splits: Sequence[tuple[Any, Any]], backend: Backend) -> NDArray[np.uint16]:
-    """(A, T) the values that each atom has in the volumes, from what `_intersect` gave for them in turn."""
-    xp = backend.xp
-    ranks = xp.empty((len(splits[-1][0]), len(splits)), dtype=xp.uint16)
-    atom = xp.arange(len(ranks), dtype=xp.int32)  # of the split at hand, for each in the end
-    for column in range(len(splits) - 1, -1, -1):
-        origin, value = splits[column]
-        ranks[:, column] = value[atom]
-        atom = origin[atom]
-    return np.asarray(backend.to_host(ranks))
+    ranks = np.empty((len(order), len(splits)), np.uint16)
+    for first in range(0, len(order), _ROWS_AT_ONCE):
+        rows = slice(first, first + _ROWS_AT_ONCE)
+        atom = backend.to_device(order[rows])  # of the split at hand
+        for column in range(len(splits) - 1, -1, -1):
+            origin, value = splits[column]
+            ranks[rows, column] = backend.to_host(value[atom])
+            atom = origin[atom]
+    return ranks
 
 
 def _intersect_on_gpu(atoms: Any, volume: Any, backend: Backend) -> tuple[Any, Any, Any]:
-    """As `_intersect`, numbered by old atom, then value."""
+    """Split atoms, int32 (z, y, x), by the value of a volume, uint16 (z, y, x), at each voxel.
+
+    Returns:
+        The new atoms, numbered by old atom, then value; int32 and uint16 (A,) the old atom and the value of
+        each.
+    """
     xp = backend.xp
     keys = (atoms.ravel().astype(xp.int64) << 16) | volume.ravel()
     begins = xp.ones(keys.shape, dtype=xp.bool_)  # runs of equal keys: few of them have to be sorted
@@ -219,7 +221,12 @@ def _intersect_on_gpu(atoms: Any, volume: Any, backend: Backend) -> tuple[Any, A
 
 
 def _in_scan_order(atoms: Any, count: int, backend: Backend) -> tuple[Any, NDArray[np.int64]]:
-    """Atoms 0..A-1 numbered by their first voxels, and the old number of each."""
+    """Atoms numbered 0..A-1 by their first voxels, on the CPU in place, and the old number of each.
+
+    Old numbers are below `count`; on the CPU some may have no voxel.
+    """
+    if backend.name != "gpu":
+        return atoms, _number(atoms.reshape(-1), count)
     _, first = tally(atoms, count, backend)
     order = np.argsort(backend.to_host(first))
     number = np.empty(count, np.int32)
@@ -227,65 +234,120 @@ def _in_scan_order(atoms: Any, count: int, backend: Backend) -> tuple[Any, NDArr
     return gathered(number, atoms, backend), order
 
 
+@numba.njit(cache=True, nogil=True)
+def _number(flat: NDArray[np.int32], count: int) -> NDArray[np.int64]:
+    """As `_in_scan_order`, on the CPU: the old numbers."""
+    number, order = np.full(count, -1, np.int32), np.empty(count, np.int64)
+    used = 0
+    for i in range(len(flat)):
+        atom = flat[i]
+        if number[atom] < 0:
+            number[atom], order[used] = used, atom
+            used += 1
+        flat[i] = number[atom]
+    return order[:used]
+
+
 def _intersect_on_cpu(
-    atoms: NDArray[np.int32], volume: NDArray[np.uint16]
-) -> tuple[NDArray[np.int32], NDArray[np.uint16]]:
-    """As `_intersect`, in place, numbered in scan order."""
-    flat, values = atoms.reshape(-1), volume.reshape(-1)
-    keys = np.empty(1 << 15, np.int64)  # old atom << 16 | value, of each new atom
-    number = np.full(1 << 16, -1, np.int32)
+    atoms: NDArray[np.int32], volume: NDArray[np.uint16], sizes: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.uint16]]:
+    """Split atoms by the value of a volume at each voxel, in place: an atom keeps its number where that is 0.
+
+    Most of a volume is 0, so most voxels are passed over. Numbers that have lost all their voxels are used
+    again by the next split.
+
+    Args:
+        atoms: int32 (z, y, x).
+        volume: uint16 (z, y, x).
+        sizes: (A,) voxels of each atom.
+
+    Returns:
+        (A',) sizes of the new atoms; int32 and uint16 (A',) the old atom and the value of each.
+    """
+    count, room = len(sizes), _ROOM
+    free = np.flatnonzero(sizes == 0)[:room]
+    free = np.concatenate((free, np.arange(count, count + room - len(free))))
+    keys = np.full(count + room, -1)  # old atom << 16 | value, of each new atom
+    sizes = np.concatenate((sizes, np.zeros(room, np.int64)))
+    table = np.full(2 * room, -1, np.int32)
+    voxels = atoms.reshape(-1), volume.reshape(-1), atoms.shape[1:]
     done, used = 0, 0
     while True:
-        done, used = _number(flat, values, atoms.shape[2], number, keys, done, used)
-        if done == len(flat):
-            return (keys[:used] >> 16).astype(np.int32), (keys[:used] & 0xFFFF).astype(np.uint16)
-        keys = np.concatenate((keys, np.empty_like(keys)))
-        number = _renumbered(keys, used)
+        done, used = _split(*voxels, sizes, keys, free, table, done, used)
+        if done == atoms.size:
+            break
+        keys = np.concatenate((keys, np.full(room, -1)))
+        sizes = np.concatenate((sizes, np.zeros(room, np.int64)))
+        first = max(count, int(free[-1]) + 1)
+        free = np.concatenate((free, np.arange(first, first + room)))
+        room *= 2
+        table = _table_of(keys, free[:used], 2 * room)
+    new = free[:used]
+    count = max(count, int(new.max(initial=-1)) + 1)
+    origin, value = np.arange(count, dtype=np.int32), np.zeros(count, np.uint16)
+    origin[new], value[new] = keys[new] >> 16, keys[new] & 0xFFFF
+    return sizes[:count], origin, value
 
 
 @numba.njit(cache=True, nogil=True)
-def _renumbered(keys: NDArray[np.int64], used: int) -> NDArray[np.int32]:
-    """A hash table of twice as many places as there is room for numbers."""
-    number = np.full(2 * len(keys), -1, np.int32)
-    for atom in range(used):
-        number[_place(number, keys, keys[atom])] = atom
-    return number
+def _table_of(keys: NDArray[np.int64], numbers: NDArray[np.int64], size: int) -> NDArray[np.int32]:
+    """A hash table of the numbers, by their keys."""
+    table = np.full(size, -1, np.int32)
+    for number in numbers:
+        table[_place(table, keys, keys[number])] = number
+    return table
 
 
 @numba.njit(cache=True, nogil=True)
-def _number(
-    flat: NDArray[np.int32], values: NDArray[np.uint16], row: int, number: NDArray[np.int32],
-    keys: NDArray[np.int64], done: int, used: int,
+def _split(
+    flat: NDArray[np.int32], values: NDArray[np.uint16], plane: Any, sizes: NDArray[np.int64],
+    keys: NDArray[np.int64], free: NDArray[np.int64], table: NDArray[np.int32], done: int, used: int,
 ) -> Any:  # fmt: skip
-    """Number voxels from `done` on, until all are or the table is half full: (voxels done, numbers used).
+    """Split voxels from `done` on, until all are or the room is used up: (voxels done, numbers used).
 
-    `flat` holds the new atoms before `done`, and the old ones from there on.
+    `flat` holds the new atoms before `done`, and the old ones from there on; `free` the numbers for new ones.
     """
-    last, here = np.int64(-1), np.int32(0)
-    for i in range(done, len(flat)):
-        key = (np.int64(flat[i]) << 16) | np.int64(values[i])
-        if key != last:  # neighbours mostly share theirs
-            last = key
-            if i >= row and keys[flat[i - row]] == key:
-                here = flat[i - row]
-            else:
-                place = _place(number, keys, key)
-                if number[place] < 0:
-                    if used == len(keys):
-                        return i, used
-                    number[place], keys[used] = used, key
+    row = plane[1]
+    behind = (row, plane[0] * row)  # the voxels before along y and z
+    for first in range(done // row * row, len(flat), row):
+        some = np.uint16(0)
+        for i in range(first, first + row):
+            some |= values[i]
+        if some == 0:
+            continue
+        i = max(first, done)
+        while i < first + row:
+            atom, value = flat[i], values[i]
+            start = i
+            while i < first + row and flat[i] == atom and values[i] == value:
+                i += 1
+            if value == 0:
+                continue
+            key = (np.int64(atom) << 16) | np.int64(value)
+            here = atom
+            for step in behind:  # neighbours mostly share theirs
+                if start >= step and keys[here] != key:
+                    here = flat[start - step]
+            if keys[here] != key:
+                place = _place(table, keys, key)
+                if table[place] < 0:
+                    if used == len(free):
+                        return start, used
+                    table[place], keys[free[used]] = free[used], key
                     used += 1
-                here = number[place]
-        flat[i] = here
+                here = table[place]
+            flat[start:i] = here
+            sizes[atom] -= i - start
+            sizes[here] += i - start
     return len(flat), used
 
 
 @numba.njit(cache=True, nogil=True)
-def _place(number: NDArray[np.int32], keys: NDArray[np.int64], key: Any) -> Any:
-    """Where a hash table of twice as many places as numbers has, or would have, the number of a key."""
-    mask = len(number) - 1
+def _place(table: NDArray[np.int32], keys: NDArray[np.int64], key: Any) -> Any:
+    """Where a hash table has, or would have, the number of a key."""
+    mask = len(table) - 1
     place = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(24)) & mask
-    while number[place] >= 0 and keys[number[place]] != key:
+    while table[place] >= 0 and keys[table[place]] != key:
         place = (place + 1) & mask
     return place
 
