@@ -20,7 +20,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from threading import Lock
 from typing import Any, Concatenate, Literal, ParamSpec, TypeAlias
 
@@ -208,8 +208,11 @@ def propose(
         grown = list(pool.map(lambda name: _grow_partition(name, scene), names))
         scene = replace(scene, evidence=None)
         thresholded = _component_levels(calibration, windows, scene)
-        grown += pool.map(lambda side: _grow_components(side, *thresholded, scene), sides)
+        # Made again: to keep it from the partitions on would cost two bytes a voxel where most is held.
+        evidence = cache(lambda: scene.levels.evidence((config.fine_scale_mm,)))
+        grown += pool.map(lambda side: _grow_components(side, *thresholded, evidence, scene), sides)
         thresholded = thresholded[0], None
+        evidence.cache_clear()
     there = [part for part in grown if part is not None]
     grown.clear()
     return _chosen(there, scene, at_once)
@@ -345,9 +348,21 @@ def _component_levels(
 
 
 def _grow_components(
-    side: Literal["bright", "dark"], thresholds: NDArray[np.int64], levels: Any, scene: _Scene
+    side: Literal["bright", "dark"],
+    thresholds: NDArray[np.int64],
+    levels: Any,
+    evidence: Callable[[], Any],
+    scene: _Scene,
 ) -> _Grown | None:
-    """Voxel-exact components of thresholds, upwards or downwards; None where there are none."""
+    """Voxel-exact components of thresholds, upwards or downwards; None where there are none.
+
+    Args:
+        side: Which way.
+        thresholds: See `_component_levels`.
+        levels: Likewise.
+        evidence: Makes it at the fine scale, (1, z, y, x), once for both sides; one calls at a time.
+        scene: What it all is grown from.
+    """
     if not len(thresholds):
         return None
     found = component_tree(
@@ -363,13 +378,11 @@ def _grow_components(
         return None
     tree = Hierarchy.of(f"components-{side}", 0, count, found.parents(), level_sets=True)
     voxels = count_inside(found.zones, None, count, scene.backend)
-    # Made again: to keep it from the partitions on would cost two bytes a voxel where most is held.
     with scene.turn:  # one side at a time
-        evidence = scene.levels.evidence((scene.config.fine_scale_mm,))
         # Backwards: the graph lists neighbours at the lower number, and around zone 0 lie most others.
         backwards = (count - 1 - found.zones).astype(found.zones.dtype, copy=False)
-        graph = region_graph(backwards, count, evidence, scene.backend).on_host(scene.backend)
-        del evidence, backwards
+        graph = region_graph(backwards, count, evidence(), scene.backend).on_host(scene.backend)
+        del backwards
     pairs, values = _boundaries(graph, 0)
     return _reduced(_with_candidates(found.zones, [tree], voxels, (count - 1 - pairs, values), scene), scene)
 
