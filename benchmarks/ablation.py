@@ -117,6 +117,7 @@ def other_parts(config: ProposalConfig) -> dict[str, ProposalConfig]:
     return {
         "no-components": replace(config, component_thresholds_hu=(), component_percentiles=()),
         "ragged-outlines": replace(config, outline_smoothing=0.0),
+        "none-rounder": replace(config, rounding=0.0),
         "one-scale-of-evidence": replace(config, scales_mm=(fine,), coarse_scale_mm=fine, trees=at_one_scale),
         "one-intensity-window": replace(
             config,

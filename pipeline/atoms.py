@@ -37,9 +37,11 @@ class AtomLayout:
     atoms: NDArray[np.uint16]
     """(z, y, x) 0..A-1 in scan order."""
     orders: NDArray[np.uint16]
-    """(T, A) one row a tree that has chosen regions."""
+    """(T, A) one row, or some, a tree that has chosen regions."""
     trees: tuple[int, ...]
     """Which tree each row is."""
+    styles: tuple[int, ...]
+    """In which way the regions of each row are smoothed."""
     kept: NDArray[np.int64]
     """(N,) which of the chosen regions are left, best first."""
     runs: NDArray[np.int32]
@@ -112,6 +114,7 @@ def arrange(
         atoms=backend.to_host(atoms.astype(np.uint16)),
         orders=orders.astype(np.uint16),
         trees=tuple(nest.tree for nest in nests),
+        styles=tuple(nest.style for nest in nests),
         kept=places[kept],
         runs=runs[kept],
         boxes=boxes_of(ranks, nests, boxes, len(places), backend.num_threads)[kept].astype(np.int32),

@@ -9,7 +9,7 @@ Bounds: fewer than 65,535 regions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numba
 import numpy as np
@@ -32,9 +32,13 @@ class Nest:
     """(n,) rank of the smallest one around each, -1 where there is none."""
     last: NDArray[np.int64]
     """(n,) rank of the last one inside each."""
+    style: int = 0
+    """In which of several ways they are smoothed."""
 
     @classmethod
-    def of(cls, tree: int, hierarchy: Hierarchy, nodes: list[int], place: list[int]) -> Nest:
+    def of(
+        cls, tree: int, hierarchy: Hierarchy, nodes: list[int], place: list[int], *, style: int = 0
+    ) -> Nest:
         """The nest of these nodes."""
         start, stop = hierarchy.start[nodes], hierarchy.stop[nodes]
         order = np.lexsort((np.array(nodes), -stop, start))
@@ -45,6 +49,7 @@ class Nest:
             place=np.array(place, np.int64)[order],
             parent=_parents_of(stop, start),
             last=np.searchsorted(start, stop, side="left") - 1,
+            style=style,
         )
 
     def restricted(self, wanted: NDArray[np.bool_]) -> tuple[Nest, NDArray[np.uint16]]:
@@ -57,7 +62,8 @@ class Nest:
         parent = around[self.parent[kept] + 1].astype(np.int64) - 1
         last = number[self.last[kept]] - 1
         place = (np.cumsum(wanted) - 1)[self.place[kept]]
-        return Nest(tree=self.tree, nodes=self.nodes[kept], place=place, parent=parent, last=last), around
+        nodes = self.nodes[kept]
+        return replace(self, nodes=nodes, place=place, parent=parent, last=last), around
 
 
 def runs_of(

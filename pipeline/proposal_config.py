@@ -39,6 +39,10 @@ DEFAULT_TREES = (
 """See `docs/decisions/0003-proposals.md` for what each brings."""
 
 
+_ROUNDED_LEAST_IOU, _ROUNDED_LEAST_VOLUME = 0.3, 0.5
+"""What a blur must leave of a region that is offered again: it is there unrounded too."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProposalConfig:
     """Every choice made on the way from an image to its proposals; checked when made."""
@@ -100,6 +104,16 @@ class ProposalConfig:
     max_outline_sigma_mm: float = 6.0
     """The widest blur, in mm."""
 
+    rounding: float = 0.3
+    """The best regions are offered a second time, rounder: the standard deviation of that blur, as a fraction
+    of the cube root of their volume. 0 for no second ones."""
+
+    max_rounding_sigma_mm: float = 20.0
+    """The widest blur of these, in mm."""
+
+    rounded_fraction: float = 0.15
+    """How many of the proposals, best first, may be offered a second time."""
+
     duplicate_iou: float = 0.95
     """A region that overlaps a better one more than this is left out."""
 
@@ -116,10 +130,12 @@ class ProposalConfig:
             0 <= self.outline_smoothing <= 0.5,
             f"outline_smoothing must be in 0..0.5, got {self.outline_smoothing}",
         )
+        _require(0 <= self.rounding <= 0.5, f"rounding must be in 0..0.5, got {self.rounding}")
         _require(
-            self.max_outline_sigma_mm > 0,
-            f"max_outline_sigma_mm must be positive, got {self.max_outline_sigma_mm}",
+            0 <= self.rounded_fraction <= 1, f"rounded_fraction must be in 0..1, got {self.rounded_fraction}"
         )
+        for name in ("max_outline_sigma_mm", "max_rounding_sigma_mm"):
+            _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         _require(0 < self.duplicate_iou <= 1, f"duplicate_iou must be in (0, 1], got {self.duplicate_iou}")
         _require(
             0 < self.max_volume_fraction <= 1,
@@ -147,12 +163,19 @@ class ProposalConfig:
                 f"trees: {spec.name} needs the scale {spec.scale_mm:g} in scales_mm",
             )
 
-    def outlines(self, voxel_mm3: float) -> Outlines | None:
-        """How outlines are smoothed where a voxel has this volume; None for not at all."""
-        if not self.outline_smoothing:
-            return None
-        sigma = self.max_outline_sigma_mm / float(np.cbrt(voxel_mm3))
-        return Outlines(fraction=self.outline_smoothing, max_sigma_voxels=sigma)
+    def outlines(self, voxel_mm3: float) -> tuple[Outlines, Outlines]:
+        """How outlines are smoothed where a voxel has this volume, and how those that are offered again."""
+        edge_mm = float(np.cbrt(voxel_mm3))
+        return (
+            Outlines(fraction=self.outline_smoothing, max_sigma_voxels=self.max_outline_sigma_mm / edge_mm),
+            Outlines(
+                fraction=self.rounding,
+                max_sigma_voxels=self.max_rounding_sigma_mm / edge_mm,
+                apart=1.0,
+                least_iou=_ROUNDED_LEAST_IOU,
+                least_volume=_ROUNDED_LEAST_VOLUME,
+            ),
+        )
 
     @property
     def specs(self) -> tuple[TreeSpec, ...]:

@@ -55,11 +55,14 @@ P = ParamSpec("P")
 
 _log = logging.getLogger(__name__)
 
-ALGORITHM_VERSION = 4
+ALGORITHM_VERSION = 5
 """Of the code that makes proposals: raised when the same image and settings give others."""
 
 _SIDE_BY_SIDE_VOXELS = 64_000_000
 """Partitions of larger scans are grown, and their regions painted, one after the other, to save memory."""
+
+_ROUNDED_TREES = 4
+"""Trees of which regions are offered a second time, rounder."""
 
 _MANY = 4
 """Times `max_regions`: more basins are first joined over their lowest pass, before there is a graph."""
@@ -105,7 +108,7 @@ class _Scene:
     body: Future[Any]
     """bool (z, y, x) on the backend."""
     voxel_limits: tuple[int, int]
-    outlines: Outlines | None
+    outlines: tuple[Outlines, Outlines]
     config: ProposalConfig
     backend: Backend
     turn: Lock
@@ -457,12 +460,14 @@ def _chosen(grown: list[_Grown], scene: _Scene, at_once: int) -> ProposalSet:
     volumes = [part.labels for part in grown]
     grown.clear()
     rows, gains = choose(candidates, config.max_proposals + config.max_proposals // 4)
+    rows, gains, style = _with_rounded(rows, gains, candidates.tree[rows], hierarchies, config)
     picked = list(zip(candidates.tree[rows].tolist(), candidates.node[rows].tolist(), strict=True))
     refinement = refine(
         volumes,
         hierarchies,
         picked,
         outlines=scene.outlines,
+        style=style,
         backend=replace(scene.backend, num_threads=at_once),
     )
     places = worth_keeping(
@@ -482,6 +487,34 @@ def _chosen(grown: list[_Grown], scene: _Scene, at_once: int) -> ProposalSet:
     return _as_set(layout, gains[layout.kept], hierarchies)
 
 
+def _with_rounded(
+    rows: NDArray[np.int64],
+    gains: NDArray[np.float64],
+    trees: NDArray[np.int32],
+    hierarchies: Sequence[Hierarchy],
+    config: ProposalConfig,
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int8]]:
+    """The chosen regions, and after them in rank those of them that are offered again, rounder.
+
+    A region whose outline runs along noise, or leaks, may be a tumour once its bumps are gone; or an organ
+    before they are. Offered again are the best regions of the few trees that have most of them: each further
+    tree is a volume to paint, and trees agree on what is large and clear.
+
+    Returns:
+        Rows and gains (N + M,), gains falling; int8 (N + M,) 1 for what is offered again.
+    """
+    first = trees[: int(config.rounded_fraction * config.max_proposals) if config.rounding else 0]
+    soft = np.array([not tree.level_sets for tree in hierarchies])
+    held = np.bincount(first, minlength=len(hierarchies)) * soft
+    most = np.argsort(-held, kind="stable")[:_ROUNDED_TREES]
+    again = np.flatnonzero(np.isin(first, most) & soft[first])
+    # A half: after regions twice as good, before the many that are not.
+    gains = np.concatenate([gains, gains[again] / 2])
+    order = np.argsort(-gains, kind="stable")
+    style = np.repeat(np.array([0, 1], np.int8), [len(rows), len(again)])
+    return np.concatenate([rows, rows[again]])[order], gains[order], style[order]
+
+
 def _as_set(layout: AtomLayout, gains: NDArray[np.float64], hierarchies: list[Hierarchy]) -> ProposalSet:
     table = np.concatenate(
         [layout.runs, layout.boxes, layout.voxels[:, None], layout.runs[:, :1]], axis=1
@@ -491,5 +524,8 @@ def _as_set(layout: AtomLayout, gains: NDArray[np.float64], hierarchies: list[Hi
         orders=(layout.orders,),
         table=table,
         scores=np.minimum.accumulate((gains / gains[0]).astype(np.float32)),
-        sources=tuple(hierarchies[tree].source for tree in layout.trees),
+        sources=tuple(
+            hierarchies[tree].source + ("-rounded" if style else "")
+            for tree, style in zip(layout.trees, layout.styles, strict=True)
+        ),
     )

@@ -61,7 +61,8 @@ def refine(
     hierarchies: Sequence[Hierarchy],
     chosen: Chosen,
     *,
-    outlines: Outlines | None = None,
+    outlines: Sequence[Outlines] = (),
+    style: NDArray[np.int8] | None = None,
     backend: Backend = HOST,
 ) -> Refinement:
     """The atoms that tell the chosen regions apart.
@@ -71,14 +72,17 @@ def refine(
             the list, each as soon as nothing needs it any more.
         hierarchies: The trees.
         chosen: At least one region, at most 65,534 of them.
-        outlines: How regions are smoothed; None keeps all as their leaves are, as level sets always are.
+        outlines: The ways in which regions are smoothed; without any, all stay as their leaves are, as level
+            sets always do.
+        style: (N,) which of the ways each chosen region takes; the first where it is not given.
         backend: Where it runs; on the CPU as many trees are painted at once, and ahead, as it has threads.
             One paints none ahead, which saves a volume.
     """
     leaves = [measure(labels, _num_leaves(hierarchies, p), backend) for p, labels in enumerate(partitions)]
     volumes = _volumes(hierarchies, leaves, chosen)
-    soft = np.array([outlines is not None and not hierarchies[tree].level_sets for tree, _ in chosen])
-    nests = _nests(hierarchies, chosen, soft * outlines.widths(volumes) if outlines else soft)
+    style = np.zeros(len(chosen), np.int8) if style is None else style
+    sigmas, width = _blurs(hierarchies, chosen, volumes, outlines, style)
+    nests = _nests(hierarchies, chosen, style, width)
 
     def painted(nest: Nest) -> Any:
         tree = hierarchies[nest.tree]
@@ -87,11 +91,12 @@ def refine(
         for rank, node in enumerate(nest.nodes):
             innermost[tree.start[node] : tree.stop[node]] = rank + 1
         innermost = innermost[tree.start[: tree.num_leaves]]
-        sigmas = outlines.sigmas(volumes[nest.place]) if outlines else np.zeros(len(nest.place))
-        if tree.level_sets or not sigmas.any():
+        blurs = sigmas[nest.place]
+        if not blurs.any():
             return gathered(innermost, labels, backend)
         boxes = region_boxes(leaves[tree.partition][1], innermost, nest.parent)
-        return paint_smoothed(labels, innermost, nest.parent, nest.last, sigmas, boxes, backend)
+        ways = outlines[nest.style]
+        return paint_smoothed(labels, innermost, nest.parent, nest.last, blurs, boxes, ways, backend)
 
     atoms = backend.xp.zeros(partitions[0].shape, dtype=np.int32)
     sizes, splits = np.array([atoms.size]), []
@@ -154,13 +159,31 @@ def _volumes(
     return volumes
 
 
-def _nests(hierarchies: Sequence[Hierarchy], chosen: Chosen, width: NDArray[np.int8]) -> list[Nest]:
-    """The chosen nodes by tree, and in each by how wide their blur is."""
-    wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
+def _blurs(
+    hierarchies: Sequence[Hierarchy],
+    chosen: Chosen,
+    volumes: NDArray[np.int64],
+    outlines: Sequence[Outlines],
+    style: NDArray[np.int8],
+) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
+    """(N,) the blur of each chosen region in voxels; (N,) which are painted apart (`Outlines.widths`)."""
+    sigmas, width = np.zeros(len(chosen)), np.zeros(len(chosen), np.int8)
+    soft = np.array([not hierarchies[tree].level_sets for tree, _ in chosen])
+    for number, way in enumerate(outlines):
+        here = soft & (style == number)
+        sigmas[here], width[here] = way.sigmas(volumes[here]), way.widths(volumes[here])
+    return sigmas, width
+
+
+def _nests(
+    hierarchies: Sequence[Hierarchy], chosen: Chosen, style: NDArray[np.int8], width: NDArray[np.int8]
+) -> list[Nest]:
+    """The chosen nodes by tree, and in each by how they are smoothed and how wide their blur is."""
+    wanted: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
     for place, (tree, node) in enumerate(chosen):
-        wanted.setdefault((tree, int(width[place])), []).append((node, place))
+        wanted.setdefault((tree, int(style[place]), int(width[place])), []).append((node, place))
     return [
-        Nest.of(key[0], hierarchies[key[0]], [n for n, _ in wanted[key]], [p for _, p in wanted[key]])
+        Nest.of(key[0], hierarchies[key[0]], *map(list, zip(*wanted[key], strict=True)), style=key[1])
         for key in sorted(wanted)
     ]
 

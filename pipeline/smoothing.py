@@ -35,12 +35,6 @@ _BLOCKS_A_THREAD = 32
 _SAMPLED_STRIDE = 3
 """From this width of blocks on, regions are large: the whole partition is sampled once for all of them."""
 
-LEAST_IOU = 0.6
-"""A region that its blur would change more than this (a sheet, a net of vessels) stays as it is."""
-
-LEAST_VOLUME = 0.85
-"""A thin region, of which its blur would leave less than this share, is blurred half as often."""
-
 _LEAST_SIGMA = 0.75
 """In voxels: narrower blurs would cut corners off regions of a few hundred voxels, and are left out."""
 
@@ -53,6 +47,12 @@ class Outlines:
     """Standard deviation of the blur, as a fraction of the cube root of the region's volume."""
     max_sigma_voxels: float
     """The widest blur."""
+    apart: float = 0.5
+    """Wider blurs than this fraction of the widest are painted apart from narrower ones; 1 for together."""
+    least_iou: float = 0.6
+    """A region that its blur would change more than this (a sheet, a net of vessels) stays as it is."""
+    least_volume: float = 0.85
+    """A thin region, of which its blur would leave less than this share, is blurred half as often."""
 
     def sigmas(self, voxels: NDArray[np.int64]) -> NDArray[np.float64]:
         """(N,) width of the blur of regions of these volumes, in voxels; 0 where they stay as they are."""
@@ -60,9 +60,9 @@ class Outlines:
         return np.where(sigmas < _LEAST_SIGMA, 0.0, sigmas)
 
     def widths(self, voxels: NDArray[np.int64]) -> NDArray[np.int8]:
-        """(N,) 0 for no blur, 1 for one up to half as wide as the widest, 2: each is painted apart."""
+        """(N,) 0 for no blur, 1 for one up to `apart`, 2 for wider ones: each is painted apart."""
         sigmas = self.sigmas(voxels)
-        return (sigmas > 0).astype(np.int8) + (sigmas > self.max_sigma_voxels / 2)
+        return (sigmas > 0).astype(np.int8) + (sigmas > self.apart * self.max_sigma_voxels)
 
 
 def paint_smoothed(
@@ -72,6 +72,7 @@ def paint_smoothed(
     last: NDArray[np.int64],
     sigmas: NDArray[np.float64],
     boxes: NDArray[np.int64],
+    outlines: Outlines,
     backend: Backend = HOST,
 ) -> Any:
     """The innermost smoothed region at each voxel.
@@ -83,14 +84,16 @@ def paint_smoothed(
         last: (N,) rank of the last region inside each.
         sigmas: (N,) width of the blur of each, in voxels.
         boxes: (N, 6) z0, y0, x0, z1, y1, x1 of each, half open.
+        outlines: Which regions are blurred less, or not.
         backend: Where it runs.
 
     Returns:
         uint16 (z, y, x) on the backend: 1 + rank, 0 for none.
     """
+    least = outlines.least_iou, outlines.least_volume
     if backend.name == "gpu":
-        return _paint_on_gpu(labels, innermost, parent, last, sigmas, boxes, backend)
-    return _paint_numba(labels, innermost, parent, last, sigmas, boxes)
+        return _paint_on_gpu(labels, innermost, parent, last, sigmas, boxes, least, backend)
+    return _paint_numba(labels, innermost, parent, last, sigmas, boxes, least)
 
 
 def _paint_on_gpu(
@@ -100,6 +103,7 @@ def _paint_on_gpu(
     last: NDArray[np.int64],
     sigmas: NDArray[np.float64],
     boxes: NDArray[np.int64],
+    least: tuple[float, float],
     backend: Backend,
 ) -> Any:
     """As `_paint_numba`: a few kernels a region, without waiting for any of them."""
@@ -130,8 +134,8 @@ def _paint_on_gpu(
                     "overlap_blocks", threads, *region, counts, blurred, np.int32(threads), overlap
                 )
         voxels = int(np.prod(row[3:6] - row[:3], dtype=np.int64))
-        least = np.float64(LEAST_IOU), np.float64(LEAST_VOLUME)
-        backend.launch("paint", voxels, ranks, *shape[1:], *region, field, half, *overlaps, *least, out)
+        limits = [np.float64(value) for value in least]
+        backend.launch("paint", voxels, ranks, *shape[1:], *region, field, half, *overlaps, *limits, out)
     return out
 
 
@@ -169,9 +173,10 @@ def _box_of_blocks(box: NDArray[np.int64], stride: int, passes: int, shape: Any)
 def _paint_numba(
     labels: NDArray[np.int32], innermost: NDArray[np.uint16], parent: NDArray[np.int64],
     last: NDArray[np.int64], sigmas: NDArray[np.float64], boxes: NDArray[np.int64],
+    least: tuple[float, float],
 ) -> NDArray[np.uint16]:  # fmt: skip
-    """As `paint_smoothed`, on the CPU."""
-    shape = labels.shape
+    """As `paint_smoothed`, on the CPU; `least` are the IoU and the volume that a blur must leave."""
+    shape, (least_iou, least_volume) = labels.shape, least
     out = np.zeros(shape, np.uint16)
     samples = np.empty((0, 0, 0, 0), np.uint16)
     sampled = 0
@@ -199,10 +204,10 @@ def _paint_numba(
                     half = field
                 field = _binomial(field)
             iou, volume = _overlap(means, field, _num_samples(stride))
-            if iou < LEAST_IOU or volume < LEAST_VOLUME:
+            if iou < least_iou or volume < least_volume:
                 field = half
                 iou, _ = _overlap(means, field, _num_samples(stride))
-            if iou >= LEAST_IOU:
+            if iou >= least_iou:
                 _paint_blurred(out, (z0, y0, x0, z1, y1, x1), field, stride, around, value)
                 continue
         target = out[z0:z1, y0:y1, x0:x1]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,10 +62,11 @@ def lay_out(
     chosen: list[tuple[int, int]],
     *,
     max_atoms: int,
-    outlines: Outlines | None = None,
+    outlines: Sequence[Outlines] = (),
+    style: NDArray[np.int8] | None = None,
 ) -> AtomLayout:
     """All chosen regions."""
-    refinement = refine(list(partitions), hierarchies, chosen, outlines=outlines)
+    refinement = refine(list(partitions), hierarchies, chosen, outlines=outlines, style=style)
     return arrange(refinement, np.arange(len(chosen)), max_atoms=max_atoms)
 
 
@@ -250,7 +252,7 @@ def test_smoothed_regions_of_one_tree_stay_nested_or_disjoint(seed: int) -> None
         drawn.hierarchies,
         drawn.chosen,
         max_atoms=65_534,
-        outlines=Outlines(fraction=0.2, max_sigma_voxels=3.0),
+        outlines=[Outlines(fraction=0.2, max_sigma_voxels=3.0)],
     )
     assert_sound(layout)
     for a in range(len(layout.runs)):
@@ -263,7 +265,7 @@ def test_smoothed_regions_of_one_tree_stay_nested_or_disjoint(seed: int) -> None
 
 def test_level_sets_keep_their_outline_when_others_are_smoothed() -> None:
     drawn = scene(5, 40, (14, 14, 14))
-    outlines = Outlines(fraction=0.3, max_sigma_voxels=3.0)
+    outlines = [Outlines(fraction=0.3, max_sigma_voxels=3.0)]
     layout = lay_out(drawn.partitions, drawn.hierarchies, drawn.chosen, max_atoms=65_534, outlines=outlines)
     changed = {True: 0, False: 0}
     for index, place in enumerate(layout.kept.tolist()):
@@ -271,6 +273,26 @@ def test_level_sets_keep_their_outline_when_others_are_smoothed() -> None:
         changed[level_sets] += not np.array_equal(run_mask(layout, index), drawn.mask(place))
     assert changed[True] == 0
     assert changed[False] > 0
+
+
+def test_a_region_may_be_laid_out_twice_with_two_ways_of_smoothing_it() -> None:
+    drawn = scene(5, 40, (14, 14, 14))
+    ways = [Outlines(fraction=0.0, max_sigma_voxels=3.0), Outlines(fraction=0.3, max_sigma_voxels=3.0)]
+    twice = [*drawn.chosen, *drawn.chosen]
+    style = np.repeat(np.array([0, 1], np.int8), len(drawn.chosen))
+    both = lay_out(drawn.partitions, drawn.hierarchies, twice, max_atoms=65_534, outlines=ways, style=style)
+    assert_sound(both)
+    alone = [
+        lay_out(drawn.partitions, drawn.hierarchies, drawn.chosen, max_atoms=65_534, outlines=[way])
+        for way in ways
+    ]
+    masks = {number: run_mask(both, index) for index, number in enumerate(both.kept.tolist())}
+    for way, layout in enumerate(alone):
+        for index, place in enumerate(layout.kept.tolist()):
+            found = masks[place + way * len(drawn.chosen)]
+            np.testing.assert_array_equal(found, run_mask(layout, index))
+    assert {both.styles[row] for row in both.runs[:, 0].tolist()} == {0, 1}
+    assert len({mask.tobytes() for mask in masks.values()}) > len(alone[0].kept)  # some are rounder
 
 
 def test_the_same_region_of_two_trees_is_kept_once() -> None:

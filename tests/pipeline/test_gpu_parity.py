@@ -20,7 +20,7 @@ from pipeline.gradient import boundary_evidence, smooth, window_levels
 from pipeline.refinement import measure
 from pipeline.regions import count_inside, merge_graph, region_graph, region_sums
 from pipeline.sketches import leaf_sketches
-from pipeline.smoothing import paint_smoothed, region_boxes
+from pipeline.smoothing import Outlines, paint_smoothed, region_boxes
 from pipeline.supervoxels import basins, number_in_scan_order
 from tests.pipeline import host_cuda, strict_cupy
 from tests.pipeline.drawn_proposals import COARSE, CONFIG, bytes_of, patient_proposals
@@ -144,7 +144,8 @@ def outlines_of(sigma_voxels: float, backend: Backend) -> NDArray[np.uint16]:
     parent, last = np.array([-1, 0, -1]), np.array([1, 1, 2])
     boxes = region_boxes(leaf_boxes, innermost, parent)
     on_device = backend.to_device(labels)
-    out = paint_smoothed(on_device, innermost, parent, last, np.full(3, sigma_voxels), boxes, backend)
+    sigmas, ways = np.full(3, sigma_voxels), Outlines(fraction=0.1, max_sigma_voxels=9.0)
+    out = paint_smoothed(on_device, innermost, parent, last, sigmas, boxes, ways, backend)
     return np.asarray(backend.to_host(out))
 
 

@@ -155,9 +155,41 @@ def test_the_store_accepts_them(proposals: ProposalSet) -> None:
 
 
 def test_each_source_is_the_name_of_a_tree(proposals: ProposalSet) -> None:
-    assert set(proposals.sources) <= {*CONFIG.trees, "components-bright", "components-dark"}
+    trees = {*CONFIG.trees, "components-bright", "components-dark"}
+    assert {source.removesuffix("-rounded") for source in proposals.sources} <= trees
     assert len(proposals.sources) > 15
     np.testing.assert_array_equal(proposals.table[:, 10], proposals.table[:, 0])
+
+
+def rounded(proposals: ProposalSet) -> NDArray[np.bool_]:
+    """(N,) whether a proposal is a second, rounder one."""
+    return np.array([proposals.sources[source].endswith("-rounded") for source in proposals.table[:, 10]])
+
+
+def test_some_of_the_best_are_offered_again_rounder(proposals: ProposalSet) -> None:
+    again = rounded(proposals)
+    most = CONFIG.rounded_fraction * CONFIG.max_proposals
+    assert 0 < again.sum() <= most
+    assert proposals.scores[again].max() <= 0.5  # after those twice as good
+    rows = {proposals.sources[source] for source in proposals.table[again, 10]}
+    assert not any("components" in name for name in rows)  # level sets keep their outline
+    assert not rounded(patient_proposals(config=replace(CONFIG, rounding=0.0))).any()
+
+
+def test_what_is_offered_again_has_less_surface(proposals: ProposalSet, masks: NDArray[np.bool_]) -> None:
+    def surface(mask: NDArray[np.bool_]) -> float:
+        faces = sum(int((np.diff(mask.astype(np.int8), axis=axis) != 0).sum()) for axis in range(3))
+        return faces / float(np.cbrt(mask.sum())) ** 2
+
+    flat = masks.reshape(len(masks), -1)
+    again = rounded(proposals)
+    less = []
+    for k in np.flatnonzero(again):
+        both = (flat & flat[k]).sum(axis=1)
+        shares = np.where(again, 0, both / (proposals.table[:, 9] + proposals.table[k, 9] - both))
+        first = int(np.argmax(shares))  # most likely the one that it is the second of
+        less.append(surface(masks[k]) < surface(masks[first]))
+    assert np.mean(less) > 0.7
 
 
 def test_what_is_beside_the_body_is_left_out() -> None:
@@ -217,6 +249,9 @@ def test_a_scan_of_a_single_slice_has_proposals() -> None:
         ({"max_regions": 1}, "max_regions must be above 1"),
         ({"duplicate_iou": 1.5}, "duplicate_iou must be in"),
         ({"max_volume_fraction": 0.0}, "max_volume_fraction must be in"),
+        ({"rounding": 0.6}, "rounding must be in 0..0.5, got 0.6"),
+        ({"rounded_fraction": 1.5}, "rounded_fraction must be in 0..1, got 1.5"),
+        ({"max_rounding_sigma_mm": 0.0}, "max_rounding_sigma_mm must be positive, got 0"),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused_with_what_can(changes: dict[str, Any], says: str) -> None:

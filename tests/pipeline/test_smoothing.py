@@ -5,10 +5,13 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipeline.smoothing import LEAST_VOLUME, Outlines, paint_smoothed, region_boxes
+from pipeline.smoothing import Outlines, paint_smoothed, region_boxes
 
 AXIS = np.arange(48)
 DISTANCE = np.sqrt(sum((grid - 23.5) ** 2 for grid in np.meshgrid(AXIS, AXIS, AXIS, indexing="ij")))
+
+
+OUTLINES = Outlines(fraction=0.1, max_sigma_voxels=9.0)
 
 
 def painted(
@@ -39,6 +42,7 @@ def painted(
         np.array(last),
         np.array(sigmas, np.float64),
         boxes,
+        OUTLINES,
     )
     return [(out >= rank + 1) & (out <= last[rank] + 1) for rank in range(len(regions))]
 
@@ -98,7 +102,7 @@ def test_a_thin_region_is_blurred_half_as_often() -> None:
     rod = (DISTANCE < 22) & (off_axis < 4.5)
     (smooth,) = painted([rod], [-1], [2.2])
     full, half = (ndimage.gaussian_filter(rod.astype(np.float64), 2.2 / np.sqrt(n)) > 0.5 for n in (1, 2))
-    assert full.sum() < LEAST_VOLUME * rod.sum()
+    assert full.sum() < OUTLINES.least_volume * rod.sum()
     assert iou(smooth, half) > 0.97
     assert iou(smooth, half) > iou(smooth, full) + 0.1
 
