@@ -34,12 +34,12 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "totalseg" / "example_ct.nii.
 
 STEPS = {
     "gradient": ("boundary_evidence", "_component_levels"),
-    "supervoxels": ("basins", "join_lowest_pass", "_merge_weakest", "join_flat", "relabelled"),
+    "supervoxels": ("basins", "join_lowest_pass", "merge_weakest", "join_flat", "relabelled"),
     "region graph": ("region_graph", "region_sums"),
     "trees": ("grow_all",),
     "components": ("component_tree",),
     "sketches": ("leaf_sketches", "count_inside", "candidates_of"),
-    "selection": ("choose", "worth_keeping"),
+    "selection": ("choose", "with_second", "worth_keeping"),
     "atoms": ("refine", "arrange"),
 }
 """Functions that `pipeline.proposals` calls, by what the table calls them."""

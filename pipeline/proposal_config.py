@@ -178,6 +178,11 @@ class ProposalConfig:
         )
 
     @property
+    def num_rounded(self) -> int:
+        """How many of the best proposals may be offered a second time."""
+        return int(self.rounded_fraction * self.max_proposals) if self.rounding else 0
+
+    @property
     def specs(self) -> tuple[TreeSpec, ...]:
         """The trees to grow."""
         return tuple(TreeSpec.parse(name) for name in self.trees)

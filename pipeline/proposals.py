@@ -27,7 +27,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.agglomeration import agglomerate, join_flat, join_nearest
+from pipeline.agglomeration import join_flat
 from pipeline.atoms import AtomLayout, arrange, worth_keeping
 from pipeline.backend import Backend
 from pipeline.calibration import Calibration
@@ -35,6 +35,7 @@ from pipeline.components import component_tree
 from pipeline.errors import NoProposals
 from pipeline.gradient import NUM_LEVELS, Levels, Window
 from pipeline.hierarchies import Hierarchy, TreeSpec, grow
+from pipeline.merging import merge_weakest
 from pipeline.proposal_config import ProposalConfig
 from pipeline.refinement import gathered, refine
 from pipeline.regions import (
@@ -46,7 +47,7 @@ from pipeline.regions import (
     region_graph,
     region_sums,
 )
-from pipeline.selection import Candidates, candidates_of, choose
+from pipeline.selection import Candidates, candidates_of, choose, with_second
 from pipeline.sketches import leaf_sketches
 from pipeline.smoothing import Outlines
 from pipeline.supervoxels import basins, join_lowest_pass, relabelled
@@ -60,9 +61,6 @@ ALGORITHM_VERSION = 5
 
 _SIDE_BY_SIDE_VOXELS = 64_000_000
 """Partitions of larger scans are grown, and their regions painted, one after the other, to save memory."""
-
-_ROUNDED_TREES = 4
-"""Trees of which regions are offered a second time, rounder."""
 
 _MANY = 4
 """Times `max_regions`: more basins are first joined over their lowest pass, before there is a graph."""
@@ -268,7 +266,7 @@ def _leaves(name: PartitionName, scene: _Scene) -> tuple[Any, RegionGraph, Regio
         if count < 2:
             return None
         if count > config.max_regions:
-            new_region, graph, sums = _merge_weakest(graph, sums, config.max_regions, backend)
+            new_region, graph, sums = merge_weakest(graph, sums, config.max_regions, backend)
             labels = relabelled(labels, new_region, backend)
         graph = graph.on_host(backend)
     if count <= 1 << 16:  # a volume is held a partition until the end
@@ -291,47 +289,6 @@ def grow_all(
 
     with ThreadPoolExecutor(backend.num_threads) as pool:
         return list(pool.map(grown_tree, specs))
-
-
-def _merge_weakest(
-    graph: RegionGraph, sums: RegionSums, max_regions: int, backend: Backend
-) -> tuple[NDArray[np.int32], RegionGraph, RegionSums]:
-    """Who joins whom, small and alike first, until no more than `max_regions` are left; what they make."""
-    pairs, faces, strengths = (
-        np.asarray(backend.to_host(array)) for array in (graph.pairs, graph.faces, graph.sums[:, 0])
-    )
-    if graph.num_regions > 2 * max_regions:  # much quicker than pair by pair, and these are a few voxels each
-        nearest, count = join_nearest(pairs, faces, strengths, sums.voxels, sums.levels / 8)
-        joined = merge_graph(graph, nearest, count, backend), merge_sums(sums, nearest, count)
-        if count <= max_regions:
-            return nearest, *joined
-        new_region, graph, sums = _merge_weakest(*joined, max_regions, backend)
-        return new_region[nearest], graph, sums
-    parents = agglomerate(
-        pairs,
-        faces,
-        strengths,
-        sums.voxels,
-        sums.levels / 8,
-        linkage="boundary_and_contrast",
-        size_exponent=0.33,
-        num_remaining=max_regions,
-    )
-    root = np.arange(len(parents))
-    for node in range(len(parents) - 1, -1, -1):
-        if parents[node] != node:
-            root[node] = root[parents[node]]
-    # Leaves are numbered in scan order, so their roots in order of first leaf are so too.
-    _, first, inverse = np.unique(root[: graph.num_regions], return_index=True, return_inverse=True)
-    rank = np.empty(len(first), np.int32)
-    rank[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
-    new_region = rank[inverse]
-    count = len(first)
-    return (
-        new_region,
-        merge_graph(graph, new_region, count, backend),
-        merge_sums(sums, new_region, count),
-    )
 
 
 def _component_levels(
@@ -460,7 +417,8 @@ def _chosen(grown: list[_Grown], scene: _Scene, at_once: int) -> ProposalSet:
     volumes = [part.labels for part in grown]
     grown.clear()
     rows, gains = choose(candidates, config.max_proposals + config.max_proposals // 4)
-    rows, gains, style = _with_rounded(rows, gains, candidates.tree[rows], hierarchies, config)
+    soft = np.array([not tree.level_sets for tree in hierarchies])
+    rows, gains, style = with_second(rows, gains, candidates.tree[rows], soft, config.num_rounded)
     picked = list(zip(candidates.tree[rows].tolist(), candidates.node[rows].tolist(), strict=True))
     refinement = refine(
         volumes,
@@ -485,34 +443,6 @@ def _chosen(grown: list[_Grown], scene: _Scene, at_once: int) -> ProposalSet:
         backend=scene.backend,
     )
     return _as_set(layout, gains[layout.kept], hierarchies)
-
-
-def _with_rounded(
-    rows: NDArray[np.int64],
-    gains: NDArray[np.float64],
-    trees: NDArray[np.int32],
-    hierarchies: Sequence[Hierarchy],
-    config: ProposalConfig,
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int8]]:
-    """The chosen regions, and after them in rank those of them that are offered again, rounder.
-
-    A region whose outline runs along noise, or leaks, may be a tumour once its bumps are gone; or an organ
-    before they are. Offered again are the best regions of the few trees that have most of them: each further
-    tree is a volume to paint, and trees agree on what is large and clear.
-
-    Returns:
-        Rows and gains (N + M,), gains falling; int8 (N + M,) 1 for what is offered again.
-    """
-    first = trees[: int(config.rounded_fraction * config.max_proposals) if config.rounding else 0]
-    soft = np.array([not tree.level_sets for tree in hierarchies])
-    held = np.bincount(first, minlength=len(hierarchies)) * soft
-    most = np.argsort(-held, kind="stable")[:_ROUNDED_TREES]
-    again = np.flatnonzero(np.isin(first, most) & soft[first])
-    # A half: after regions twice as good, before the many that are not.
-    gains = np.concatenate([gains, gains[again] / 2])
-    order = np.argsort(-gains, kind="stable")
-    style = np.repeat(np.array([0, 1], np.int8), [len(rows), len(again)])
-    return np.concatenate([rows, rows[again]])[order], gains[order], style[order]
 
 
 def _as_set(layout: AtomLayout, gains: NDArray[np.float64], hierarchies: list[Hierarchy]) -> ProposalSet:

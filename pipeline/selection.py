@@ -10,7 +10,7 @@ et al., 1978). Weights are made equal over octaves of volume, so every size gets
 does, since distant regions do not overlap.
 
 Reads:  `Hierarchy` values and the sketches of their leaves.
-Writes: ranked (tree, node) pairs with their gains, best first.
+Writes: ranked (tree, node) pairs with their gains, best first; some of the best may be there twice.
 Bounds: overlaps are estimates (see `pipeline.sketches`); exact duplicates are taken out by
         `pipeline.proposals`.
 """
@@ -39,6 +39,9 @@ _FAINT_EVIDENCE = 10.0
 
 _PLACES_AT_ONCE = 4
 """Places of the sketches that are made at once."""
+
+_SECOND_TREES = 4
+"""Trees of which regions are offered a second time."""
 
 _LEAST_SURFACE = 4.0
 """Faces that a region has at least for each face of a cube of its volume, edges of the scan left out; a ball
@@ -158,6 +161,40 @@ def choose(candidates: Candidates, num_wanted: int) -> tuple[NDArray[np.int64], 
     begin, near, likeness = _adjacency(first, second, share * share, len(candidates.node))
     rows, gains = _facility_location(begin, near, likeness, weight, num_wanted)
     return rows, np.minimum.accumulate(gains)
+
+
+def with_second(
+    rows: NDArray[np.int64],
+    gains: NDArray[np.float64],
+    trees: NDArray[np.int32],
+    soft: NDArray[np.bool_],
+    num_first: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int8]]:
+    """The chosen regions, and some of the best of them a second time, to be laid out rounder.
+
+    A region whose outline runs along noise, or leaks, may be a tumour once its bumps are gone; or an organ
+    before they are. Offered again are the best regions of the few trees that have most of them: each further
+    tree is a volume to paint, and trees agree on what is large and clear.
+
+    Args:
+        rows: (N,) chosen rows of the candidates, best first.
+        gains: (N,) their gains, never rising.
+        trees: (N,) the tree of each.
+        soft: (T,) whether a tree's regions may be smoothed.
+        num_first: How many of the best are looked at.
+
+    Returns:
+        Rows and gains (N + M,), gains never rising; int8 (N + M,) 1 for what is there a second time.
+    """
+    first = trees[:num_first]
+    held = np.bincount(first, minlength=len(soft)) * soft
+    most = np.argsort(-held, kind="stable")[:_SECOND_TREES]
+    again = np.flatnonzero(np.isin(first, most) & soft[first])
+    # A half: after regions twice as good, before the many that are not.
+    gains = np.concatenate([gains, gains[again] / 2])
+    order = np.argsort(-gains, kind="stable")
+    second = np.repeat(np.array([0, 1], np.int8), [len(rows), len(again)])
+    return np.concatenate([rows, rows[again]])[order], gains[order], second[order]
 
 
 @numba.njit(cache=True, nogil=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.hierarchies import Hierarchy
-from pipeline.selection import Candidates, candidates_of, choose
+from pipeline.selection import Candidates, candidates_of, choose, with_second
 from pipeline.sketches import leaf_sketches, similar_pairs
 from tests.pipeline.test_sketches import boxes, sketches_of, volumes_of
 
@@ -186,3 +186,25 @@ def test_joined_parts_follow_each_other() -> None:
     both = Candidates.joined([drawn_candidates(3), drawn_candidates(4)])
     assert both.node.tolist() == [0, 1, 2, 0, 1, 2, 3]
     assert both.sketches.shape == (7, 32)
+
+
+def test_the_best_regions_of_the_trees_that_have_most_of_them_are_offered_twice() -> None:
+    trees = np.array([5, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 0], np.int32)
+    soft = np.array([True, True, False, True, True, True])  # tree 2 has level sets
+    gains = 1 / np.arange(1, 15)
+    rows, after, second = with_second(np.arange(100, 114), gains, trees, soft, num_first=11)
+    # Of the first eleven, two each are of the trees 0, 1, 3 and 4, one of 5.
+    again = [101, 102, 103, 104, 107, 108, 109, 110]
+    assert rows[second == 1].tolist() == again
+    assert rows[second == 0].tolist() == list(range(100, 114))
+    assert (np.diff(after) <= 0).all()
+    assert after[second == 1].tolist() == [gains[row - 100] / 2 for row in again]
+
+
+def test_nothing_is_offered_twice_where_that_is_not_wanted_or_all_are_level_sets() -> None:
+    trees, gains = np.zeros(5, np.int32), np.full(5, 0.5)
+    for num_first, soft in ((0, True), (5, False)):
+        rows, after, second = with_second(np.arange(5), gains, trees, np.array([soft]), num_first)
+        assert rows.tolist() == [0, 1, 2, 3, 4]
+        assert after.tolist() == gains.tolist()
+        assert not second.any()
