@@ -99,7 +99,7 @@ def refine(
         return paint_smoothed(labels, innermost, nest.parent, nest.last, blurs, boxes, ways, backend)
 
     atoms = backend.xp.zeros(partitions[0].shape, dtype=np.int32)
-    sizes, splits = np.array([atoms.size]), []
+    sizes, splits = np.array([atoms.size], np.int32), []
     volumes_in_turn = _in_turn(painted, nests, backend.volume_threads)
     for done, nest in enumerate(nests, start=1):
         volume = next(volumes_in_turn)
@@ -272,8 +272,8 @@ def _number(flat: NDArray[np.int32], count: int) -> NDArray[np.int64]:
 
 
 def _intersect_on_cpu(
-    atoms: NDArray[np.int32], volume: NDArray[np.uint16], sizes: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.uint16]]:
+    atoms: NDArray[np.int32], volume: NDArray[np.uint16], sizes: NDArray[np.int32]
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.uint16]]:
     """Split atoms by the value of a volume at each voxel, in place: an atom keeps its number where that is 0.
 
     Most of a volume is 0, so most voxels are passed over. Numbers that have lost all their voxels are used
@@ -291,7 +291,7 @@ def _intersect_on_cpu(
     free = np.flatnonzero(sizes == 0)[:room]
     free = np.concatenate((free, np.arange(count, count + room - len(free))))
     keys = np.full(count + room, -1)  # old atom << 16 | value, of each new atom
-    sizes = np.concatenate((sizes, np.zeros(room, np.int64)))
+    sizes = np.concatenate((sizes, np.zeros(room, np.int32)))
     table = np.full(2 * room, -1, np.int32)
     voxels = atoms.reshape(-1), volume.reshape(-1), atoms.shape[1:]
     done, used = 0, 0
@@ -300,7 +300,7 @@ def _intersect_on_cpu(
         if done == atoms.size:
             break
         keys = np.concatenate((keys, np.full(room, -1)))
-        sizes = np.concatenate((sizes, np.zeros(room, np.int64)))
+        sizes = np.concatenate((sizes, np.zeros(room, np.int32)))
         first = max(count, int(free[-1]) + 1)
         free = np.concatenate((free, np.arange(first, first + room)))
         room *= 2
@@ -323,7 +323,7 @@ def _table_of(keys: NDArray[np.int64], numbers: NDArray[np.int64], size: int) ->
 
 @numba.njit(cache=True, nogil=True)
 def _split(
-    flat: NDArray[np.int32], values: NDArray[np.uint16], plane: Any, sizes: NDArray[np.int64],
+    flat: NDArray[np.int32], values: NDArray[np.uint16], plane: Any, sizes: NDArray[np.int32],
     keys: NDArray[np.int64], free: NDArray[np.int64], table: NDArray[np.int32], done: int, used: int,
 ) -> Any:  # fmt: skip
     """Split voxels from `done` on, until all are or the room is used up: (voxels done, numbers used).
