@@ -185,7 +185,9 @@ class Levels:
         out = self.backend.xp.empty(self.codes.shape, dtype=np.uint8)
 
         def fill(start: int, stop: int) -> None:
-            out[start:stop] = table[self.smoothed(window, sigma_mm, (start, stop))]
+            # Plane by plane: NumPy looks up by 64-bit indices, which it makes first.
+            for z, levels in enumerate(self.smoothed(window, sigma_mm, (start, stop)), start=start):
+                out[z] = table[levels]
 
         over_slabs(fill, self.codes.shape, self.backend.volume_threads)
         return out

@@ -34,9 +34,6 @@ _GONE = np.empty((0, 0, 0), np.int32)
 _ROOM = 1 << 15
 """For new atoms of a volume, at first; a power of two."""
 
-_ROWS_AT_ONCE = 1 << 16
-"""Atoms whose ranks are looked up at once: these are written column by column, and a cache holds so many."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Refinement:
@@ -112,8 +109,9 @@ def refine(
             sizes, *split = _intersect_on_cpu(atoms, volume, sizes)
         del volume
         splits.append(split)
-    atoms, order = _in_scan_order(atoms, len(splits[-1][0]), backend)
-    ranks = _ranks_of(splits, order, backend)
+    count = len(splits[-1][0]) if backend.name == "gpu" else len(sizes)
+    atoms, order = _in_scan_order(atoms, count, backend)
+    ranks = _ranks_of(splits, count, order, backend)
     voxels, boxes = measure(atoms, len(ranks), backend)
     return Refinement(
         chosen=tuple(chosen),
@@ -207,31 +205,36 @@ def _gather(table: NDArray[Any], labels: NDArray[Any], out: NDArray[Any]) -> Non
         out[i] = table[labels[i]]
 
 
-def _ranks_of(splits: Sequence[Any], order: NDArray[np.int64], backend: Backend) -> NDArray[np.uint16]:
+def _ranks_of(
+    splits: Sequence[Any], count: int, order: NDArray[np.int64], backend: Backend
+) -> NDArray[np.uint16]:
     """(A, T) the values that each atom has in the volumes.
 
     Args:
-        splits: For each volume in turn (origin, value) of the numbers that there were after it.
+        splits: For each volume in turn the numbers that were given, and the origin and value of each.
+        count: All numbers are below it.
         order: (A,) the number of each atom after the last one.
         backend: Where the splits are.
     """
-    ranks = np.empty((len(order), len(splits)), np.uint16)
-    for first in range(0, len(order), _ROWS_AT_ONCE):
-        rows = slice(first, first + _ROWS_AT_ONCE)
-        atom = backend.to_device(order[rows])  # of the split at hand
-        for column in range(len(splits) - 1, -1, -1):
-            origin, value = splits[column]
-            ranks[rows, column] = backend.to_host(value[atom])
-            atom = origin[atom]
-    return ranks
+    xp = backend.xp
+    atom = backend.to_device(order)  # of the split at hand
+    same = xp.arange(count, dtype=xp.int32)
+    origins, values = same.copy(), xp.zeros(count, dtype=xp.uint16)
+    ranks = xp.empty((len(splits), len(order)), dtype=xp.uint16)
+    for column in range(len(splits) - 1, -1, -1):
+        given, origin, value = splits[column]
+        origins[given], values[given] = origin, value
+        ranks[column], atom = values[atom], origins[atom]
+        origins[given], values[given] = same[given], 0
+    return np.ascontiguousarray(backend.to_host(ranks).T)
 
 
-def _intersect_on_gpu(atoms: Any, volume: Any, backend: Backend) -> tuple[Any, Any, Any]:
+def _intersect_on_gpu(atoms: Any, volume: Any, backend: Backend) -> tuple[Any, Any, Any, Any]:
     """Split atoms, int32 (z, y, x), by the value of a volume, uint16 (z, y, x), at each voxel.
 
     Returns:
-        The new atoms, numbered by old atom, then value; int32 and uint16 (A,) the old atom and the value of
-        each.
+        The new atoms, numbered by old atom, then value; int32 (A,) the numbers, int32 and uint16 (A,) the old
+        atom and the value of each.
     """
     xp = backend.xp
     keys = (atoms.ravel().astype(xp.int64) << 16) | volume.ravel()
@@ -240,7 +243,8 @@ def _intersect_on_gpu(atoms: Any, volume: Any, backend: Backend) -> tuple[Any, A
     found, number = xp.unique(keys[begins], return_inverse=True)
     run = xp.cumsum(begins, dtype=xp.int32) - 1
     split = number.astype(xp.int32)[run].reshape(atoms.shape)
-    return split, (found >> 16).astype(xp.int32), (found & 0xFFFF).astype(xp.uint16)
+    numbers = xp.arange(len(found), dtype=xp.int32)
+    return split, numbers, (found >> 16).astype(xp.int32), (found & 0xFFFF).astype(xp.uint16)
 
 
 def _in_scan_order(atoms: Any, count: int, backend: Backend) -> tuple[Any, NDArray[np.int64]]:
@@ -273,7 +277,7 @@ def _number(flat: NDArray[np.int32], count: int) -> NDArray[np.int64]:
 
 def _intersect_on_cpu(
     atoms: NDArray[np.int32], volume: NDArray[np.uint16], sizes: NDArray[np.int32]
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.uint16]]:
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.uint16]]:
     """Split atoms by the value of a volume at each voxel, in place: an atom keeps its number where that is 0.
 
     Most of a volume is 0, so most voxels are passed over. Numbers that have lost all their voxels are used
@@ -285,7 +289,8 @@ def _intersect_on_cpu(
         sizes: (A,) voxels of each atom.
 
     Returns:
-        (A',) sizes of the new atoms; int32 and uint16 (A',) the old atom and the value of each.
+        (A',) sizes of the atoms that there are now; int32 (N,) the numbers given, int32 and uint16 (N,) the
+        old atom and the value of each.
     """
     count, room = len(sizes), _ROOM
     free = np.flatnonzero(sizes == 0)[:room]
@@ -307,9 +312,8 @@ def _intersect_on_cpu(
         table = _table_of(keys, free[:used], 2 * room)
     new = free[:used]
     count = max(count, int(new.max(initial=-1)) + 1)
-    origin, value = np.arange(count, dtype=np.int32), np.zeros(count, np.uint16)
-    origin[new], value[new] = keys[new] >> 16, keys[new] & 0xFFFF
-    return sizes[:count], origin, value
+    origin, value = (keys[new] >> 16).astype(np.int32), (keys[new] & 0xFFFF).astype(np.uint16)
+    return sizes[:count], new.astype(np.int32), origin, value
 
 
 @numba.njit(cache=True, nogil=True)
