@@ -36,11 +36,14 @@ GRID: Mapping[str, Mapping[str, Any]] = {
     "outlines-0.16": {"outline_smoothing": 0.16},
     "least-50-mm3": {"min_volume_mm3": 50.0},
     "least-200-mm3": {"min_volume_mm3": 200.0},
+    "none-rounder": {"rounding": 0.0},
+    "rounding-0.2": {"rounding": 0.2, "max_rounding_sigma_mm": 12.0},
+    "rounded-0.3": {"rounded_fraction": 0.3},
     "duplicates-0.85": {"duplicate_iou": 0.85},
     "candidates-300": {"candidates_per_half_octave": 300},
     "candidates-1200": {"candidates_per_half_octave": 1200},
 }
-"""Settings that differ from the default in one field each."""
+"""Settings that differ from the default in one field, or two of one kind."""
 
 Means = Mapping[str, Mapping[str, float]]
 """Mean best IoU by setting, then by set."""
