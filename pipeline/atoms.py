@@ -15,6 +15,7 @@ Bounds: A <= 65,534; if absorbing slivers is not enough, the lowest ranked regio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +25,11 @@ from numpy.typing import NDArray
 
 from pipeline.backend import HOST, Backend
 from pipeline.nests import Nest, boxes_of, runs_of, sums_of
-from pipeline.refinement import Refinement, gathered, measure
+from pipeline.refinement import Refinement, measure
 from pipeline.regions import count_inside
 from pipeline.slabs import for_each
 from pipeline.slivers import absorb
+from pipeline.supervoxels import relabelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +95,16 @@ def arrange(
     """Atoms, orders and runs of some of the regions; of fewer, from the best on, if they need too many atoms.
 
     Args:
-        refinement: The regions.
+        refinement: The regions; its atoms are overwritten on the CPU.
         places: (N,) which of them, rising: best first.
         max_atoms: At most 65,534.
         backend: Where the atoms are.
     """
+    atoms, ranks, nests = refinement.atoms, refinement.ranks, list(refinement.nests)
+    wanted = np.zeros(len(refinement.chosen), np.bool_)
+    wanted[places] = True
     while True:
-        atoms, ranks, nests = _restrict(refinement, places, backend)
+        atoms, ranks, nests = _restrict(atoms, ranks, nests, wanted, backend)
         if len(ranks) > max_atoms:
             atoms, old = absorb(atoms, ranks, nests, len(places), max_atoms, backend)
             ranks = ranks[old]
@@ -108,7 +113,9 @@ def arrange(
             kept = np.flatnonzero(runs[:, 2] > runs[:, 1])  # a region of slivers only may be gone
             if len(kept):  # else all were slivers: fewer need no absorbing
                 break
-        places = places[: max(1, int(len(places) * 0.9 * min(1.0, max_atoms / len(ranks))))]
+        wanted = np.arange(len(places)) < int(len(places) * 0.9 * min(1.0, max_atoms / len(ranks)))
+        wanted[0] = True
+        places = places[wanted]
     voxels, boxes = measure(atoms, len(ranks), backend)
     return AtomLayout(
         atoms=backend.to_host(atoms.astype(np.uint16)),
@@ -124,20 +131,18 @@ def arrange(
 
 
 def _restrict(
-    refinement: Refinement, places: NDArray[np.int64], backend: Backend
+    atoms: Any, ranks: NDArray[np.uint16], nests: Sequence[Nest], wanted: NDArray[np.bool_], backend: Backend
 ) -> tuple[Any, NDArray[np.uint16], list[Nest]]:
-    """The refinement of some of the regions: atoms that only others told apart are one."""
-    wanted = np.zeros(len(refinement.chosen), np.bool_)
-    wanted[places] = True
-    restricted = [(column, *nest.restricted(wanted)) for column, nest in enumerate(refinement.nests)]
+    """The refinement of some regions: atoms that only others told apart are one. In place on the CPU."""
+    restricted = [(column, *nest.restricted(wanted)) for column, nest in enumerate(nests)]
     restricted = [(column, nest, table) for column, nest, table in restricted if len(nest.nodes)]
     around = np.zeros((len(restricted), max(len(table) for _, _, table in restricted)), np.uint16)
     for row, (_, _, table) in enumerate(restricted):
         around[row, : len(table)] = table
-    ranks = _looked_up(refinement.ranks, np.array([column for column, _, _ in restricted]), around)
+    ranks = _looked_up(ranks, np.array([column for column, _, _ in restricted]), around)
     # Atoms are numbered in scan order, so those that several of them become are too.
     number, first = _different_rows(ranks)
-    return gathered(number, refinement.atoms, backend), ranks[first], [nest for _, nest, _ in restricted]
+    return relabelled(atoms, number, backend), ranks[first], [nest for _, nest, _ in restricted]
 
 
 @numba.njit(cache=True, nogil=True)

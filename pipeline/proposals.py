@@ -405,21 +405,11 @@ def _chosen(grown: list[_Grown], scene: _Scene, at_once: int) -> ProposalSet:
     """
     config = scene.config
     hierarchies = [replace(tree, partition=p) for p, part in enumerate(grown) for tree in part.hierarchies]
-    found = [candidates for part in grown for candidates in part.candidates]
-    found = [replace(c, tree=np.full(len(c.node), tree, np.int32)) for tree, c in enumerate(found)]
-    if not sum(len(candidates.node) for candidates in found):
-        raise NoProposals(
-            "no region within the size limits: the scan is too small or flat",
-            path=None,
-            remedy="leave it out, or lower min_volume_mm3 or spacing_mm",
-        )
-    candidates = Candidates.joined(found)
+    picked, gains, style = _picked(
+        [candidates for part in grown for candidates in part.candidates], hierarchies, config
+    )
     volumes = [part.labels for part in grown]
     grown.clear()
-    rows, gains = choose(candidates, config.max_proposals + config.max_proposals // 4)
-    soft = np.array([not tree.level_sets for tree in hierarchies])
-    rows, gains, style = with_second(rows, gains, candidates.tree[rows], soft, config.num_rounded)
-    picked = list(zip(candidates.tree[rows].tolist(), candidates.node[rows].tolist(), strict=True))
     refinement = refine(
         volumes,
         hierarchies,
@@ -428,6 +418,8 @@ def _chosen(grown: list[_Grown], scene: _Scene, at_once: int) -> ProposalSet:
         style=style,
         backend=replace(scene.backend, num_threads=at_once),
     )
+    sources = [tree.source for tree in hierarchies]
+    del hierarchies  # some bytes a voxel
     places = worth_keeping(
         refinement,
         min_voxels=scene.voxel_limits[0],
@@ -442,10 +434,38 @@ def _chosen(grown: list[_Grown], scene: _Scene, at_once: int) -> ProposalSet:
         max_atoms=config.max_atoms,
         backend=scene.backend,
     )
-    return _as_set(layout, gains[layout.kept], hierarchies)
+    return _as_set(layout, gains[layout.kept], sources)
 
 
-def _as_set(layout: AtomLayout, gains: NDArray[np.float64], hierarchies: list[Hierarchy]) -> ProposalSet:
+def _picked(
+    found: Sequence[Candidates], hierarchies: Sequence[Hierarchy], config: ProposalConfig
+) -> tuple[list[tuple[int, int]], NDArray[np.float64], NDArray[np.int8]]:
+    """(tree, node) of what is chosen, best first, the gain of each, and 1 for what is offered again.
+
+    Args:
+        found: The candidates of each tree.
+        hierarchies: The trees.
+        config: How many are wanted.
+
+    Raises:
+        NoProposals: there are no candidates.
+    """
+    found = [replace(c, tree=np.full(len(c.node), tree, np.int32)) for tree, c in enumerate(found)]
+    if not sum(len(candidates.node) for candidates in found):
+        raise NoProposals(
+            "no region within the size limits: the scan is too small or flat",
+            path=None,
+            remedy="leave it out, or lower min_volume_mm3 or spacing_mm",
+        )
+    candidates = Candidates.joined(found)
+    rows, gains = choose(candidates, config.max_proposals + config.max_proposals // 4)
+    soft = np.array([not tree.level_sets for tree in hierarchies])
+    rows, gains, style = with_second(rows, gains, candidates.tree[rows], soft, config.num_rounded)
+    picked = zip(candidates.tree[rows].tolist(), candidates.node[rows].tolist(), strict=True)
+    return list(picked), gains, style
+
+
+def _as_set(layout: AtomLayout, gains: NDArray[np.float64], sources: Sequence[str]) -> ProposalSet:
     table = np.concatenate(
         [layout.runs, layout.boxes, layout.voxels[:, None], layout.runs[:, :1]], axis=1
     ).astype(np.int32)
@@ -455,7 +475,7 @@ def _as_set(layout: AtomLayout, gains: NDArray[np.float64], hierarchies: list[Hi
         table=table,
         scores=np.minimum.accumulate((gains / gains[0]).astype(np.float32)),
         sources=tuple(
-            hierarchies[tree].source + ("-rounded" if style else "")
+            sources[tree] + ("-rounded" if style else "")
             for tree, style in zip(layout.trees, layout.styles, strict=True)
         ),
     )

@@ -9,9 +9,10 @@ Bounds: fewer than 65,535 chosen regions and 2^31 atoms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numba
@@ -22,7 +23,7 @@ from pipeline.backend import HOST, Backend
 from pipeline.hierarchies import Hierarchy
 from pipeline.nests import Nest
 from pipeline.regions import tally
-from pipeline.slabs import over_slabs
+from pipeline.slabs import for_each, over_slabs
 from pipeline.smoothing import Outlines, paint_smoothed, region_boxes
 
 Chosen = Sequence[tuple[int, int]]
@@ -72,8 +73,7 @@ def refine(
         outlines: The ways in which regions are smoothed; without any, all stay as their leaves are, as level
             sets always do.
         style: (N,) which of the ways each chosen region takes; the first where it is not given.
-        backend: Where it runs; on the CPU as many trees are painted at once, and ahead, as it has threads.
-            One paints none ahead, which saves a volume.
+        backend: Where it runs; on the CPU as many trees are painted at once as it has threads, a volume each.
     """
     leaves = [measure(labels, _num_leaves(hierarchies, p), backend) for p, labels in enumerate(partitions)]
     volumes = _volumes(hierarchies, leaves, chosen)
@@ -95,23 +95,22 @@ def refine(
         ways = outlines[nest.style]
         return paint_smoothed(labels, innermost, nest.parent, nest.last, blurs, boxes, ways, backend)
 
-    atoms = backend.xp.zeros(partitions[0].shape, dtype=np.int32)
-    sizes, splits = np.array([atoms.size], np.int32), []
-    volumes_in_turn = _in_turn(painted, nests, backend.volume_threads)
-    for done, nest in enumerate(nests, start=1):
-        volume = next(volumes_in_turn)
+    pieces = _Pieces(partitions[0].shape, backend)
+    waiting = Counter(hierarchies[nest.tree].partition for nest in nests)
+    turn = Lock()  # painting goes on beside the splitting, which is done in turn
+
+    def paint_and_split(column: int) -> None:
+        nest = nests[column]
         partition = hierarchies[nest.tree].partition
-        if all(hierarchies[other.tree].partition != partition for other in nests[done:]):
-            partitions[partition] = _GONE
-        if backend.name == "gpu":
-            atoms, *split = _intersect_on_gpu(atoms, volume, backend)
-        else:
-            sizes, *split = _intersect_on_cpu(atoms, volume, sizes)
-        del volume
-        splits.append(split)
-    count = len(splits[-1][0]) if backend.name == "gpu" else len(sizes)
-    atoms, order = _in_scan_order(atoms, count, backend)
-    ranks = _ranks_of(splits, count, order, backend)
+        volume = painted(nest)
+        with turn:
+            waiting[partition] -= 1
+            if not waiting[partition]:
+                partitions[partition] = _GONE
+            pieces.split(column, volume)
+
+    for_each(paint_and_split, range(len(nests)), backend.volume_threads)
+    atoms, ranks = pieces.numbered(len(nests))
     voxels, boxes = measure(atoms, len(ranks), backend)
     return Refinement(
         chosen=tuple(chosen),
@@ -121,21 +120,6 @@ def refine(
         atom_voxels=voxels,
         atom_boxes=boxes,
     )
-
-
-def _in_turn(painted: Callable[[Nest], Any], nests: Sequence[Nest], num_threads: int) -> Iterator[Any]:
-    """What is painted for each nest; no more volumes at once than threads and one."""
-    if num_threads == 1:
-        yield from map(painted, nests)
-        return
-    with ThreadPoolExecutor(num_threads) as pool:
-        ahead = [pool.submit(painted, nest) for nest in nests[:num_threads]]
-        for following in range(num_threads, num_threads + len(nests)):
-            volume = ahead.pop(0).result()
-            if following < len(nests):
-                ahead.append(pool.submit(painted, nests[following]))
-            yield volume
-            del volume
 
 
 def _num_leaves(hierarchies: Sequence[Hierarchy], partition: int) -> int:
@@ -205,28 +189,38 @@ def _gather(table: NDArray[Any], labels: NDArray[Any], out: NDArray[Any]) -> Non
         out[i] = table[labels[i]]
 
 
-def _ranks_of(
-    splits: Sequence[Any], count: int, order: NDArray[np.int64], backend: Backend
-) -> NDArray[np.uint16]:
-    """(A, T) the values that each atom has in the volumes.
+class _Pieces:
+    """The atoms while they are split by one volume after the other; in which order makes no difference."""
 
-    Args:
-        splits: For each volume in turn the numbers that were given, and the origin and value of each.
-        count: All numbers are below it.
-        order: (A,) the number of each atom after the last one.
-        backend: Where the splits are.
-    """
-    xp = backend.xp
-    atom = backend.to_device(order)  # of the split at hand
-    same = xp.arange(count, dtype=xp.int32)
-    origins, values = same.copy(), xp.zeros(count, dtype=xp.uint16)
-    ranks = xp.empty((len(splits), len(order)), dtype=xp.uint16)
-    for column in range(len(splits) - 1, -1, -1):
-        given, origin, value = splits[column]
-        origins[given], values[given] = origin, value
-        ranks[column], atom = values[atom], origins[atom]
-        origins[given], values[given] = same[given], 0
-    return np.ascontiguousarray(backend.to_host(ranks).T)
+    def __init__(self, shape: tuple[int, ...], backend: Backend) -> None:
+        self.backend = backend
+        self.atoms = backend.xp.zeros(shape, dtype=np.int32)
+        self.sizes = np.array([self.atoms.size], np.int32)
+        self.splits: list[tuple[int, Any, Any, Any]] = []
+        """(column, numbers given, origin and value of each) of each volume, in the order of splitting."""
+
+    def split(self, column: int, volume: Any) -> None:
+        """Split by the value of a volume, uint16 (z, y, x), at each voxel; `column` is its number."""
+        if self.backend.name == "gpu":
+            self.atoms, *split = _intersect_on_gpu(self.atoms, volume, self.backend)
+        else:
+            self.sizes, *split = _intersect_on_cpu(self.atoms, volume, self.sizes)
+        self.splits.append((column, *split))
+
+    def numbered(self, num_volumes: int) -> tuple[Any, NDArray[np.uint16]]:
+        """The atoms numbered in scan order; (A, T) the values that each has in the volumes."""
+        backend, xp = self.backend, self.backend.xp
+        count = len(self.splits[-1][1]) if backend.name == "gpu" else len(self.sizes)
+        atoms, order = _in_scan_order(self.atoms, count, backend)
+        atom = backend.to_device(order)  # the number of each after the split at hand
+        same = xp.arange(count, dtype=xp.int32)
+        origins, values = same.copy(), xp.zeros(count, dtype=xp.uint16)
+        ranks = xp.empty((num_volumes, len(order)), dtype=xp.uint16)
+        for column, given, origin, value in reversed(self.splits):
+            origins[given], values[given] = origin, value
+            ranks[column], atom = values[atom], origins[atom]
+            origins[given], values[given] = same[given], 0
+        return atoms, np.ascontiguousarray(backend.to_host(ranks).T)
 
 
 def _intersect_on_gpu(atoms: Any, volume: Any, backend: Backend) -> tuple[Any, Any, Any, Any]:

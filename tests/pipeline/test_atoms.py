@@ -162,9 +162,10 @@ def touching(atoms: NDArray[np.uint16], axis: int) -> set[tuple[int, int]]:
 
 def test_absorbing_does_not_depend_on_the_number_of_threads() -> None:
     drawn = scene(2, 60, (16, 16, 16))
-    refinement = drawn.refine()
     backends = (CPU, get_backend("cpu", num_threads=3))
-    one, three = (arrange(refinement, np.arange(60), max_atoms=40, backend=backend) for backend in backends)
+    one, three = (
+        arrange(drawn.refine(), np.arange(60), max_atoms=40, backend=backend) for backend in backends
+    )
     for name in ("atoms", "orders", "runs", "kept"):
         np.testing.assert_array_equal(getattr(one, name), getattr(three, name))
 
