@@ -33,6 +33,9 @@ from storage.shards import single_threaded_blosc
 
 _AXES = ("z", "y", "x")
 
+_LEVEL = 5
+"""Of zstd. Level 9 would take a CT's orders 15 % fewer bytes, 1 % of the scan, and 3 s more."""
+
 Shuffle = Literal["noshuffle", "shuffle", "bitshuffle"]
 
 
@@ -134,7 +137,7 @@ def _write_array(
 ) -> None:
     compressor = BloscCodec(
         cname="zstd",
-        clevel=5 if shards else 9,
+        clevel=_LEVEL,
         shuffle=BloscShuffle[shuffle],
         typesize=array.dtype.itemsize,
     )
