@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.backend import Backend
 from pipeline.regions import tally
+from pipeline.unions import unite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +213,7 @@ def _join_runs(
             i, j = begin[r], begin[r - step]
             while i < begin[r + 1] and j < begin[r - step + 1]:
                 if edges[2 * i] < edges[2 * j + 1] and edges[2 * j] < edges[2 * i + 1]:
-                    _join(root, i, j)
+                    unite(root, i, j)
                 if edges[2 * i + 1] < edges[2 * j + 1]:
                     i += 1
                 else:
@@ -225,18 +226,6 @@ def _join_runs(
         else:
             root[i] = root[root[i]]
     return count
-
-
-@numba.njit(cache=True, nogil=True)
-def _join(root: NDArray[np.int32], a: Any, b: Any) -> None:
-    """Union by the lower root, paths halved."""
-    while root[a] != a:
-        root[a] = root[root[a]]
-        a = np.int64(root[a])
-    while root[b] != b:
-        root[b] = root[root[b]]
-        b = np.int64(root[b])
-    root[max(a, b)] = min(a, b)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pipeline.backend import Backend
 from pipeline.regions import tally
 from pipeline.slabs import over_slabs, slabs_of, summed_over_slabs
+from pipeline.unions import unite
 
 
 def basins(evidence: Any, backend: Backend, ties: Any = None) -> tuple[Any, int]:
@@ -205,14 +206,7 @@ def _join_passes(lowest: NDArray[np.int64]) -> tuple[NDArray[np.int32], int]:
     for r in range(len(lowest)):
         if lowest[r] >= _NO_PASS:
             continue
-        a, b = np.int64(r), lowest[r] & 0xFFFFFFFF
-        while root[a] != a:
-            root[a] = root[root[a]]
-            a = np.int64(root[a])
-        while root[b] != b:
-            root[b] = root[root[b]]
-            b = np.int64(root[b])
-        root[max(a, b)] = min(a, b)
+        unite(root, np.int64(r), lowest[r] & 0xFFFFFFFF)
     count = 0
     for r in range(len(root)):  # what a region leads to is lower: it has its new number by now
         if root[r] == r:
@@ -236,14 +230,7 @@ def _join(
     """Union-find; a root is the lowest of its members, so it is numbered before them."""
     root = np.arange(num_regions)
     for p in range(len(first)):
-        a, b = first[p], second[p]
-        while root[a] != a:
-            root[a] = root[root[a]]
-            a = root[a]
-        while root[b] != b:
-            root[b] = root[root[b]]
-            b = root[b]
-        root[max(a, b)] = min(a, b)
+        unite(root, first[p], second[p])
     new_region = np.empty(num_regions, np.int32)
     count = 0
     for r in range(num_regions):
