@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backend import HOST, Backend
-from pipeline.nests import Nest, boxes_of, runs_of, sums_of
+from pipeline.nests import Nest, boxes_of, members_of, runs_of, sums_of
+from pipeline.pieces import different_rows
 from pipeline.refinement import Refinement, measure
 from pipeline.regions import count_inside
 from pipeline.slabs import for_each
@@ -76,7 +77,6 @@ def worth_keeping(
         backend: Where the volumes are; its threads compare regions.
     """
     count, threads = len(refinement.chosen), backend.num_threads
-    orders, runs = runs_of(refinement.ranks, refinement.nests, count, threads)
     voxels = sums_of(refinement.ranks, refinement.nests, refinement.atom_voxels, count, threads)
     boxes = boxes_of(refinement.ranks, refinement.nests, refinement.atom_boxes, count, threads)
     within = voxels >= max(min_voxels, 1)
@@ -85,7 +85,8 @@ def worth_keeping(
         within &= (
             sums_of(refinement.ranks, refinement.nests, in_body, count, threads) >= min_body_fraction * voxels
         )
-    regions = orders, runs, refinement.atom_voxels, voxels, boxes
+    members, spans = members_of(refinement.ranks, refinement.nests, count, threads)
+    regions = members, spans, refinement.atom_voxels, voxels, boxes
     return np.flatnonzero(_no_twins(*regions, duplicate_iou, within, backend.num_threads))
 
 
@@ -141,7 +142,7 @@ def _restrict(
         around[row, : len(table)] = table
     ranks = _looked_up(ranks, np.array([column for column, _, _ in restricted]), around)
     # Atoms are numbered in scan order, so those that several of them become are too.
-    number, first = _different_rows(ranks)
+    number, first = different_rows(ranks)
     return relabelled(atoms, number, backend), ranks[first], [nest for _, nest, _ in restricted]
 
 
@@ -157,37 +158,9 @@ def _looked_up(
     return out
 
 
-@numba.njit(cache=True, nogil=True)
-def _different_rows(rows: NDArray[np.uint16]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """(A,) the number of each row, equal ones the same, in order; and the first row of each number."""
-    size = 16
-    while size < 2 * len(rows):
-        size *= 2
-    table = np.full(size, -1, np.int32)
-    number, first = np.empty(len(rows), np.int32), np.empty(len(rows), np.int32)
-    used = 0
-    for i in range(len(rows)):
-        value = np.uint64(1469598103934665603)
-        for k in range(rows.shape[1]):
-            value = (value ^ np.uint64(rows[i, k])) * np.uint64(1099511628211)
-        place = np.int64((value ^ (value >> np.uint64(32))) & np.uint64(size - 1))
-        while table[place] >= 0:
-            other, k = first[table[place]], 0
-            while k < rows.shape[1] and rows[other, k] == rows[i, k]:
-                k += 1
-            if k == rows.shape[1]:
-                break
-            place = (place + 1) & (size - 1)
-        if table[place] < 0:
-            table[place], first[used] = used, i
-            used += 1
-        number[i] = table[place]
-    return number, first[:used]
-
-
 def _no_twins(
-    orders: NDArray[np.int32],
-    runs: NDArray[np.int32],
+    members: NDArray[np.int32],
+    spans: NDArray[np.int64],
     atom_voxels: NDArray[np.int64],
     voxels: NDArray[np.int64],
     boxes: NDArray[np.int64],
@@ -196,13 +169,13 @@ def _no_twins(
     num_threads: int,
 ) -> NDArray[np.bool_]:
     """(N,) whether a region is within the limits, and no kept one before it has a larger IoU with it."""
-    twins: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(runs)
+    twins: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(spans)
 
     def find(first: int) -> None:
-        inside = np.zeros(orders.shape[1], np.bool_)
-        for b in range(first, len(runs), num_threads):
+        inside = np.zeros(len(atom_voxels), np.bool_)
+        for b in range(first, len(spans), num_threads):
             if within[b]:
-                twins[b] = _twins(b, orders, runs, atom_voxels, voxels, boxes, iou, within, inside)
+                twins[b] = _twins(b, members, spans, atom_voxels, voxels, boxes, iou, within, inside)
 
     for_each(find, range(num_threads), num_threads)
     kept = within.copy()
@@ -213,14 +186,14 @@ def _no_twins(
 
 @numba.njit(cache=True, nogil=True)
 def _twins(
-    b: int, orders: NDArray[np.int32], runs: NDArray[np.int32], atom_voxels: NDArray[np.int64],
+    b: int, members: NDArray[np.int32], spans: NDArray[np.int64], atom_voxels: NDArray[np.int64],
     voxels: NDArray[np.int64], boxes: NDArray[np.int64], iou: float, within: NDArray[np.bool_],
     inside: NDArray[np.bool_],
 ) -> NDArray[np.int64]:  # fmt: skip
     """Regions before b, within the limits, that have a larger IoU with it; `inside` is false and stays so."""
-    row, start, stop = runs[b]
-    for k in range(start, stop):
-        inside[orders[row, k]] = True
+    own = members[spans[b, 0] : spans[b, 1]]
+    for atom in own:
+        inside[atom] = True
     found = np.empty(b, np.int64)
     used = 0
     for a in range(b):
@@ -232,8 +205,7 @@ def _twins(
         if room <= iou * max(voxels[a], voxels[b]):
             continue
         both = voxels[a]  # at most: what is found outside goes off, until too little is left
-        for k in range(runs[a, 1], runs[a, 2]):
-            atom = orders[runs[a, 0], k]
+        for atom in members[spans[a, 0] : spans[a, 1]]:
             if not inside[atom]:
                 both -= atom_voxels[atom]
                 if not both > iou * (voxels[a] + voxels[b] - both):
@@ -241,6 +213,6 @@ def _twins(
         if both > iou * (voxels[a] + voxels[b] - both):
             found[used] = a
             used += 1
-    for k in range(start, stop):
-        inside[orders[row, k]] = False
+    for atom in own:
+        inside[atom] = False
     return found[:used]

@@ -1,7 +1,8 @@
 """What is freed goes back to the system at once, so that peaks of one stage do not add to those of the next.
 
 The C library keeps freed blocks of up to 32 MB for itself, in an arena a thread, where they go to pieces:
-a few hundred MB of a scan's arrays.
+a few hundred MB of a scan's arrays. Threads come and go with every step, and few blocks are small: so two
+arenas do for all.
 
 Reads: nothing. Writes: nothing.
 Bounds: glibc (Linux); elsewhere nothing is changed.
@@ -17,6 +18,11 @@ _MMAP_THRESHOLD = -3
 
 _LARGE_BYTES = 1 << 20
 
+_ARENA_MAX = -8
+"""M_ARENA_MAX of mallopt(3)."""
+
+_NUM_ARENAS = 2
+
 
 def return_large_arrays() -> None:
     """Have this process take arrays of 1 MiB and more from the system, and give each back once freed."""
@@ -25,3 +31,4 @@ def return_large_arrays() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
+        mallopt(_ARENA_MAX, _NUM_ARENAS)

@@ -75,17 +75,40 @@ def runs_of(
 
     def fill(row: int) -> None:
         nest = nests[row]
-        rank = ranks[:, row] - np.uint16(1)  # 65,535 for atoms in no chosen region: they come last
-        order = np.argsort(rank, kind="stable")
-        orders[row] = order
+        start = _starts(ranks[:, row], len(nest.nodes))
         runs[nest.place, 0] = row
-        runs[nest.place, 1] = np.searchsorted(
-            rank[order], np.arange(len(nest.nodes), dtype=np.uint16), side="left"
-        )
-        runs[nest.place, 2] = np.searchsorted(rank[order], nest.last.astype(np.uint16), side="right")
+        runs[nest.place, 1] = start[:-2]
+        runs[nest.place, 2] = start[nest.last + 1]
+        _put(ranks[:, row], start, orders[row])
 
     for_each(fill, range(len(nests)), num_threads)
     return orders, runs
+
+
+def members_of(
+    ranks: NDArray[np.uint16], nests: Sequence[Nest], num_regions: int, num_threads: int = 1
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """The atoms of all regions in one list; (N, 2) start and stop of each region's in it, by place.
+
+    As the orders of `runs_of` without the atoms that are in no region of a nest, which most are.
+    """
+    starts: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(nests)
+
+    def count(row: int) -> None:
+        starts[row] = _starts(ranks[:, row], len(nests[row].nodes))
+
+    for_each(count, range(len(nests)), num_threads)
+    ends = np.cumsum([start[-2] for start in starts])
+    members, spans = np.empty(ends[-1], np.int32), np.empty((num_regions, 2), np.int64)
+
+    def fill(row: int) -> None:
+        nest, first = nests[row], ends[row] - starts[row][-2]
+        spans[nest.place, 0] = first + starts[row][:-2]
+        spans[nest.place, 1] = first + starts[row][nest.last + 1]
+        _put(ranks[:, row], starts[row], members[first : ends[row]])
+
+    for_each(fill, range(len(nests)), num_threads)
+    return members, spans
 
 
 def boxes_of(
@@ -122,6 +145,30 @@ def sums_of(
 
     for_each(fill, range(len(nests)), num_threads)
     return sums
+
+
+@numba.njit(cache=True, nogil=True)
+def _starts(innermost: NDArray[np.uint16], num_regions: int) -> NDArray[np.int64]:
+    """(n + 2,) how many atoms have a lower rank, for each rank, for those in no region, and for all atoms."""
+    starts = np.zeros(num_regions + 2, np.int64)
+    for atom in range(len(innermost)):
+        starts[innermost[atom]] += 1
+    starts[0], starts[num_regions + 1] = 0, len(innermost)
+    for rank in range(1, num_regions + 1):
+        starts[rank] += starts[rank - 1]
+    return starts
+
+
+@numba.njit(cache=True, nogil=True)
+def _put(innermost: NDArray[np.uint16], starts: NDArray[np.int64], out: NDArray[np.int32]) -> None:
+    """Atoms by rank, those in no region last, as far as there is room for them."""
+    num_regions = len(starts) - 2
+    free = starts[:-1].copy()
+    for atom in range(len(innermost)):
+        rank = innermost[atom] - 1 if innermost[atom] else num_regions
+        if free[rank] < len(out):
+            out[free[rank]] = atom
+            free[rank] += 1
 
 
 @numba.njit(cache=True, nogil=True)

@@ -1,6 +1,6 @@
 """The common refinement: the partition of the voxels that tells the chosen regions apart.
 
-    chosen nodes --smooth outlines--> regions, a volume a nest --intersect one by one--> refinement
+    chosen nodes --smooth outlines--> regions, a volume a nest --split by each (pieces.py)--> refinement
 
 Reads:  partitions, int32 or uint16 (z, y, x); hierarchies over them; chosen (tree, node) pairs.
 Writes: `Refinement`: atoms, int32 (z, y, x), 0..A-1 in scan order, and which regions each lies in.
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipeline.backend import HOST, Backend
 from pipeline.hierarchies import Hierarchy
 from pipeline.nests import Nest
-from pipeline.regions import tally
+from pipeline.pieces import Pieces
 from pipeline.slabs import for_each, over_slabs
 from pipeline.smoothing import Outlines, paint_smoothed, region_boxes
 
@@ -31,9 +31,6 @@ Chosen = Sequence[tuple[int, int]]
 
 
 _GONE = np.empty((0, 0, 0), np.int32)
-
-_ROOM = 1 << 15
-"""For new atoms of a volume, at first; a power of two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +92,9 @@ def refine(
         ways = outlines[nest.style]
         return paint_smoothed(labels, innermost, nest.parent, nest.last, blurs, boxes, ways, backend)
 
-    pieces = _Pieces(partitions[0].shape, backend)
+    pieces = Pieces(partitions[0].shape, backend)
     waiting = Counter(hierarchies[nest.tree].partition for nest in nests)
-    turn = Lock()  # painting goes on beside the splitting, which is done in turn
+    turn = Lock()
 
     def paint_and_split(column: int) -> None:
         nest = nests[column]
@@ -107,7 +104,7 @@ def refine(
             waiting[partition] -= 1
             if not waiting[partition]:
                 partitions[partition] = _GONE
-            pieces.split(column, volume)
+        pieces.split(column, volume)
 
     for_each(paint_and_split, range(len(nests)), backend.volume_threads)
     atoms, ranks = pieces.numbered(len(nests))
@@ -187,190 +184,6 @@ def gathered(table: NDArray[Any], labels: Any, backend: Backend = HOST) -> Any:
 def _gather(table: NDArray[Any], labels: NDArray[Any], out: NDArray[Any]) -> None:
     for i in range(len(labels)):
         out[i] = table[labels[i]]
-
-
-class _Pieces:
-    """The atoms while they are split by one volume after the other; in which order makes no difference."""
-
-    def __init__(self, shape: tuple[int, ...], backend: Backend) -> None:
-        self.backend = backend
-        self.atoms = backend.xp.zeros(shape, dtype=np.int32)
-        self.sizes = np.array([self.atoms.size], np.int32)
-        self.splits: list[tuple[int, Any, Any, Any]] = []
-        """(column, numbers given, origin and value of each) of each volume, in the order of splitting."""
-
-    def split(self, column: int, volume: Any) -> None:
-        """Split by the value of a volume, uint16 (z, y, x), at each voxel; `column` is its number."""
-        if self.backend.name == "gpu":
-            self.atoms, *split = _intersect_on_gpu(self.atoms, volume, self.backend)
-        else:
-            self.sizes, *split = _intersect_on_cpu(self.atoms, volume, self.sizes)
-        self.splits.append((column, *split))
-
-    def numbered(self, num_volumes: int) -> tuple[Any, NDArray[np.uint16]]:
-        """The atoms numbered in scan order; (A, T) the values that each has in the volumes."""
-        backend, xp = self.backend, self.backend.xp
-        count = len(self.splits[-1][1]) if backend.name == "gpu" else len(self.sizes)
-        atoms, order = _in_scan_order(self.atoms, count, backend)
-        atom = backend.to_device(order)  # the number of each after the split at hand
-        same = xp.arange(count, dtype=xp.int32)
-        origins, values = same.copy(), xp.zeros(count, dtype=xp.uint16)
-        ranks = xp.empty((num_volumes, len(order)), dtype=xp.uint16)
-        for column, given, origin, value in reversed(self.splits):
-            origins[given], values[given] = origin, value
-            ranks[column], atom = values[atom], origins[atom]
-            origins[given], values[given] = same[given], 0
-        return atoms, np.ascontiguousarray(backend.to_host(ranks).T)
-
-
-def _intersect_on_gpu(atoms: Any, volume: Any, backend: Backend) -> tuple[Any, Any, Any, Any]:
-    """Split atoms, int32 (z, y, x), by the value of a volume, uint16 (z, y, x), at each voxel.
-
-    Returns:
-        The new atoms, numbered by old atom, then value; int32 (A,) the numbers, int32 and uint16 (A,) the old
-        atom and the value of each.
-    """
-    xp = backend.xp
-    keys = (atoms.ravel().astype(xp.int64) << 16) | volume.ravel()
-    begins = xp.ones(keys.shape, dtype=xp.bool_)  # runs of equal keys: few of them have to be sorted
-    begins[1:] = keys[1:] != keys[:-1]
-    found, number = xp.unique(keys[begins], return_inverse=True)
-    run = xp.cumsum(begins, dtype=xp.int32) - 1
-    split = number.astype(xp.int32)[run].reshape(atoms.shape)
-    numbers = xp.arange(len(found), dtype=xp.int32)
-    return split, numbers, (found >> 16).astype(xp.int32), (found & 0xFFFF).astype(xp.uint16)
-
-
-def _in_scan_order(atoms: Any, count: int, backend: Backend) -> tuple[Any, NDArray[np.int64]]:
-    """Atoms numbered 0..A-1 by their first voxels, on the CPU in place, and the old number of each.
-
-    Old numbers are below `count`; on the CPU some may have no voxel.
-    """
-    if backend.name != "gpu":
-        return atoms, _number(atoms.reshape(-1), count)
-    _, first = tally(atoms, count, backend)
-    order = np.argsort(backend.to_host(first))
-    number = np.empty(count, np.int32)
-    number[order] = np.arange(count, dtype=np.int32)
-    return gathered(number, atoms, backend), order
-
-
-@numba.njit(cache=True, nogil=True)
-def _number(flat: NDArray[np.int32], count: int) -> NDArray[np.int64]:
-    """As `_in_scan_order`, on the CPU: the old numbers."""
-    number, order = np.full(count, -1, np.int32), np.empty(count, np.int64)
-    used = 0
-    for i in range(len(flat)):
-        atom = flat[i]
-        if number[atom] < 0:
-            number[atom], order[used] = used, atom
-            used += 1
-        flat[i] = number[atom]
-    return order[:used]
-
-
-def _intersect_on_cpu(
-    atoms: NDArray[np.int32], volume: NDArray[np.uint16], sizes: NDArray[np.int32]
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.uint16]]:
-    """Split atoms by the value of a volume at each voxel, in place: an atom keeps its number where that is 0.
-
-    Most of a volume is 0, so most voxels are passed over. Numbers that have lost all their voxels are used
-    again by the next split.
-
-    Args:
-        atoms: int32 (z, y, x).
-        volume: uint16 (z, y, x).
-        sizes: (A,) voxels of each atom.
-
-    Returns:
-        (A',) sizes of the atoms that there are now; int32 (N,) the numbers given, int32 and uint16 (N,) the
-        old atom and the value of each.
-    """
-    count, room = len(sizes), _ROOM
-    free = np.flatnonzero(sizes == 0)[:room]
-    free = np.concatenate((free, np.arange(count, count + room - len(free))))
-    keys = np.full(count + room, -1)  # old atom << 16 | value, of each new atom
-    sizes = np.concatenate((sizes, np.zeros(room, np.int32)))
-    table = np.full(2 * room, -1, np.int32)
-    voxels = atoms.reshape(-1), volume.reshape(-1), atoms.shape[1:]
-    done, used = 0, 0
-    while True:
-        done, used = _split(*voxels, sizes, keys, free, table, done, used)
-        if done == atoms.size:
-            break
-        keys = np.concatenate((keys, np.full(room, -1)))
-        sizes = np.concatenate((sizes, np.zeros(room, np.int32)))
-        first = max(count, int(free[-1]) + 1)
-        free = np.concatenate((free, np.arange(first, first + room)))
-        room *= 2
-        table = _table_of(keys, free[:used], 2 * room)
-    new = free[:used]
-    count = max(count, int(new.max(initial=-1)) + 1)
-    origin, value = (keys[new] >> 16).astype(np.int32), (keys[new] & 0xFFFF).astype(np.uint16)
-    return sizes[:count], new.astype(np.int32), origin, value
-
-
-@numba.njit(cache=True, nogil=True)
-def _table_of(keys: NDArray[np.int64], numbers: NDArray[np.int64], size: int) -> NDArray[np.int32]:
-    """A hash table of the numbers, by their keys."""
-    table = np.full(size, -1, np.int32)
-    for number in numbers:
-        table[_place(table, keys, keys[number])] = number
-    return table
-
-
-@numba.njit(cache=True, nogil=True)
-def _split(
-    flat: NDArray[np.int32], values: NDArray[np.uint16], plane: Any, sizes: NDArray[np.int32],
-    keys: NDArray[np.int64], free: NDArray[np.int64], table: NDArray[np.int32], done: int, used: int,
-) -> Any:  # fmt: skip
-    """Split voxels from `done` on, until all are or the room is used up: (voxels done, numbers used).
-
-    `flat` holds the new atoms before `done`, and the old ones from there on; `free` the numbers for new ones.
-    """
-    row = plane[1]
-    behind = (row, plane[0] * row)  # the voxels before along y and z
-    for first in range(done // row * row, len(flat), row):
-        some = np.uint16(0)
-        for i in range(first, first + row):
-            some |= values[i]
-        if some == 0:
-            continue
-        i = max(first, done)
-        while i < first + row:
-            atom, value = flat[i], values[i]
-            start = i
-            while i < first + row and flat[i] == atom and values[i] == value:
-                i += 1
-            if value == 0:
-                continue
-            key = (np.int64(atom) << 16) | np.int64(value)
-            here = atom
-            for step in behind:  # neighbours mostly share theirs
-                if start >= step and keys[here] != key:
-                    here = flat[start - step]
-            if keys[here] != key:
-                place = _place(table, keys, key)
-                if table[place] < 0:
-                    if used == len(free):
-                        return start, used
-                    table[place], keys[free[used]] = free[used], key
-                    used += 1
-                here = table[place]
-            flat[start:i] = here
-            sizes[atom] -= i - start
-            sizes[here] += i - start
-    return len(flat), used
-
-
-@numba.njit(cache=True, nogil=True)
-def _place(table: NDArray[np.int32], keys: NDArray[np.int64], key: Any) -> Any:
-    """Where a hash table has, or would have, the number of a key."""
-    mask = len(table) - 1
-    place = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(24)) & mask
-    while table[place] >= 0 and keys[table[place]] != key:
-        place = (place + 1) & mask
-    return place
 
 
 def measure(atoms: Any, count: int, backend: Backend = HOST) -> tuple[NDArray[np.int64], NDArray[np.int32]]:

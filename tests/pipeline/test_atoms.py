@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from pipeline.atoms import AtomLayout, _different_rows, arrange, worth_keeping
+from pipeline.atoms import AtomLayout, arrange, worth_keeping
 from pipeline.backend import get_backend
 from pipeline.hierarchies import Hierarchy, TreeSpec, grow
+from pipeline.nests import members_of, runs_of
 from pipeline.refinement import Refinement, refine
 from pipeline.smoothing import Outlines
 from tests.pipeline.drawn_regions import CPU, ON_MANY, iou, leaf_sets, random_regions
@@ -304,8 +304,18 @@ def test_the_same_region_of_two_trees_is_kept_once() -> None:
 
 
 @ON_MANY
-@given(arrays(np.uint16, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 2)))
-def test_equal_rows_have_one_number_in_the_order_of_the_first(rows: NDArray[np.uint16]) -> None:
-    number, first = _different_rows(rows)
-    assert first.tolist() == sorted({rows.tolist().index(row) for row in rows.tolist()})
-    np.testing.assert_array_equal(rows[first][number], rows)
+@given(st.integers(0, 99), st.integers(1, 30), st.integers(1, 3))
+def test_regions_are_listed_by_the_atoms_that_lie_in_them(seed: int, num_chosen: int, threads: int) -> None:
+    refinement = scene(seed, num_chosen).refine()
+    ranks, nests, count = refinement.ranks, refinement.nests, len(refinement.chosen)
+    orders, runs = runs_of(ranks, nests, count, threads)
+    members, spans = members_of(ranks, nests, count, threads)
+    for row, nest in enumerate(nests):
+        assert sorted(orders[row].tolist()) == list(range(len(ranks)))
+        for rank, place in enumerate(nest.place.tolist()):
+            inside = (ranks[:, row] > rank) & (ranks[:, row] <= nest.last[rank] + 1)
+            in_run = orders[row, runs[place, 1] : runs[place, 2]]
+            assert runs[place, 0] == row
+            assert sorted(in_run.tolist()) == np.flatnonzero(inside).tolist()
+            np.testing.assert_array_equal(members[slice(*spans[place])], in_run)
+    assert len(members) == (ranks > 0).sum()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline import refinement, slabs
+from pipeline import pieces, slabs
 from pipeline.backend import Backend, get_backend, gpu_is_at_hand
 from pipeline.components import component_tree, connected_components
 from pipeline.gradient import boundary_evidence, smooth, window_levels
@@ -199,7 +199,7 @@ def test_a_scan_too_large_for_the_gpu_is_done_by_the_cpu(
     def no_room(atoms: Any, volume: Any, backend: Backend) -> Any:
         raise MemoryError("Out of memory allocating 1,000,000 bytes")
 
-    monkeypatch.setattr(refinement, "_intersect_on_gpu", no_room)
+    monkeypatch.setattr(pieces, "_intersect_on_gpu", no_room)
     made = patient_proposals(grid=COARSE, backend=Backend(name="gpu"))
     assert bytes_of(made) == expected
     assert freed
