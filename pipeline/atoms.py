@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pipeline.backend import HOST, Backend
 from pipeline.nests import Nest, boxes_of, members_of, runs_of, sums_of
-from pipeline.pieces import different_rows
+from pipeline.pieces import different_rows, move_up
 from pipeline.refinement import Refinement, measure
 from pipeline.regions import count_inside
 from pipeline.slabs import for_each
@@ -96,7 +96,7 @@ def arrange(
     """Atoms, orders and runs of some of the regions; of fewer, from the best on, if they need too many atoms.
 
     Args:
-        refinement: The regions; its atoms are overwritten on the CPU.
+        refinement: The regions; its ranks are overwritten, and on the CPU its atoms.
         places: (N,) which of them, rising: best first.
         max_atoms: At most 65,534.
         backend: Where the atoms are.
@@ -134,7 +134,10 @@ def arrange(
 def _restrict(
     atoms: Any, ranks: NDArray[np.uint16], nests: Sequence[Nest], wanted: NDArray[np.bool_], backend: Backend
 ) -> tuple[Any, NDArray[np.uint16], list[Nest]]:
-    """The refinement of some regions: atoms that only others told apart are one. In place on the CPU."""
+    """The refinement of some regions: atoms that only others told apart are one.
+
+    Ranks are overwritten, and on the CPU the atoms.
+    """
     restricted = [(column, *nest.restricted(wanted)) for column, nest in enumerate(nests)]
     restricted = [(column, nest, table) for column, nest, table in restricted if len(nest.nodes)]
     around = np.zeros((len(restricted), max(len(table) for _, _, table in restricted)), np.uint16)
@@ -143,18 +146,21 @@ def _restrict(
     ranks = _looked_up(ranks, np.array([column for column, _, _ in restricted]), around)
     # Atoms are numbered in scan order, so those that several of them become are too.
     number, first = different_rows(ranks)
-    return relabelled(atoms, number, backend), ranks[first], [nest for _, nest, _ in restricted]
+    move_up(ranks, first)
+    return relabelled(atoms, number, backend), ranks[: len(first)], [nest for _, nest, _ in restricted]
 
 
 @numba.njit(cache=True, nogil=True)
 def _looked_up(
     ranks: NDArray[np.uint16], columns: NDArray[np.int64], tables: NDArray[np.uint16]
 ) -> NDArray[np.uint16]:
-    """(A, T') some columns of the ranks, each looked up in its table."""
-    out = np.empty((len(ranks), len(columns)), np.uint16)
+    """(A, T') some columns of the ranks, each looked up in its table; written over the ranks, row by row."""
+    out = ranks.reshape(-1)[: len(ranks) * len(columns)].reshape(len(ranks), len(columns))
+    row = np.empty(len(columns), np.uint16)
     for i in range(len(ranks)):
-        for row in range(len(columns)):
-            out[i, row] = tables[row, ranks[i, columns[row]]]
+        for k in range(len(columns)):
+            row[k] = tables[k, ranks[i, columns[k]]]
+        out[i] = row
     return out
 
 

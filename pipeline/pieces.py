@@ -83,7 +83,7 @@ class Pieces:
         number, kept = different_rows(ranks)
         for slab, place in zip(self.slabs, places, strict=True):
             relabelled(slab.atoms, number[place], self.backend)
-        _move_up(ranks, kept)
+        move_up(ranks, kept)
         return self.atoms, ranks[: len(kept)]
 
 
@@ -156,7 +156,7 @@ def _spread(rows: NDArray[np.uint16], columns: NDArray[np.int64], out: NDArray[n
 
 
 @numba.njit(cache=True, nogil=True)
-def _move_up(rows: NDArray[np.uint16], kept: NDArray[np.int32]) -> None:
+def move_up(rows: NDArray[np.uint16], kept: NDArray[np.int32]) -> None:
     """Move some rows, rising, to the beginning."""
     for i in range(len(kept)):
         if kept[i] != i:

@@ -410,6 +410,7 @@ def _chosen(grown: list[_Grown], scene: _Scene, at_once: int) -> ProposalSet:
     )
     volumes = [part.labels for part in grown]
     grown.clear()
+    sources = [tree.source for tree in hierarchies]
     refinement = refine(
         volumes,
         hierarchies,
@@ -418,8 +419,6 @@ def _chosen(grown: list[_Grown], scene: _Scene, at_once: int) -> ProposalSet:
         style=style,
         backend=replace(scene.backend, num_threads=at_once),
     )
-    sources = [tree.source for tree in hierarchies]
-    del hierarchies  # some bytes a voxel
     places = worth_keeping(
         refinement,
         min_voxels=scene.voxel_limits[0],

@@ -53,7 +53,7 @@ class Refinement:
 
 def refine(
     partitions: list[Any],
-    hierarchies: Sequence[Hierarchy],
+    hierarchies: list[Hierarchy],
     chosen: Chosen,
     *,
     outlines: Sequence[Outlines] = (),
@@ -65,7 +65,7 @@ def refine(
     Args:
         partitions: Label volumes on the backend that the hierarchies' leaves are regions of. Taken out of
             the list, each as soon as nothing needs it any more.
-        hierarchies: The trees.
+        hierarchies: The trees. Taken out of the list: some bytes a voxel.
         chosen: At least one region, at most 65,534 of them.
         outlines: The ways in which regions are smoothed; without any, all stay as their leaves are, as level
             sets always do.
@@ -78,28 +78,26 @@ def refine(
     sigmas, width = _blurs(hierarchies, chosen, volumes, outlines, style)
     nests = _nests(hierarchies, chosen, style, width)
 
-    def painted(nest: Nest) -> Any:
-        tree = hierarchies[nest.tree]
-        labels = partitions[tree.partition]
-        innermost = np.zeros(tree.num_leaves, np.uint16)
-        for rank, node in enumerate(nest.nodes):
-            innermost[tree.start[node] : tree.stop[node]] = rank + 1
-        innermost = innermost[tree.start[: tree.num_leaves]]
+    partition_of = [hierarchies[nest.tree].partition for nest in nests]
+    innermost = [_innermost(nest, hierarchies[nest.tree]) for nest in nests]
+    hierarchies.clear()
+
+    def painted(column: int) -> Any:
+        nest, partition, around = nests[column], partition_of[column], innermost[column]
+        labels = partitions[partition]
         blurs = sigmas[nest.place]
         if not blurs.any():
-            return gathered(innermost, labels, backend)
-        boxes = region_boxes(leaves[tree.partition][1], innermost, nest.parent)
+            return gathered(around, labels, backend)
+        boxes = region_boxes(leaves[partition][1], around, nest.parent)
         ways = outlines[nest.style]
-        return paint_smoothed(labels, innermost, nest.parent, nest.last, blurs, boxes, ways, backend)
+        return paint_smoothed(labels, around, nest.parent, nest.last, blurs, boxes, ways, backend)
 
     pieces = Pieces(partitions[0].shape, backend)
-    waiting = Counter(hierarchies[nest.tree].partition for nest in nests)
+    waiting = Counter(partition_of)
     turn = Lock()
 
     def paint_and_split(column: int) -> None:
-        nest = nests[column]
-        partition = hierarchies[nest.tree].partition
-        volume = painted(nest)
+        volume, partition = painted(column), partition_of[column]
         with turn:
             waiting[partition] -= 1
             if not waiting[partition]:
@@ -117,6 +115,14 @@ def refine(
         atom_voxels=voxels,
         atom_boxes=boxes,
     )
+
+
+def _innermost(nest: Nest, hierarchy: Hierarchy) -> NDArray[np.uint16]:
+    """(R,) 1 + rank of the smallest chosen region around each leaf, 0 where there is none."""
+    inside = np.zeros(hierarchy.num_leaves, np.uint16)
+    for rank, node in enumerate(nest.nodes):
+        inside[hierarchy.start[node] : hierarchy.stop[node]] = rank + 1
+    return inside[hierarchy.start[: hierarchy.num_leaves]]
 
 
 def _num_leaves(hierarchies: Sequence[Hierarchy], partition: int) -> int:

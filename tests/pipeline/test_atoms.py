@@ -29,7 +29,7 @@ class Scene:
     chosen: list[tuple[int, int]]
 
     def refine(self) -> Refinement:
-        return refine(list(self.partitions), self.hierarchies, self.chosen)
+        return refine(list(self.partitions), list(self.hierarchies), self.chosen)
 
     def lay_out(self, max_atoms: int = 65_534) -> AtomLayout:
         return lay_out(self.partitions, self.hierarchies, self.chosen, max_atoms=max_atoms)
@@ -66,7 +66,7 @@ def lay_out(
     style: NDArray[np.int8] | None = None,
 ) -> AtomLayout:
     """All chosen regions."""
-    refinement = refine(list(partitions), hierarchies, chosen, outlines=outlines, style=style)
+    refinement = refine(list(partitions), list(hierarchies), chosen, outlines=outlines, style=style)
     return arrange(refinement, np.arange(len(chosen)), max_atoms=max_atoms)
 
 
@@ -299,7 +299,7 @@ def test_a_region_may_be_laid_out_twice_with_two_ways_of_smoothing_it() -> None:
 def test_the_same_region_of_two_trees_is_kept_once() -> None:
     labels = np.arange(4, dtype=np.int32).reshape(1, 1, 4)
     trees = [Hierarchy.of(name, 0, 4, np.array([4, 4, 5, 5, 6, 6, 6])) for name in ("one", "other")]
-    refinement = refine([labels], trees, [(1, 4), (0, 4), (0, 5)])
+    refinement = refine([labels], list(trees), [(1, 4), (0, 4), (0, 5)])
     assert worth_keeping(refinement, min_voxels=1, duplicate_iou=0.95).tolist() == [0, 2]
 
 
