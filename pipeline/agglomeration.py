@@ -127,9 +127,7 @@ def join_nearest(
     Returns:
         (int32 (R,): the new region of each, numbered by their lowest member; how many there are).
     """
-    means = feature_sums / voxels[:, None]
-    contrast = np.sqrt(((means[pairs[:, 0]] - means[pairs[:, 1]]) ** 2).sum(axis=1))
-    nearest = _nearest_pair(pairs, strength_sums / faces + contrast, len(voxels))
+    nearest = _nearest_pair(pairs, faces, strength_sums, feature_sums / voxels[:, None])
     nearest = nearest[nearest >= 0]
     return join(pairs[nearest, 0], pairs[nearest, 1], len(voxels))
 
@@ -155,15 +153,21 @@ def join_flat(
 
 @numba.njit(cache=True, nogil=True)
 def _nearest_pair(
-    pairs: NDArray[np.int32], unlikeness: NDArray[np.float64], num_regions: int
-) -> NDArray[np.int64]:
+    pairs: NDArray[np.int32], faces: NDArray[np.int32], strength_sums: NDArray[np.int64],
+    means: NDArray[np.float64],
+) -> NDArray[np.int64]:  # fmt: skip
     """(R,) the pair of each region with its nearest neighbour, -1 without one; the first pair wins a tie."""
-    nearest = np.full(num_regions, -1, np.int64)
+    nearest = np.full(len(means), -1, np.int64)
+    least = np.full(len(means), np.inf)
     for e in range(len(pairs)):
-        for side in range(2):
-            r = pairs[e, side]
-            if nearest[r] < 0 or unlikeness[e] < unlikeness[nearest[r]]:
-                nearest[r] = e
+        one, other = pairs[e]
+        square = 0.0
+        for k in range(means.shape[1]):
+            square += (means[one, k] - means[other, k]) * (means[one, k] - means[other, k])
+        unlikeness = strength_sums[e] / faces[e] + np.sqrt(square)
+        for region in (one, other):
+            if unlikeness < least[region]:
+                nearest[region], least[region] = e, unlikeness
     return nearest
 
 

@@ -18,12 +18,16 @@ from pipeline.regions import RegionGraph, RegionSums, merge_graph, merge_sums
 def merge_weakest(
     graph: RegionGraph, sums: RegionSums, max_regions: int, backend: Backend
 ) -> tuple[NDArray[np.int32], RegionGraph, RegionSums]:
-    """Who joins whom, small and alike first, until no more than `max_regions` are left; what they make."""
+    """Who joins whom, small and alike first, until no more than `max_regions` are left; what they make.
+
+    The graph given is empty afterwards (`merge_graph`).
+    """
     pairs, faces, strengths = (
         np.asarray(backend.to_host(array)) for array in (graph.pairs, graph.faces, graph.sums[:, 0])
     )
     if graph.num_regions > 2 * max_regions:  # much quicker than pair by pair, and these are a few voxels each
         nearest, count = join_nearest(pairs, faces, strengths, sums.voxels, sums.levels / 8)
+        del pairs, faces, strengths
         joined = merge_graph(graph, nearest, count, backend), merge_sums(sums, nearest, count)
         if count <= max_regions:
             return nearest, *joined
@@ -39,6 +43,7 @@ def merge_weakest(
         size_exponent=0.33,
         num_remaining=max_regions,
     )
+    del pairs, faces, strengths
     root = np.arange(len(parents))
     for node in range(len(parents) - 1, -1, -1):
         if parents[node] != node:

@@ -20,7 +20,7 @@ from pipeline.backend import HOST, Backend
 from pipeline.slabs import slabs_of, summed_over_slabs
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class RegionGraph:
     """Pairs of touching regions, sorted; trees are grown over one on the host."""
 
@@ -38,6 +38,12 @@ class RegionGraph:
         """The graph, from the backend."""
         arrays = {name: backend.to_host(getattr(self, name)) for name in ("pairs", "faces", "sums", "lows")}
         return RegionGraph(num_regions=self.num_regions, **arrays)
+
+    def taken(self, name: str) -> Any:
+        """A column, taken out: it is let go when the caller lets go of it."""
+        column = getattr(self, name)
+        setattr(self, name, column[:0].copy())
+        return column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +190,7 @@ def merge_graph(
     """The graph, on the backend, after regions are joined.
 
     Args:
-        graph: On the backend.
+        graph: On the backend; empty afterwards on the CPU, since column by column takes half the memory.
         new_region: (R,) the region that each becomes part of.
         num_regions: How many are left.
         backend: Where it runs.
@@ -199,15 +205,20 @@ def merge_graph(
         return _graph_of(
             num_regions, _gathered_pairs(keys, faces, list(sums.T), list(lows.T), backend), backend
         )
-    keys = _joined_keys(graph.pairs, new_region)
+    keys = _joined_keys(graph.taken("pairs"), new_region)
     order = np.argsort(keys, kind="stable")  # nearly sorted already
     count = _num_joined(keys, order)
+    pairs, place = np.empty((count, 2), np.int32), np.empty(len(keys), np.int32)
+    _place_joined(keys, order, pairs, place)
+    del keys, order
     width = graph.sums.shape[1]
-    pairs, faces = np.empty((count, 2), np.int32), np.zeros(count, np.int32)
+    faces = np.zeros((count, 1), np.int32)
+    _add_joined(place, graph.taken("faces")[:, None], faces)
     sums = np.zeros((count, width), np.int64)
+    _add_joined(place, graph.taken("sums"), sums)
     lows = np.full((count, width), np.iinfo(np.int32).max, np.int32)
-    _add_joined(keys, order, graph.faces, graph.sums, graph.lows, pairs, faces, sums, lows)
-    return RegionGraph(num_regions=num_regions, pairs=pairs, faces=faces, sums=sums, lows=lows)
+    _least_joined(place, graph.taken("lows"), lows)
+    return RegionGraph(num_regions=num_regions, pairs=pairs, faces=faces[:, 0], sums=sums, lows=lows)
 
 
 def merge_sums(sums: RegionSums, new_region: NDArray[np.int32], num_regions: int) -> RegionSums:
@@ -398,22 +409,35 @@ def _num_joined(keys: NDArray[np.int64], order: NDArray[np.int64]) -> Any:
 
 
 @numba.njit(cache=True, nogil=True)
-def _add_joined(
-    keys: NDArray[np.int64], order: NDArray[np.int64], old_faces: NDArray[np.int32],
-    old_sums: NDArray[np.int64], old_lows: NDArray[np.int32], pairs: NDArray[np.int32],
-    faces: NDArray[np.int32], sums: NDArray[np.int64], lows: NDArray[np.int32],
-) -> None:  # fmt: skip
+def _place_joined(
+    keys: NDArray[np.int64], order: NDArray[np.int64], pairs: NDArray[np.int32], place: NDArray[np.int32]
+) -> None:
+    """The pairs that are left, and where each old one goes: -1 for nowhere."""
     e, last = -1, np.int64(-1)
     for p in order:
         if keys[p] == np.iinfo(np.int64).max:
-            break
+            place[p] = -1
+            continue
         if keys[p] != last:
             e, last = e + 1, keys[p]
             pairs[e, 0], pairs[e, 1] = last >> 32, last & 0xFFFFFFFF
-        faces[e] += old_faces[p]
-        for k in range(sums.shape[1]):
-            sums[e, k] += old_sums[p, k]
-            lows[e, k] = min(lows[e, k], old_lows[p, k])
+        place[p] = e
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_joined(place: NDArray[np.int32], old: NDArray[Any], new: NDArray[Any]) -> None:
+    for p in range(len(place)):
+        if place[p] >= 0:
+            for k in range(old.shape[1]):
+                new[place[p], k] += old[p, k]
+
+
+@numba.njit(cache=True, nogil=True)
+def _least_joined(place: NDArray[np.int32], old: NDArray[Any], new: NDArray[Any]) -> None:
+    for p in range(len(place)):
+        if place[p] >= 0:
+            for k in range(old.shape[1]):
+                new[place[p], k] = min(new[place[p], k], old[p, k])
 
 
 @numba.njit(cache=True, nogil=True)

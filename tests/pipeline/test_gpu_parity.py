@@ -54,7 +54,8 @@ def kernel_results(backend: Backend, shape: tuple[int, int, int], num_values: in
     graph = region_graph(labels, count, evidence, backend)
     sums = region_sums(labels, count, levels, backend)
     halves = (np.arange(count) // 2).astype(np.int32)
-    merged = merge_graph(graph, halves, count // 2 + 1, backend).on_host(backend)
+    copied = replace(graph)  # what is merged is empty afterwards
+    merged = merge_graph(copied, halves, count // 2 + 1, backend).on_host(backend)
     graph = graph.on_host(backend)
     thresholds = np.array([1000, 3000, 6000], np.int32)
     limits = {"min_voxels": 2, "max_voxels": codes.size}
