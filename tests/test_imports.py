@@ -25,11 +25,11 @@ ARROWS = {
 
 HOMES = {
     "zarr": {"storage"},
-    "prefect": {"flows"},
+    "prefect": {"flows", "commands.prefect_server"},
     "prefect_dask": {"flows"},
     "dask": {"flows"},
     "distributed": {"flows"},
-    "uvicorn": {"flows"},
+    "uvicorn": {"commands.prefect_server"},
     "torch": {"training"},
     "safetensors": {"training"},
     "pytorch_optimizer": {"training"},

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import flows
+from commands.prefect_server import prefect_server
 from commands.preparing import Settings
-from commands.work import Options
 from tests.phantom import phantom
 
 ROOT = Path(__file__).parent.parent.parent
@@ -38,7 +37,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             patch.delenv(name)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         before = set(os.environ)
-        with flows.prefect_server(Options()) as settings:
+        with prefect_server() as settings:
             url, password = settings.values()
             patch.setenv("PREFECT_API_URL", url)
             patch.setenv("PREFECT_API_AUTH_STRING", password)

@@ -21,15 +21,15 @@ from tests.phantom import phantom
 ROOT = Path(flows.__file__).parent
 
 HOLD_A_SERVER = """
-import flows, os, subprocess, sys, time
-from commands.work import Options
+import os, subprocess, sys, time
+from commands.prefect_server import prefect_server
 start = subprocess.Popen
 def remember(*a, **k):
     process = start(*a, **k)
     print(process.pid, flush=True)
     return process
 subprocess.Popen = remember
-with flows.prefect_server(Options()):
+with prefect_server():
     print("up", flush=True)
     time.sleep(60)
 """
