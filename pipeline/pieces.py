@@ -43,8 +43,16 @@ _ROOM = 1 << 15
 class Pieces:
     """The atoms of a scan while they are split."""
 
-    def __init__(self, shape: tuple[int, ...], backend: Backend) -> None:
+    def __init__(self, shape: tuple[int, ...], backend: Backend, *, at_once: int) -> None:
+        """All one piece.
+
+        Args:
+            shape: Of the scan.
+            backend: Its threads split.
+            at_once: How many threads bring volumes: of one, each volume is split by before the next comes.
+        """
         self.backend = backend
+        self.at_once = at_once
         atoms = backend.xp.zeros(shape, dtype=np.int32)
         num_slabs = min(backend.volume_threads, _MOST_SLABS, shape[0])
         edges = [shape[0] * slab // num_slabs for slab in range(num_slabs + 1)]
@@ -60,6 +68,9 @@ class Pieces:
         for slab in self.slabs:
             slab.waiting.append((column, volume))
         del volume
+        if self.at_once == 1:
+            for_each(lambda slab: slab.work(wait=True), self.slabs, self.backend.volume_threads)
+            return
         for slab in self.slabs:
             slab.work(wait=False)
         for slab in self.slabs:

@@ -417,7 +417,8 @@ def _chosen(grown: list[_Grown], scene: _Scene, at_once: int) -> ProposalSet:
         picked,
         outlines=scene.outlines,
         style=style,
-        backend=replace(scene.backend, num_threads=at_once),
+        at_once=at_once,
+        backend=scene.backend,
     )
     places = worth_keeping(
         refinement,

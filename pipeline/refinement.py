@@ -58,6 +58,7 @@ def refine(
     *,
     outlines: Sequence[Outlines] = (),
     style: NDArray[np.int8] | None = None,
+    at_once: int = 1,
     backend: Backend = HOST,
 ) -> Refinement:
     """The atoms that tell the chosen regions apart.
@@ -70,7 +71,8 @@ def refine(
         outlines: The ways in which regions are smoothed; without any, all stay as their leaves are, as level
             sets always do.
         style: (N,) which of the ways each chosen region takes; the first where it is not given.
-        backend: Where it runs; on the CPU as many trees are painted at once as it has threads, a volume each.
+        at_once: How many trees are painted at once, on the CPU: a volume each.
+        backend: Where it runs.
     """
     leaves = [measure(labels, _num_leaves(hierarchies, p), backend) for p, labels in enumerate(partitions)]
     volumes = _volumes(hierarchies, leaves, chosen)
@@ -92,7 +94,8 @@ def refine(
         ways = outlines[nest.style]
         return paint_smoothed(labels, around, nest.parent, nest.last, blurs, boxes, ways, backend)
 
-    pieces = Pieces(partitions[0].shape, backend)
+    at_once = min(at_once, backend.volume_threads)
+    pieces = Pieces(partitions[0].shape, backend, at_once=at_once)
     waiting = Counter(partition_of)
     turn = Lock()
 
@@ -104,7 +107,7 @@ def refine(
                 partitions[partition] = _GONE
         pieces.split(column, volume)
 
-    for_each(paint_and_split, range(len(nests)), backend.volume_threads)
+    for_each(paint_and_split, range(len(nests)), at_once)
     atoms, ranks = pieces.numbered(len(nests))
     voxels, boxes = measure(atoms, len(ranks), backend)
     return Refinement(

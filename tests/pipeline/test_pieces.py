@@ -36,10 +36,12 @@ def expected(split_by: list[NDArray[np.uint16]]) -> tuple[NDArray[np.int32], NDA
 
 
 @ON_MANY
-@given(st.integers(0, 999), st.integers(1, 20), st.integers(1, 12))
-def test_voxels_are_together_where_all_volumes_agree(seed: int, count: int, num_threads: int) -> None:
+@given(st.integers(0, 999), st.integers(1, 20), st.integers(1, 12), st.integers(1, 2))
+def test_voxels_are_together_where_all_volumes_agree(
+    seed: int, count: int, num_threads: int, at_once: int
+) -> None:
     split_by = volumes(seed, count)
-    pieces = Pieces(SHAPE, replace(CPU, num_threads=num_threads))
+    pieces = Pieces(SHAPE, replace(CPU, num_threads=num_threads), at_once=at_once)
     for column in np.random.default_rng(seed).permutation(count).tolist():
         pieces.split(column, split_by[column])
     atoms, ranks = pieces.numbered(count)
@@ -54,7 +56,7 @@ def test_many_threads_may_bring_volumes_at_once(num_threads: int) -> None:
     switch = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        pieces = Pieces(SHAPE, replace(CPU, num_threads=num_threads))
+        pieces = Pieces(SHAPE, replace(CPU, num_threads=num_threads), at_once=num_threads)
         with ThreadPoolExecutor(num_threads) as pool:
             list(pool.map(pieces.split, range(len(split_by)), split_by))
         atoms, ranks = pieces.numbered(len(split_by))
