@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from commands.terminal import CommandError, State, print_table, shown
+from commands.terminal import CommandError, State, print_precision, print_table, shown
 from pipeline.configuration import parse_config, read_tables
 from pipeline.progress import Progress
 from storage import Store, open_store
@@ -90,6 +90,7 @@ def run_classify(arguments: Namespace) -> tuple[int, dict[str, Any]]:
                 Progress.of_equals(number, total, time.monotonic() - began)
             ),
             on_progress=lambda state: show(Since(state, time.monotonic() - began)),
+            on_precision=print_precision,
         )
     tell(arguments.run_folder, done)
     signal_number = done.training.signal_number if done.training else 0

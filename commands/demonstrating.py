@@ -17,7 +17,7 @@ import numpy as np
 
 from commands.arguments import EXAMPLES
 from commands.finetuning import Shown, tell, to_document
-from commands.terminal import CommandError, print_table
+from commands.terminal import CommandError, print_precision, print_table
 from pipeline.scan_files import LoadedScan, find_one, ingest_config, load_source, read_own_labels
 from storage import open_store
 from training.finetune_config import FinetuneConfig, finetune_recipe
@@ -101,6 +101,7 @@ def demonstrate_use(
             resume=(run / RECORD).exists(),
             on_progress=show.steps,
             on_scan=show.scans,
+            on_precision=print_precision,
         )
     tell(config, done, "the same command")
     document: dict[str, Any] = {"finetune": to_document(run, config, done)}

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from commands.terminal import CommandError, State, print_table, shown
+from commands.terminal import CommandError, State, print_precision, print_table, shown
 from pipeline.configuration import parse_config, read_tables
 from pipeline.progress import Progress
 from training.config import Recipe
@@ -55,6 +55,7 @@ def run_finetune(arguments: Namespace) -> tuple[int, dict[str, Any]]:
             on_progress=show.steps,
             on_scan=show.scans,
             on_warning=warn,
+            on_precision=print_precision,
         )
     if done.is_first:
         tell(config, done)

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from commands.terminal import CommandError, print_table, shown
+from commands.terminal import CommandError, print_precision, print_table, shown
 from pipeline.configuration import parse_config, read_tables
 from training.config import PretrainConfig, Recipe, recipe
 from training.distributed import DeviceName
@@ -85,7 +85,15 @@ def pretrain_shown(
 ) -> Pretraining:
     """Pretrain with progress on stderr; tell on stdout what came of it, and what (`again`) would go on."""
     with shown("pretrain") as show:
-        done = pretrain(store, folder, config, resume=resume, device=device, on_progress=show)
+        done = pretrain(
+            store,
+            folder,
+            config,
+            resume=resume,
+            device=device,
+            on_progress=show,
+            on_precision=print_precision,
+        )
     if done.is_first:
         tell(config, done, again)
     return done
@@ -124,5 +132,6 @@ def to_document(folder: Path, done: Pretraining) -> dict[str, Any]:
         "seconds": result.seconds,
         "samples_per_second": result.samples_per_second,
         "data_wait_fraction": result.data_wait_fraction,
+        "precision": done.precision.to_json(),
         "weights": str(done.weights) if done.weights else None,
     }

@@ -38,6 +38,18 @@ class State(Protocol):
         """The state in one line."""
 
 
+class Precision(Protocol):
+    """What a training computes in, as `print_precision` takes it."""
+
+    @property
+    def line(self) -> str:
+        """The choice and its reason in one line."""
+
+    @property
+    def warning(self) -> str:
+        """What the choice costs; empty where it costs nothing."""
+
+
 @contextmanager
 def shown(title: str) -> Iterator[Callable[[State], None]]:
     """A live bar where there is a terminal; else a line every five seconds, later every thirty."""
@@ -67,6 +79,13 @@ def shown(title: str) -> Iterator[Callable[[State], None]]:
             bar.update(line, completed=progress.fraction, description=progress.line())
 
         yield draw
+
+
+def print_precision(chosen: Precision) -> None:
+    """Print what a training computes in and why, with what that costs where it costs much."""
+    print(chosen.line, flush=True)
+    if chosen.warning:
+        print(f"warning: {chosen.warning}", flush=True)
 
 
 def counted(title: str, things: Sequence[Thing]) -> Iterator[Thing]:

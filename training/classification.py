@@ -58,10 +58,12 @@ from training.heads import (
 )
 from training.iris import Iris
 from training.monitoring import TrainingProgress
+from training.precision import ChosenPrecision, bfloat16_support, precision_of_run
 from training.runs import (
     CHECKPOINTS,
     RunRecord,
     begin_run,
+    begun_precision,
     check_run,
     has_begun,
     locked_run,
@@ -105,6 +107,7 @@ def classify(
     features: Mapping[str, ScanFeatures] | None = None,
     on_encoded: Progress | None = None,
     on_progress: Callable[[TrainingProgress], None] | None = None,
+    on_precision: Callable[[ChosenPrecision], None] | None = None,
 ) -> Classification:
     """Train a classifier in a run's folder, and tell how well it does.
 
@@ -121,6 +124,7 @@ def classify(
         features: Of the scans by this very encoder and `config.embedding`, where they are known already.
         on_encoded: Told after each scan that a frozen encoder has seen.
         on_progress: Told after each step of a training.
+        on_precision: Told before the first step of a training.
 
     Raises:
         RunError: There is a run in the folder (or, with `resume`, none), or another process trains in it.
@@ -131,14 +135,22 @@ def classify(
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError("mass classify trains in one process; start it without torchrun")
     net = _fresh(net, config) if config.from_scratch else copy.deepcopy(net)
-    net = net.to(choose_device(device))
+    where = choose_device(device)
+    net = net.to(where)
+    begun = begun_precision(folder) if resume else None
+    wanted = config.optimisation.precision
+    precision = precision_of_run(wanted, begun, where, bfloat16_support(where))
     record = _record(net, store, config, table, split)
     with locked_run(folder):
         if resume:
             check_run(folder, record)
         else:
-            begin_run(folder, record)
-        job = _Job(store=store, folder=folder, config=config, table=table, split=split, net=net)
+            begin_run(folder, record, precision)
+        if on_precision and config.mode != "frozen-linear":
+            on_precision(precision)
+        job = _Job(
+            store=store, folder=folder, config=config, table=table, split=split, net=net, precision=precision
+        )
         made = job.make(features, on_encoded, on_progress)
         if made.training is not None and not made.training.complete:
             return Classification(
@@ -200,6 +212,7 @@ class _Job:
     split: ClassSplit
     net: Iris
     """On its device; a copy, whose encoder the mode "full" trains."""
+    precision: ChosenPrecision
     began: float = field(default_factory=time.monotonic)
 
     def make(
@@ -307,6 +320,7 @@ class _Job:
             optimisation=self.config.optimisation,
             run=self.config.run,
             settings=self.config.values(),
+            precision=self.precision,
             on_progress=on_progress,
         )
         if has_begun(self.folder):

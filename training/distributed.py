@@ -18,6 +18,7 @@ import torch
 from torch import distributed
 
 from training.errors import ConfigError
+from training.precision import Support, bfloat16_support
 
 PATIENCE = timedelta(hours=2)
 """Longest wait for another process: the first one evaluates and saves while the others wait."""
@@ -73,6 +74,17 @@ def choose_device(name: DeviceName, local_rank: int = 0) -> torch.device:
             "Start torchrun with as many processes as GPUs (--nproc-per-node)"
         )
     return torch.device("cuda", local_rank)
+
+
+def common_support(ranks: Ranks, device: torch.device) -> Support:
+    """Whether every process has bfloat16 instructions, on this machine or another; each has to call it."""
+    support = bfloat16_support(device)
+    everywhere = ranks.mean([float(support.has_bfloat16)], device)[0] == 1
+    if support.has_bfloat16 and not everywhere:
+        return Support(
+            has_bfloat16=False, why="another process of this training has no bfloat16 instructions"
+        )
+    return support
 
 
 @contextmanager

@@ -18,10 +18,8 @@ import hashlib
 import io
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -33,6 +31,7 @@ from storage import Store
 from training.checkpoints import write_atomically
 from training.encoder import Features
 from training.errors import ConfigError
+from training.precision import Precision, autocast, choose_precision
 from training.windows import STRIDE_VOXELS, Size, fit_window, take_image, window_boxes
 
 STAGE_SCALES = (1, 2, 4, 8, 16)
@@ -52,8 +51,9 @@ class EmbeddingConfig:
     """Most voxels of a window; multiples of 16. Larger scans are seen by several windows, spread evenly."""
     max_tokens: int = 512
     """Most tokens of a scan; neighbouring ones are averaged until they are no more, one a window at least."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the encoder's arithmetic (autocast)."""
+    precision: Precision = "float32"
+    """Of the encoder's arithmetic (autocast); "auto" is bfloat16 where the device has it. Not the default:
+    features are kept, and a classifier made on one machine is used on another."""
 
     def __post_init__(self) -> None:
         size = self.window_voxels
@@ -99,7 +99,7 @@ def encode_scan(
     tokens, means, maxima = [], [], []
     for box in boxes:
         part = torch.from_numpy(np.ascontiguousarray(take_image(image, box)))[None, None].to(device)
-        with autocast(config.precision, device):
+        with autocast(choose_precision(config.precision, device), device):
             features: Features = encoder(part)
         mean, largest = pool(features)
         means.append(mean[0])
@@ -107,11 +107,6 @@ def encode_scan(
         tokens.append(tokens_of(features, cells)[0])
     pooled = torch.cat([torch.stack(means).mean(0), torch.stack(maxima).amax(0)])
     return ScanFeatures(tokens=torch.cat(tokens).cpu(), pooled=pooled.cpu())
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Return the context in which an encoder computes."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def pool(features: Features) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from torch import nn
 
 from storage import Store, open_store
 from training.checkpoints import write_atomically
-from training.distributed import DeviceName, Ranks, joined_processes
+from training.distributed import DeviceName, Ranks, common_support, joined_processes
 from training.evaluation import Evaluation
 from training.finetune_config import FinetuneConfig
 from training.finetune_report import evaluate_tokens, report_document, scalars
@@ -46,8 +46,18 @@ from training.loader import Share
 from training.losses import LossTerms, segmentation_loss
 from training.monitoring import TrainingProgress
 from training.pictures import Case, write_png
+from training.precision import ChosenPrecision, precision_of_run
 from training.pretraining import MODEL_CARD, trained_on
-from training.runs import RunRecord, begin_run, check_run, has_begun, locked_run, scan_digests, to_toml
+from training.runs import (
+    RunRecord,
+    begin_run,
+    begun_precision,
+    check_run,
+    has_begun,
+    locked_run,
+    scan_digests,
+    to_toml,
+)
 from training.score_tables import TITLES
 from training.tasks import Task, TrainingResult
 from training.trained_on import warning_of
@@ -95,6 +105,7 @@ def finetune(
     on_progress: Callable[[TrainingProgress], None] | None = None,
     on_scan: OnScan | None = None,
     on_warning: Callable[[str], None] | None = None,
+    on_precision: Callable[[ChosenPrecision], None] | None = None,
 ) -> Finetuning:
     """Fine-tune in a run's folder, in this process and those that torchrun has started with it.
 
@@ -110,6 +121,7 @@ def finetune(
         on_scan: Told of work before and after the steps, in the first process.
         on_warning: Told, in the first process and before the first step, how the store's scans differ from
             those that the checkpoint was trained on, where they do.
+        on_precision: Told before the first step, in the first process.
 
     Raises:
         CheckpointError: The checkpoint is not one of Iris.
@@ -132,6 +144,10 @@ def finetune(
         trained_on=trained_on(store, config.data.boxes.crop_zyx),
     )
     with joined_processes(device) as (ranks, where):
+        begun = begun_precision(folder) if resume else None
+        precision = precision_of_run(
+            config.optimisation.precision, begun, where, common_support(ranks, where)
+        )
         job = _Job(
             store=store,
             folder=folder,
@@ -141,6 +157,7 @@ def finetune(
             table=token_table(store, scans, config),
             ranks=ranks,
             device=where,
+            precision=precision,
             on_scan=on_scan if ranks.is_first else None,
         )
         if not ranks.is_first:
@@ -153,7 +170,9 @@ def finetune(
             if resume:
                 check_run(folder, record)
             else:
-                begin_run(folder, record)
+                begin_run(folder, record, precision)
+            if on_precision:
+                on_precision(precision)
             ranks.wait()
             return job.train(net, on_progress)
 
@@ -183,6 +202,7 @@ class _Job:
     table: TokenTable
     ranks: Ranks
     device: torch.device
+    precision: ChosenPrecision
     on_scan: OnScan | None
 
     def train(self, net: Iris, on_progress: Callable[[TrainingProgress], None] | None) -> Finetuning:
@@ -209,6 +229,7 @@ class _Job:
                 "trained_on": self.record.trained_on.to_json(),
                 FINETUNED: self.table.to_json(),
             },
+            precision=self.precision,
             on_progress=on_progress,
         )
         if resumed:

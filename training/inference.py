@@ -13,10 +13,9 @@ Bounds: beyond the scan's faces a window holds the scan's darkest value, as trai
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.errors import ConfigError, DataError
+from training.precision import Precision, autocast, choose_precision
 from training.windows import (
     STRIDE_VOXELS,
     Box,
@@ -80,8 +80,8 @@ class InferenceConfig:
     """Windows in one batch."""
     mirror: bool = False
     """Whether to average over the eight mirrored copies of references and image: eight times the work."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the network's arithmetic (autocast)."""
+    precision: Precision = "auto"
+    """Of the network's arithmetic (autocast); "auto" is bfloat16 where the device has it, else float32."""
     threshold: float = 0.5
     """Least probability of a labelled voxel."""
     max_accumulator_bytes: int = 1 << 30
@@ -261,7 +261,7 @@ def _priors(
         if config.whole_mask:
             masks = np.concatenate([masks, np.ones_like(masks[:1])])
             places, shares = [*places, len(rows)], [*shares, 1.0]
-        with _precision(config, device):
+        with autocast(choose_precision(config.precision, device), device):
             features = net.encode(_batch(view.image[None], flip, device))
             parts = net.encode_tasks(features, _batch(masks, flip, device))
         share = torch.tensor(shares, device=device, dtype=torch.float32)
@@ -397,7 +397,7 @@ def _window_probabilities(
     windows = np.stack([take_image(image, box) for box in boxes])
     sums: list[NDArray[np.float32] | None] = [None] * len(jobs)
     for flip_number, flip in enumerate(config.flips):
-        with _precision(config, device):
+        with autocast(choose_precision(config.precision, device), device):
             features = net.encode(_batch(windows, flip, device).transpose(0, 1))
             for number, (prompt, part) in enumerate(jobs):
                 priors = [
@@ -437,12 +437,6 @@ def _add(total: NDArray[np.float32], values: NDArray[np.float32], box: Box) -> N
         for part, outer in zip(inside, box, strict=True)
     ]
     total[:, inside[0], inside[1], inside[2]] += values[:, own[0], own[1], own[2]]
-
-
-@contextmanager
-def _precision(config: InferenceConfig, device: torch.device) -> Iterator[None]:
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        yield
 
 
 def _size(shape: tuple[int, ...]) -> Size:

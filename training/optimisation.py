@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from training.errors import ConfigError
-
-Precision = Literal["bfloat16", "float32"]
+from training.precision import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +62,9 @@ class OptimisationConfig:
     ema_decay: float = 0.99
     """The averaged weights move by 1 - ema_decay of the way to the weights at every step."""
 
-    precision: Precision = "bfloat16"
-    """Of convolutions and matrix products in the network (autocast); weights and loss stay float32."""
+    precision: Precision = "auto"
+    """Of convolutions and matrix products in the network (autocast) and of Muon's orthogonalisation; weights,
+    norms and loss stay float32. "auto" is bfloat16 where the device has it, else float32."""
 
     compile: bool = False
     """Whether torch.compile is applied to the network: minutes at the start, then faster steps on a GPU."""
@@ -88,8 +88,16 @@ class OptimisationConfig:
             )
 
 
-def make_optimiser(net: nn.Module, config: OptimisationConfig) -> torch.optim.Optimizer:
-    """The optimiser over the weights of `net` that need gradients, at the first step's rate."""
+def make_optimiser(
+    net: nn.Module, config: OptimisationConfig, *, bfloat16: bool = False
+) -> torch.optim.Optimizer:
+    """The optimiser over the weights of `net` that need gradients, at the first step's rate.
+
+    Args:
+        net: On the device it is trained on.
+        config: Which optimiser, and how fast.
+        bfloat16: Whether Muon orthogonalises in bfloat16 rather than float32.
+    """
     weights = [weight for weight in net.parameters() if weight.requires_grad]
     rate, betas, decay = rate_at(0, config), config.betas, config.weight_decay
     match config.optimiser:
@@ -102,12 +110,12 @@ def make_optimiser(net: nn.Module, config: OptimisationConfig) -> torch.optim.Op
             # 1 - beta1^t: ten times the rate at the first step. LAMB (arXiv 1904.00962v3) does not.
             return Lamb(weights, lr=rate, betas=betas, weight_decay=decay, adam_debias=True)
         case "muon":
-            from pytorch_optimizer import Muon
+            from training.muon import PrecisionMuon, muon_group
 
             matrices = [weight for weight in matrices_of(net) if weight.requires_grad]
             chosen = set(map(id, matrices))
             groups = [
-                {"params": matrices, "use_muon": True, "use_adjusted_lr": True, "rate_fraction": 1.0},
+                {**muon_group(matrices, bfloat16=bfloat16), "rate_fraction": 1.0},
                 {
                     "params": [weight for weight in weights if id(weight) not in chosen],
                     "use_muon": False,
@@ -116,7 +124,7 @@ def make_optimiser(net: nn.Module, config: OptimisationConfig) -> torch.optim.Op
                 },
             ]
             groups = [{**group, "weight_decay": decay} for group in groups if group["params"]]
-            optimiser = Muon(groups)
+            optimiser = PrecisionMuon(groups)
             set_rate(optimiser, rate)
             return optimiser
 

@@ -21,14 +21,24 @@ from storage import Store, open_store
 from training.augmentation import Views, augment
 from training.batches import Batch
 from training.config import PretrainConfig
-from training.distributed import DeviceName, Ranks, joined_processes
+from training.distributed import DeviceName, Ranks, common_support, joined_processes
 from training.evaluation import EvaluationConfig, evaluate_in_context
 from training.iris import Iris
 from training.loader import make_loader
 from training.losses import LossTerms, segmentation_loss
 from training.monitoring import TrainingProgress
 from training.pictures import Case, write_png
-from training.runs import RunRecord, begin_run, check_run, has_begun, locked_run, scan_digests, to_toml
+from training.precision import ChosenPrecision, precision_of_run
+from training.runs import (
+    RunRecord,
+    begin_run,
+    begun_precision,
+    check_run,
+    has_begun,
+    locked_run,
+    scan_digests,
+    to_toml,
+)
 from training.sampling import ScanSplit, split_scans
 from training.tasks import Task, TrainingResult
 from training.trained_on import TrainedOn
@@ -53,6 +63,8 @@ class Pretraining:
     """Whether a state was taken up."""
     is_first: bool
     """Whether this process is the one that writes and talks."""
+    precision: ChosenPrecision
+    """Of the network's arithmetic."""
     weights: Path | None
     """The exported weights; None where the run is not complete."""
 
@@ -65,6 +77,7 @@ def pretrain(
     resume: bool = False,
     device: DeviceName = "auto",
     on_progress: Callable[[TrainingProgress], None] | None = None,
+    on_precision: Callable[[ChosenPrecision], None] | None = None,
 ) -> Pretraining:
     """Pretrain in a run's folder, in this process and those that torchrun has started with it.
 
@@ -75,6 +88,7 @@ def pretrain(
         resume: Go on with the run in the folder.
         device: Where to compute.
         on_progress: Told after every step, in the first process.
+        on_precision: Told before the first step, in the first process.
 
     Raises:
         RunError: There is a run in the folder (or, with `resume`, none), or another process trains in it.
@@ -92,47 +106,69 @@ def pretrain(
         trained_on=trained_on(store, config.data.crop_zyx),
     )
     with joined_processes(device) as (ranks, where):
+        begun = begun_precision(folder) if resume else None
+        precision = precision_of_run(
+            config.optimisation.precision, begun, where, common_support(ranks, where)
+        )
+        job = _Job(store, folder, config, record, split, ranks, where, precision)
         if not ranks.is_first:
             ranks.wait()
-            return _train(store, folder, config, record, split, ranks, where, on_progress)
+            return job.train(on_progress)
         with locked_run(folder):
             if resume:
                 check_run(folder, record)
             else:
-                begin_run(folder, record)
+                begin_run(folder, record, precision)
+            if on_precision:
+                on_precision(precision)
             ranks.wait()
-            return _train(store, folder, config, record, split, ranks, where, on_progress)
+            return job.train(on_progress)
 
 
-def _train(
-    store: Store,
-    folder: Path,
-    config: PretrainConfig,
-    record: RunRecord,
-    split: ScanSplit,
-    ranks: Ranks,
-    device: torch.device,
-    on_progress: Callable[[TrainingProgress], None] | None,
-) -> Pretraining:
-    """Train in a folder that is ready, and export what comes out."""
-    torch.manual_seed(config.optimisation.seed)
-    net = config.model.make().to(device)
-    trainer = Trainer(
-        pretraining_task(net, store, config, split, ranks),
-        folder,
-        optimisation=config.optimisation,
-        run=config.run,
-        ranks=ranks,
-        settings={**config.values(), "trained_on": record.trained_on.to_json()},
-        on_progress=on_progress,
-    )
-    resumed = has_begun(folder)
-    if resumed:
-        trainer.resume()
-    result = trainer.run()
-    weights = None
-    if result.complete and ranks.is_first:
-        weights = folder / WEIGHTS
+@dataclass(frozen=True)
+class _Job:
+    """A pretraining whose folder is ready."""
+
+    store: Store
+    folder: Path
+    config: PretrainConfig
+    record: RunRecord
+    split: ScanSplit
+    ranks: Ranks
+    device: torch.device
+    precision: ChosenPrecision
+
+    def train(self, on_progress: Callable[[TrainingProgress], None] | None) -> Pretraining:
+        """Train, and export what comes out."""
+        config, record = self.config, self.record
+        torch.manual_seed(config.optimisation.seed)
+        net = config.model.make().to(self.device)
+        trainer = Trainer(
+            pretraining_task(net, self.store, config, self.split, self.ranks),
+            self.folder,
+            optimisation=config.optimisation,
+            run=config.run,
+            ranks=self.ranks,
+            settings={**config.values(), "trained_on": record.trained_on.to_json()},
+            precision=self.precision,
+            on_progress=on_progress,
+        )
+        resumed = has_begun(self.folder)
+        if resumed:
+            trainer.resume()
+        result = trainer.run()
+        return Pretraining(
+            result=result,
+            num_scans=len(record.scans),
+            resumed=resumed,
+            is_first=self.ranks.is_first,
+            precision=self.precision,
+            weights=self._export(result) if result.complete and self.ranks.is_first else None,
+        )
+
+    def _export(self, result: TrainingResult) -> Path:
+        """Write the averaged weights and their card."""
+        record, weights = self.record, self.folder / WEIGHTS
         card = ModelCard(
             title=f"Iris, pretrained on {len(record.scans)} scans of {record.store_name}",
             recipe=to_toml(record.settings),
@@ -144,14 +180,8 @@ def _train(
             trained_on=record.trained_on,
         )
         assert isinstance(result.average, Iris)
-        export_weights(result.average, weights, card).replace(folder / MODEL_CARD)
-    return Pretraining(
-        result=result,
-        num_scans=len(record.scans),
-        resumed=resumed,
-        is_first=ranks.is_first,
-        weights=weights,
-    )
+        export_weights(result.average, weights, card).replace(self.folder / MODEL_CARD)
+        return weights
 
 
 def trained_on(store: Store, crop_voxels: tuple[int, int, int]) -> TrainedOn:

@@ -2,7 +2,7 @@
 
     RUN/
         config.toml           every setting, as `mass pretrain --config` (or `mass finetune`) reads them
-        run.json              the store's name, digest and settings, the scans trained on, versions
+        run.json              the store's name, digest and settings, the scans trained on, versions, precision
         metrics.jsonl         what was measured, a line a step told (training.monitoring)
         tensorboard/          the same as curves, and pictures
         checkpoints/          step-N.pt, the last few; best.pt, weights only (training.checkpoints)
@@ -32,6 +32,7 @@ from typing import Any
 from storage import Store, digest_of
 from training.checkpoints import list_checkpoints, write_atomically
 from training.errors import ConfigError, RunError
+from training.precision import ChosenPrecision, Precision
 from training.trained_on import TrainedOn
 
 CONFIG, RECORD, CHECKPOINTS, LOCK = "config.toml", "run.json", "checkpoints", ".lock"
@@ -103,8 +104,13 @@ def scan_digests(store: Store, scan_ids: Sequence[str]) -> dict[str, str]:
     return {scan_id: store.entries[scan_id].digest[:16] for scan_id in scan_ids}
 
 
-def begin_run(folder: Path, record: RunRecord) -> None:
+def begin_run(folder: Path, record: RunRecord, precision: ChosenPrecision | None = None) -> None:
     """Make a run's folder and write down what it is of.
+
+    Args:
+        folder: The run's.
+        record: What it is of.
+        precision: Of the network's arithmetic, where there is a training; kept when the run goes on.
 
     Raises:
         RunError: There is a run in the folder, or something else.
@@ -124,6 +130,7 @@ def begin_run(folder: Path, record: RunRecord) -> None:
         "store": record.store_name,
         "store_digest": record.store_digest,
         "versions": dict(record.versions),
+        **({"precision": precision.to_json()} if precision else {}),
         "trained_on": record.trained_on.to_json(),
         "scans": dict(record.scans),
     }
@@ -156,6 +163,15 @@ def check_run(folder: Path, record: RunRecord) -> None:
             f"{folder}: the store is not what the run was begun on: "
             f"{_listed(_changed_scans(scans, record.scans))}. Bring it back, or begin a new run"
         )
+
+
+def begun_precision(folder: Path) -> Precision | None:
+    """The precision that the run in a folder began with; None where there is none, or it was not recorded."""
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    name: Precision | None = json.loads(path.read_text(encoding="utf-8")).get("precision", {}).get("name")
+    return name
 
 
 def describe_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

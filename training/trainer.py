@@ -48,6 +48,7 @@ from training.optimisation import (
     set_rate,
     update_average,
 )
+from training.precision import ChosenPrecision, autocast, choose_precision
 from training.runs import CHECKPOINTS, RunConfig
 from training.tasks import BatchT, Task, TrainingResult, ViewsT
 
@@ -90,6 +91,7 @@ class Trainer(Generic[BatchT, ViewsT]):
         run: RunConfig,
         ranks: Ranks | None = None,
         settings: Mapping[str, Any] | None = None,
+        precision: ChosenPrecision | None = None,
         on_progress: Callable[[TrainingProgress], None] | None = None,
     ) -> None:
         """Make what a training needs.
@@ -101,6 +103,7 @@ class Trainer(Generic[BatchT, ViewsT]):
             run: How the run is watched.
             ranks: This process among those that train together.
             settings: All settings, plain values by table; kept in checkpoints for who loads them.
+            precision: Of the network's arithmetic; by default what `optimisation` asks for on this device.
             on_progress: Told after every step, in the first process.
         """
         self.task, self.folder, self.config, self.watch = task, folder, optimisation, run
@@ -117,7 +120,8 @@ class Trainer(Generic[BatchT, ViewsT]):
             )
         self.device = next(task.net.parameters()).device
         self.average = copy.deepcopy(task.net).eval().requires_grad_(False)
-        self.optimiser = make_optimiser(task.net, optimisation)
+        self.precision = precision or choose_precision(optimisation.precision, self.device)
+        self.optimiser = make_optimiser(task.net, optimisation, bfloat16=self.precision.name == "bfloat16")
         self.model = self._wrapped(task.net)
         self.step = 0
         self.window: dict[str, float] = {}
@@ -187,7 +191,7 @@ class Trainer(Generic[BatchT, ViewsT]):
             seen.append(self._next(feed))
             with torch.no_grad():
                 views = self.task.prepare(seen[-1])
-            with self._unsynchronised(part), self._mixed_precision():
+            with self._unsynchronised(part), autocast(self.precision, self.device):
                 terms = self.task.loss(self.model, views)
             with self._unsynchronised(part):
                 (terms.total * weight).backward()  # type: ignore[no-untyped-call]
@@ -243,10 +247,6 @@ class Trainer(Generic[BatchT, ViewsT]):
         if isinstance(self.model, DistributedDataParallel) and part < self.config.accumulation - 1:
             return self.model.no_sync()
         return nullcontext()
-
-    def _mixed_precision(self) -> AbstractContextManager[Any]:
-        on = self.config.precision == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=on)
 
     # ------------------------------------------------------------ beside the steps
 
@@ -304,7 +304,7 @@ class Trainer(Generic[BatchT, ViewsT]):
             if self.task.draw and views is not None and self._due(self.watch.draw_every):
                 path = self.folder / "pictures" / f"step-{self.step:08d}.png"
                 path.parent.mkdir(exist_ok=True)
-                with torch.no_grad(), self._mixed_precision():
+                with torch.no_grad(), autocast(self.precision, self.device):
                     self.task.draw(self.average, views, path)
             if self.task.evaluate and self._due(self.watch.evaluate_every):
                 with torch.no_grad():

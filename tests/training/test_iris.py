@@ -278,6 +278,13 @@ def test_the_norm_is_the_same_in_every_memory_layout_and_type(layout: torch.memo
     torch.testing.assert_close(half.float(), wanted, rtol=0, atol=0.03)
 
 
+def test_the_norm_in_channels_last_has_the_right_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 2, 4, 3, generator=generator, dtype=torch.float64)
+    x = (x + 5).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: norm_relu(x, 1e-4), (x,))
+
+
 def test_pixel_shuffle_puts_the_channel_at_its_offset() -> None:
     x = torch.arange(2 * 8 * 2 * 1 * 3.0).view(2, 8, 2, 1, 3)
     full = pixel_shuffle(x, 2)
