@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import csv
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.phantom import Phantom
 from tests.phantom import phantom as make_phantom
 
 ROOT = Path(__file__).parent.parent
+
+# No test depends on the speed of the machine: examples may take any time to draw and to check.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
+
+
+def share_cores(num_workers: int) -> None:
+    """Let the processes of pytest-xdist, and what they start, share the cores; before torch is imported."""
+    threads = max(1, (os.cpu_count() or 1) // num_workers)
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ.setdefault(name, str(threads))
+
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    share_cores(int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
 
 
 @pytest.fixture(scope="session")
