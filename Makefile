@@ -2,7 +2,8 @@
 #
 #   make demo    prepare the bundled scans, score the proposals, draw a picture, pretrain for 150 steps, fine-tune on the
 #                labelled ones, segment one that was kept out of all this and tell its Dice
-#   make test    the whole test suite
+#   make test    the whole test suite, in two processes; WORKERS=8 for more, WORKERS=0 for one
+#   make test-without-bfloat16   the tests of training on a CPU whose newer instructions are hidden
 #   make lint    ruff and mypy
 #   make bench   speed, memory, bytes and kills; the other scripts of benchmarks/ ask for data, --help tells which
 #   make quality MANIFEST=M.csv OUT=DIR   proposals against labels, beside other methods; also ablation, held-out
@@ -11,14 +12,22 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if 
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
+WORKERS ?= 2
 
-.PHONY: demo test lint format bench quality ablation held-out clean
+# A file stays in one process, which keeps its fixtures.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test test-without-bfloat16 lint format bench quality ablation held-out clean
 
 demo: $(STAMP)
 	$(BIN)/mass demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-without-bfloat16: $(STAMP)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) \
+	  tests/training/test_iris.py tests/training/test_trainer.py tests/training/test_pretraining.py tests/training/test_optimisation.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -160,12 +160,14 @@ def test_the_demo_ends_with_the_segmentation_of_a_scan_it_never_saw(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     raw = tmp_path / "raw"
-    small = phantom(shape_zyx=(20, 40, 44), spacing_zyx_mm=(5.5, 2, 2.1))
+    small = phantom(
+        shape_zyx=(12, 28, 28), spacing_zyx_mm=(5.5, 2, 2.1)
+    )  # the middle: one window of the network
     small.write(raw / "ann_ct.nii.gz")
     small.write_labels(raw / "ann_ct_label.nii.gz")
     arguments = ["demo", "--raw", raw, "--store", tmp_path / "store", "--out", tmp_path / "report.html"]
     arguments += ["--run", tmp_path / "run", "--steps", "1", "--finetune-steps", "1"]
-    other = phantom(shape_zyx=(18, 44, 40), spacing_zyx_mm=(6, 2.1, 2), seed=2)
+    other = phantom(shape_zyx=(11, 28, 27), spacing_zyx_mm=(6, 2.1, 2), seed=2)
     other.write(tmp_path / "bob.mha")
     other.write_labels(tmp_path / "mask.nii.gz")
     arguments += ["--unseen", tmp_path / "bob.mha", tmp_path / "mask.nii.gz"]

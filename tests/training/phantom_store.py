@@ -12,23 +12,26 @@ from storage import LabelVolume, ScanRecord, Store, commit_scan, create_store, f
 from tests.phantom import STRUCTURES, phantom
 from tests.storage.drawn_record import SMALL, draw_record, measure_run
 
-SHAPE = (36, 40, 38)
+Shape = tuple[int, int, int]
+
+SHAPE: Shape = (32, 40, 32)
+"""Two windows of 32 voxels: more would make every test that predicts slower."""
 
 
-def phantom_record(scan_id: str, *, seed: int) -> ScanRecord:
+def phantom_record(scan_id: str, *, seed: int, shape: Shape = SHAPE) -> ScanRecord:
     """Return a phantom whose proposals are its structures, their octants, and runs of four of these."""
     generator = np.random.default_rng(seed)
     drawn = phantom(
-        shape_zyx=SHAPE,
-        spacing_zyx_mm=(2.9, 1.6, 2.1),
+        shape_zyx=shape,
+        spacing_zyx_mm=(3.3, 1.6, 2.5),
         centre_xyz_mm=tuple(generator.uniform(-3, 3, 3)),
         seed=seed,
     )
     image = np.clip(drawn.image, -991, 500).astype(np.int16)
     body = (drawn.image > -600) | (drawn.labels > 0)
     parts = np.where(body, drawn.labels.astype(int) + 1, 0)
-    octants = sum((axis // 20) * 2**k for k, axis in enumerate(np.indices(SHAPE)))
-    atoms = np.unique(parts * 8 + octants, return_inverse=True)[1].reshape(SHAPE).astype(np.uint16)
+    octants = sum((axis // 20) * 2**k for k, axis in enumerate(np.indices(shape)))
+    atoms = np.unique(parts * 8 + octants, return_inverse=True)[1].reshape(shape).astype(np.uint16)
     num_atoms = int(atoms.max()) + 1
     orders = (np.arange(num_atoms, dtype=np.uint16)[None],)
     part_of = np.zeros(num_atoms, int)
@@ -56,9 +59,9 @@ def phantom_record(scan_id: str, *, seed: int) -> ScanRecord:
     )
 
 
-def make_phantom_store(folder: Path, num_scans: int = 4) -> Store:
+def make_phantom_store(folder: Path, num_scans: int = 4, shape: Shape = SHAPE) -> Store:
     create_store(folder, spacing_mm=1.5, config={})
     for number in range(num_scans):
-        commit_scan(folder, phantom_record(f"phantom-{number}", seed=number))
+        commit_scan(folder, phantom_record(f"phantom-{number}", seed=number, shape=shape))
     finish(folder)
     return open_store(folder)

@@ -38,6 +38,7 @@ from training.surfaces import surface_distances
 from training.tasks import Task
 from training.trained_on import TrainedOn
 from training.weights import ModelCard, export_weights, load_checkpoint
+from training.windows import fit_window
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -349,8 +350,9 @@ def test_perfect_tokens_would_score_one_and_absent_structures_have_no_score(phan
     table = replace(load_table(structures), window_voxels=(48, 48, 48))
 
     def decode(features: object, priors: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        logits = torch.full((1, priors[0].shape[1], 48, 48, 48), -9.0)
-        z, y, x = ((48 - size) // 2 for size in labels.shape)
+        window = fit_window(labels.shape, table.window_voxels)
+        logits = torch.full((1, priors[0].shape[1], *window), -9.0)
+        z, y, x = ((most - size) // 2 for most, size in zip(window, labels.shape, strict=True))
         organ = torch.from_numpy(np.where(labels == 1, 9.0, -9.0)).float()
         logits[0, 0, z : z + labels.shape[0], y : y + labels.shape[1], x : x + labels.shape[2]] = organ
         return logits

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.training.like_intensity import WIDTH, LikeIntensity
+from tests.training.phantom_store import make_phantom_store
 from training.augmentation import ViewAugmentation
 from training.errors import ConfigError, DataError
 from training.inference import (
@@ -193,12 +194,13 @@ def test_settings_that_cannot_be_are_refused():
         Reference(image=np.zeros((2, 3, 4), np.float32), labels=np.zeros((2, 3, 5), np.uint8))
 
 
-def test_a_scan_smaller_than_a_window_is_padded_as_in_training(phantom_store):
+def test_a_scan_smaller_than_a_window_is_padded_as_in_training(tmp_path):
     """References and targets too: the network norms a window, and mirrored anatomy around it blinds it."""
-    scan = phantom_store.scan("phantom-0")
+    store = make_phantom_store(tmp_path / "store", num_scans=1, shape=(36, 40, 38))
+    scan = store.scan("phantom-0")
     data = LabelledDataConfig(crop_voxels=48, cut_voxels=48)
     organ = Structure(name="organ", values=(1,))
-    reader = LabelReader(phantom_store.path, ["phantom-0"], "structures", [organ], data, seed=0)
+    reader = LabelReader(store.path, ["phantom-0"], "structures", [organ], data, seed=0)
     batch = collate_labelled([reader.read(0)], config=data, seed=0)
     still = ViewAugmentation(affine_probability=0.0, intensity_probability=0.0)
     trained_on = augment_labelled(batch, still).image[0, 0].numpy()
