@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from storage.index import IndexEntry
     from storage.layout import FORMAT_VERSION, PROPOSAL_COLUMNS, digest_of
     from storage.ledger import LedgerEntry, LedgerFile, read_ledger, write_ledger
+    from storage.levels import Level
     from storage.records import Intensity, LabelVolume, Proposals, ScanRecord
     from storage.regions import Region
     from storage.scans import Crop, Scan
@@ -62,6 +63,7 @@ _HOME = {
     "FORMAT_VERSION": "layout",
     "PROPOSAL_COLUMNS": "layout",
     "digest_of": "layout",
+    "Level": "levels",
     "LedgerEntry": "ledger",
     "LedgerFile": "ledger",
     "read_ledger": "ledger",
@@ -96,6 +98,7 @@ __all__ = [
     "LabelVolume",
     "LedgerEntry",
     "LedgerFile",
+    "Level",
     "Problem",
     "Proposals",
     "Region",

@@ -43,6 +43,9 @@ METADATA_FILE: Final = "zarr.json"
 CHUNK_VOXELS: Final = 64
 """Edge of an inner chunk of a volume, voxels; less along an axis that is shorter."""
 
+LEVEL_WINDOW_VOXELS: Final = 64
+"""Longest axis of a scan's coarsest level, voxels: each level halves the axes that are longer than this."""
+
 MISSING_ATOM: Final = 65_535
 """Fill value of atom volumes: never a valid id, so that lost data cannot pass for an atom."""
 

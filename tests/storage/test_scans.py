@@ -232,7 +232,7 @@ def test_chunks_outside_the_masks_boxes_are_not_read(tmp_path: Path) -> None:
     shard = scan.path / "labels/atoms/0/c.0.0.0"
     scan.words([0])
     data = bytearray(shard.read_bytes())
-    start = int(scan._reader("labels/atoms/0")._table.offsets[1, 0, 0])
+    start = int(scan._files.array("labels/atoms/0")._table.offsets[1, 0, 0])
     data[start + 20] ^= 1  # the second chunk
     shard.write_bytes(data)
     np.testing.assert_array_equal(scan.words([inside]).astype(bool), record_masks(record)[inside])
