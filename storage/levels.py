@@ -5,15 +5,19 @@ power of two. A step halves some axes. An axis of odd length is continued by its
 become ceil(n / 2) and the last of them stands for one slice. Coarse voxel i spans the fine voxels i * f to
 i * f + f - 1, and its centre is their mean: world = (i * f + (f - 1) / 2) * spacing.
 
-    the image    mean of the block in whole numbers, halves to the even code: the same on every machine
-    label maps   the id that most voxels of the block have, of several the lowest; never a mean of ids
+    the image    mean of each block in whole numbers, halves to the even code; each level from the one before
+    label maps   the most frequent of the 8 (4, 2) ids around the block's centre, of several the lowest; each
+                 level from level 0. Never a mean of ids
+
+Why not the most frequent id of the whole block: a proposal is many small atoms, and loses the block to one
+larger atom beside it (docs/decisions/0002). A level beyond the planned ones is made of the last before it.
 
 *Reads* int16 codes or uint8/uint16 ids, (z, y, x). *Writes* arrays of the same type.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Any, TypeAlias, TypeVar
@@ -88,23 +92,40 @@ def coarse_shape(shape: Sequence[int], factors: Triple) -> Triple:
     return z, y, x
 
 
+def make_level(
+    shape: Sequence[int], spacing_zyx_mm: Sequence[float], factors: Triple, index: int | None
+) -> Level:
+    """Return the level with these factors of a scan of this shape and spacing."""
+    z, y, x = (size * factor for size, factor in zip(spacing_zyx_mm, factors, strict=True))
+    return Level(
+        index=index,
+        factors_zyx=factors,
+        shape_zyx=coarse_shape(shape, factors),
+        spacing_zyx_mm=(z, y, x),
+    )
+
+
 def divides(finer: Triple, coarser: Triple) -> bool:
     """Return whether a level can be made of another one: no factor of it is smaller."""
     return all(small <= large for small, large in zip(finer, coarser, strict=True))
 
 
-def steps_to(target: Triple, plan: Sequence[Triple], available: Sequence[Triple]) -> tuple[Triple, ...]:
+def steps_to(
+    target: Triple, plan: Sequence[Triple], available: Sequence[Triple], *, averaged: bool
+) -> tuple[Triple, ...]:
     """Return the levels by which one is made: the first is available, the last is the target.
 
-    The way leads through the planned levels as far as they go, so that a level comes out the same whether
-    those before it were stored or not.
+    The way leads over the planned levels, so that a level comes out the same whether those before it were
+    stored or not.
 
     Args:
         target: Factors wanted.
         plan: Factors of the scan's levels, as `plan_levels` gives them.
         available: Those of them that can be read; level 0 among them.
+        averaged: Whether it is the image, whose way has every planned level; a label map's has the last.
     """
-    way = [factors for factors in plan if divides(factors, target)]
+    planned = [factors for factors in plan if divides(factors, target)]
+    way = planned if averaged else list(dict.fromkeys((FULL, planned[-1])))
     first = max(i for i, factors in enumerate(way) if factors in available)
     return (*way[first:], *([] if way[-1] == target else [target]))
 
@@ -132,38 +153,56 @@ def ratio(finer: Triple, coarser: Triple) -> Triple:
 def downsample_image(codes: NDArray[np.int16], factors: Triple) -> NDArray[np.int16]:
     """Return the means of blocks of codes, int16 (z, y, x): step by step, all axes that need it at once."""
     for step in _halvings(factors):
-        codes = _halve(codes, step, _mean)
+        codes = _halve(codes, step)
     return codes
 
 
 def downsample_labels(labels: NDArray[LabelType], factors: Triple) -> NDArray[LabelType]:
-    """Return the most frequent id of each block, (z, y, x), of several the lowest; halved step by step."""
-    for step in _halvings(factors):
-        labels = _halve(labels, step, _mode)
-    return labels
+    """Return the most frequent id around the centre of each block, (z, y, x), of several the lowest.
+
+    Around the centre are, along an axis with factor f > 1, the voxels f / 2 - 1 and f / 2 of the block, whatever
+    f is; those beyond the array are its last.
+    """
+    _check(factors)
+    axes = [
+        [np.minimum(np.arange(0, size, factor) + offset, size - 1) for offset in _central(factor)]
+        for size, factor in zip(labels.shape, factors, strict=True)
+    ]
+    result = np.empty(coarse_shape(labels.shape, factors), dtype=labels.dtype)
+    thickness = max(1, _SLAB_VOXELS // (8 * max(1, result.shape[1] * result.shape[2])))
+    for first in range(0, len(result), thickness):
+        slab = slice(first, first + thickness)
+        members = [labels[np.ix_(z[slab], y, x)] for z, y, x in product(*axes)]
+        result[slab] = _mode(members)
+    return result
+
+
+def _central(factor: int) -> tuple[int, ...]:
+    return (0,) if factor == 1 else (factor // 2 - 1, factor // 2)
+
+
+def _check(factors: Triple) -> None:
+    if min(factors) < 1 or any(factor & (factor - 1) for factor in factors):
+        raise ValueError(f"factors must be powers of two, got {factors}")
 
 
 def _halvings(factors: Triple) -> Iterator[Triple]:
     """Yield steps of 1 or 2 along each axis whose product is `factors`."""
+    _check(factors)
     left = list(factors)
-    if min(left) < 1 or any(factor & (factor - 1) for factor in left):
-        raise ValueError(f"factors must be powers of two, got {factors}")
     while max(left) > 1:
         z, y, x = (min(factor, 2) for factor in left)
         yield z, y, x
         left = [max(factor // 2, 1) for factor in left]
 
 
-def _halve(
-    array: NDArray[Any], step: Triple, summary: Callable[[list[NDArray[Any]]], NDArray[Any]]
-) -> NDArray[Any]:
-    """Return the summary of every block of `step` voxels, slab by slab along z."""
-    shape = coarse_shape(array.shape, step)
-    result = np.empty(shape, dtype=array.dtype)
-    thickness = max(1, _SLAB_VOXELS // max(1, step[0] * array.shape[1] * array.shape[2]))
-    for first in range(0, shape[0], thickness):
-        last = min(first + thickness, shape[0])
-        slab = array[first * step[0] : last * step[0]]
+def _halve(codes: NDArray[np.int16], step: Triple) -> NDArray[np.int16]:
+    """Return the means of blocks of `step` voxels, slab by slab along z."""
+    result = np.empty(coarse_shape(codes.shape, step), dtype=np.int16)
+    thickness = max(1, _SLAB_VOXELS // max(1, step[0] * codes.shape[1] * codes.shape[2]))
+    for first in range(0, len(result), thickness):
+        last = min(first + thickness, len(result))
+        slab = codes[first * step[0] : last * step[0]]
         # To whole blocks: the last slice again, where an axis is odd.
         missing = [(0, -size % part) for size, part in zip(slab.shape, step, strict=True)]
         slab = np.pad(slab, missing, mode="edge") if np.any(missing) else slab
@@ -171,7 +210,7 @@ def _halve(
             slab[tuple(slice(offset, None, part) for offset, part in zip(offsets, step, strict=True))]
             for offsets in product(*(range(part) for part in step))
         ]
-        result[first:last] = summary(members)
+        result[first:last] = _mean(members)
     return result
 
 
@@ -187,7 +226,7 @@ def _mean(members: list[NDArray[np.int16]]) -> NDArray[np.int32]:
 
 
 def _mode(members: list[NDArray[Any]]) -> NDArray[np.uint16]:
-    """Return the value that most of 2, 4 or 8 arrays of ids have at a place, of several the lowest."""
+    """Return the value that most of 1, 2, 4 or 8 arrays of ids have at a place, of several the lowest."""
     members = [np.ascontiguousarray(member, dtype=np.uint16) for member in members]
     votes = [np.zeros(members[0].shape, dtype=np.uint8) for _ in members]
     for first, second in combinations(range(len(members)), 2):

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from storage.errors import InvalidSelection
 from storage.index import IndexEntry
-from storage.layout import MAX_WORD_BITS, atoms_name
+from storage.layout import MAX_WORD_BITS, atoms_name, label_volume, level_key
 from storage.levels import (
-    FULL,
     Level,
     Triple,
     coarse_boxes,
@@ -27,10 +26,12 @@ from storage.levels import (
     downsample_image,
     downsample_labels,
     fine_region,
+    make_level,
     plan_levels,
     ratio,
     steps_to,
 )
+from storage.orders import unpack_orders
 from storage.records import Intensity, Labels, LabelVolume, Proposals, ScanRecord
 from storage.regions import Region, parse_region, region_shape
 from storage.scan_files import ScanFiles
@@ -135,7 +136,10 @@ class Scan:
     @cached_property
     def levels(self) -> tuple[Level, ...]:
         """The scan's levels, finest first: each halves the axes still longer than a window."""
-        return tuple(self._make_level(factors, index) for index, factors in enumerate(self._plan))
+        return tuple(
+            make_level(self.shape, self.spacing_zyx_mm, factors, index)
+            for index, factors in enumerate(self._plan)
+        )
 
     @property
     def num_levels(self) -> int:
@@ -166,7 +170,14 @@ class Scan:
         factors = plan_levels(self.shape, window_zyx)[-1]
         if factors in self._plan:
             return self.levels[self._plan.index(factors)]
-        return self._make_level(factors, None)
+        return make_level(self.shape, self.spacing_zyx_mm, factors, None)
+
+    def num_atoms(self, layer: int = 0) -> int:
+        """Return how many atoms a layer has: its ids are 0 to this less one."""
+        self._layer_path(layer)
+        if self.entry.format_version == 1:
+            return self._files.array(f"orders/{layer}").layout.shape[1]
+        return self._files.array(f"segments/{layer}").layout.shape[0]
 
     def image(
         self, region: Sequence[slice] | None = None, *, level: int | Level = 0, normalize: bool = False
@@ -210,17 +221,17 @@ class Scan:
     def labels(self, name: str, region: Sequence[slice] | None = None, *, level: int | Level = 0) -> Labels:
         """Return an expert label map, uint8 or uint16 (z, y, x); 0 is background."""
         self._check_label(name)
-        labels: Labels = self._volume(f"labels/{name}", region, level)
+        labels: Labels = self._volume(label_volume(name), region, level)
         return labels
 
     def label_values(self, name: str) -> dict[int, str]:
         """Return what the values of an expert label map mean."""
         self._check_label(name)
-        image_label = self._files.metadata(f"labels/{name}")["ome"]["image-label"]
+        image_label = self._files.metadata(label_volume(name))["ome"]["image-label"]
         return {int(item["label-value"]): str(item["name"]) for item in image_label.get("properties", ())}
 
-    def orders(self, layer: int = 0) -> NDArray[np.uint16]:
-        """Return the hierarchies over a layer's atoms, (T, A): each row its atoms in depth-first order."""
+    def orders(self, layer: int = 0) -> tuple[NDArray[np.uint16], ...]:
+        """Return the hierarchies over a layer's atoms, a row each: those that proposals need, depth first."""
         self._layer_path(layer)
         return self._all_orders[layer]
 
@@ -246,6 +257,8 @@ class Scan:
     @cached_property
     def level_voxels(self) -> NDArray[np.int32]:
         """Voxels of every proposal at every level, (N, num_levels); column 0 is `proposals.voxels`."""
+        if self.entry.format_version > 1:
+            return self._files.whole("level_voxels")
         columns = [self.voxels_at(level) for level in self.levels]
         voxels = np.stack(columns, axis=1)
         voxels.flags.writeable = False
@@ -254,8 +267,11 @@ class Scan:
     def voxels_at(self, level: int | Level) -> NDArray[np.int32]:
         """Return the voxels of every proposal at a level, (N,): whether it is visible there, and how well."""
         level = self.level(level)
-        if level.factors_zyx == FULL:
+        if level.index == 0:
             return self.proposals.voxels
+        if level.index is not None and self.entry.format_version > 1:
+            column: NDArray[np.int32] = self.level_voxels[:, level.index]
+            return column
         counts = [
             np.bincount(self.atoms(layer, level=level).ravel(), minlength=65_536)
             for layer in range(self.num_layers)
@@ -357,8 +373,8 @@ class Scan:
         """Return a region of an image ("") or a label map (its path) at a level."""
         level = self.level(level)
         box = self._region(region, level)
-        first, *coarser = steps_to(level.factors_zyx, self._plan, self._stored)
-        reader = self._files.array(f"{path}/{self._stored.index(first)}".lstrip("/"))
+        first, *coarser = steps_to(level.factors_zyx, self._plan, self._stored, averaged=not path)
+        reader = self._files.array(level_key(path, self._stored.index(first)))
         fine = fine_region(box, ratio(first, level.factors_zyx), reader.layout.shape)
         array = reader.read(fine)
         for factors in coarser:
@@ -372,36 +388,29 @@ class Scan:
     ) -> Iterator[tuple[Region, NDArray[Any]]]:
         """Yield a parsed region of a volume in parts: where each lies in the region, and its voxels."""
         if level.factors_zyx in self._stored:
-            key = f"{path}/{self._stored.index(level.factors_zyx)}".lstrip("/")
+            key = level_key(path, self._stored.index(level.factors_zyx))
             yield from self._files.array(key).chunks(box, wanted=wanted)
             return
         everything = tuple(slice(0, size) for size in region_shape(box))
         if wanted(everything):
             yield everything, self._volume(path, box, level)
 
-    def _make_level(self, factors: Triple, index: int | None) -> Level:
-        z, y, x = (size * factor for size, factor in zip(self.spacing_zyx_mm, factors, strict=True))
-        return Level(
-            index=index,
-            factors_zyx=factors,
-            shape_zyx=coarse_shape(self.shape, factors),
-            spacing_zyx_mm=(z, y, x),
-        )
-
     @cached_property
     def _plan(self) -> tuple[Triple, ...]:
         """Factors of the levels."""
-        return plan_levels(self.shape)
+        if self.entry.format_version == 1:
+            return plan_levels(self.shape)
+        return tuple((int(z), int(y), int(x)) for z, y, x in self._mass["level_factors"])
 
     @property
     def _stored(self) -> tuple[Triple, ...]:
         """Factors of the levels that need not be made: in format version 1 the first."""
-        return self._plan[:1]
+        return self._plan if self.entry.format_version > 1 else self._plan[:1]
 
     def _layer_path(self, layer: int) -> str:
         if not 0 <= layer < self.num_layers:
             raise InvalidSelection(f"scan {self.id}: atom layer {layer} is not in 0..{self.num_layers - 1}")
-        return f"labels/{atoms_name(layer)}"
+        return label_volume(atoms_name(layer))
 
     def _check_label(self, name: str) -> None:
         if name not in self.label_names:
@@ -414,8 +423,11 @@ class Scan:
         return mass
 
     @cached_property
-    def _all_orders(self) -> tuple[NDArray[np.uint16], ...]:
-        return tuple(self._files.whole(f"orders/{layer}") for layer in range(self.num_layers))
+    def _all_orders(self) -> tuple[tuple[NDArray[np.uint16], ...], ...]:
+        layers = range(self.num_layers)
+        if self.entry.format_version == 1:
+            return tuple(tuple(self._files.whole(f"orders/{layer}")) for layer in layers)
+        return tuple(unpack_orders(self._files.whole(f"segments/{layer}")) for layer in layers)
 
     @cached_property
     def _rows(self) -> list[NDArray[np.uint16]]:
