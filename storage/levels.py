@@ -160,8 +160,8 @@ def downsample_image(codes: NDArray[np.int16], factors: Triple) -> NDArray[np.in
 def downsample_labels(labels: NDArray[LabelType], factors: Triple) -> NDArray[LabelType]:
     """Return the most frequent id around the centre of each block, (z, y, x), of several the lowest.
 
-    Around the centre are, along an axis with factor f > 1, the voxels f / 2 - 1 and f / 2 of the block, whatever
-    f is; those beyond the array are its last.
+    Around the centre are, along an axis with factor f > 1, the voxels f / 2 - 1 and f / 2 of the block; those
+    beyond the array are its last.
     """
     _check(factors)
     axes = [
