@@ -3,6 +3,7 @@
     prepare   discover -> plan -> flow: a task for each scan or batch of small ones -> finish -> report
     status    what the store has, what failed, what is stale
     verify    every committed byte against its checksum
+    lift      a store of an older format version to the newest one
     score     proposals against the labels in the store
     inspect   pictures and numbers on a page
     pretrain  a network on the store's proposals; also under torchrun
@@ -91,6 +92,7 @@ def prepare(raw: Path, store_path: Path, settings: Settings, options: Options) -
     discovery = discover(raw, settings.ingest)
     config = settings.values()
     store = create_store(store_path, spacing_mm=settings.ingest.spacing_mm, config=config)
+    store.require_current()
     before = store.info.config
     if before != config:
         store.set_config(config, spacing_mm=settings.ingest.spacing_mm)

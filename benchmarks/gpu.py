@@ -28,7 +28,9 @@ from speed import STEPS, timed
 import pipeline.gradient
 import pipeline.proposals as steps
 from pipeline.backend import Backend, NoGpu, get_backend
+from pipeline.intervals import num_atoms
 from storage import open_store
+from storage.orders import pack_orders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,10 +202,12 @@ class PoolPeak:
 
 
 def same(one: steps.ProposalSet, other: steps.ProposalSet) -> bool:
-    """Whether two sets are the same to the bit."""
+    """Whether two sets are the same to the bit; of the orders, what a store keeps of them."""
 
     def arrays(made: steps.ProposalSet) -> list[NDArray[Any]]:
-        return [*made.atoms, *made.orders, made.table, made.scores]
+        sizes = [num_atoms(made, layer) for layer in range(len(made.atoms))]
+        segments, table = pack_orders(made.orders, sizes, made.table)
+        return [*made.atoms, *segments, table, made.scores]
 
     return tuple(one.sources) == tuple(other.sources) and all(
         a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(arrays(one), arrays(other), strict=True)

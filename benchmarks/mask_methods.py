@@ -105,7 +105,7 @@ class Masked:
 
 def proposal_bytes(folder: Path) -> int:
     """Bytes of a stored scan's atoms, orders, table and scores."""
-    wanted = ("labels/atoms", "orders/", "proposals/", "scores/")
+    wanted = ("labels/atoms", "segments/", "level_voxels/", "proposals/", "scores/")
     files = [path for path in folder.rglob("*") if path.is_file()]
     return sum(p.stat().st_size for p in files if p.relative_to(folder).as_posix().startswith(wanted))
 

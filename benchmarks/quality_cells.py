@@ -29,6 +29,7 @@ from pipeline.config import INGEST_VERSION, IngestConfig
 from pipeline.discovery import discover
 from pipeline.errors import ScanError
 from pipeline.fingerprint import source_stat
+from pipeline.intervals import num_atoms
 from pipeline.protocols import ScanLike
 from pipeline.quality import atom_limit
 from pipeline.reading import read_source
@@ -147,8 +148,8 @@ def score(scan: ScanLike) -> ScanScore:
         for label in scan.labels:
             here = [i for i, s in enumerate(structures) if s.label == label.name]
             values = [structures[i].value for i in here]
-            num_atoms = scan.orders[layer].shape[1]
-            limit = atom_limit(scan.atoms[layer], label.array, num_atoms=num_atoms, values=values)
+            size = num_atoms(scan, layer)
+            limit = atom_limit(scan.atoms[layer], label.array, num_atoms=size, values=values)
             for place, i in enumerate(here):
                 structures[i] = replace(
                     structures[i],

@@ -83,7 +83,7 @@ def measure(folder: Path, scan_id: str | None, repeats: int, scratch: Path) -> d
     sizes = {path.relative_to(scan.path).as_posix(): path.stat().st_size for path in scan.path.rglob("*.*")}
     sizes = {key: size for key, size in sizes.items() if (scan.path / key).is_file()}
     numbers = {
-        "num_atoms": float(scan.orders().shape[1]),
+        "num_atoms": float(scan.num_atoms()),
         "num_proposals": float(len(scan.proposals)),
         "num_files": float(len(sizes)),
         "store_bytes": float(sum(sizes.values())),

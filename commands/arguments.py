@@ -60,6 +60,11 @@ def parser() -> argparse.ArgumentParser:
     add = command("verify", "commands.verify:run_verify", "check every committed byte of a store")
     add.add_argument("store", type=Path, metavar="STORE")
 
+    add = command(
+        "lift", "commands.lifting:run_lift", "bring a store of an older format version to the newest one"
+    )
+    add.add_argument("store", type=Path, metavar="STORE", help="nothing is prepared anew; may be interrupted")
+
     add = command("score", "commands.score:run_score", "score proposals against the labels in a store")
     add.add_argument("store", type=Path, metavar="STORE")
     for what, of in (("scan", "ids"), ("dataset", "data sets")):

@@ -12,7 +12,7 @@ from commands.preparing import known_scans, wanted_digests
 from commands.terminal import counted, print_failures, print_table
 from pipeline.outcomes import counted_scans, failure_values
 from pipeline.plan import Wanted
-from storage import open_store
+from storage import open_store, scans_to_lift
 
 
 def run_status(arguments: Namespace) -> tuple[int, dict[str, Any]]:
@@ -44,12 +44,16 @@ def run_status(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     print_failures(failed)
     for why, count in Counter(stale.values()).items():
         print(f"stale: {counted_scans(count)}: {why}")
+    older = scans_to_lift(store)
+    if older:
+        print(f"older: {counted_scans(len(older))} of an older format version; `mass lift` brings them up")
     document = {
         "num_scans": len(store),
         "spacing_mm": store.info.spacing_mm,
         "groups": [dict(zip(columns, row, strict=True)) for row in rows],
         "failed": failure_values(failed),
         "stale": stale,
+        "to_lift": list(older),
     }
     return int(bool(failed)), document
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.intervals import coverage, select
+from pipeline.intervals import coverage, num_atoms, select
 from pipeline.pictures import Rgb, arrange_planes, to_png, volume_text
 from pipeline.protocols import SOURCE, VOXELS, ScanLike
 from pipeline.quality import interval_overlap
@@ -198,7 +198,7 @@ def _overview(
         modality=scan.modality,
         shape_zyx=(z, y, x),
         extent_zyx_mm=(z * dz, y * dy, x * dx),
-        num_atoms=sum(orders.shape[1] for orders in scan.orders),
+        num_atoms=sum(num_atoms(scan, layer) for layer in range(len(scan.atoms))),
         num_proposals=len(scan.table),
         covered_fraction=float(np.mean(cover[body] > 0)) if body.any() else 0.0,
         outside_fraction=_outside_fraction(scan, body),
@@ -240,7 +240,7 @@ def scan_facts(scan: ScanLike) -> tuple[tuple[str, str], ...]:
         ("intensity", _intensity(intensity)),
         ("acquisition", machine),
         ("notes", "; ".join(str(note) for note in notes) if isinstance(notes, list | tuple) else ""),
-        ("atoms", ", ".join(f"{orders.shape[1]:,}" for orders in scan.orders)),
+        ("atoms", ", ".join(f"{num_atoms(scan, layer):,}" for layer in range(len(scan.atoms)))),
         ("hierarchies", str(sum(len(orders) for orders in scan.orders))),
         ("proposals", f"{len(scan.table):,}"),
         ("labels", ", ".join(labels) or "none"),

@@ -1,6 +1,6 @@
 """Looking things up in proposals that are stored as intervals: masks, the proposals at a point, coverage.
 
-Reads: atoms (z, y, x), orders (T, A), table (N, 11) of `pipeline.protocols.Intervals`.
+Reads: atoms (z, y, x), rows of orders, table (N, 11) of `pipeline.protocols.Intervals`.
 Writes: masks, rows of the table, counts a voxel; nothing is kept.
 Bounds: exact; a lookup costs one pass over the atoms asked for, never one over all proposals' masks.
 """
@@ -14,12 +14,15 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.protocols import ORDER, START, STOP, VOXELS, IntArray, Intervals
+from pipeline.protocols import ORDER, START, STOP, VOXELS, IntArray, Intervals, Rows
 
 Region = tuple[slice, slice, slice]
 """A box (z, y, x) of the scan."""
 WHOLE: Region = (slice(None), slice(None), slice(None))
 """All of the scan."""
+
+NO_ATOM = 65_534
+"""Lowest id of a uint16 volume that is no atom."""
 
 T = TypeVar("T", bound=np.generic)
 
@@ -30,8 +33,8 @@ class IntervalSet:
 
     atoms: Sequence[IntArray]
     """Label volumes (z, y, x), one a layer."""
-    orders: Sequence[IntArray]
-    """(T_k, A_k) a layer."""
+    orders: Sequence[Rows]
+    """The rows of each layer."""
     table: IntArray
     """(N, 11)."""
 
@@ -64,7 +67,7 @@ def proposal_mask(proposals: Intervals, index: int, region: Region = WHOLE) -> N
     order, start, stop = (int(proposals.table[index, column]) for column in (ORDER, START, STOP))
     layer, row = order_rows(proposals)[order]
     member = _lookup(proposals, layer, np.bool_)
-    member[proposals.orders[layer][row, start:stop]] = True
+    member[proposals.orders[layer][row][start:stop]] = True
     return _gather(proposals, layer, member, region)
 
 
@@ -85,7 +88,7 @@ def proposal_words(
         for bit, index in enumerate(indices):
             order, start, stop = (int(proposals.table[index, column]) for column in (ORDER, START, STOP))
             if rows[order][0] == layer:
-                lookup[proposals.orders[layer][rows[order][1], start:stop]] |= np.uint64(1 << bit)
+                lookup[proposals.orders[layer][rows[order][1]][start:stop]] |= np.uint64(1 << bit)
         if lookup.any():
             words |= _gather(proposals, layer, lookup, region)
     return words
@@ -109,8 +112,10 @@ def proposals_at(proposals: Intervals, point_zyx: tuple[int, int, int]) -> NDArr
     first = 0
     for atoms, orders in zip(proposals.atoms, proposals.orders, strict=True):
         atom = int(atoms[point_zyx])
-        if atom < orders.shape[1]:
-            position[first : first + len(orders)] = np.argmax(orders == atom, axis=1)
+        for order, row in enumerate(orders, start=first):
+            found = np.flatnonzero(row == atom)
+            if len(found):
+                position[order] = found[0]
         first += len(orders)
     here = position[table[:, ORDER]]
     rows = np.flatnonzero((here >= table[:, START]) & (here < table[:, STOP]))
@@ -124,22 +129,31 @@ def coverage(proposals: Intervals, region: Region = WHOLE) -> NDArray[np.int32]:
     first = 0
     for layer, orders in enumerate(proposals.orders):
         lookup = _lookup(proposals, layer, np.int32)
-        for row in range(len(orders)):
-            chosen = table[table[:, ORDER] == first + row]
-            steps = np.zeros(orders.shape[1] + 1, dtype=np.int32)
+        for order, row in enumerate(orders, start=first):
+            chosen = table[table[:, ORDER] == order]
+            steps = np.zeros(len(row) + 1, dtype=np.int32)
             np.add.at(steps, chosen[:, START], 1)
             np.add.at(steps, chosen[:, STOP], -1)
-            lookup[orders[row]] += np.cumsum(steps[:-1], dtype=np.int32)
+            lookup[row] += np.cumsum(steps[:-1], dtype=np.int32)
         total += _gather(proposals, layer, lookup, region)
         first += len(orders)
     return total
 
 
+def num_atoms(proposals: Intervals, layer: int) -> int:
+    """Atoms of a layer, A: one more than the highest id in its volume or rows that is an atom."""
+    atoms = proposals.atoms[layer]
+    if atoms.dtype == np.uint16:
+        atoms = atoms[atoms < NO_ATOM]
+    return 1 + max(int(ids.max()) for ids in (atoms, *proposals.orders[layer]) if ids.size)
+
+
 def _lookup(proposals: Intervals, layer: int, dtype: type[T]) -> NDArray[T]:
-    """Zeros for each atom of a layer, and one more for "no atom"."""
-    return np.zeros(proposals.orders[layer].shape[1] + 1, dtype=dtype)
+    """Zeros for each id that a voxel of a layer may have."""
+    size = 65_536 if proposals.atoms[layer].dtype == np.uint16 else num_atoms(proposals, layer)
+    return np.zeros(size, dtype=dtype)
 
 
 def _gather(proposals: Intervals, layer: int, lookup: NDArray[T], region: Region) -> NDArray[T]:
-    """The value of each voxel's atom; ids beyond the layer's atoms take the last one, "no atom"."""
-    return lookup[np.minimum(proposals.atoms[layer][region], len(lookup) - 1)]
+    """The value of each voxel's atom; what is no atom has the zero that the lookup began with."""
+    return lookup[proposals.atoms[layer][region]]

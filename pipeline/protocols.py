@@ -18,8 +18,12 @@ from numpy.typing import NDArray
 IntArray: TypeAlias = NDArray[np.integer[Any]]
 """Any integer array; label volumes are uint8 or uint16, atoms uint16, tables int32."""
 
+Rows: TypeAlias = IntArray | Sequence[IntArray]
+"""The orders of an atom layer: one row a hierarchy, of atom ids in depth-first order. In a stored scan
+a row has only the atoms that proposals need, so rows differ in length."""
+
 ORDER, START, STOP, Z0, Y0, X0, Z1, Y1, X1, VOXELS, SOURCE = range(11)
-"""Columns of a proposal table (format version 1)."""
+"""Columns of a proposal table (of both format versions)."""
 
 
 class Intervals(Protocol):
@@ -27,11 +31,11 @@ class Intervals(Protocol):
 
     @property
     def atoms(self) -> Sequence[IntArray]:
-        """Label volumes (z, y, x), one a layer; an id at or above A_k is no atom (background, missing)."""
+        """Label volumes (z, y, x), one a layer; uint16 from 65534 on is no atom (background, missing)."""
 
     @property
-    def orders(self) -> Sequence[IntArray]:
-        """(T_k, A_k) a layer; every row is a permutation of the layer's atom ids."""
+    def orders(self) -> Sequence[Rows]:
+        """The rows of each layer."""
 
     @property
     def table(self) -> IntArray:

@@ -4,7 +4,7 @@ A proposal is an interval of a depth-first order over atoms, so no mask is ever 
 structure are counted once an atom, the counts are summed along each order, and an interval's intersection is
 a difference of two prefix sums. One pass over the voxels, then O(atoms x orders + proposals) a structure.
 
-Reads: atoms (z, y, x) uint16, orders (T, A) uint16, table (N, 11) int32, label (z, y, x) integer, 0 =
+Reads: atoms (z, y, x) uint16, rows of orders uint16, table (N, 11) int32, label (z, y, x) integer, 0 =
 background.
 Writes: overlap counts (S, N), best IoU and Dice a structure at the first n proposals, limits that the atoms
 set.
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.intervals import num_atoms
 from pipeline.protocols import ORDER, START, STOP, IntArray, Intervals
 
 COUNTS = (50, 100, 250, 500, 1000, 2000, 4000)
@@ -140,13 +141,6 @@ def joint_counts(
     return totals[:num_atoms], joint.reshape(-1, width)[: len(values), :num_atoms]
 
 
-def _prefix_sums(orders: IntArray, counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(T, A + 1) sums of the counts (A,) over the first i atoms of each order."""
-    sums = np.zeros((orders.shape[0], orders.shape[1] + 1), dtype=np.int64)
-    np.cumsum(counts[orders], axis=1, out=sums[:, 1:])
-    return sums
-
-
 def interval_overlap(
     proposals: Intervals, label: IntArray, *, values: Sequence[int] | None = None
 ) -> Overlap:
@@ -165,19 +159,17 @@ def interval_overlap(
     table = np.asarray(proposals.table)
     proposal_voxels = np.zeros(len(table), dtype=np.int64)
     intersection = np.zeros((len(wanted), len(table)), dtype=np.int64)
-    first_row = 0
-    for atoms, orders in zip(proposals.atoms, proposals.orders, strict=True):
-        num_rows, num_atoms = orders.shape
-        totals, joint = joint_counts(atoms, label, wanted, num_atoms=num_atoms)
-        here = np.flatnonzero((table[:, ORDER] >= first_row) & (table[:, ORDER] < first_row + num_rows))
-        row, start, stop = (table[here, c].astype(np.int64) for c in (ORDER, START, STOP))
-        row -= first_row
-        sums = _prefix_sums(orders, totals)
-        proposal_voxels[here] = sums[row, stop] - sums[row, start]
-        for s in range(len(wanted)):
-            sums = _prefix_sums(orders, joint[s])
-            intersection[s, here] = sums[row, stop] - sums[row, start]
-        first_row += num_rows
+    first_order = 0
+    for layer, (atoms, rows) in enumerate(zip(proposals.atoms, proposals.orders, strict=True)):
+        totals, joint = joint_counts(atoms, label, wanted, num_atoms=num_atoms(proposals, layer))
+        counts = np.concatenate([totals[None], joint])
+        for order, row in enumerate(rows, start=first_order):
+            here = np.flatnonzero(table[:, ORDER] == order)
+            sums = np.zeros((len(counts), len(row) + 1), dtype=np.int64)
+            np.cumsum(counts[:, row], axis=1, out=sums[:, 1:])
+            inside = sums[:, table[here, STOP]] - sums[:, table[here, START]]
+            proposal_voxels[here], intersection[:, here] = inside[0], inside[1:]
+        first_order += len(rows)
     return Overlap(
         values=wanted,
         structure_voxels=np.array([found.get(v, 0) for v in wanted], dtype=np.int64),

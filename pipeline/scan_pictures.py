@@ -37,7 +37,7 @@ from pipeline.pictures import (
     in_hounsfield,
     voxel_mm,
 )
-from pipeline.protocols import VOXELS, X0, X1, Z0, Z1, IntArray, ScanLike
+from pipeline.protocols import VOXELS, X0, X1, Z0, Z1, IntArray, Rows, ScanLike
 from pipeline.scoring import SIZE_CLASS_NAMES, SIZE_CLASSES_MM3
 
 Point = tuple[int, int, int]
@@ -104,7 +104,7 @@ class Slice:
     """(height, width) grey."""
     atoms: tuple[NDArray[np.integer], ...]
     """(height, width, 1) a layer: a box in its own right, so that masks can be looked up on it."""
-    orders: Sequence[NDArray[np.integer]]
+    orders: Sequence[Rows]
     table: NDArray[np.integer]
     voxel: tuple[float, float]
     """Height and width of a voxel in mm."""

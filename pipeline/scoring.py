@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.baseline import SlicConfig, baseline_overlap, slic_scales
+from pipeline.intervals import num_atoms
 from pipeline.protocols import SOURCE, LabelLike, ScanLike
 from pipeline.quality import (
     COUNTS,
@@ -179,8 +180,7 @@ def _score_label(
     if not values:
         return [], skipped
     best = best_overlap(interval_overlap(scan, label.array, values=values), config.counts)
-    num_atoms = scan.orders[0].shape[1]
-    limit = atom_limit(scan.atoms[0], label.array, num_atoms=num_atoms, values=values)
+    limit = atom_limit(scan.atoms[0], label.array, num_atoms=num_atoms(scan, 0), values=values)
     return [_structure_score(scan, label, best, limit, flat, s) for s in range(len(values))], skipped
 
 

@@ -1,4 +1,4 @@
-"""The store: the only code that knows how scans lie on disk (format version 1, one Zarr v3 group a scan).
+"""The store: the only code that knows how scans lie on disk (format version 2, one Zarr v3 group a scan).
 
     from storage import open_store
 
@@ -8,8 +8,11 @@
     scan.proposals.voxels             # int32 (N,), best proposal first
     scan.masks([3, 17])               # bool (2, z, y, x)
     scan.words([3, 17, 40], region)   # uint16 (z, y, x): bit k is mask k
+    level = scan.level_for((64, 64, 64))     # the finest level at which the whole scan fits a window
+    scan.image(level=level), scan.masks([3, 17], level=level), scan.voxels_at(level)
 
-Writers use `create_store`, `commit_scan`, `finish`; `sweep` and `verify` look after a store. Names are loaded
+Writers use `create_store`, `commit_scan`, `finish`; `sweep` and `verify` look after a store,
+`lift_scan` brings its scans to the newest version. Names are loaded
 when first used, so that importing `storage` costs nothing.
 """
 
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     from storage.index import IndexEntry
     from storage.layout import FORMAT_VERSION, PROPOSAL_COLUMNS, digest_of
     from storage.ledger import LedgerEntry, LedgerFile, read_ledger, write_ledger
+    from storage.levels import Level
+    from storage.lifting import lift_scan, scans_to_lift
     from storage.records import Intensity, LabelVolume, Proposals, ScanRecord
     from storage.regions import Region
     from storage.scans import Crop, Scan
@@ -62,10 +67,13 @@ _HOME = {
     "FORMAT_VERSION": "layout",
     "PROPOSAL_COLUMNS": "layout",
     "digest_of": "layout",
+    "Level": "levels",
     "LedgerEntry": "ledger",
     "LedgerFile": "ledger",
     "read_ledger": "ledger",
     "write_ledger": "ledger",
+    "lift_scan": "lifting",
+    "scans_to_lift": "lifting",
     "Intensity": "records",
     "LabelVolume": "records",
     "Proposals": "records",
@@ -96,6 +104,7 @@ __all__ = [
     "LabelVolume",
     "LedgerEntry",
     "LedgerFile",
+    "Level",
     "Problem",
     "Proposals",
     "Region",
@@ -113,9 +122,11 @@ __all__ = [
     "create_store",
     "digest_of",
     "finish",
+    "lift_scan",
     "open_store",
     "read_ledger",
     "remove_scan",
+    "scans_to_lift",
     "sweep",
     "verify",
     "verify_scan",

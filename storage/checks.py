@@ -1,6 +1,6 @@
 """Does a table of proposals say the truth about its atoms? Exact, for every proposal, in under a second.
 
-*Reads* atom layers uint16 (z, y, x), orders uint16 (T, A), table int32 (N, 11), scores float32 (N,).
+*Reads* atom layers uint16 (z, y, x), rows of atom ids uint16, table int32 (N, 11), scores float32 (N,).
 *Raises* InvalidRecord at the first thing that does not hold. A box that is too small would cut masks off, as
 readers skip the chunks outside it.
 """
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from storage.errors import InvalidRecord
 from storage.layout import BACKGROUND_ATOM, MAX_ATOMS, PROPOSAL_COLUMNS
+from storage.orders import Rows
 
 
 def check_proposals(
     atoms: Sequence[NDArray[np.uint16]],
-    orders: Sequence[NDArray[np.uint16]],
+    orders: Sequence[Rows],
     table: NDArray[np.int32],
     scores: NDArray[np.float32],
     num_sources: int,
@@ -29,16 +30,17 @@ def check_proposals(
     _check_table(table, scores, num_sources, sum(len(order) for order in orders))
     first_row = 0
     for layer, (volume, order) in enumerate(zip(atoms, orders, strict=True)):
-        _check_orders(layer, volume, order)
-        sizes, lows, highs = atom_extents(volume, order.shape[1], has_background=layer > 0)
+        num_atoms = count_atoms(layer, volume)
+        _check_rows(layer, order, num_atoms)
+        sizes, lows, highs = atom_extents(volume, num_atoms, has_background=layer > 0)
         if not sizes.all():
             raise InvalidRecord(
                 f"atom layer {layer}: atom {int(sizes.argmin())} of {len(sizes)} has no voxel"
             )
-        for row, permutation in enumerate(order):
+        for row, ids in enumerate(order):
             chosen = np.flatnonzero(table[:, 0] == first_row + row)
             if len(chosen):
-                _check_intervals(table, chosen, sizes[permutation], lows[permutation], highs[permutation])
+                _check_intervals(table, chosen, sizes[ids], lows[ids], highs[ids])
         first_row += len(order)
 
 
@@ -61,18 +63,39 @@ def _check_table(
             raise InvalidRecord(f"table: {name} must lie in 0..{top - 1}, got {column.min()}..{column.max()}")
 
 
-def _check_orders(layer: int, volume: NDArray[np.uint16], order: NDArray[np.uint16]) -> None:
+def count_atoms(layer: int, volume: NDArray[np.uint16]) -> int:
+    """Return the atoms A of a layer: one more than its highest id.
+
+    Raises:
+        InvalidRecord: The volume is none of atoms.
+    """
     if volume.dtype != np.uint16 or volume.ndim != 3 or volume.size == 0:
         raise InvalidRecord(
             f"atom layer {layer}: must be uint16 (z, y, x), got {volume.dtype} {volume.shape}"
         )
-    if order.dtype != np.uint16 or order.ndim != 2 or 0 in order.shape or order.shape[1] > MAX_ATOMS:
-        raise InvalidRecord(
-            f"orders {layer}: must be uint16 (T, A) with T >= 1 and 1 <= A <= {MAX_ATOMS}, "
-            f"got {order.dtype} {order.shape}"
-        )
-    if not (np.sort(order, axis=1) == np.arange(order.shape[1], dtype=np.uint16)).all():
-        raise InvalidRecord(f"orders {layer}: every row must be a permutation of 0..{order.shape[1] - 1}")
+    num_atoms = int(volume.max()) + 1
+    if num_atoms > MAX_ATOMS and layer > 0:
+        inside = volume[volume != BACKGROUND_ATOM]
+        num_atoms = int(inside.max()) + 1 if inside.size else 0
+    if not 1 <= num_atoms <= MAX_ATOMS:
+        got = num_atoms - 1 if num_atoms else "none"
+        raise InvalidRecord(f"atoms of layer {layer}: ids must lie in 0..{MAX_ATOMS - 1}, got {got}")
+    return num_atoms
+
+
+def _check_rows(layer: int, rows: Rows, num_atoms: int) -> None:
+    if not len(rows):
+        raise InvalidRecord(f"orders {layer}: needs a row at least")
+    for row in rows:
+        if row.dtype != np.uint16 or row.ndim != 1:
+            raise InvalidRecord(
+                f"orders {layer}: a row must be uint16 with 1 axis, got {row.dtype} {row.shape}"
+            )
+        counts = np.bincount(row, minlength=num_atoms)
+        if len(counts) > num_atoms or counts.max() > 1:
+            raise InvalidRecord(
+                f"orders {layer}: a row must have ids of 0..{num_atoms - 1}, none of them twice"
+            )
 
 
 def atom_extents(

@@ -71,11 +71,14 @@ def commit_scan(store: str | Path, record: ScanRecord, *, replace: bool = False)
 
     Raises:
         ScanExists: Another scan of this id is committed, and `replace` is false.
+        FormatVersionError: The store is of an older version, see `lift`.
         StoreFull: No space left; nothing of the scan stays.
     """
     from storage.writing import write_scan
 
-    root = open_store(store).path
+    opened = open_store(store)
+    opened.require_current()
+    root = opened.path
     with full_disk_named(root, f"scan {record.scan_id}"), _temporary(root, record.scan_id) as temporary:
         write_scan(temporary.folder, record)
         commit_bytes = _commit_document(temporary.folder, record)

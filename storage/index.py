@@ -17,7 +17,7 @@ from typing import Any
 
 from storage.errors import CorruptScan, CorruptStore
 from storage.files import replace_file
-from storage.layout import INDEX_FILE, dump_line, scan_key
+from storage.layout import FORMAT_VERSION, INDEX_FILE, READ_VERSIONS, dump_line, scan_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,8 @@ class IndexEntry:
     """Digest of what each stage was given."""
     digest: str
     """sha256 of its COMMIT.json, and with it of every byte of the scan."""
+    format_version: int = FORMAT_VERSION
+    """How its folder is laid out."""
 
     @property
     def path(self) -> str:
@@ -65,14 +67,19 @@ class IndexEntry:
             labels=tuple(str(name) for name in value["labels"]),
             digests={str(stage): str(digest) for stage, digest in value["digests"].items()},
             digest=str(value["digest"]),
+            format_version=int(value.get("format_version", 1)),
         )
+        if entry.format_version not in READ_VERSIONS:
+            raise ValueError(f"format version of {entry.scan_id} is {entry.format_version}")
         if value["path"] != entry.path:
             raise ValueError(f"path of {entry.scan_id} is {value['path']!r}, must be {entry.path!r}")
         return entry
 
     def to_json(self) -> dict[str, object]:
         """Return the entry as one JSON object."""
-        return self.summary() | {"path": self.path, "digest": self.digest}
+        line = self.summary() | {"path": self.path, "digest": self.digest}
+        # Lines of version 1 did not name it.
+        return line if self.format_version == 1 else line | {"format_version": self.format_version}
 
     def summary(self) -> dict[str, object]:
         """Return what COMMIT.json repeats of the entry, so that a lost line can be written again."""
@@ -105,7 +112,8 @@ def parse_commit(data: bytes, *, where: str) -> Commit:
         document = json.loads(data)
         digest = hashlib.sha256(data).hexdigest()
         scan_id = document["scan"]["id"]
-        entry = IndexEntry.from_json(document["scan"] | {"path": scan_key(scan_id), "digest": digest})
+        around = {"path": scan_key(scan_id), "digest": digest, "format_version": document["format_version"]}
+        entry = IndexEntry.from_json(document["scan"] | around)
         keys = {key: (int(value["size"]), str(value["sha256"])) for key, value in document["keys"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptScan(f"{where}: COMMIT.json is damaged ({error!r}). Prepare the scan again") from error

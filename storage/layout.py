@@ -1,4 +1,4 @@
-"""The store on paper: names, numbers and paths of format version 1, and its canonical JSON. No I/O.
+"""The store on paper: names, numbers and paths of format version 2, and its canonical JSON. No I/O.
 
     STORE/
       store.json                     format version, target spacing, the prepare config and its digest
@@ -8,16 +8,19 @@
       tmp/                           scans being written; gone when nobody writes
       scans/<aa>/<scan_id>/          <aa>: first two hex digits of sha256(scan_id)
         zarr.json                    OME-NGFF 0.5 multiscales, and our `mass` attributes
-        0/                           image, int16 (z, y, x)
-        labels/atoms/0/              uint16 (z, y, x), ids 0..A-1 everywhere
-        labels/atoms_<k>/0/          uint16 (z, y, x), ids 0..A-1 or 65534 = background
-        labels/<name>/0/             expert labels, uint8 or uint16 (z, y, x), 0 = background
-        orders/<k>/                  (T, A) uint16, rows are permutations of the atoms of layer k
+        0/, 1/, ...                  image, int16 (z, y, x), a level each
+        labels/atoms/0/, 1/, ...     uint16 (z, y, x), ids 0..A-1 everywhere
+        labels/atoms_<k>/0/, ...     uint16 (z, y, x), ids 0..A-1 or 65534 = background
+        labels/<name>/0/, ...        expert labels, uint8 or uint16 (z, y, x), 0 = background
+        segments/<k>/                (A, T) uint8 or uint16: what the orders of layer k are made of
         proposals/                   (N, 11) int32, columns as in PROPOSAL_COLUMNS
         scores/                      (N,) float32, best first
+        level_voxels/                (N, levels) int32: voxels of each proposal at each level
         COMMIT.json                  every key with its size and checksum; written last
 
-An array keeps its chunks as one file beside its `zarr.json` (`c.0.0.0`): a scan is few files and few folders.
+Format version 1 has level 0 only, no level_voxels, and orders/<k>/, (T, A) uint16 rows that are permutations
+of the atoms, in place of segments. An array keeps its chunks as one file beside its `zarr.json` (`c.0.0.0`):
+a scan is few files and few folders.
 """
 
 from __future__ import annotations
@@ -28,7 +31,12 @@ import re
 from typing import Final
 
 FORMAT: Final = "mass3d-store"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+"""What is written."""
+
+READ_VERSIONS: Final = (1, 2)
+"""What is read."""
+
 OME_VERSION: Final = "0.5"
 
 STORE_FILE: Final = "store.json"
@@ -42,6 +50,9 @@ METADATA_FILE: Final = "zarr.json"
 
 CHUNK_VOXELS: Final = 64
 """Edge of an inner chunk of a volume, voxels; less along an axis that is shorter."""
+
+LEVEL_WINDOW_VOXELS: Final = 64
+"""Longest axis of a scan's coarsest level, voxels: each level halves the axes that are longer than this."""
 
 MISSING_ATOM: Final = 65_535
 """Fill value of atom volumes: never a valid id, so that lost data cannot pass for an atom."""
@@ -81,9 +92,14 @@ def atoms_name(layer: int) -> str:
     return "atoms" if layer == 0 else f"atoms_{layer}"
 
 
-def label_key(name: str) -> str:
-    """Return the key of a label's (or atom layer's) array."""
-    return f"labels/{name}/0"
+def level_key(volume: str, level: int) -> str:
+    """Return the key of a volume's array at a level; the volume "" is the image."""
+    return f"{volume}/{level}" if volume else str(level)
+
+
+def label_volume(name: str) -> str:
+    """Return the key of a label's (or atom layer's) group."""
+    return f"labels/{name}"
 
 
 def chunk_name(num_axes: int) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from storage.checks import check_proposals
 from storage.errors import InvalidRecord
 from storage.layout import PROPOSAL_COLUMNS, dump_line, is_label_name, is_safe_name
+from storage.orders import Rows
 
 Labels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -108,7 +109,7 @@ class Proposals:
 
     @property
     def order(self) -> NDArray[np.int32]:
-        """(N,): row in the rows of orders/0, orders/1, ... taken together."""
+        """(N,): row in the rows of all layers' orders taken together."""
         return self.column("order")
 
     @property
@@ -173,8 +174,8 @@ class ScanRecord:
     """Expert labels on the image's grid; may be empty."""
     atoms: tuple[NDArray[np.uint16], ...]
     """(z, y, x) a layer. Layer 0: ids 0..A-1 everywhere. Others: ids, or 65534 = background."""
-    orders: tuple[NDArray[np.uint16], ...]
-    """(T_k, A_k) a layer: each row a permutation of the layer's ids."""
+    orders: tuple[Rows, ...]
+    """Of each layer, a row a tree: atoms in depth-first order, all of them or those that proposals need."""
     table: NDArray[np.int32]
     """(N, 11): the columns named in PROPOSAL_COLUMNS, best first, N >= 1."""
     scores: NDArray[np.float32]
@@ -233,6 +234,17 @@ class ScanRecord:
                 raise InvalidRecord(
                     f"{name} is {array.shape}, the image {self.image.shape}: they share one grid"
                 )
+
+    @property
+    def proposals(self) -> Proposals:
+        """The proposals as columns."""
+        counts = [len(rows) for rows in self.orders]
+        return Proposals(
+            table=self.table,
+            scores=self.scores,
+            sources=self.sources,
+            layer_of_order=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
+        )
 
     def _volumes(self) -> dict[str, NDArray[np.generic]]:
         volumes: dict[str, NDArray[np.generic]] = {

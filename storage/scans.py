@@ -6,31 +6,36 @@ crc32c and size for arrays). Holds paths only: it may be pickled, and kept open 
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.errors import CorruptScan, InvalidSelection
-from storage.index import Commit, IndexEntry, parse_commit
-from storage.layout import (
-    COMMIT_FILE,
-    MAX_WORD_BITS,
-    METADATA_FILE,
-    atoms_name,
-    chunk_name,
-    label_key,
+from storage.errors import InvalidSelection
+from storage.index import IndexEntry
+from storage.layout import MAX_WORD_BITS, atoms_name, label_volume, level_key
+from storage.levels import (
+    Level,
+    Triple,
+    coarse_boxes,
+    coarse_shape,
+    downsample_image,
+    downsample_labels,
+    fine_region,
+    make_level,
+    plan_levels,
+    ratio,
+    steps_to,
 )
+from storage.orders import unpack_orders
 from storage.records import Intensity, Labels, LabelVolume, Proposals, ScanRecord
 from storage.regions import Region, parse_region, region_shape
-from storage.shards import ArrayReader, ScanFolder, parse_layout
-from storage.words import build_lookup, covered_part, unpack_words
+from storage.scan_files import ScanFiles
+from storage.words import build_lookup, count_voxels, covered_part, unpack_words
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,13 +54,13 @@ class Scan:
     def __init__(self, store: Path, entry: IndexEntry) -> None:
         self.path = store / entry.path
         self.entry = entry
-        self._readers: dict[str, ArrayReader] = {}
+        self._files = ScanFiles(self.path, entry)
 
     def __repr__(self) -> str:
         return f"Scan({self.id!r}, shape_zyx={self.shape}, num_proposals={self.entry.num_proposals})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "entry": self.entry, "_readers": {}}
+        return {"path": self.path, "entry": self.entry, "_files": self._files}
 
     @property
     def id(self) -> str:
@@ -128,50 +133,106 @@ class Scan:
         """Clip bounds and z-score statistics, real units."""
         return Intensity.from_json(self.attributes.get("intensity"), scan_id=self.id)
 
-    def image(self, region: Sequence[slice] | None = None, *, normalize: bool = False) -> NDArray[np.float32]:
+    @cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """The scan's levels, finest first: each halves the axes still longer than a window."""
+        return tuple(
+            make_level(self.shape, self.spacing_zyx_mm, factors, index)
+            for index, factors in enumerate(self._plan)
+        )
+
+    @property
+    def num_levels(self) -> int:
+        """How many levels the scan has, at least 1."""
+        return len(self._plan)
+
+    def level(self, level: int | Level) -> Level:
+        """Return a level of the scan by its index; one that `level_for` returned is returned as it is."""
+        if isinstance(level, Level):
+            if level.shape_zyx != coarse_shape(self.shape, level.factors_zyx):
+                raise InvalidSelection(
+                    f"scan {self.id}: a level of shape {level.shape_zyx} with factors {level.factors_zyx} is "
+                    f"of another scan, this one has {self.shape} voxels"
+                )
+            return level
+        if not 0 <= level < self.num_levels:
+            raise InvalidSelection(
+                f"scan {self.id}: level {level} is not in 0..{self.num_levels - 1}; level_for() returns one "
+                "that fits a smaller window"
+            )
+        return self.levels[level]
+
+    def level_for(self, window_zyx: Sequence[int]) -> Level:
+        """Return the finest level that fits into a window along every axis; the whole scan is in it.
+
+        It is one of the scan's levels, or one that is made from them when read.
+        """
+        factors = plan_levels(self.shape, window_zyx)[-1]
+        if factors in self._plan:
+            return self.levels[self._plan.index(factors)]
+        return make_level(self.shape, self.spacing_zyx_mm, factors, None)
+
+    def num_atoms(self, layer: int = 0) -> int:
+        """Return how many atoms a layer has: its ids are 0 to this less one."""
+        self._layer_path(layer)
+        if self.entry.format_version == 1:
+            return self._files.array(f"orders/{layer}").layout.shape[1]
+        return self._files.array(f"segments/{layer}").layout.shape[0]
+
+    def image(
+        self, region: Sequence[slice] | None = None, *, level: int | Level = 0, normalize: bool = False
+    ) -> NDArray[np.float32]:
         """Return the image, float32 (z, y, x).
 
         Args:
-            region: What to read.
+            region: What to read, in voxels of the level.
+            level: At which resolution.
             normalize: Whether to return z-scores (see `intensity`) in place of real units.
         """
-        reader = self._reader("0")
-        box = self._region(region)
+        level = self.level(level)
+        box = self._region(region, level)
         scale, offset = self.scale, self.offset
         if normalize:
             intensity = self.intensity
             scale, offset = scale / intensity.std, (offset - intensity.mean) / intensity.std
         image = np.empty(region_shape(box), dtype=np.float32)
-        for target, part in reader.chunks(box):
+        for target, part in self._parts("", box, level):
             np.multiply(part, np.float32(scale), out=image[target], dtype=np.float32)
             image[target] += np.float32(offset)
         return image
 
-    def image_codes(self, region: Sequence[slice] | None = None) -> NDArray[np.int16]:
+    def image_codes(
+        self, region: Sequence[slice] | None = None, *, level: int | Level = 0
+    ) -> NDArray[np.int16]:
         """Return the image as stored, int16 (z, y, x): a real value is code * scale + offset."""
-        codes: NDArray[np.int16] = self._reader("0").read(self._region(region))
+        codes: NDArray[np.int16] = self._volume("", region, level)
         return codes
 
-    def atoms(self, layer: int = 0, region: Sequence[slice] | None = None) -> NDArray[np.uint16]:
-        """Return the atom ids of a layer, uint16 (z, y, x); in layers from 1 on, 65534 is background."""
-        ids: NDArray[np.uint16] = self._reader(label_key(self._layer_name(layer))).read(self._region(region))
+    def atoms(
+        self, layer: int = 0, region: Sequence[slice] | None = None, *, level: int | Level = 0
+    ) -> NDArray[np.uint16]:
+        """Return the atom ids of a layer, uint16 (z, y, x); in layers from 1 on, 65534 is background.
+
+        At a coarser level small atoms may have no voxel.
+        """
+        ids: NDArray[np.uint16] = self._volume(self._layer_path(layer), region, level)
         return ids
 
-    def labels(self, name: str, region: Sequence[slice] | None = None) -> Labels:
+    def labels(self, name: str, region: Sequence[slice] | None = None, *, level: int | Level = 0) -> Labels:
         """Return an expert label map, uint8 or uint16 (z, y, x); 0 is background."""
         self._check_label(name)
-        labels: Labels = self._reader(label_key(name)).read(self._region(region))
+        labels: Labels = self._volume(label_volume(name), region, level)
         return labels
 
     def label_values(self, name: str) -> dict[int, str]:
         """Return what the values of an expert label map mean."""
         self._check_label(name)
-        image_label = self._metadata(f"labels/{name}")["attributes"]["ome"]["image-label"]
+        image_label = self._files.metadata(label_volume(name))["ome"]["image-label"]
         return {int(item["label-value"]): str(item["name"]) for item in image_label.get("properties", ())}
 
-    def orders(self, layer: int = 0) -> NDArray[np.uint16]:
-        """Return the hierarchies over a layer's atoms, (T, A): each row its atoms in depth-first order."""
-        self._layer_name(layer)
+    def orders(self, layer: int = 0) -> tuple[NDArray[np.uint16], ...]:
+        """Return the hierarchies over a layer's atoms, a row each: those that proposals need, depth first."""
+        self._layer_path(layer)
         return self._all_orders[layer]
 
     @cached_property
@@ -179,8 +240,8 @@ class Scan:
         """The proposals as columns, best first."""
         counts = self._mass["num_orders"]
         return Proposals(
-            table=self._small("proposals"),
-            scores=self._small("scores"),
+            table=self._files.whole("proposals"),
+            scores=self._files.whole("scores"),
             sources=self.sources,
             layer_of_order=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
         )
@@ -193,8 +254,36 @@ class Scan:
         order, start, stop = (int(value) for value in table[proposal, :3])
         return self._rows[order][start:stop]
 
+    @cached_property
+    def level_voxels(self) -> NDArray[np.int32]:
+        """Voxels of every proposal at every level, (N, num_levels); column 0 is `proposals.voxels`."""
+        if self.entry.format_version > 1:
+            return self._files.whole("level_voxels")
+        columns = [self.voxels_at(level) for level in self.levels]
+        voxels = np.stack(columns, axis=1)
+        voxels.flags.writeable = False
+        return voxels
+
+    def voxels_at(self, level: int | Level) -> NDArray[np.int32]:
+        """Return the voxels of every proposal at a level, (N,): whether it is visible there, and how well."""
+        level = self.level(level)
+        if level.index == 0:
+            return self.proposals.voxels
+        if level.index is not None and self.entry.format_version > 1:
+            column: NDArray[np.int32] = self.level_voxels[:, level.index]
+            return column
+        counts = [
+            np.bincount(self.atoms(layer, level=level).ravel(), minlength=65_536)
+            for layer in range(self.num_layers)
+        ]
+        return count_voxels(self.proposals, self._rows, counts)
+
     def words(
-        self, ids: Sequence[int] | NDArray[np.integer], region: Sequence[slice] | None = None
+        self,
+        ids: Sequence[int] | NDArray[np.integer],
+        region: Sequence[slice] | None = None,
+        *,
+        level: int | Level = 0,
     ) -> NDArray[np.uint16]:
         """Return up to 16 masks as one word a voxel, uint16 (z, y, x): bit k is proposal ids[k].
 
@@ -210,25 +299,33 @@ class Scan:
             atoms = self.atom_ids(proposal)
             layer = int(self.proposals.layer_of_order[self.proposals.table[proposal, 0]])
             runs.setdefault(layer, []).append((bit, atoms))
-        box = self._region(region)
+        level = self.level(level)
+        box = self._region(region, level)
         corner = np.array([part.start for part in box] * 2)
         words = np.zeros(region_shape(box), dtype=np.uint16)
         for layer, members in runs.items():
-            boxes = self.proposals.boxes[[chosen[bit] for bit, _ in members]] - corner
-            reader = self._reader(label_key(self._layer_name(layer)))
-            _add_words(words, reader, box, build_lookup(members), boxes)
+            boxes = self.proposals.boxes[[chosen[bit] for bit, _ in members]]
+            boxes = coarse_boxes(boxes, level.factors_zyx) - corner
+            _add_words(
+                words, partial(self._parts, self._layer_path(layer), box, level), build_lookup(members), boxes
+            )
         return words
 
     def masks(
-        self, ids: Sequence[int] | NDArray[np.integer], region: Sequence[slice] | None = None
+        self,
+        ids: Sequence[int] | NDArray[np.integer],
+        region: Sequence[slice] | None = None,
+        *,
+        level: int | Level = 0,
     ) -> NDArray[np.bool_]:
         """Return the masks of any number of proposals, bool (K, z, y, x)."""
         chosen = [int(proposal) for proposal in ids]
-        box = self._region(region)
+        level = self.level(level)
+        box = self._region(region, level)
         masks = np.empty((len(chosen), *region_shape(box)), dtype=np.bool_)
         for first in range(0, len(chosen), MAX_WORD_BITS):
             some = chosen[first : first + MAX_WORD_BITS]
-            masks[first : first + len(some)] = unpack_words(self.words(some, box), len(some))
+            masks[first : first + len(some)] = unpack_words(self.words(some, box, level=level), len(some))
         return masks
 
     def crop(
@@ -236,10 +333,14 @@ class Scan:
         ids: Sequence[int] | NDArray[np.integer],
         region: Sequence[slice] | None = None,
         *,
+        level: int | Level = 0,
         normalize: bool = True,
     ) -> Crop:
         """Return the image and up to 16 masks of a region: one training read."""
-        return Crop(image=self.image(region, normalize=normalize), words=self.words(ids, region))
+        return Crop(
+            image=self.image(region, level=level, normalize=normalize),
+            words=self.words(ids, region, level=level),
+        )
 
     def record(self) -> ScanRecord:
         """Return the whole scan as it was committed, all of it read and checked again."""
@@ -265,13 +366,51 @@ class Scan:
             digests=self.digests,
         )
 
-    def _region(self, region: Sequence[slice] | None) -> Region:
-        return parse_region(region, self.shape, where=f"scan {self.id}")
+    def _region(self, region: Sequence[slice] | None, level: Level) -> Region:
+        return parse_region(region, level.shape_zyx, where=f"scan {self.id}")
 
-    def _layer_name(self, layer: int) -> str:
+    def _volume(self, path: str, region: Sequence[slice] | None, level: int | Level) -> NDArray[Any]:
+        """Return a region of an image ("") or a label map (its path) at a level."""
+        level = self.level(level)
+        box = self._region(region, level)
+        first, *coarser = steps_to(level.factors_zyx, self._plan, self._stored, averaged=not path)
+        reader = self._files.array(level_key(path, self._stored.index(first)))
+        fine = fine_region(box, ratio(first, level.factors_zyx), reader.layout.shape)
+        array = reader.read(fine)
+        for factors in coarser:
+            downsample = downsample_labels if path else downsample_image
+            array = downsample(array, ratio(first, factors))
+            first = factors
+        return array
+
+    def _parts(
+        self, path: str, box: Region, level: Level, wanted: Callable[[Region], bool] = lambda target: True
+    ) -> Iterator[tuple[Region, NDArray[Any]]]:
+        """Yield a parsed region of a volume in parts: where each lies in the region, and its voxels."""
+        if level.factors_zyx in self._stored:
+            key = level_key(path, self._stored.index(level.factors_zyx))
+            yield from self._files.array(key).chunks(box, wanted=wanted)
+            return
+        everything = tuple(slice(0, size) for size in region_shape(box))
+        if wanted(everything):
+            yield everything, self._volume(path, box, level)
+
+    @cached_property
+    def _plan(self) -> tuple[Triple, ...]:
+        """Factors of the levels."""
+        if self.entry.format_version == 1:
+            return plan_levels(self.shape)
+        return tuple((int(z), int(y), int(x)) for z, y, x in self._mass["level_factors"])
+
+    @property
+    def _stored(self) -> tuple[Triple, ...]:
+        """Factors of the levels that need not be made: in format version 1 the first."""
+        return self._plan if self.entry.format_version > 1 else self._plan[:1]
+
+    def _layer_path(self, layer: int) -> str:
         if not 0 <= layer < self.num_layers:
             raise InvalidSelection(f"scan {self.id}: atom layer {layer} is not in 0..{self.num_layers - 1}")
-        return atoms_name(layer)
+        return label_volume(atoms_name(layer))
 
     def _check_label(self, name: str) -> None:
         if name not in self.label_names:
@@ -279,91 +418,30 @@ class Scan:
             raise InvalidSelection(f"scan {self.id}: no label {name!r}; it has {has}")
 
     @cached_property
-    def _folder(self) -> ScanFolder:
-        try:
-            return ScanFolder(self.path, self.path.stat().st_ino)
-        except FileNotFoundError as error:
-            raise self._corrupt("its folder is missing") from error
-
-    @cached_property
-    def _commit(self) -> Commit:
-        _ = self._folder  # looked at first: a scan replaced from here on is noticed
-        data = self._read_file(COMMIT_FILE)
-        if hashlib.sha256(data).hexdigest() != self.entry.digest:
-            raise self._corrupt(
-                "COMMIT.json is not the one in the index: replaced or damaged. Open the store again"
-            )
-        return parse_commit(data, where=f"scan {self.id}")
-
-    @cached_property
     def _mass(self) -> Mapping[str, Any]:
-        mass: Mapping[str, Any] = self._metadata("")["attributes"]["mass"]
+        mass: Mapping[str, Any] = self._files.metadata("")["mass"]
         return mass
 
     @cached_property
-    def _all_orders(self) -> tuple[NDArray[np.uint16], ...]:
-        return tuple(self._small(f"orders/{layer}") for layer in range(self.num_layers))
+    def _all_orders(self) -> tuple[tuple[NDArray[np.uint16], ...], ...]:
+        layers = range(self.num_layers)
+        if self.entry.format_version == 1:
+            return tuple(tuple(self._files.whole(f"orders/{layer}")) for layer in layers)
+        return tuple(unpack_orders(self._files.whole(f"segments/{layer}")) for layer in layers)
 
     @cached_property
     def _rows(self) -> list[NDArray[np.uint16]]:
         return [row for orders in self._all_orders for row in orders]
 
-    def _small(self, key: str) -> NDArray[Any]:
-        reader = self._reader(key)
-        array = reader.read(tuple(slice(0, size) for size in reader.layout.shape))
-        array.flags.writeable = False  # cached: shared by all who ask
-        return array
-
-    def _reader(self, key: str) -> ArrayReader:
-        if key not in self._readers:
-            where = f"scan {self.id}, {key}"
-            layout = parse_layout(self._checked_file(f"{key}/{METADATA_FILE}"), where=where)
-            chunk = f"{key}/{chunk_name(len(layout.shape))}"
-            if chunk not in self._commit.keys:
-                raise self._corrupt(f"COMMIT.json lacks {chunk}")
-            self._readers[key] = ArrayReader(
-                self.path / key,
-                layout,
-                num_bytes=self._commit.keys[chunk][0],
-                scan=self._folder,
-                where=where,
-            )
-        return self._readers[key]
-
-    def _metadata(self, key: str) -> Mapping[str, Any]:
-        document: Mapping[str, Any] = json.loads(
-            self._checked_file(f"{key}/{METADATA_FILE}" if key else METADATA_FILE)
-        )
-        return document
-
-    def _checked_file(self, key: str) -> bytes:
-        """Return a small file whose bytes are those that were committed."""
-        if key not in self._commit.keys:
-            raise self._corrupt(f"COMMIT.json lacks {key}")
-        data = self._read_file(key)
-        if hashlib.sha256(data).hexdigest() != self._commit.keys[key][1]:
-            raise self._corrupt(f"{key} is not what was committed")
-        return data
-
-    def _read_file(self, key: str) -> bytes:
-        try:
-            return (self.path / key).read_bytes()
-        except FileNotFoundError as error:
-            raise self._corrupt(f"{key} is missing") from error
-
-    def _corrupt(self, what: str) -> CorruptScan:
-        return CorruptScan(f"scan {self.id}: {what}. Run `mass verify`, then prepare the scan again")
-
 
 def _add_words(
     words: NDArray[np.uint16],
-    reader: ArrayReader,
-    box: Region,
+    parts: Callable[[Callable[[Region], bool]], Iterator[tuple[Region, NDArray[np.uint16]]]],
     lookup: NDArray[np.uint16],
     boxes: NDArray[np.int32],
 ) -> None:
-    """OR a layer's words into `words`; `boxes` (K, 6) of its masks count from the corner of `box`."""
-    for target, part in reader.chunks(box, wanted=lambda target: covered_part(target, boxes) is not None):
+    """OR a layer's words into `words`; `boxes` (K, 6) of its masks count from their corner."""
+    for target, part in parts(lambda target: covered_part(target, boxes) is not None):
         inside = covered_part(target, boxes)
         assert inside is not None
         words[target][inside] |= lookup[part[inside]]

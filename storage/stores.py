@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from storage.layout import (
     FORMAT,
     FORMAT_VERSION,
     LOCK_FILE,
+    READ_VERSIONS,
     STORE_FILE,
     TEMPORARY_FOLDER,
     digest_of,
@@ -32,7 +33,7 @@ class StoreInfo:
     """What store.json says."""
 
     format_version: int
-    """Of everything in the store."""
+    """The highest that a scan in the store may have."""
     spacing_mm: float
     """Target spacing of its scans."""
     config: Mapping[str, Any]
@@ -84,8 +85,25 @@ class Store:
 
     def set_config(self, config: Mapping[str, Any], *, spacing_mm: float | None = None) -> None:
         """Replace the config (and target spacing) in store.json, in one step."""
-        info = _checked_info(config, self.info.spacing_mm if spacing_mm is None else spacing_mm)
+        spacing_mm = self.info.spacing_mm if spacing_mm is None else spacing_mm
+        info = _checked_info(config, spacing_mm, self.info.format_version)
         with full_disk_named(self.path, "set_config"), store_lock(self.path):
+            _write_info(self.path, info)
+        self.info = info
+
+    def require_current(self) -> None:
+        """Raise FormatVersionError unless scans can be written into the store."""
+        if self.info.format_version != FORMAT_VERSION:
+            raise FormatVersionError(
+                f"{self.path}: has format version {self.info.format_version}; this mass3d reads it, but "
+                f"writes version {FORMAT_VERSION}. `mass lift STORE` brings it to that and makes no "
+                "proposal anew"
+            )
+
+    def raise_version(self) -> None:
+        """Let the store hold scans of this format version from now on; those in it stay as they are."""
+        info = replace(self.info, format_version=FORMAT_VERSION)
+        with full_disk_named(self.path, "raise_version"), store_lock(self.path):
             _write_info(self.path, info)
         self.info = info
 
@@ -105,7 +123,7 @@ def create_store(
         StoreExists: The folder holds something else, or a store and `exist_ok` is false.
     """
     root = Path(path).absolute()
-    info = _checked_info(config, spacing_mm)
+    info = _checked_info(config, spacing_mm, FORMAT_VERSION)
     if root.exists() and not root.is_dir():
         raise StoreExists(f"{root}: a file, not a folder. Choose another place for the store")
     if not (root / STORE_FILE).exists():
@@ -148,25 +166,25 @@ def open_store(path: str | Path) -> Store:
             f"{root / STORE_FILE}: not that of a mass3d store. Is this the right folder?"
         )
     version = document.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in READ_VERSIONS:
         raise FormatVersionError(
-            f"{root}: format version {version}; this mass3d reads version {FORMAT_VERSION}. Use the "
-            "mass3d that wrote it, or prepare the store anew"
+            f"{root}: format version {version}; this mass3d reads versions {READ_VERSIONS[0]} to "
+            f"{READ_VERSIONS[-1]}. Use the mass3d that wrote it, or prepare the store anew"
         )
     try:
-        return Store(root, _checked_info(document["config"], float(document["spacing_mm"])))
+        return Store(root, _checked_info(document["config"], float(document["spacing_mm"]), version))
     except (KeyError, TypeError, ValueError) as error:
         raise FormatVersionError(
             f"{root / STORE_FILE}: damaged ({error!r}). Restore it, or prepare the store anew"
         ) from error
 
 
-def _checked_info(config: Mapping[str, Any], spacing_mm: float) -> StoreInfo:
+def _checked_info(config: Mapping[str, Any], spacing_mm: float, format_version: int) -> StoreInfo:
     if not math.isfinite(spacing_mm) or spacing_mm <= 0:
         raise InvalidRecord(f"spacing_mm must be finite and > 0, got {spacing_mm}")
     plain = plain_json(config)
     return StoreInfo(
-        format_version=FORMAT_VERSION,
+        format_version=format_version,
         spacing_mm=float(spacing_mm),
         config=plain,
         config_digest=digest_of(plain),

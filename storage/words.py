@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.layout import MAX_WORD_BITS
+from storage.records import Proposals
 from storage.regions import Region
 
 
@@ -59,3 +60,21 @@ def unpack_words(words: NDArray[np.uint16], num_masks: int) -> NDArray[np.bool_]
     for bit in range(num_masks):
         np.not_equal(words & np.uint16(1 << bit), 0, out=masks[bit])
     return masks
+
+
+def count_voxels(
+    proposals: Proposals, rows: Sequence[NDArray[np.uint16]], counts: Sequence[NDArray[np.int64]]
+) -> NDArray[np.int32]:
+    """Return the voxels of every proposal, (N,), from those of the atoms.
+
+    Args:
+        proposals: All of a scan.
+        rows: The atoms of each order, depth first.
+        counts: Voxels of every atom id of each layer, (65536,).
+    """
+    voxels = np.zeros(len(proposals), dtype=np.int32)
+    for order, (row, layer) in enumerate(zip(rows, proposals.layer_of_order, strict=True)):
+        here = np.flatnonzero(proposals.order == order)
+        sums = np.concatenate([[0], np.cumsum(counts[layer][row])])
+        voxels[here] = sums[proposals.stop[here]] - sums[proposals.start[here]]
+    return voxels

@@ -267,4 +267,4 @@ def cut_out(array: NDArray[np.int16], region: Box, cut: Box, padding: int) -> ND
 
 def _order_bytes(scan: Scan) -> int:
     """Return the bytes of the orders that an opened scan keeps."""
-    return sum(scan.orders(layer).nbytes for layer in range(scan.num_layers))
+    return sum(row.nbytes for layer in range(scan.num_layers) for row in scan.orders(layer))

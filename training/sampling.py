@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import IndexEntry, Proposals
+from storage.orders import Rows
 from training.errors import ConfigError, DataError
 from training.views import Box, Triple
 
@@ -189,7 +190,7 @@ def candidates(proposals: Proposals, views: Sequence[Box], min_voxels: int) -> N
 def visible_voxels(
     ids: NDArray[np.int64],
     proposals: Proposals,
-    orders: Sequence[NDArray[np.uint16]],
+    orders: Sequence[Rows],
     counts: Sequence[NDArray[np.int64] | None],
 ) -> NDArray[np.int64]:
     """Return the voxels that proposals have in each of two views, (2, n), exactly.
@@ -199,7 +200,7 @@ def visible_voxels(
     Args:
         ids: Proposals, (n,).
         proposals: All of the scan.
-        orders: (T_k, A_k) of each layer.
+        orders: The rows of atoms of each layer.
         counts: Voxels of each atom id of a layer in the first view and, times 2^32, in the second, (65536,):
             one sum serves both. None for a layer without ids.
     """

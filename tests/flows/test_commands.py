@@ -21,6 +21,8 @@ from storage import open_store
 from tests.flows.conftest import FAST
 from tests.phantom import phantom
 
+OLD_STORE = Path(__file__).parents[1] / "storage" / "fixtures" / "v1" / "store"
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -81,6 +83,38 @@ def test_verify_finds_a_flipped_byte(made: Path, store: Path, tmp_path: Path) ->
     code, told = run("verify", store, out=tmp_path / "v.json")
     assert code == 1
     assert [problem["scan_id"] for problem in told["problems"]] == ["ann_ct"]
+
+
+def test_lift_brings_an_old_store_to_the_newest_version_and_lists_what_it_could_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Path(shutil.copytree(OLD_STORE, tmp_path / "store"))
+    victim = store / open_store(store).entries["case-2"].path / "scores/c.0"
+    scores = victim.read_bytes()
+    victim.write_bytes(b"")
+    code, told = run("lift", store, out=tmp_path / "l.json")
+    assert code == 1
+    assert (told["from_format_version"], told["format_version"], told["lifted"]) == (1, 2, ["case-1"])
+    assert [failure["scan"] for failure in told["failed"]] == ["case-2"]
+    assert run("status", store, out=tmp_path / "s.json")[1]["to_lift"] == ["case-2"]
+    victim.write_bytes(scores)
+    code, told = run("lift", store, out=tmp_path / "l.json")
+    assert (code, told["from_format_version"], told["lifted"], told["failed"]) == (0, 2, ["case-2"], [])
+    assert run("verify", store, out=tmp_path / "v.json") == (0, {"num_scans": 2, "problems": []})
+    assert run("lift", store, out=tmp_path / "l.json")[1]["lifted"] == []
+    assert "0 scans lifted to format version 2, 2 had it before" in capsys.readouterr().out
+
+
+def test_prepare_asks_for_an_old_store_to_be_lifted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Path(shutil.copytree(OLD_STORE, tmp_path / "store"))
+    phantom().write(tmp_path / "raw" / "ann_ct.nii.gz")
+    assert flows.main(["prepare", str(tmp_path / "raw"), str(store)]) == 2
+    told = capsys.readouterr().err
+    assert "format version 1" in told
+    assert "mass lift" in told
+    assert open_store(store).info.config == {"max_atoms": 100}
 
 
 def test_score_writes_every_table(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,18 @@ def test_the_scan_is_a_valid_image(folder: Path) -> None:
     assert multiscale.datasets[0].coordinateTransformations[0].scale == [2.0, 1.5, 1.25]
 
 
+def test_coarser_levels_say_where_their_voxels_are(folder: Path) -> None:
+    for group in (folder, folder / "labels" / "atoms", folder / "labels" / "organs"):
+        fine, coarse = (
+            Image.from_zarr(zarr.open_group(group, mode="r")).ome_attributes.multiscales[0].datasets
+        )
+        assert (fine.path, coarse.path) == ("0", "1")
+        scale, translation = coarse.coordinateTransformations
+        assert scale.scale == [4.0, 1.5, 2.5]
+        # The centre of a coarse voxel is the mean of those that it spans: 0 and 2 mm, 0 mm, 0 and 1.25 mm.
+        assert translation.translation == [1.0, 0.0, 0.625]
+
+
 def test_its_labels_are_found_from_the_image(folder: Path) -> None:
     labels = Image.from_zarr(zarr.open_group(folder, mode="r")).labels
     assert labels is not None
@@ -42,5 +54,5 @@ def test_each_label_is_a_valid_label_image(folder: Path, name: str) -> None:
 
 def test_an_arrays_dimensions_are_named_after_the_axes(folder: Path) -> None:
     group = zarr.open_group(folder, mode="r")
-    for key in ("0", "labels/atoms/0", "labels/organs/0"):
+    for key in ("0", "1", "labels/atoms/0", "labels/atoms_1/1", "labels/organs/1"):
         assert group[key].metadata.dimension_names == ("z", "y", "x")

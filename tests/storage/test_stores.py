@@ -33,7 +33,7 @@ def test_a_new_store_says_how_it_was_made(tmp_path: Path) -> None:
     made = create_store(tmp_path / "deep" / "store", spacing_mm=1.5, config=config)
     info = open_store(made.path).info
     assert info == made.info
-    assert (info.format_version, info.spacing_mm, info.config) == (1, 1.5, config)
+    assert (info.format_version, info.spacing_mm, info.config) == (2, 1.5, config)
     assert info.config_digest == digest_of({"a": [1.5, "x"], "b": 1})
     assert sorted(path.name for path in made.path.iterdir()) == ["store.json", "store.lock"]
 
@@ -77,7 +77,7 @@ def test_no_store_is_told_from_another_version(tmp_path: Path, store: Path) -> N
         open_store(tmp_path / "nowhere")
     document = json.loads((store / "store.json").read_text())
     for broken, reason in [
-        (json.dumps(document | {"format_version": 2}), "format version 2; this mass3d reads version 1"),
+        (json.dumps(document | {"format_version": 3}), "format version 3; this mass3d reads versions 1 to 2"),
         (json.dumps(document | {"format": "other"}), "not that of a mass3d store"),
         (json.dumps({k: v for k, v in document.items() if k != "config"}), "damaged"),
         ("{", "not JSON"),

@@ -1,0 +1,100 @@
+"""The files of one committed scan: found through its COMMIT.json, every byte that is returned was checked.
+
+*Reads* COMMIT.json (against the index), `zarr.json` files (sha256), arrays (crc32c and size).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from storage.errors import CorruptScan
+from storage.index import Commit, IndexEntry, parse_commit
+from storage.layout import COMMIT_FILE, METADATA_FILE, chunk_name
+from storage.shards import ArrayReader, ScanFolder, parse_layout
+
+
+class ScanFiles:
+    """Reads files of a scan. Holds paths only: it may be pickled."""
+
+    def __init__(self, path: Path, entry: IndexEntry) -> None:
+        self.path = path
+        self._entry = entry
+        self._readers: dict[str, ArrayReader] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_entry": self._entry, "_readers": {}}
+
+    def array(self, key: str) -> ArrayReader:
+        """Return the reader of an array, kept for the next time."""
+        if key not in self._readers:
+            where = f"scan {self._entry.scan_id}, {key}"
+            layout = parse_layout(self.checked(f"{key}/{METADATA_FILE}"), where=where)
+            chunk = f"{key}/{chunk_name(len(layout.shape))}"
+            if chunk not in self._commit.keys:
+                raise self.corrupt(f"COMMIT.json lacks {chunk}")
+            self._readers[key] = ArrayReader(
+                self.path / key,
+                layout,
+                num_bytes=self._commit.keys[chunk][0],
+                scan=self._folder,
+                where=where,
+            )
+        return self._readers[key]
+
+    def whole(self, key: str) -> NDArray[Any]:
+        """Return all of a small array, read-only: it is meant to be kept by who asks."""
+        reader = self.array(key)
+        array = reader.read(tuple(slice(0, size) for size in reader.layout.shape))
+        array.flags.writeable = False
+        return array
+
+    def metadata(self, key: str) -> Mapping[str, Any]:
+        """Return the attributes of a group; "" is the scan itself."""
+        document = json.loads(self.checked(f"{key}/{METADATA_FILE}" if key else METADATA_FILE))
+        attributes: Mapping[str, Any] = document["attributes"]
+        return attributes
+
+    def checked(self, key: str) -> bytes:
+        """Return a small file whose bytes are those that were committed."""
+        if key not in self._commit.keys:
+            raise self.corrupt(f"COMMIT.json lacks {key}")
+        data = self._read(key)
+        if hashlib.sha256(data).hexdigest() != self._commit.keys[key][1]:
+            raise self.corrupt(f"{key} is not what was committed")
+        return data
+
+    def corrupt(self, what: str) -> CorruptScan:
+        """Return the error that says what is wrong with the scan, to be raised."""
+        return CorruptScan(
+            f"scan {self._entry.scan_id}: {what}. Run `mass verify`, then prepare the scan again"
+        )
+
+    @cached_property
+    def _folder(self) -> ScanFolder:
+        try:
+            return ScanFolder(self.path, self.path.stat().st_ino)
+        except FileNotFoundError as error:
+            raise self.corrupt("its folder is missing") from error
+
+    @cached_property
+    def _commit(self) -> Commit:
+        _ = self._folder  # looked at first: a scan replaced from here on is noticed
+        data = self._read(COMMIT_FILE)
+        if hashlib.sha256(data).hexdigest() != self._entry.digest:
+            raise self.corrupt(
+                "COMMIT.json is not the one in the index: replaced or damaged. Open the store again"
+            )
+        return parse_commit(data, where=f"scan {self._entry.scan_id}")
+
+    def _read(self, key: str) -> bytes:
+        try:
+            return (self.path / key).read_bytes()
+        except FileNotFoundError as error:
+            raise self.corrupt(f"{key} is missing") from error

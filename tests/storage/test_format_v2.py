@@ -1,0 +1,44 @@
+"""A store written when format 2 was made still reads, and reads the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from storage import commit_scan, finish, open_store, read_ledger, verify
+from tests.storage.drawn_record import draw_record
+from tests.storage.make_fixture import LONG, describe
+
+FIXTURE = Path(__file__).parent / "fixtures" / "v2"
+
+
+@pytest.mark.parametrize("scan_id", ["case-1", "case-2"])
+def test_every_array_of_an_old_scan_reads_as_it_did(scan_id: str) -> None:
+    expected = json.loads((FIXTURE / "expected.json").read_text())[scan_id]
+    scan = open_store(FIXTURE / "store").scan(scan_id)
+    assert scan.entry.format_version == 2
+    assert scan.num_levels == 2
+    assert json.loads(json.dumps(describe(scan, levels=True))) == expected
+
+
+def test_an_old_store_is_whole_and_its_ledger_reads() -> None:
+    store = open_store(FIXTURE / "store")
+    assert store.info.format_version == 2
+    assert store.scan_ids == ("case-1", "case-2")
+    assert store.info.config == {"max_atoms": 100}
+    assert list(verify(store.path)) == []
+    assert [(entry.scan_id, entry.state) for entry in read_ledger(store.path).values()] == [
+        ("case-1", "committed"),
+        ("case-3", "failed"),
+    ]
+
+
+def test_an_old_store_takes_new_scans(tmp_path: Path) -> None:
+    store = shutil.copytree(FIXTURE / "store", tmp_path / "store")
+    commit_scan(store, draw_record("case-0", shape=LONG))
+    finish(store)
+    assert open_store(store).scan_ids == ("case-0", "case-1", "case-2")
+    assert list(verify(store)) == []
