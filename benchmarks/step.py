@@ -1,12 +1,17 @@
-"""Time and peak memory of a training step by part, with the direct and the fast task encoding.
+"""Time and peak memory of a training step by part and precision, with the direct and the fast task encoding.
 
     python benchmarks/step.py                    # published width, 13 masks, 64^3, one thread: some minutes
-    python benchmarks/step.py --small            # the small network, 2 samples x 6 masks, 32x48x32: a minute
-    python benchmarks/step.py --device cuda --crop 128 128 128 --samples 4 --autocast    # a published step
+    python benchmarks/step.py --small            # a step of `--recipe small`: 2 samples x 10 masks, 32x48x32
+    python benchmarks/step.py --device cuda --crop 128 128 128 --samples 4      # a published step
+    ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/step.py --small     # an older CPU
 
-Times are the least of some repeats, all parts and both forms in turn within one process, so that their ratios
-hold on a shared machine. Memory is measured apart, a process each: what forward and backward of the part need
-beyond its inputs and weights, their gradients included (on a CPU the peak of the process's resident memory,
+A column for each precision: both where the device has bfloat16 instructions, else float32 alone; what is
+named (--precisions bfloat16) is measured whatever it takes. The optimiser's part is Muon with its clipping and the
+averaged weights; "a step" is the fast form with the optimiser, without data loading and augmentation.
+
+Times are the least of some repeats, all parts, forms and precisions in turn within one process, so that
+their ratios hold on a shared machine. Memory is measured apart, a process each: what forward and backward of
+the part need beyond its inputs and weights, their gradients included (on a CPU the peak of the process's resident memory,
 with freed memory given back; on a GPU what PyTorch allocated). The last table shows why the network chooses
 its memory layout and attention as it does.
 """
@@ -33,9 +38,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import training.encoder
 from training.iris import PUBLISHED_CHANNELS, Iris, Widths
+from training.losses import segmentation_loss
+from training.optimisation import (
+    OptimisationConfig,
+    clip_gradients,
+    gradient_norm,
+    make_optimiser,
+    update_average,
+)
+from training.precision import ChosenPrecision, autocast, bfloat16_support
 
-PARTS = ("encoder", "task encoding, direct", "task encoding, fast", "decoder", "classifier")
+PARTS = ("encoder", "task encoding, direct", "task encoding, fast", "decoder", "classifier", "loss")
 WHOLE = ("whole step, direct", "whole step, fast")
+OPTIMISER, STEP = "optimiser", "a step"
+PRECISIONS = ("float32", "bfloat16")
 SMALL_CHANNELS: Widths = (8, 16, 32, 64, 96)
 
 Part = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -52,7 +68,12 @@ class Case:
     crop: tuple[int, int, int]
     device: str
     threads: int
-    autocast: bool
+    precision: str
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """The context in which the network computes."""
+        chosen = ChosenPrecision(name=self.precision, why="measured")  # type: ignore[arg-type]
+        return autocast(chosen, torch.device(self.device))
 
 
 def main() -> None:
@@ -64,20 +85,34 @@ def main() -> None:
     case = Case(
         channels=SMALL_CHANNELS if options.small else PUBLISHED_CHANNELS,
         samples=options.samples or (2 if options.small else 1),
-        masks=options.masks or (6 if options.small else 13),
+        masks=options.masks or (10 if options.small else 13),
         crop=tuple(options.crop or ((32, 48, 32) if options.small else (64, 64, 64))),
         device=options.device,
         threads=options.threads,
-        autocast=options.autocast,
+        precision="float32",
     )
     torch.set_num_threads(case.threads)
-    print(f"{case}\ntorch {torch.__version__}", flush=True)
-    seconds = step_seconds(case, options.repeats)
-    peaks = {part: peak_in_own_process(case, part) for part in (*PARTS, *WHOLE)}
+    support = bfloat16_support(torch.device(case.device))
+    names = options.precisions or (PRECISIONS if support.has_bfloat16 else PRECISIONS[:1])
+    print(f"{case}\ntorch {torch.__version__}; {support.why}", flush=True)
+    seconds = step_seconds([replace(case, precision=name) for name in names], options.repeats)
+    peaks = {
+        name: {
+            part: peak_in_own_process(replace(case, precision=name), part)
+            for part in (() if options.no_memory else (*PARTS, *WHOLE))
+        }
+        for name in names
+    }
     show(seconds, peaks)
-    choices = choice_seconds(case, options.repeats) if case.device == "cpu" else []
-    numbers = {"case": asdict(case), "torch": torch.__version__, "seconds": seconds, "peak_bytes": peaks}
-    numbers |= {"ratios": ratios(seconds, peaks), "choices": choices}
+    choices = []
+    if case.device == "cpu" and not options.no_choices:
+        choices = choice_seconds(case, names, options.repeats)
+    numbers = {"case": asdict(case), "torch": torch.__version__, "cpu": support.why, "seconds": seconds}
+    numbers |= {
+        "peak_bytes": peaks,
+        "ratios": {name: ratios(seconds[name], peaks[name]) for name in names},
+        "choices": choices,
+    }
     if options.json:
         options.json.write_text(json.dumps(numbers, indent=2) + "\n")
 
@@ -92,7 +127,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--crop", type=int, nargs=3, help="voxels along z, y and x")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--autocast", action="store_true", help="bfloat16")
+    parser.add_argument(
+        "--precisions", nargs="+", choices=PRECISIONS, help="by default those that the device has"
+    )
+    parser.add_argument("--no-memory", action="store_true", help="measure time only")
+    parser.add_argument("--no-choices", action="store_true", help="leave out the last table")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the numbers here")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -138,6 +177,9 @@ def parts_of(case: Case, names: tuple[str, ...]) -> dict[str, Part]:
             case ["classifier"]:
                 tokens = leaf(case.samples, case.masks, sum(widths[:3]))
                 parts[name] = net.out, (leaf(case.samples, widths[4], *case.crop), tokens)
+            case ["loss"]:
+                logits = leaf(*masks.shape)
+                parts[name] = (lambda logits: segmentation_loss(logits, masks).total), (logits,)
             case [_, form]:
                 parts[name] = whole, (form,)
     return parts
@@ -148,7 +190,7 @@ def run(case: Case, part: Part) -> tuple[float, float]:
     forward, inputs = part
     wait(case)
     began = time.perf_counter()
-    with torch.autocast(torch.device(case.device).type, torch.bfloat16, enabled=case.autocast):
+    with case.autocast():
         outputs = tensors(forward(*inputs))
     wait(case)
     middle = time.perf_counter()
@@ -170,18 +212,59 @@ def wait(case: Case) -> None:
         torch.cuda.synchronize()
 
 
-def step_seconds(case: Case, repeats: int) -> dict[str, tuple[float, float]]:
-    """Least seconds, forward and backward, of every part and of the sums that make a step."""
-    parts = parts_of(case, PARTS)
-    for name in PARTS:
-        if "direct" not in name:  # slow enough that its first run tells
-            run(case, parts[name])
-    times = [{name: run(case, part) for name, part in parts.items()} for _ in range(repeats)]
-    least = {name: min((time[name] for time in times), key=sum) for name in PARTS}
+def step_seconds(cases: list[Case], repeats: int) -> dict[str, dict[str, tuple[float, float]]]:
+    """Least seconds, forward and backward, of every part and of the sums that make a step, by precision."""
+    parts = {case.precision: parts_of(case, PARTS) for case in cases}
+    optimisers = {case.precision: optimiser_of(case) for case in cases}
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {case.precision: {} for case in cases}
+    for repeat in range(repeats + 1):
+        for case in cases:
+            times = found[case.precision]
+            for name, part in parts[case.precision].items():
+                if repeat or "direct" not in name:  # slow enough that its first run tells
+                    times.setdefault(name, []).append(run(case, part))
+            times.setdefault(OPTIMISER, []).append((timed(case, optimisers[case.precision]), 0.0))
+    return {
+        name: with_sums({part: min(each, key=sum) for part, each in times.items()})
+        for name, times in found.items()
+    }
+
+
+def with_sums(least: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """Add the whole steps: forward and backward of their parts, and the fast one with the optimiser."""
     for name, form in zip(WHOLE, ("direct", "fast"), strict=True):
         chosen = [least[part] for part in PARTS if ", " not in part or part.endswith(form)]
         least[name] = sum(f for f, _ in chosen), sum(b for _, b in chosen)
+    forward, backward = least[WHOLE[1]]
+    least[STEP] = forward, backward + least[OPTIMISER][0]
     return least
+
+
+def optimiser_of(case: Case) -> Callable[[], None]:
+    """What changes the weights in a step: Muon in the case's precision, clipping, the averaged weights."""
+    torch.manual_seed(0)
+    net, average = (Iris(case.channels, 1, position_std=0.02).to(case.device) for _ in range(2))
+    for weight in net.parameters():
+        weight.grad = torch.randn_like(weight)
+    optimiser = make_optimiser(
+        net, OptimisationConfig(optimiser="muon"), bfloat16=case.precision == "bfloat16"
+    )
+
+    def step() -> None:
+        clip_gradients(net, gradient_norm(net), 1.0)
+        optimiser.step()
+        update_average(average, net, 0.99)
+
+    return step
+
+
+def timed(case: Case, work: Callable[[], None]) -> float:
+    """Seconds that it takes."""
+    wait(case)
+    began = time.perf_counter()
+    work()
+    wait(case)
+    return time.perf_counter() - began
 
 
 def peak_in_own_process(case: Case, part: str) -> int:
@@ -222,41 +305,47 @@ def ratios(seconds: dict[str, tuple[float, float]], peaks: dict[str, int]) -> di
     for what in ("task encoding", "whole step"):
         direct, fast = f"{what}, direct", f"{what}, fast"
         found[f"{what}: times faster"] = sum(seconds[direct]) / sum(seconds[fast])
-        found[f"{what}: share of the memory"] = peaks[fast] / peaks[direct]
+        if peaks:
+            found[f"{what}: share of the memory"] = peaks[fast] / peaks[direct]
     return found
 
 
-def show(seconds: dict[str, tuple[float, float]], peaks: dict[str, int]) -> None:
-    """Print the table of parts."""
-    print("\n| part | forward s | backward s | both s | peak MB |\n|---|---|---|---|---|")
-    for name, (forward, backward) in seconds.items():
-        both = forward + backward
-        print(f"| {name} | {forward:.3f} | {backward:.3f} | {both:.3f} | {peaks[name] / 1e6:.0f} |")
+def show(seconds: dict[str, dict[str, tuple[float, float]]], peaks: dict[str, dict[str, int]]) -> None:
+    """Print the table of parts: forward + backward = both, and peak memory, for each precision."""
+    print("\n| part | " + " | ".join(f"{name} s | peak MB" for name in seconds) + " |")
+    print("|---|" + "--:|" * 2 * len(seconds))
+    for part in next(iter(seconds.values())):
+        cells = []
+        for name, times in seconds.items():
+            forward, backward = times[part]
+            both = f"{forward:.3f} + {backward:.3f} = {forward + backward:.3f}"
+            cells += [both, f"{peaks[name][part] / 1e6:.0f}" if part in peaks[name] else ""]
+        print(f"| {part} | " + " | ".join(cells) + " |")
     print("\nwhole step: the sum of its parts in time (the encoder runs twice), one real step in memory")
-    for name, ratio in ratios(seconds, peaks).items():
-        print(f"{name} {ratio:.2f}", flush=True)
+    for name, times in seconds.items():
+        for what, ratio in ratios(times, peaks[name]).items():
+            print(f"{name}: {what} {ratio:.2f}", flush=True)
 
 
-def choice_seconds(case: Case, repeats: int) -> list[dict[str, Any]]:
+def choice_seconds(case: Case, names: tuple[str, ...], repeats: int) -> list[dict[str, Any]]:
     """Seconds of the small network's step for each memory layout, attention and type; prints the table."""
-    small = replace(case, channels=SMALL_CHANNELS, samples=2, masks=6, crop=(32, 48, 32))
+    small = replace(case, channels=SMALL_CHANNELS, samples=2, masks=10, crop=(32, 48, 32))
     part = parts_of(small, WHOLE[1:])[WHOLE[1]]
     chosen = training.encoder.in_best_layout
     layouts = {"channels first": torch.contiguous_format, "channels last": torch.channels_last_3d}
     rows = []
-    print("\nThe small network, 2 samples x 6 masks of 32x48x32:")
+    print("\nThe small network, 2 samples x 10 masks of 32x48x32, forward and backward:")
     print("\n| type | layout | attention | step s |\n|---|---|---|---|")
-    for autocast in (False, True):
-        typed = replace(small, autocast=autocast)
+    for name in names:
+        typed = replace(small, precision=name)
         for layout, memory_format in layouts.items():
             training.encoder.in_best_layout = lambda x, m=memory_format: x.contiguous(memory_format=m)
             for attention in ("SDPA", "math"):
                 only_math = sdpa_kernel(SDPBackend.MATH) if attention == "math" else contextlib.nullcontext()
                 with only_math:
                     seconds = min(sum(run(typed, part)) for _ in range(repeats + 1))
-                kind = "bfloat16" if autocast else "float32"
-                rows.append({"type": kind, "layout": layout, "attention": attention, "seconds": seconds})
-                print(f"| {kind} | {layout} | {attention} | {seconds:.3f} |", flush=True)
+                rows.append({"type": name, "layout": layout, "attention": attention, "seconds": seconds})
+                print(f"| {name} | {layout} | {attention} | {seconds:.3f} |", flush=True)
     training.encoder.in_best_layout = chosen
     return rows
 

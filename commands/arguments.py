@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "manifest.csv"
@@ -101,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument(
         "run_folder", type=Path, metavar="RUN", help="checkpoints, metrics, pictures, weights; made new"
     )
-    add_training(add)
+    add_training(add, ("published", "small", "whole"))
 
     add_finetune(command)
 
@@ -242,11 +242,9 @@ def add_finetune(command: Callable[[str, str, str], argparse.ArgumentParser]) ->
     add_training(add)
 
 
-def add_training(add: argparse.ArgumentParser) -> None:
+def add_training(add: argparse.ArgumentParser, recipes: Sequence[str] = ("published", "small")) -> None:
     """What every command takes that trains with a recipe, in a run's folder."""
-    add.add_argument(
-        "--recipe", choices=("published", "small"), help="settings to begin with (default: published)"
-    )
+    add.add_argument("--recipe", choices=recipes, help="settings to begin with (default: published)")
     add.add_argument(
         "--config", type=Path, metavar="C.toml", help="settings that differ from the recipe's, by table"
     )

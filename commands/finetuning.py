@@ -14,9 +14,8 @@ from typing import Any
 from commands.terminal import CommandError, State, print_precision, print_table, shown
 from pipeline.configuration import parse_config, read_tables
 from pipeline.progress import Progress
-from training.config import Recipe
 from training.evaluation import Evaluation
-from training.finetune_config import FinetuneConfig, finetune_recipe
+from training.finetune_config import FinetuneConfig, FinetuneRecipe, finetune_recipe
 from training.finetune_report import report_document
 from training.finetuning import Finetuning, finetune
 from training.runs import CONFIG
@@ -87,7 +86,7 @@ def options(arguments: Namespace) -> dict[str, Any]:
 
 def read_finetune_settings(
     path: Path | None,
-    name: Recipe | None,
+    name: FinetuneRecipe | None,
     given: Mapping[str, Any],
     *,
     resumed: Path | None = None,

@@ -6,7 +6,7 @@ writes nothing.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from training.augmentation import AugmentationConfig, ViewAugmentation
@@ -18,7 +18,7 @@ from training.optimisation import OptimisationConfig
 from training.runs import RunConfig
 from training.sampling import DataConfig
 
-Recipe = Literal["published", "small"]
+Recipe = Literal["published", "small", "whole"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,13 @@ class PretrainConfig:
 
 def recipe(name: Recipe) -> PretrainConfig:
     """The recipe of this name."""
-    return published() if name == "published" else small()
+    match name:
+        case "published":
+            return published()
+        case "small":
+            return small()
+        case "whole":
+            return whole()
 
 
 def published() -> PretrainConfig:
@@ -113,4 +119,25 @@ def small() -> PretrainConfig:
             max_evaluation_voxels=500_000,
             draw_every=500,
         ),
+    )
+
+
+def whole() -> PretrainConfig:
+    """The small recipe on views of whole scans, in one window of 65,536 voxels whose sides suit the scans.
+
+    A window cut out of a scan does not say where in the body it is: on whole scans it finds structures where
+    crops do not (docs/results.md).
+    """
+    base = small()
+    return replace(
+        base,
+        data=replace(
+            base.data,
+            max_window_voxels=65_536,
+            whole_fraction=1.0,
+            min_mask_voxels=50,
+            max_mask_fraction=0.6,
+        ),
+        optimisation=replace(base.optimisation, num_steps=4000),
+        run=replace(base.run, max_evaluation_voxels=30_000_000),
     )

@@ -8,16 +8,17 @@ where they already work and need larger steps than a network does.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from training.augmentation import ViewAugmentation, strong
-from training.config import Recipe
 from training.errors import ConfigError
 from training.inference import InferenceConfig
 from training.labelled import LabelledDataConfig
 from training.labelled_scans import FinetuningConfig, Mode
 from training.optimisation import OptimisationConfig
 from training.runs import RunConfig
+
+FinetuneRecipe = Literal["published", "small"]
 
 TOKEN_RATE = 3e-3
 """Peak rate of AdamW where only the tokens are trained."""
@@ -52,7 +53,7 @@ class FinetuneConfig:
         return asdict(self)
 
 
-def finetune_recipe(name: Recipe, mode: Mode = "full") -> FinetuneConfig:
+def finetune_recipe(name: FinetuneRecipe, mode: Mode = "full") -> FinetuneConfig:
     """The recipe of this name, with the rate that suits a mode."""
     base = FinetuneConfig() if name == "published" else _small()
     optimisation = base.optimisation

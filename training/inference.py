@@ -24,6 +24,7 @@ from torch import Tensor
 
 from training.errors import ConfigError, DataError
 from training.precision import Precision, autocast, choose_precision
+from training.whole_scans import from_window, labels_to_window, to_window
 from training.windows import (
     STRIDE_VOXELS,
     Box,
@@ -68,6 +69,9 @@ class InferenceConfig:
     """Most voxels of a target window; multiples of 16. Shorter axes take a shorter window."""
     reference_voxels: Size = (128, 128, 128)
     """Most voxels of a window around a reference's structure; multiples of 16, at most 128."""
+    whole_scans: bool = False
+    """Whether references and targets are shown whole, each stretched over one window of `window_voxels`: as
+    trained on views of whole scans. Overlap and windows around structures then mean nothing."""
     overlap_fraction: float = 0.5
     """Least part of a window that its neighbour shares."""
     max_reference_windows: int = 4
@@ -218,7 +222,13 @@ class _View:
 
 
 def _views(reference: Reference, structures: Sequence[Structure], config: InferenceConfig) -> Iterator[_View]:
-    """The windows of one reference: each structure in the middle of one, neighbours in one together."""
+    """The windows of one reference: each structure in the middle of one, neighbours in one together.
+
+    Or, where whole scans are shown, one window of all of it.
+    """
+    if config.whole_scans:
+        yield from _whole_views(reference, structures, config)
+        return
     shape = _size(reference.image.shape)
     window = fit_window(shape, config.reference_voxels)
     found = {k: box_of_mask(structure.mask(reference.labels)) for k, structure in enumerate(structures)}
@@ -241,6 +251,22 @@ def _views(reference: Reference, structures: Sequence[Structure], config: Infere
                 structures=tuple(members[row] for row in here),
                 shares=shares[here, column],
             )
+
+
+def _whole_views(
+    reference: Reference, structures: Sequence[Structure], config: InferenceConfig
+) -> Iterator[_View]:
+    """A reference stretched over one window; nothing where no structure has a voxel left."""
+    labels = labels_to_window(reference.labels, config.window_voxels)
+    masks = [structure.mask(labels) for structure in structures]
+    here = [k for k, mask in enumerate(masks) if mask.any()]
+    if here:
+        yield _View(
+            image=to_window(reference.image, config.window_voxels),
+            masks=np.stack([masks[k] for k in here]),
+            structures=tuple(here),
+            shares=np.ones(len(here)),
+        )
 
 
 def _priors(
@@ -341,6 +367,9 @@ def predict(
         The prompt's number, some of its structures, and their probabilities (k, z, y, x).
     """
     shape, device = _size(image.shape), torch.device(device)
+    if config.whole_scans:
+        yield from _predict_whole(net, image, prompts, config, device, progress)
+        return
     window = fit_window(shape, config.window_voxels)
     boxes = window_boxes(shape, window, config.overlap_fraction)
     weights = gaussian_weights(window)
@@ -363,6 +392,27 @@ def predict(
         for (number, part), sum_ in zip(batch, sums, strict=True):
             sum_ /= norm
             yield number, part, sum_
+
+
+def _predict_whole(
+    net: InContextNet,
+    image: NDArray[np.float32],
+    prompts: Sequence[Prompt],
+    config: InferenceConfig,
+    device: torch.device,
+    progress: Progress | None,
+) -> Iterator[tuple[int, slice, NDArray[np.float32]]]:
+    """Do what `predict` does, for the whole image in one window."""
+    shape, window = _size(image.shape), config.window_voxels
+    shown = to_window(image, window)
+    everything = window_boxes(window, window, 0.0)
+    jobs = _jobs(prompts, config, image.size)
+    for done, batch in enumerate(jobs, start=1):
+        found = _window_probabilities(net, shown, everything, prompts, batch, config, device)
+        if progress is not None:
+            progress(done, len(jobs))
+        for (number, part), probabilities in zip(batch, found, strict=True):
+            yield number, part, np.stack([from_window(values, shape) for values in probabilities[0]])
 
 
 def _jobs(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,8 +44,12 @@ from training.tasks import Task, TrainingResult
 from training.trained_on import TrainedOn
 from training.trainer import Trainer
 from training.weights import WEIGHTS, ModelCard, export_weights, installed_versions
+from training.whole_scans import window_for
 
 MODEL_CARD = "MODEL_CARD.md"
+
+_CUT_MARGIN = 0.19
+"""Of a window's side, on each side: 44 voxels around 32, as in the small recipe."""
 
 _DRAWN_MASKS = 4
 """Most masks of a sample in a picture."""
@@ -98,12 +102,13 @@ def pretrain(
     """
     store = open_store(store_path)
     split = split_scans(store.entries, config.data)
+    config = settled(config, [store.entries[scan_id].shape_zyx for scan_id in split.training])
     record = RunRecord(
         settings=config.values(),
         store_name=store_path.resolve().name,
         scans=scan_digests(store, split.training),
         versions=installed_versions(),
-        trained_on=trained_on(store, config.data.crop_zyx),
+        trained_on=trained_on(store, config.data.crop_zyx, whole_scans=config.data.whole_fraction > 0),
     )
     with joined_processes(device) as (ranks, where):
         begun = begun_precision(folder) if resume else None
@@ -184,10 +189,41 @@ class _Job:
         return weights
 
 
-def trained_on(store: Store, crop_voxels: tuple[int, int, int]) -> TrainedOn:
-    """How a store's scans were prepared, for those who use the weights."""
+def settled(config: PretrainConfig, shapes: Sequence[tuple[int, int, int]]) -> PretrainConfig:
+    """The settings with the window that suits the scans, where it is left to be chosen; else the same.
+
+    Args:
+        config: Every setting.
+        shapes: Voxels along z, y, x of the scans trained on.
+    """
+    if not config.data.max_window_voxels:
+        return config
+    z, y, x = window = window_for(shapes, config.data.max_window_voxels)
+    cut = (_margined(z), _margined(y), _margined(x))
+    inference = replace(
+        config.evaluation.inference,
+        window_voxels=window,
+        reference_voxels=window,
+        whole_scans=config.data.whole_fraction > 0,
+    )
+    return replace(
+        config,
+        data=replace(config.data, crop_voxels=window, cut_voxels=cut),
+        evaluation=replace(config.evaluation, inference=inference),
+    )
+
+
+def _margined(side: int) -> int:
+    """A side of the cut around a view: what turning and widening it may look at."""
+    return side + 2 * round(side * _CUT_MARGIN)
+
+
+def trained_on(store: Store, crop_voxels: tuple[int, int, int], *, whole_scans: bool = False) -> TrainedOn:
+    """How a store's scans were prepared and shown, for those who use the weights."""
     ingest = store.info.config.get("ingest", {})
-    return TrainedOn(spacing_mm=store.info.spacing_mm, ingest=ingest, crop_voxels=crop_voxels)
+    return TrainedOn(
+        spacing_mm=store.info.spacing_mm, ingest=ingest, crop_voxels=crop_voxels, whole_scans=whole_scans
+    )
 
 
 def pretraining_task(

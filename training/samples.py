@@ -11,6 +11,7 @@ Where it stops being valid: a scan that was replaced since the run began is an e
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from storage import IndexEntry, Scan, StorageError, open_store
+from storage import IndexEntry, Level, Scan, StorageError, open_store
 from storage.words import build_lookup
 from training.errors import DataError
 from training.sampling import (
@@ -32,7 +33,8 @@ from training.sampling import (
     make_choice,
     visible_voxels,
 )
-from training.views import Box, draw_views, whole
+from training.views import Box, Triple, draw_views, whole
+from training.whole_scans import ScanView, draw_scan_views, sample_linear, sample_nearest
 
 _PLACES_TRIED = 4
 """Pairs of views drawn of a scan before one with fewer visible masks than asked for is taken."""
@@ -63,7 +65,7 @@ class Sample:
     padding_code: int
     """What `cuts` holds outside the scan."""
     views: tuple[Box, Box]
-    """What the reference and the target show of the scan, unwarped."""
+    """What the reference and the target show of the scan, unwarped, in voxels of the level it was read at."""
     masks: tuple[int, ...]
     """The proposal of each bit; repeated where too few are visible."""
 
@@ -72,15 +74,49 @@ class Sample:
 class _Place:
     """A pair of views and what is visible in both."""
 
+    level: Level
+    """Where it is read."""
     views: tuple[Box, Box]
+    """What the reference and the target show of the scan, unwarped, in voxels of the level."""
+    cuts: tuple[Box, Box] | tuple[_Resampled, _Resampled]
+    """The same with the margins that warping needs."""
     region: Box
-    """The union of both cuts, inside the scan."""
+    """The union of both cuts, inside the scan, in voxels of the level."""
     atoms: dict[int, NDArray[np.uint16]]
     """Of each layer that a visible mask needs, in the region."""
     ids: NDArray[np.int64]
     """Visible proposals."""
     voxels: NDArray[np.int64]
     """Of each in the view that shows less of it."""
+
+    def cut(self, number: int, array: NDArray[np.int16], *, padding: int, image: bool) -> NDArray[np.int16]:
+        """Return a cut of what was read of the region; only an image is interpolated."""
+        cut = self.cuts[number]
+        if isinstance(cut, Box):
+            return cut_out(array, self.region, cut, padding)
+        return cut.take(array, self.region, padding=padding, image=image)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Resampled:
+    """A cut that a box of the scan is resampled to."""
+
+    view: ScanView
+    """The box, in voxels of level 0, margins included."""
+    shape: Triple
+    """Voxels of the cut."""
+    factors: Triple
+    """Of the level that is read."""
+
+    def take(self, array: NDArray[np.int16], region: Box, *, padding: int, image: bool) -> NDArray[np.int16]:
+        """Return the cut from what was read of a region of the level."""
+        inside = [
+            places - start
+            for places, start in zip(self.view.positions(self.shape, self.factors), region.start, strict=True)
+        ]
+        if not image:
+            return sample_nearest(array, inside, fill=padding)
+        return np.rint(sample_linear(array.astype(np.float32), inside, fill=padding)).astype(np.int16)
 
 
 def digest_scans(entries: Mapping[str, IndexEntry], scan_ids: Sequence[str]) -> str:
@@ -190,16 +226,18 @@ class SampleReader:
         words = _words(scan, masks, best)
         intensity = scan.intensity
         low = int(np.clip(round((intensity.low - scan.offset) / scan.scale), -32_768, 32_767))
-        codes = scan.image_codes(best.region.slices)
-        cuts = [view.grow(self._config.margin_zyx) for view in best.views]
+        codes = scan.image_codes(best.region.slices, level=best.level)
         return Sample(
             index=index,
             scan_id=scan.id,
             cuts=(
-                cut_out(codes, best.region, cuts[0], low),
-                cut_out(codes, best.region, cuts[1], low),
+                best.cut(0, codes, padding=low, image=True),
+                best.cut(1, codes, padding=low, image=True),
             ),
-            words=(cut_out(words, best.region, cuts[0], 0), cut_out(words, best.region, cuts[1], 0)),
+            words=(
+                best.cut(0, words, padding=0, image=False),
+                best.cut(1, words, padding=0, image=False),
+            ),
             scale=scan.scale / intensity.std,
             offset=(scan.offset - intensity.mean) / intensity.std,
             padding_code=low,
@@ -209,6 +247,54 @@ class SampleReader:
 
     def _look(self, scan: Scan, generator: np.random.Generator) -> _Place | None:
         """Draw a pair of views and return what is visible in both, or None where nothing is."""
+        fraction = self._config.whole_fraction
+        # Nothing is drawn where there is no choice: samples of crops stay what they were.
+        if fraction > 0 and generator.random() < fraction:
+            return self._look_at_whole(scan, generator)
+        return self._look_at_crop(scan, generator)
+
+    def _look_at_whole(self, scan: Scan, generator: np.random.Generator) -> _Place | None:
+        """Views of the whole scan or of large parts of it, resampled to the window."""
+        config, window = self._config, self._config.crop_zyx
+        drawn = draw_scan_views(
+            scan.shape,
+            max_move=config.whole_move_fraction,
+            wide_fraction=config.wide_fraction,
+            generator=generator,
+        )
+        # At least as fine as the window's voxels and, but for short axes, less than twice as fine.
+        parts = np.min([np.divide(view.size, scan.shape) for view in drawn], axis=0)
+        level = scan.level_for([math.ceil(2 * n / part) for n, part in zip(window, parts, strict=True)])
+        factors, all_of_it = level.factors_zyx, whole(level.shape_zyx)
+        cuts = [view.grown(window, config.cut_zyx) for view in drawn]
+        # One voxel more on each side, for interpolation.
+        boxes = [cut.box_at(factors).grow((1, 1, 1)) for cut in cuts]
+        region = boxes[0].enclose(boxes[1]).intersect(all_of_it)
+        views = (drawn[0].box_at(factors), drawn[1].box_at(factors))
+        seen = [view.intersect(all_of_it) for view in views]
+        if not all(view.voxels for view in seen):
+            return None
+        ids = np.arange(len(scan.proposals.voxels), dtype=np.int64)
+        atoms = {layer: scan.atoms(layer, region.slices, level=level) for layer in range(scan.num_layers)}
+        ratios = np.array([[view.voxel_ratio(window, factors)] for view in drawn])
+        voxels = np.rint(_visible(scan, ids, atoms, seen, region) * ratios).astype(np.int64)
+        most = config.max_mask_fraction * math.prod(window)
+        visible = (voxels >= config.min_mask_voxels).all(axis=0) & (voxels <= most).any(axis=0)
+        if not visible.any():
+            return None
+        first, second = (_Resampled(view=cut, shape=config.cut_zyx, factors=factors) for cut in cuts)
+        return _Place(
+            level=level,
+            views=views,
+            cuts=(first, second),
+            region=region,
+            atoms=atoms,
+            ids=ids[visible],
+            voxels=voxels.min(axis=0)[visible],
+        )
+
+    def _look_at_crop(self, scan: Scan, generator: np.random.Generator) -> _Place | None:
+        """Overlapping crops of the scan as it is stored."""
         config = self._config
         views = draw_views(
             scan.shape, config.crop_zyx, min_overlap=config.min_view_overlap, generator=generator
@@ -221,19 +307,33 @@ class SampleReader:
         region = cuts[0].enclose(cuts[1]).intersect(whole(scan.shape))
         layers = {int(layer) for layer in np.unique(scan.proposals.layer[ids])}
         atoms = {layer: scan.atoms(layer, region.slices) for layer in sorted(layers)}
-        orders = [scan.orders(layer) for layer in range(scan.num_layers)]
-        counts = [
-            _histograms(atoms[layer], seen, region) if layer in atoms else None
-            for layer in range(scan.num_layers)
-        ]
-        voxels = visible_voxels(ids, scan.proposals, orders, counts)
+        voxels = _visible(scan, ids, atoms, seen, region)
         most = config.max_mask_fraction * np.array([[view.voxels] for view in seen])
         visible = (voxels >= config.min_mask_voxels).all(axis=0) & (voxels <= most).any(axis=0)
         if not visible.any():
             return None
         return _Place(
-            views=views, region=region, atoms=atoms, ids=ids[visible], voxels=voxels.min(axis=0)[visible]
+            level=scan.level(0),
+            views=views,
+            cuts=(cuts[0], cuts[1]),
+            region=region,
+            atoms=atoms,
+            ids=ids[visible],
+            voxels=voxels.min(axis=0)[visible],
         )
+
+
+def _visible(
+    scan: Scan,
+    ids: NDArray[np.int64],
+    atoms: Mapping[int, NDArray[np.uint16]],
+    seen: Sequence[Box],
+    region: Box,
+) -> NDArray[np.int64]:
+    """Return the voxels that proposals have in each of two boxes, (2, n), from the atoms of a region."""
+    layers = range(scan.num_layers)
+    counts = [_histograms(atoms[layer], seen, region) if layer in atoms else None for layer in layers]
+    return visible_voxels(ids, scan.proposals, [scan.orders(layer) for layer in layers], counts)
 
 
 def _histograms(atoms: NDArray[np.uint16], views: Sequence[Box], region: Box) -> NDArray[np.int64]:

@@ -42,6 +42,16 @@ class DataConfig:
     """Least share of a view's box that the other view covers, 0..1."""
     masks_per_sample: int = 13
     """Masks K of a sample, 2 to 16; the last is all ones."""
+    max_window_voxels: int = 0
+    """Above 0: the size of a view is chosen for the store, in place of `crop_voxels`: of the windows of at
+    most so many voxels the one that shows its whole scans best (`training.whole_scans.window_for`)."""
+    whole_fraction: float = 0.0
+    """Share of the samples that show the whole scan, or a large part, in one view; the others are crops."""
+    whole_move_fraction: float = 0.15
+    """How far a view of the whole scan is moved along y and x, as a part of its length; half along z."""
+    wide_fraction: float = 0.0
+    """Share of the samples of whole scans whose views are boxes of any part: 0.4 to 1.3 of the scan along
+    each axis, anywhere in it, drawn independently, so that the place alone answers nothing."""
     min_mask_voxels: int = 100
     """A mask counts as visible where it has at least this many voxels in each of both views."""
     max_mask_fraction: float = 0.9
@@ -66,7 +76,16 @@ class DataConfig:
             raise ConfigError(f"masks_per_sample must be 2 to {MAX_MASKS}, got {self.masks_per_sample}")
         if self.min_mask_voxels < 1:
             raise ConfigError(f"min_mask_voxels must be at least 1, got {self.min_mask_voxels}")
-        for name in ("min_view_overlap", "max_mask_fraction", "holdout_fraction"):
+        if self.max_window_voxels < 0:
+            raise ConfigError(f"max_window_voxels must be 0 or more, got {self.max_window_voxels}")
+        for name in (
+            "min_view_overlap",
+            "max_mask_fraction",
+            "holdout_fraction",
+            "whole_fraction",
+            "whole_move_fraction",
+            "wide_fraction",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be 0 to 1, got {getattr(self, name)}")
         weights = self.dataset_weights.values()

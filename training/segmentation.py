@@ -72,8 +72,8 @@ def inference_for(trained_on: TrainedOn, **changes: Any) -> InferenceConfig:
     crop = trained_on.crop_voxels or (128, 128, 128)
     z, y, x = (max(STRIDE_VOXELS, side - side % STRIDE_VOXELS) for side in crop)
     z_most, y_most, x_most = (min(side, _MAX_REFERENCE_VOXELS) for side in (z, y, x))
-    sizes: dict[str, Size] = {"window_voxels": (z, y, x), "reference_voxels": (z_most, y_most, x_most)}
-    return InferenceConfig(**{**sizes, **changes})
+    sizes: dict[str, Any] = {"window_voxels": (z, y, x), "reference_voxels": (z_most, y_most, x_most)}
+    return InferenceConfig(**{**sizes, "whole_scans": trained_on.whole_scans, **changes})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -31,6 +31,8 @@ class TrainedOn:
     """Ingest settings of the store by name; empty where they are not known: the defaults."""
     crop_voxels: tuple[int, int, int] | None = None
     """Voxels (z, y, x) of the crops that the network was shown; None where it is not known."""
+    whole_scans: bool = False
+    """Whether it was shown whole scans, each stretched over one crop."""
 
     @property
     def ingest_settings(self) -> dict[str, Any]:
@@ -43,7 +45,8 @@ class TrainedOn:
         if self.spacing_mm is not None:
             rows["spacing"] = f"{self.spacing_mm:g} mm"
         if self.crop_voxels is not None:
-            rows["crop"] = f"{' x '.join(map(str, self.crop_voxels))} voxels"
+            shown = "window of whole scans" if self.whole_scans else "crop"
+            rows[shown] = f"{' x '.join(map(str, self.crop_voxels))} voxels"
         return rows
 
     def to_json(self) -> dict[str, Any]:
@@ -52,6 +55,7 @@ class TrainedOn:
             "spacing_mm": self.spacing_mm,
             "ingest": dict(self.ingest),
             "crop_voxels": list(self.crop_voxels) if self.crop_voxels else None,
+            **({"whole_scans": True} if self.whole_scans else {}),
         }
 
     @classmethod
@@ -69,6 +73,7 @@ class TrainedOn:
                 spacing_mm=None if spacing is None else float(spacing),
                 ingest=dict(values["ingest"]),
                 crop_voxels=None if crop is None else _size(crop),
+                whole_scans=bool(values.get("whole_scans", False)),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"trained_on is incomplete ({error!r})") from error
