@@ -6,12 +6,12 @@
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/step.py --small     # an older CPU
 
 A column for each precision: both where the device has bfloat16 instructions, else float32 alone; what is
-named (--precisions bfloat16) is measured whatever it takes. The optimiser's part is Muon with its clipping and the
+named (--precisions bfloat16) is measured whatever it takes. The optimiser's part is Muon with clipping and the
 averaged weights; "a step" is the fast form with the optimiser, without data loading and augmentation.
 
 Times are the least of some repeats, all parts, forms and precisions in turn within one process, so that
 their ratios hold on a shared machine. Memory is measured apart, a process each: what forward and backward of
-the part need beyond its inputs and weights, their gradients included (on a CPU the peak of the process's resident memory,
+the part need beyond its inputs and weights, gradients included (on a CPU the peak of resident memory,
 with freed memory given back; on a GPU what PyTorch allocated). The last table shows why the network chooses
 its memory layout and attention as it does.
 """

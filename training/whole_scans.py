@@ -9,7 +9,7 @@ of any size, measured in voxels of level 0, that is resampled to the voxels of t
 
 Every axis is stretched by itself. Reads nothing: who reads chooses a level that is at least as fine.
 
-*Takes* and *gives* arrays (z, y, x). An image is interpolated linearly; labels and masks by nearest neighbour.
+*Takes* and *gives* arrays (z, y, x): images by linear interpolation, labels and masks by nearest neighbour.
 """
 
 from __future__ import annotations
