@@ -7,7 +7,7 @@
 
 A column for each precision: both where the device has bfloat16 instructions, else float32 alone; what is
 named (--precisions bfloat16) is measured whatever it takes. The optimiser's part is Muon with clipping and the
-averaged weights; "a step" is the fast form with the optimiser, without data loading and augmentation.
+averaged weights; "a step" is the fast form and the optimiser, without data loading and augmentation.
 
 Times are the least of some repeats, all parts, forms and precisions in turn within one process, so that
 their ratios hold on a shared machine. Memory is measured apart, a process each: what forward and backward of

@@ -11,6 +11,9 @@ import pytest
 from tests.phantom import Phantom
 from tests.phantom import phantom as make_phantom
 
+# As `mass` does: threads that spin while they wait starve each other where processes share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # No test depends on the speed of the machine: examples may take any time to draw and to check.
 hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
