@@ -6,7 +6,7 @@
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/step.py --small     # an older CPU
 
 A column for each precision: both where the device has bfloat16 instructions, else float32 alone; what is
-named (--precisions bfloat16) is measured whatever it takes. The optimiser's part is Muon with clipping and the
+named (--precisions bfloat16) is measured whatever it takes. The optimiser's part is Muon with clipping and
 averaged weights; "a step" is the fast form and the optimiser, without data loading and augmentation.
 
 Times are the least of some repeats, all parts, forms and precisions in turn within one process, so that

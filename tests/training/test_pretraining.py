@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import flows
+import training.distributed
 from storage import Store, commit_scan, finish
 from tests.training.phantom_store import make_phantom_store, phantom_record
 from training.augmentation import AugmentationConfig, ViewAugmentation, augment
@@ -27,12 +29,15 @@ from training.errors import ConfigError
 from training.evaluation import EvaluationConfig
 from training.inference import InferenceConfig
 from training.loader import make_loader
-from training.monitoring import METRICS, read_metrics
+from training.monitoring import METRICS, TrainingProgress, read_metrics
 from training.optimisation import OptimisationConfig, clip_gradients, gradient_norm, make_optimiser
+from training.precision import ChosenPrecision, Precision, Support
 from training.pretraining import asked, in_context_loss, pretrain
 from training.runs import CONFIG, to_toml
 from training.sampling import DataConfig, split_scans
+from training.segmentation import inference_for
 from training.weights import load_checkpoint
+from training.whole_scans import window_for
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -259,7 +264,7 @@ def test_a_config_file_says_only_what_differs_from_the_recipe(tmp_path: Path) ->
 
 def test_the_published_recipe_is_the_default() -> None:
     values: dict[str, Any] = published().values()
-    assert values["data"]["crop_voxels"], values["data"]["cut_voxels"] == (128, 168)
+    assert (values["data"]["crop_voxels"], values["data"]["cut_voxels"]) == (128, 168)
     assert values["data"]["masks_per_sample"] == 13
     assert values["optimisation"]["optimiser"] == "lamb"
     assert values["optimisation"]["num_steps"] * values["optimisation"]["batch_size"] == 400_000
@@ -277,3 +282,64 @@ def test_scans_kept_out_of_training_are_asked_about_and_large_ones_are_not(phant
         asked(phantom_store, replace(config, run=replace(config.run, max_evaluation_voxels=10)), split)
         is None
     )
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_a_stopped_run_goes_on_to_the_same_bits_in_both_precisions(
+    phantom_store: Store, tmp_path: Path, name: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun where the device chose; gone on where it would choose the other: the run keeps what it has."""
+    muon = replace(CONFIG_SMALL.optimisation, num_steps=4, batch_size=1)
+    data = replace(TINY.data, crop_voxels=16, cut_voxels=20)
+    config = replace(TINY, optimisation=muon, data=data, run=replace(TINY.run, num_workers=0))
+    choose(monkeypatch, name)
+    whole_run = pretrain(phantom_store.path, tmp_path / "undisturbed", config, device="cpu")
+
+    def stop(progress: TrainingProgress) -> None:
+        if progress.step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    stopped = pretrain(phantom_store.path, tmp_path / "stopped", config, device="cpu", on_progress=stop)
+    assert (stopped.result.complete, stopped.precision.name) == (False, name)
+    choose(monkeypatch, "float32" if name == "bfloat16" else "bfloat16")
+    told: list[ChosenPrecision] = []
+    gone_on = pretrain(
+        phantom_store.path,
+        tmp_path / "stopped",
+        config,
+        resume=True,
+        device="cpu",
+        on_precision=told.append,
+    )
+    assert [(one.name, one.why) for one in told] == [(name, "as the run began")]
+    assert whole_run.weights is not None
+    assert gone_on.weights is not None
+    assert whole_run.weights.read_bytes() == gone_on.weights.read_bytes()
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, name: Precision) -> None:
+    """Let the CPU have bfloat16 instructions, or none."""
+    support = Support(has_bfloat16=name == "bfloat16", why="imitated")
+    monkeypatch.setattr(training.distributed, "bfloat16_support", lambda device: support)
+
+
+def test_a_run_on_whole_scans_is_evaluated_and_used_on_whole_scans(
+    phantom_store: Store, tmp_path: Path
+) -> None:
+    config = replace(
+        TINY,
+        optimisation=replace(TINY.optimisation, num_steps=2),
+        data=replace(TINY.data, max_window_voxels=32_768, whole_fraction=1.0, wide_fraction=0.5),
+        run=replace(TINY.run, num_workers=0, evaluate_every=2),
+    )
+    done = pretrain(phantom_store.path, tmp_path / "run", config, device="cpu")
+    assert done.weights is not None
+    shapes = [entry.shape_zyx for entry in phantom_store.entries.values()]
+    window = window_for(shapes, 32_768)
+    trained_on = load_checkpoint(tmp_path / "run").trained_on
+    assert (trained_on.crop_voxels, trained_on.whole_scans) == (window, True)
+    inference = inference_for(trained_on)
+    assert (inference.window_voxels, inference.whole_scans) == (window, True)
+    kept = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert tuple(kept["data"]["crop_voxels"]) == window
+    assert any("dice" in line for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
