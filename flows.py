@@ -453,6 +453,7 @@ def run_demo(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     from commands.arguments import parser
+    from commands.caches import choose_numba_cache
 
     arguments = parser().parse_args(argv)
     from commands.terminal import CommandError
@@ -464,6 +465,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(line_buffering=True)  # what is told comes in time, also through a pipe
     # Threads that spin while they wait for each other starve all where cores are shared: 20 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    choose_numba_cache(Path(__file__).parent / "pipeline")
     module, _, name = arguments.run.partition(":")
     try:
         code, document = getattr(import_module(module), name)(arguments)

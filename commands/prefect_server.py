@@ -21,7 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from commands.terminal import CommandError, cache_folder
+from commands.caches import cache_folder
+from commands.terminal import CommandError
 
 EVENTS_SECONDS = 20.0
 """Longest wait for the last events to reach the embedded server."""

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from commands.terminal import cache_folder, counted, print_failures, print_table
+from commands.caches import cache_folder
+from commands.terminal import counted, print_failures, print_table
 from pipeline.config import INGEST_VERSION, LATER_SETTINGS, IngestConfig
 from pipeline.configuration import config_values, describe_change, parse_config, read_tables
 from pipeline.errors import UnreadableFile

@@ -5,12 +5,10 @@ Progress goes to stderr, results to stdout. Nothing here decides anything.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 from pipeline.progress import Progress
@@ -120,8 +118,3 @@ def print_failures(failures: Sequence[SourceFailure]) -> None:
     if failures:
         rows = [(f.scan_id, f.location, f.reason, f.remedy) for f in failures]
         print_table(f"failed ({len(failures)})", ("scan", "file", "reason", "remedy"), rows)
-
-
-def cache_folder() -> Path:
-    """Where this program keeps files of its own."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mass3d"
