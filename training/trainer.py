@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -233,6 +235,8 @@ class Trainer(Generic[BatchT, ViewsT]):
 
     def _wrapped(self, net: nn.Module) -> nn.Module:
         """The network as the loss calls it: compiled, and its gradients averaged over processes."""
+        if self.config.compile:
+            separate_compiled_code(self.device)
         model: Any = torch.compile(net) if self.config.compile else net
         if self.ranks.world_size > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
@@ -358,6 +362,17 @@ class Trainer(Generic[BatchT, ViewsT]):
             samples_per_second=self._samples_per_second,
             average=self.average,
         )
+
+
+def separate_compiled_code(device: torch.device) -> None:
+    """Let torch.compile keep a CPU's code by instruction set; TORCHINDUCTOR_CACHE_DIR stays where it is set.
+
+    PyTorch 2.13 takes code that was compiled under ATEN_CPU_CAPABILITY=avx2 for its own without it, and the
+    process dies of damaged memory.
+    """
+    if device.type == "cpu":
+        name = f"torchinductor_{os.getuid()}_{torch.backends.cpu.get_cpu_capability().lower()}"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / name))
 
 
 def _mean(values: list[float]) -> float:

@@ -27,7 +27,7 @@ from training.monitoring import METRICS, TrainingProgress, read_metrics
 from training.optimisation import OptimisationConfig
 from training.runs import RunConfig
 from training.tasks import Task, TrainingResult
-from training.trainer import Trainer
+from training.trainer import Trainer, separate_compiled_code
 
 STEPS = OptimisationConfig(
     optimiser="adamw", peak_rate=0.05, num_steps=12, batch_size=4, warm_up_fraction=0.25, precision="float32"
@@ -267,3 +267,17 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
 def test_a_batch_that_processes_cannot_share_evenly_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"batch_size 4 must be a multiple of .* 3 processes"):
         Trainer(make_task(), tmp_path, optimisation=STEPS, run=WATCH, ranks=Ranks(world_size=3))
+
+
+def test_compiled_code_of_another_instruction_set_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = []
+    for capability in ("AVX2", "AVX512"):
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that it is put back at the end
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=capability: name)
+        separate_compiled_code(torch.device("cpu"))
+        folders.append(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert folders[0] != folders[1]
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/mine")
+    separate_compiled_code(torch.device("cpu"))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/mine"
