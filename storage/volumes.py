@@ -1,7 +1,7 @@
 """A scan's volumes at any level: read where it is stored, made of a finer one where it is not.
 
-*Reads* the arrays of an image (volume "") or label map ("labels/<name>"). Where it stops being fast: a level of
-a scan of format version 1, which has level 0 only, takes reading all of that.
+*Reads* the arrays of an image (volume "") or label map ("labels/<name>"). Where it stops being fast: a level
+of a scan of format version 1, which has level 0 only, takes reading all of that.
 """
 
 from __future__ import annotations
