@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from storage import Scan, ScanRecord, commit_scan, create_store, finish, open_store, remove_scan
+from storage import Level, Scan, ScanRecord, commit_scan, create_store, finish, open_store, remove_scan
 from storage.checks import atom_extents, interval_extents
 
 VIEW_VOXELS = 168
@@ -88,14 +89,27 @@ def measure(folder: Path, scan_id: str | None, repeats: int, scratch: Path) -> d
         "num_files": float(len(sizes)),
         "store_bytes": float(sum(sizes.values())),
         "store_image_bytes": float(sizes["0/c.0.0.0"]),
-        "store_atoms_bytes": float(sum(sizes[key] for key in sizes if key.startswith("labels/atoms"))),
+        "store_atoms_bytes": float(
+            sum(sizes[key] for key in sizes if re.match(r"labels/atoms[^/]*/0/", key))
+        ),
+        "store_levels_bytes": float(sum(sizes[key] for key in sizes if is_of_coarser_level(key))),
+        "store_proposals_bytes": float(
+            sum(sizes[key] for key in sizes if key.startswith(("segments", "orders", "proposals", "scores")))
+        ),
+        "num_levels": float(scan.num_levels),
         "open_ms": 1e3 * seconds(lambda: open_and_touch(folder, scan.id))[0],
     }
     numbers |= measure_reads(scan, repeats)
+    numbers |= measure_whole_reads(scan, repeats)
     numbers |= measure_published(scan, scratch)
     for compression in ("lzf", "gzip"):
         numbers[f"{compression}_fraction"] = numbers["store_bytes"] / numbers[f"{compression}_bytes"]
     return numbers
+
+
+def is_of_coarser_level(key: str) -> bool:
+    """Whether a file of a scan belongs to a volume at level 1 or beyond."""
+    return re.match(r"(labels/[^/]+/)?[1-9]\d*/", key) is not None
 
 
 def seconds(action: Callable[[], Any]) -> tuple[float, Any]:
@@ -137,6 +151,26 @@ def time_one_read(scan: Scan, rng: np.random.Generator) -> dict[str, float]:
         "read_zarr_ms": 1e3 * zarr_s,
         "read_union_voxels": float(image.size),
     }
+
+
+def measure_whole_reads(scan: Scan, repeats: int) -> dict[str, float]:
+    """Time reading the whole scan, codes and 13 masks, at the level that fits a window."""
+    rng = np.random.default_rng(2)
+    numbers = {}
+    for name, window in (("64", (64, 64, 64)), ("small", (32, 64, 64))):
+        level = scan.level_for(window)
+        times = []
+        for _ in range(repeats + 1):
+            ids = draw_masks(rng, scan)
+            taken, _ = seconds(lambda ids=ids, level=level: read_whole(scan, level, ids))
+            times.append(taken)
+        numbers[f"whole_{name}_ms"] = 1e3 * float(np.median(times[1:]))
+    return numbers
+
+
+def read_whole(scan: Scan, level: Level, ids: NDArray[np.int64]) -> None:
+    scan.image_codes(level=level)
+    scan.words(ids, level=level)
 
 
 def read_with_zarr(scan: Scan, region: tuple[slice, ...]) -> list[NDArray[Any]]:
@@ -377,6 +411,9 @@ ROWS = (
     ("bytes of the scan", "store_bytes", "{:,.0f}"),
     ("  image", "store_image_bytes", "{:,.0f}"),
     ("  atoms", "store_atoms_bytes", "{:,.0f}"),
+    ("  orders, table, scores", "store_proposals_bytes", "{:,.0f}"),
+    ("  coarser levels of image, atoms, labels", "store_levels_bytes", "{:,.0f}"),
+    ("levels", "num_levels", "{:,.0f}"),
     ("bytes in the published layout, lzf", "lzf_bytes", "{:,.0f}"),
     ("bytes in the published layout, gzip", "gzip_bytes", "{:,.0f}"),
     ("fraction of it, lzf (at most 0.08)", "lzf_fraction", "{:.3f}"),
@@ -390,6 +427,8 @@ ROWS = (
     ("  image of the union box", "read_image_ms", "{:.0f}"),
     ("  words of the union box", "read_words_ms", "{:.0f}"),
     ("  cutting out both views", "read_cut_ms", "{:.0f}"),
+    ("whole scan in a window of 64^3, ms", "whole_64_ms", "{:.1f}"),
+    ("whole scan in a window of 32 x 64 x 64, ms", "whole_small_ms", "{:.1f}"),
     ("same box by zarr-python, no look-up, ms", "read_zarr_ms", "{:.0f}"),
     ("13 masks of one block + image, lzf, ms", "lzf_read_ms", "{:.0f}"),
 )

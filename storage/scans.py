@@ -17,24 +17,20 @@ from numpy.typing import NDArray
 
 from storage.errors import InvalidSelection
 from storage.index import IndexEntry
-from storage.layout import MAX_WORD_BITS, atoms_name, label_volume, level_key
+from storage.layout import MAX_WORD_BITS, atoms_name, label_volume
 from storage.levels import (
     Level,
     Triple,
     coarse_boxes,
     coarse_shape,
-    downsample_image,
-    downsample_labels,
-    fine_region,
     make_level,
     plan_levels,
-    ratio,
-    steps_to,
 )
 from storage.orders import unpack_orders
 from storage.records import Intensity, Labels, LabelVolume, Proposals, ScanRecord
 from storage.regions import Region, parse_region, region_shape
 from storage.scan_files import ScanFiles
+from storage.volumes import VolumeReader
 from storage.words import build_lookup, count_voxels, covered_part, unpack_words
 
 
@@ -196,7 +192,7 @@ class Scan:
             intensity = self.intensity
             scale, offset = scale / intensity.std, (offset - intensity.mean) / intensity.std
         image = np.empty(region_shape(box), dtype=np.float32)
-        for target, part in self._parts("", box, level):
+        for target, part in self._volumes.parts("", box, level.factors_zyx):
             np.multiply(part, np.float32(scale), out=image[target], dtype=np.float32)
             image[target] += np.float32(offset)
         return image
@@ -307,7 +303,10 @@ class Scan:
             boxes = self.proposals.boxes[[chosen[bit] for bit, _ in members]]
             boxes = coarse_boxes(boxes, level.factors_zyx) - corner
             _add_words(
-                words, partial(self._parts, self._layer_path(layer), box, level), build_lookup(members), boxes
+                words,
+                partial(self._volumes.parts, self._layer_path(layer), box, level.factors_zyx),
+                build_lookup(members),
+                boxes,
             )
         return words
 
@@ -369,31 +368,15 @@ class Scan:
     def _region(self, region: Sequence[slice] | None, level: Level) -> Region:
         return parse_region(region, level.shape_zyx, where=f"scan {self.id}")
 
-    def _volume(self, path: str, region: Sequence[slice] | None, level: int | Level) -> NDArray[Any]:
-        """Return a region of an image ("") or a label map (its path) at a level."""
+    def _volume(self, volume: str, region: Sequence[slice] | None, level: int | Level) -> NDArray[Any]:
         level = self.level(level)
-        box = self._region(region, level)
-        first, *coarser = steps_to(level.factors_zyx, self._plan, self._stored, averaged=not path)
-        reader = self._files.array(level_key(path, self._stored.index(first)))
-        fine = fine_region(box, ratio(first, level.factors_zyx), reader.layout.shape)
-        array = reader.read(fine)
-        for factors in coarser:
-            downsample = downsample_labels if path else downsample_image
-            array = downsample(array, ratio(first, factors))
-            first = factors
-        return array
+        return self._volumes.read(volume, self._region(region, level), level.factors_zyx)
 
-    def _parts(
-        self, path: str, box: Region, level: Level, wanted: Callable[[Region], bool] = lambda target: True
-    ) -> Iterator[tuple[Region, NDArray[Any]]]:
-        """Yield a parsed region of a volume in parts: where each lies in the region, and its voxels."""
-        if level.factors_zyx in self._stored:
-            key = level_key(path, self._stored.index(level.factors_zyx))
-            yield from self._files.array(key).chunks(box, wanted=wanted)
-            return
-        everything = tuple(slice(0, size) for size in region_shape(box))
-        if wanted(everything):
-            yield everything, self._volume(path, box, level)
+    @cached_property
+    def _volumes(self) -> VolumeReader:
+        # Format version 1 has level 0 only.
+        stored = self._plan if self.entry.format_version > 1 else self._plan[:1]
+        return VolumeReader(files=self._files, plan=self._plan, stored=stored)
 
     @cached_property
     def _plan(self) -> tuple[Triple, ...]:
@@ -401,11 +384,6 @@ class Scan:
         if self.entry.format_version == 1:
             return plan_levels(self.shape)
         return tuple((int(z), int(y), int(x)) for z, y, x in self._mass["level_factors"])
-
-    @property
-    def _stored(self) -> tuple[Triple, ...]:
-        """Factors of the levels that need not be made: in format version 1 the first."""
-        return self._plan if self.entry.format_version > 1 else self._plan[:1]
 
     def _layer_path(self, layer: int) -> str:
         if not 0 <= layer < self.num_layers:

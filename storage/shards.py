@@ -60,7 +60,7 @@ class ArrayLayout:
 
 
 def parse_layout(metadata: bytes, *, where: str) -> ArrayLayout:
-    """Return the layout in an array's `zarr.json`, or raise CorruptScan if it is not one of format 1."""
+    """Return the layout in an array's `zarr.json`, or raise CorruptScan if it is not one of the store's."""
     try:
         document = json.loads(metadata)
         shape = tuple(int(size) for size in document["shape"])
@@ -82,10 +82,10 @@ def parse_layout(metadata: bytes, *, where: str) -> ArrayLayout:
             "configuration": {"separator": "."},
         }
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise CorruptScan(f"{where}: zarr.json is not that of an array of format 1 ({error!r})") from error
+        raise CorruptScan(f"{where}: zarr.json is not that of an array of the store ({error!r})") from error
     if inner != ["bytes", "blosc", "crc32c"] or not (one_file and index_at_end and plain_keys):
         raise CorruptScan(
-            f"{where}: zarr.json describes another layout than format 1's; write it with mass3d"
+            f"{where}: zarr.json describes another layout than the store's; write it with mass3d"
         )
     return layout
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from storage import commit_scan, finish, open_store, read_ledger, verify
 from tests.storage.drawn_record import draw_record
 from tests.storage.make_fixture import LONG, describe
 
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "format.md"
 FIXTURE = Path(__file__).parent / "fixtures" / "v2"
 
 
@@ -22,6 +25,17 @@ def test_every_array_of_an_old_scan_reads_as_it_did(scan_id: str) -> None:
     assert scan.entry.format_version == 2
     assert scan.num_levels == 2
     assert json.loads(json.dumps(describe(scan, levels=True))) == expected
+
+
+@pytest.mark.parametrize("scan_id", ["case-1", "case-2"])
+def test_the_reader_in_the_documentation_reads_every_mask(scan_id: str) -> None:
+    scan = open_store(FIXTURE / "store").scan(scan_id)
+    code = DOCUMENTATION.read_text().split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {"FOLDER": scan.path}
+    exec(code, names)
+    for level in range(2):
+        masks = np.stack([names["mask"](proposal, level) for proposal in range(7)])
+        np.testing.assert_array_equal(masks, scan.masks(range(7), level=level))
 
 
 def test_an_old_store_is_whole_and_its_ledger_reads() -> None:
