@@ -253,11 +253,15 @@ def _check_spacing(spacing: Sequence[float], size: Sequence[int], config: Ingest
     listed = " x ".join(f"{s:.6g}" for s in spacing)
     extent = max(n * s for n, s in zip(size, spacing, strict=True))
     if not all(config.min_spacing_mm <= s <= config.max_spacing_mm for s in spacing):
-        reason = f"a voxel must measure {config.min_spacing_mm:g} to "
-        f"{config.max_spacing_mm:g} mm, the header says {listed}"
+        reason = (
+            f"a voxel must measure {config.min_spacing_mm:g} to {config.max_spacing_mm:g} mm, the header "
+            f"says {listed}"
+        )
     elif extent > config.max_extent_mm:
-        reason = f"a scan may reach {config.max_extent_mm:g} mm, this would be {extent:.0f} "
-        f"mm long (voxels of {listed})"
+        reason = (
+            f"a scan may reach {config.max_extent_mm:g} mm, this would be {extent:.0f} mm long (voxels of "
+            f"{listed})"
+        )
     else:
         return
     raise BadSpacing(

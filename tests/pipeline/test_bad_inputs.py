@@ -244,7 +244,8 @@ def test_a_metaimage_voxel_size_that_no_scanner_makes_is_refused(
     data = path.read_bytes()
     assert b"ElementSpacing = 1 1 1\n" in data
     path.write_bytes(data.replace(b"ElementSpacing = 1 1 1\n", f"ElementSpacing = {spacing}\n".encode()))
-    refused(path, errors.BadSpacing)
+    reason = refused(path, errors.BadSpacing)
+    assert spacing != "1 1 90" or "mm, the header says 1 x 1 x 90" in reason
 
 
 @pytest.mark.parametrize("spacing", ["0", "-2", "nan", "90"])
@@ -262,7 +263,9 @@ def test_a_nrrd_voxel_size_that_no_scanner_makes_is_refused(
 def test_a_scan_longer_than_any_patient_is_refused(good: Path) -> None:
     path = patched(good, 80, struct.pack("<fff", 24.0, 24.0, 24.0))
     config = IngestConfig(max_extent_mm=1000)
-    assert "may reach" in refused(path, errors.BadSpacing, config=config)
+    told = refused(path, errors.BadSpacing, config=config)
+    assert "may reach" in told
+    assert "mm long (voxels of" in told
 
 
 def test_a_stored_volume_beyond_the_limit_is_refused_before_it_is_made(good: Path) -> None:
