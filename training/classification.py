@@ -58,16 +58,16 @@ from training.heads import (
 )
 from training.iris import Iris
 from training.monitoring import TrainingProgress
-from training.precision import ChosenPrecision, bfloat16_support, precision_of_run
+from training.precision import ChosenPrecision
 from training.runs import (
     CHECKPOINTS,
     RunRecord,
     begin_run,
-    begun_precision,
     check_run,
     has_begun,
     locked_run,
     scan_digests,
+    settle_precision,
 )
 from training.tasks import Task, TrainingResult
 from training.trainer import Trainer
@@ -137,9 +137,7 @@ def classify(
     net = _fresh(net, config) if config.from_scratch else copy.deepcopy(net)
     where = choose_device(device)
     net = net.to(where)
-    begun = begun_precision(folder) if resume else None
-    wanted = config.optimisation.precision
-    precision = precision_of_run(wanted, begun, where, bfloat16_support(where))
+    precision = settle_precision(folder, config.optimisation.precision, where, resume=resume)
     record = _record(net, store, config, table, split)
     with locked_run(folder):
         if resume:

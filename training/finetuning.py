@@ -27,7 +27,7 @@ from torch import nn
 
 from storage import Store, open_store
 from training.checkpoints import write_atomically
-from training.distributed import DeviceName, Ranks, common_support, joined_processes
+from training.distributed import DeviceName, Ranks, joined_processes
 from training.evaluation import Evaluation
 from training.finetune_config import FinetuneConfig
 from training.finetune_report import evaluate_tokens, report_document, scalars
@@ -46,16 +46,16 @@ from training.loader import Share
 from training.losses import LossTerms, segmentation_loss
 from training.monitoring import TrainingProgress
 from training.pictures import Case, write_png
-from training.precision import ChosenPrecision, precision_of_run
+from training.precision import ChosenPrecision
 from training.pretraining import MODEL_CARD, trained_on
 from training.runs import (
     RunRecord,
     begin_run,
-    begun_precision,
     check_run,
     has_begun,
     locked_run,
     scan_digests,
+    settle_precision,
     to_toml,
 )
 from training.score_tables import TITLES
@@ -144,10 +144,8 @@ def finetune(
         trained_on=trained_on(store, config.data.boxes.crop_zyx),
     )
     with joined_processes(device) as (ranks, where):
-        begun = begun_precision(folder) if resume else None
-        precision = precision_of_run(
-            config.optimisation.precision, begun, where, common_support(ranks, where)
-        )
+        wanted = config.optimisation.precision
+        precision = settle_precision(folder, wanted, where, resume=resume, ranks=ranks)
         job = _Job(
             store=store,
             folder=folder,

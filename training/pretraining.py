@@ -21,22 +21,22 @@ from storage import Store, open_store
 from training.augmentation import Views, augment
 from training.batches import Batch
 from training.config import PretrainConfig
-from training.distributed import DeviceName, Ranks, common_support, joined_processes
+from training.distributed import DeviceName, Ranks, joined_processes
 from training.evaluation import EvaluationConfig, evaluate_in_context
 from training.iris import Iris
 from training.loader import make_loader
 from training.losses import LossTerms, segmentation_loss
 from training.monitoring import TrainingProgress
 from training.pictures import Case, write_png
-from training.precision import ChosenPrecision, precision_of_run
+from training.precision import ChosenPrecision
 from training.runs import (
     RunRecord,
     begin_run,
-    begun_precision,
     check_run,
     has_begun,
     locked_run,
     scan_digests,
+    settle_precision,
     to_toml,
 )
 from training.sampling import ScanSplit, split_scans
@@ -111,11 +111,18 @@ def pretrain(
         trained_on=trained_on(store, config.data.crop_zyx, whole_scans=config.data.whole_fraction > 0),
     )
     with joined_processes(device) as (ranks, where):
-        begun = begun_precision(folder) if resume else None
-        precision = precision_of_run(
-            config.optimisation.precision, begun, where, common_support(ranks, where)
+        wanted = config.optimisation.precision
+        precision = settle_precision(folder, wanted, where, resume=resume, ranks=ranks)
+        job = _Job(
+            store=store,
+            folder=folder,
+            config=config,
+            record=record,
+            split=split,
+            ranks=ranks,
+            device=where,
+            precision=precision,
         )
-        job = _Job(store, folder, config, record, split, ranks, where, precision)
         if not ranks.is_first:
             ranks.wait()
             return job.train(on_progress)
@@ -130,7 +137,7 @@ def pretrain(
             return job.train(on_progress)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Job:
     """A pretraining whose folder is ready."""
 

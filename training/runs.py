@@ -29,10 +29,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from storage import Store, digest_of
 from training.checkpoints import list_checkpoints, write_atomically
+from training.distributed import Ranks, common_support
 from training.errors import ConfigError, RunError
-from training.precision import ChosenPrecision, Precision
+from training.precision import ChosenPrecision, Precision, precision_of_run
 from training.trained_on import TrainedOn
 
 CONFIG, RECORD, CHECKPOINTS, LOCK = "config.toml", "run.json", "checkpoints", ".lock"
@@ -172,6 +175,22 @@ def begun_precision(folder: Path) -> Precision | None:
         return None
     name: Precision | None = json.loads(path.read_text(encoding="utf-8")).get("precision", {}).get("name")
     return name
+
+
+def settle_precision(
+    folder: Path, wanted: Precision, device: torch.device, *, resume: bool, ranks: Ranks | None = None
+) -> ChosenPrecision:
+    """The precision of a run: a new one's follows the devices, one that goes on keeps what it began with.
+
+    Args:
+        folder: The run's.
+        wanted: By the settings.
+        device: Where this process computes.
+        resume: Whether the run goes on.
+        ranks: This process among those that train together; each of them has to call.
+    """
+    begun = begun_precision(folder) if resume else None
+    return precision_of_run(wanted, begun, device, common_support(ranks or Ranks(), device))
 
 
 def describe_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -342,4 +342,5 @@ def test_a_run_on_whole_scans_is_evaluated_and_used_on_whole_scans(
     assert (inference.window_voxels, inference.whole_scans) == (window, True)
     kept = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
     assert tuple(kept["data"]["crop_voxels"]) == window
-    assert any("dice" in line for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    metrics = [json.loads(line) for line in (tmp_path / "run" / METRICS).read_text().splitlines()]
+    assert [line["step"] for line in metrics if line["kind"] == "evaluation"] == [2]

@@ -15,7 +15,7 @@ from training.errors import ConfigError, DataError
 from training.inference import InferenceConfig, Reference, Structure, encode_references, predict_labels
 from training.pretraining import settled
 from training.samples import SampleReader, digest_scans
-from training.sampling import DataConfig, generator_of
+from training.sampling import DataConfig
 from training.trained_on import TrainedOn
 from training.whole_scans import (
     ScanView,
@@ -170,8 +170,6 @@ def test_a_share_of_none_leaves_the_samples_of_crops_as_they_were(phantom_store:
     for index in range(3):
         one, other = reader(phantom_store, crops).read(index), reader(phantom_store, wide).read(index)
         np.testing.assert_array_equal(one.cuts[1], other.cuts[1])
-    generator = generator_of(0, 0, "scan")
-    assert generator.random() == generator_of(0, 0, "scan").random()
 
 
 def test_the_recipe_chooses_its_window_for_the_store_once() -> None:
