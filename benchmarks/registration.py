@@ -13,6 +13,8 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
+from training.registration import carry
+
 Image: TypeAlias = NDArray[np.float32]
 Labels: TypeAlias = NDArray[np.uint16]
 Method: TypeAlias = Callable[[Image, Labels, Image], Labels]
@@ -68,7 +70,20 @@ def affine_demons(reference: Image, labels: Labels, target: Image) -> Labels:
     return _carried(labels, fixed, sitk.CompositeTransform([first, warp]))
 
 
-METHODS: dict[str, Method] = {"copied": copied, "affine": affine, "affine + demons": affine_demons}
+def located(reference: Image, labels: Labels, target: Image) -> Labels:
+    """Return the reference's labels where `mass segment --by registration` finds them."""
+    values = np.unique(labels[labels > 0])
+    found = carry(reference, np.stack([labels == value for value in values]), target).probabilities
+    best = found.argmax(axis=0)
+    return np.where(found.max(axis=0) >= 0.5, values[best], 0).astype(np.uint16)
+
+
+METHODS: dict[str, Method] = {
+    "copied": copied,
+    "affine": affine,
+    "affine + demons": affine_demons,
+    "located + demons": located,
+}
 
 
 def majority(answers: list[Labels]) -> Labels:

@@ -293,6 +293,12 @@ def add_segment(add: argparse.ArgumentParser) -> None:
         help="only this label value of the masks (may be repeated)",
     )
     add.add_argument(
+        "--by",
+        choices=("network", "registration"),
+        default="network",
+        help="who answers: the network in context, or the references' masks carried over by registration",
+    )
+    add.add_argument(
         "--largest-component", action="store_true", help="keep the largest connected part of each structure"
     )
     add.add_argument(

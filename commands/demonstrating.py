@@ -150,7 +150,7 @@ def in_context(store: Path, pretrained: Path, scans: LabelledScans, target: Load
     shown = open_store(store).scan(scans.training[0])
     reference = Reference(image=shown.image(normalize=True), labels=shown.labels(scans.label))
     prompt = encode_references(net, [reference], scans.structures, config.inference)
-    return Segmenter(net, prompt, config, reference=reference).segment(target)
+    return Segmenter(net, prompt, config, references=[reference]).segment(target)
 
 
 def _as_trained(trained_on: TrainedOn) -> SegmentConfig:

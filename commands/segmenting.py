@@ -95,6 +95,8 @@ class Written:
     modality: str
     modality_origin: str
     seconds: float
+    agreement: float | None
+    """Where masks were carried over by registration."""
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -138,6 +140,8 @@ def _segmenter_of_tokens(arguments: Namespace) -> tuple[Segmenter, IngestConfig,
     """A segmenter that asks for what a network was fine-tuned on."""
     if arguments.reference_image or arguments.reference_mask:
         raise CommandError("--finetuned: such a network needs no references. Leave them or --finetuned out")
+    if arguments.by == "registration":
+        raise CommandError("--by registration carries references over; --finetuned has none. Leave one out")
     tuned = load_finetuned(arguments.checkpoint, weights=arguments.weights)
     config, ingest = settings(arguments, tuned.net.trained_on)
     device = choose_device(arguments.device)
@@ -171,6 +175,7 @@ def settings(arguments: Namespace, trained_on: TrainedOn) -> tuple[SegmentConfig
         inference = replace(inference, window_voxels=(z, y, x))
     config = SegmentConfig(
         inference=inference,
+        by=arguments.by,
         largest_component=arguments.largest_component,
         across_modalities=arguments.across_modalities,
     )
@@ -321,6 +326,7 @@ def _segment_one(
         modality=scan.modality,
         modality_origin=scan.modality_origin,
         seconds=time.monotonic() - began,
+        agreement=result.agreement,
         notes=result.notes,
     )
 

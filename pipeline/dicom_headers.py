@@ -7,6 +7,7 @@ descriptions).
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Iterable
@@ -20,6 +21,8 @@ from pydicom.errors import InvalidDicomError
 
 from pipeline.errors import NotAnImage, ScanError
 from pipeline.privacy import Identity, stand_in_for
+
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its messages name files, and with them patients
 
 _TAGS = [
     "SpecificCharacterSet",

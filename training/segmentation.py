@@ -12,17 +12,17 @@ three times on its own grid and one structure's probability on it, however many 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import cc3d
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.errors import DataError
+from training.errors import ConfigError, DataError
 from training.finetuned import Finetuned
 from training.inference import (
     InContextNet,
@@ -36,6 +36,7 @@ from training.inference import (
 )
 from training.pictures import Case
 from training.raw_scans import RawScan, ScanReader, installed_reader
+from training.registration import LOW_AGREEMENT, carry_structures
 from training.trained_on import TrainedOn
 from training.weights import load_checkpoint
 from training.windows import STRIDE_VOXELS, Size, box_of_mask
@@ -56,6 +57,9 @@ class SegmentConfig:
 
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     """Windows, mirroring, precision, threshold, memory."""
+    by: Literal["network", "registration"] = "network"
+    """Who answers: the network in context, or the references' masks carried over by registration, which
+    needs no training and is the better one where a network is young (docs/results.md)."""
     largest_component: bool = False
     """Whether only the largest connected part (over faces, edges and corners) of each structure is kept."""
     across_modalities: bool = False
@@ -102,6 +106,8 @@ class Segmentation:
     """The first reference, for pictures."""
     probabilities: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
     """On the target's own grid, by label value, where they were asked for."""
+    agreement: float | None = None
+    """Where masks were carried over: how far the images agree there, -1..1 (`training.registration`)."""
     notes: tuple[str, ...] = ()
     """What is to be known of it."""
 
@@ -165,7 +171,7 @@ class Segmenter:
         config: SegmentConfig,
         *,
         modalities: Sequence[str] = (),
-        reference: Reference | None = None,
+        references: Sequence[Reference] = (),
         device: torch.device | str = "cpu",
     ) -> None:
         """Make a segmenter of a prompt that is encoded already.
@@ -175,12 +181,17 @@ class Segmenter:
             prompt: Made with `config.inference`; each structure has one label value, which results bear.
             config: How.
             modalities: Those of the references; empty takes targets of any.
-            reference: For pictures.
+            references: The first for pictures; all of them where masks are carried over.
             device: Where to compute.
+
+        Raises:
+            ConfigError: Masks are to be carried over, but there is no reference.
         """
+        if config.by == "registration" and not references:
+            raise ConfigError("by registration: there is no reference to carry over. Give one")
         self.net, self.prompt, self.config, self.device = net, prompt, config, device
         self.modalities = tuple(modalities)
-        self.reference = reference
+        self.references = tuple(references)
 
     @classmethod
     def from_references(
@@ -221,7 +232,7 @@ class Segmenter:
             prompt,
             config,
             modalities=sorted({scan.modality for scan in references}),
-            reference=shown[0],
+            references=shown,
             device=device,
         )
 
@@ -289,14 +300,7 @@ class Segmenter:
         threshold = self.config.inference.threshold
         places = np.zeros(target.own_shape, np.uint16)
         best = np.full(target.own_shape, threshold, np.float32)
-        passes = predict(
-            self.net,
-            target.image,
-            [self.prompt],
-            self.config.inference,
-            device=self.device,
-            progress=progress,
-        )
+        passes, agreement = self._passes(target, progress)
         for _, part, probabilities in passes:
             for place, probability in enumerate(probabilities, start=part.start):
                 above = None if on_probability else threshold
@@ -309,7 +313,21 @@ class Segmenter:
         if self.config.largest_component:
             for place in range(len(self.prompt.structures)):
                 _keep_largest(places, place + 1)
-        return self._result(target, places)
+        return self._result(target, places, agreement)
+
+    def _passes(
+        self, target: RawScan, progress: Progress | None
+    ) -> tuple[Iterable[tuple[int, slice, NDArray[np.float32]]], float | None]:
+        """The probabilities (k, z, y, x) of some structures after the other, and how far images agree."""
+        if self.config.by == "registration":
+            structures = self.prompt.structures
+            carried = carry_structures(self.references, structures, target.image, progress=progress)
+            return [(0, slice(0, len(structures)), carried.probabilities)], carried.agreement
+        inference = self.config.inference
+        found = predict(
+            self.net, target.image, [self.prompt], inference, device=self.device, progress=progress
+        )
+        return found, None
 
     def _check_modality(self, target: RawScan) -> None:
         if self.config.across_modalities or not self.modalities or target.modality in self.modalities:
@@ -321,7 +339,7 @@ class Segmenter:
             "where it is guessed wrongly, or allow another one on purpose (--across-modalities)"
         )
 
-    def _result(self, target: RawScan, places: NDArray[np.uint16]) -> Segmentation:
+    def _result(self, target: RawScan, places: NDArray[np.uint16], agreement: float | None) -> Segmentation:
         """Label values in place of the structures' places, and what there is of each."""
         structures = self.prompt.structures
         counts = np.bincount(places.ravel(), minlength=len(structures) + 1)
@@ -334,11 +352,14 @@ class Segmenter:
         if self.prompt.missing:
             lost = _listed([structure.values[0] for structure in self.prompt.missing])
             notes.append(f"nothing of label {lost} is left in the references at this spacing: not looked for")
+        if agreement is not None:
+            notes.append(_told(agreement))
         return Segmentation(
             labels=(values.astype(np.uint16) if values.max() > 255 else values.astype(np.uint8))[places],
             found=found,
             scan=target,
-            reference=self.reference,
+            reference=self.references[0] if self.references else None,
+            agreement=agreement,
             notes=tuple(notes),
         )
 
@@ -402,8 +423,15 @@ def segment(
         scan=result.scan,
         reference=result.reference,
         probabilities=kept,
+        agreement=result.agreement,
         notes=result.notes,
     )
+
+
+def _told(agreement: float) -> str:
+    """What to say of how far images agree."""
+    text = f"carried over by registration; the images agree by {agreement:.2f} of 1 there"
+    return text if agreement >= LOW_AGREEMENT else f"{text}, which is low: look whether it is there at all"
 
 
 def _structures(references: Sequence[RawScan], labels: Sequence[int]) -> list[Structure]:

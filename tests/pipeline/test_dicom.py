@@ -23,9 +23,10 @@ CONFIG = IngestConfig()
 
 
 @pytest.fixture(autouse=True)
-def _silence(capfd: pytest.CaptureFixture[str]):
-    """No library writes to the terminal."""
+def _silence(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):
+    """No library writes to the terminal, nor to a log: paths may name the patient."""
     yield
+    assert not [record for record in caplog.get_records("call") if record.name.startswith("pydicom")]
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
 

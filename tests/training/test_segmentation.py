@@ -320,4 +320,24 @@ def test_a_prompt_without_a_reference_draws_the_target_alone(segmenter: Segmente
     case = result.cases()[0]
     assert not case.mask.any()
     assert case.prediction.any()
-    assert isinstance(segmenter.reference, Reference)
+    assert isinstance(segmenter.references[0], Reference)
+
+
+def test_registration_answers_in_place_of_the_network(segmenter: Segmenter, reference) -> None:
+    shown = read(*reference)
+    by = SegmentConfig(inference=WINDOW, by="registration")
+    result = Segmenter.from_references(LikeInside(), [shown], by).segment(shown)
+    own = sitk.GetArrayFromImage(sitk.ReadImage(str(reference[1])))
+    assert result.agreement is not None
+    assert result.agreement > 0.99
+    assert any("registration" in note and "low" not in note for note in result.notes)
+    inverted = replace(shown, image=np.roll(-shown.image, 11, axis=1))
+    doubted = Segmenter.from_references(LikeInside(), [shown], by).segment(inverted)
+    assert any("low: look" in note for note in doubted.notes)
+    assert min(result.dice(own).values()) > 0.8
+    assert segmenter.segment(shown).agreement is None
+
+
+def test_registration_asks_for_a_reference(segmenter: Segmenter) -> None:
+    with pytest.raises(ConfigError, match="no reference"):
+        Segmenter(LikeInside(), segmenter.prompt, SegmentConfig(inference=WINDOW, by="registration"))
