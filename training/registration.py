@@ -6,7 +6,9 @@
 
 *Takes* and *gives* arrays (z, y, x) of one voxel size, images z-scores. One thread, seconds a target; the
 same input gives the same bytes. Nothing is learned: it is what a network has to beat (docs/results.md).
-Bounds: turns and scales are left to the demons, so a target that lies otherwise than the reference is lost.
+Bounds: turns and scales are left to the demons, so a target that lies otherwise than the reference is lost;
+        a window of fewer than 8 voxels along an axis is moved only. Memory holds two float32 volumes of the
+        target a structure.
 
 Template matching: Lewis 1995, "Fast Normalized Cross-Correlation". Demons: Vercauteren et al. 2009,
 "Diffeomorphic demons", here the symmetric forces of ITK.
@@ -14,7 +16,7 @@ Template matching: Lewis 1995, "Fast Normalized Cross-Correlation". Demons: Verc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -25,6 +27,7 @@ from scipy import ndimage
 from skimage.feature import match_template, peak_local_max
 
 from training.inference import Progress, Reference, Structure
+from training.windows import box_of_mask
 
 Image: TypeAlias = NDArray[np.float32]
 Offset: TypeAlias = tuple[int, int, int]
@@ -48,8 +51,9 @@ FIELD_SIGMA = 1.2
 """Smoothing of the displacement field after every iteration, voxels."""
 _LEAST_MARGIN = 3
 _LEAST_SIDE = 8
-"""Voxels along an axis below which nothing is shrunk, and no window registered."""
+"""Voxels along an axis below which no window is bent; an axis is not shrunk below twice as many."""
 _LEAST_VARIANCE = 1e-9
+"""Of z-scores, below which an image is constant but for rounding."""
 _COARSE_SIDE = 64
 """Scans at least as long as this along an axis are searched at half their resolution along it."""
 
@@ -65,21 +69,18 @@ class Carried:
     shows a part of the structures only, 0 where nothing could be registered. It ranks answers."""
 
 
-def carry(
-    image: Image, masks: NDArray[np.bool_], target: Image, *, progress: Progress | None = None
-) -> Carried:
+def carry(image: Image, masks: NDArray[np.bool_], target: Image) -> Carried:
     """Return masks of an image where a target shows the same.
 
     Args:
         image: The reference, (z, y, x).
         masks: Its masks, (K, z, y, x).
         target: (z, y, x), of any size.
-        progress: Called with places done and places in all.
     """
-    none = Carried(probabilities=np.zeros((len(masks), *target.shape), np.float32), agreement=0.0)
+    probabilities = np.zeros((len(masks), *target.shape), np.float32)
     together = np.asarray(masks.any(axis=0))
     if not together.any():
-        return none
+        return Carried(probabilities=probabilities, agreement=0.0)
     near = ndimage.binary_dilation(together, iterations=NEAR_VOXELS)
     window = _around(together, WINDOW_MARGIN)
     places = [
@@ -87,23 +88,22 @@ def carry(
         *_peaks(image, _around(together, PATCH_MARGIN), target),
     ]
     best: tuple[float, Window, sitk.Transform, sitk.Image] | None = None
-    for done, offset in enumerate(places, start=1):
+    for offset in places:
         there = _moved(window, offset, target.shape)
-        if there is not None:
-            fixed = _cut(target, there)
-            transform = _registered(fixed, _itk(image), offset, float(image.min()))
-            agreement = _agreement(target[there], fixed, image, near, transform)
-            if best is None or agreement > best[0]:
-                best = agreement, there, transform, fixed
-        if progress is not None:
-            progress(done, len(places))
+        if there is None:
+            continue
+        fixed = _cut(target, there)
+        transform = _registered(fixed, _itk(image), offset, float(image.min()))
+        agreement = _agreement(target[there], fixed, image, near, transform)
+        if best is None or agreement > best[0]:
+            best = agreement, there, transform, fixed
     if best is None:
-        return none
+        return Carried(probabilities=probabilities, agreement=0.0)
     agreement, there, transform, fixed = best
     for k, mask in enumerate(masks):
         moving = _itk(mask.astype(np.float32))
-        none.probabilities[k][there] = _array(sitk.Resample(moving, fixed, transform, sitk.sitkLinear, 0.0))
-    return Carried(probabilities=none.probabilities, agreement=agreement)
+        probabilities[k][there] = _array(sitk.Resample(moving, fixed, transform, sitk.sitkLinear, 0.0))
+    return Carried(probabilities=probabilities, agreement=agreement)
 
 
 def carry_structures(
@@ -114,6 +114,8 @@ def carry_structures(
     progress: Progress | None = None,
 ) -> Carried:
     """Return what several references say of a target: their answers' mean, weighed by how far they agree.
+
+    The agreement is that of the reference that agrees best.
 
     Args:
         references: At least one.
@@ -144,15 +146,14 @@ def _middle_on_middle(shape: tuple[int, ...], target: tuple[int, ...]) -> Offset
 
 
 def _around(mask: NDArray[np.bool_], margin: float) -> Window:
-    """The box of a mask, longer by a part of its length on each side; inside the scan."""
-    return _window(_grown(mask, axis, margin) for axis in range(3))
-
-
-def _grown(mask: NDArray[np.bool_], axis: int, margin: float) -> slice:
-    inside = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-    low, high = int(inside[0]), int(inside[-1]) + 1
-    more = max(_LEAST_MARGIN, round(margin * (high - low)))
-    return slice(max(0, low - more), min(mask.shape[axis], high + more))
+    """The box of a mask that is not empty, longer by a part of its length on each side; inside the scan."""
+    box = box_of_mask(mask)
+    assert box is not None
+    parts = []
+    for part, size in zip(box, mask.shape, strict=True):
+        more = max(_LEAST_MARGIN, round(margin * (part.stop - part.start)))
+        parts.append(slice(max(0, part.start - more), min(size, part.stop + more)))
+    return _window(parts)
 
 
 def _moved(window: Window, offset: Offset, shape: tuple[int, ...]) -> Window | None:
@@ -169,7 +170,7 @@ def _moved(window: Window, offset: Offset, shape: tuple[int, ...]) -> Window | N
     return _window(parts)
 
 
-def _window(parts: Iterator[slice] | Sequence[slice]) -> Window:
+def _window(parts: Sequence[slice]) -> Window:
     z, y, x = parts
     return z, y, x
 
