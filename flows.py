@@ -89,7 +89,7 @@ def prepare(raw: Path, store_path: Path, settings: Settings, options: Options) -
             "--device gpu: there is no CUDA device that CuPy can use here. Leave it out, or use cpu"
         )
     print(f"looking for scans in {raw.name}", file=sys.stderr)
-    discovery = discover(raw, settings.ingest)
+    discovery = discover(raw, settings.ingest.series_rules)
     config = settings.values()
     store = create_store(store_path, spacing_mm=settings.ingest.spacing_mm, config=config)
     store.require_current()

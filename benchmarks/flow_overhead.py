@@ -34,7 +34,7 @@ TASKS = 50
 
 def idle_work(raw: Path, store: Path, settings: Settings, options: Options) -> Work:
     """A run of many tasks that find nothing to do."""
-    sources = discover(raw, settings.ingest).sources
+    sources = discover(raw, settings.ingest.series_rules).sources
     small = min(sources, key=lambda source: sum(path.stat().st_size for path in source.files))
     job = Job(found=found_now(small), stage="ingest", why="benchmark")
     return Work(

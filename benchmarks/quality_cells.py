@@ -104,7 +104,7 @@ def labelled_sources(manifest: Path, sets: Sequence[str], scans: int | None) -> 
         SystemExit: A name that is no data set of the manifest.
     """
     members: dict[str, list[Source]] = {}
-    for source in discover(manifest, IngestConfig()).sources:
+    for source in discover(manifest, IngestConfig().series_rules).sources:
         if source.labels:
             members.setdefault(source.dataset, []).append(source)
     strangers = sorted(set(sets) - set(members))

@@ -12,9 +12,9 @@ from commands.terminal import CommandError, print_failures, print_table, shown
 from pipeline.progress import Progress
 from pipeline.sources import SourceFailure
 from storage import Store, open_store
-from training.checkpoints import write_atomically
 from training.distributed import choose_device
 from training.evaluation import EvaluationConfig, evaluate_in_context
+from training.files import write_atomically
 from training.score_tables import NARROW_COLUMNS, Table
 from training.scores import Failed
 from training.segmentation import inference_for

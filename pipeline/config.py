@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.dicom_series import SeriesRules
 from pipeline.errors import ConfigError
 
 INGEST_VERSION = 1
@@ -76,6 +77,16 @@ class IngestConfig:
 
     tilt_tolerance_degrees: float = 0.3
     """How far the line through DICOM slice positions may lean from the slices' normal."""
+
+    @property
+    def series_rules(self) -> SeriesRules:
+        """The settings that decide which DICOM slices make a volume."""
+        return SeriesRules(
+            frame=self.frame,
+            min_slices=self.min_size_voxels,
+            slice_gap_tolerance=self.slice_gap_tolerance,
+            tilt_tolerance_degrees=self.tilt_tolerance_degrees,
+        )
 
     def __post_init__(self) -> None:
         _require(0.05 <= self.spacing_mm <= 20, "spacing_mm", "between 0.05 and 20", self.spacing_mm)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import IngestConfig
 from pipeline.dicom_headers import Header
 from pipeline.errors import BadSpacing, DicomSeriesError, NoSuchFrame, NotVolumetric, ScanError
 from pipeline.volume import Grid, nine, triple
@@ -31,6 +30,20 @@ _OTHER_PLANE_DEGREES = 40.0
 _REMEDY_EXPORT = (
     "Export the series again with all its slices, or convert it to NIfTI with a tool that interpolates"
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesRules:
+    """How regular the slices of a DICOM series must be, and which volume of a 4D one is taken."""
+
+    frame: int | None = None
+    """Which volume of a 4D series or file, counted from 0; None makes 4D an error."""
+    min_slices: int = 3
+    """Least number of slices of a volume."""
+    slice_gap_tolerance: float = 0.05
+    """How far a gap between slices may differ from the median gap, as a fraction of it."""
+    tilt_tolerance_degrees: float = 0.3
+    """How far the line through the slice positions may lean from the slices' normal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +130,7 @@ def _leaning(groups: Sequence[Sequence[Header]]) -> ScanError | None:
     )
 
 
-def order_slices(headers: Sequence[Header], config: IngestConfig, frame: int | None) -> Slices:
+def order_slices(headers: Sequence[Header], rules: SeriesRules) -> Slices:
     """The slices of a stack from first to last, checked to be regular.
 
     Raises:
@@ -133,14 +146,14 @@ def order_slices(headers: Sequence[Header], config: IngestConfig, frame: int | N
     axes, points = _places(headers)
     rows_mm, columns_mm = _pixel_spacing(first)
     along = points @ axes[:, 2]
-    order, frame_order = _one_volume(headers, along, config, frame)
-    if len(order) < config.min_size_voxels:
+    order, frame_order = _one_volume(headers, along, rules.frame)
+    if len(order) < rules.min_slices:
         raise NotVolumetric(
-            f"a volume needs at least {config.min_size_voxels} slices, this has {len(order)}",
+            f"a volume needs at least {rules.min_slices} slices, this has {len(order)}",
             path=None,
             remedy="Remove it (a localizer or a single picture), or export the whole series",
         )
-    gap = _regular_gap(points[order], axes, config, first.tilt_degrees)
+    gap = _regular_gap(points[order], axes, rules, first.tilt_degrees)
     grid = Grid(
         shape_zyx=(len(order), first.rows, first.columns),
         spacing_xyz_mm=(columns_mm, rows_mm, gap),
@@ -198,7 +211,7 @@ def _pixel_spacing(header: Header) -> tuple[float, float]:
 
 
 def _one_volume(
-    headers: Sequence[Header], along: NDArray[np.float64], config: IngestConfig, frame: int | None
+    headers: Sequence[Header], along: NDArray[np.float64], frame: int | None
 ) -> tuple[list[int], tuple[int, ...]]:
     """Indices of one volume's slices by position, where several volumes may share the positions."""
     keys = (
@@ -244,7 +257,7 @@ def _frame(frame: int | None, count: int) -> int:
 
 
 def _regular_gap(
-    points: NDArray[np.float64], axes: NDArray[np.float64], config: IngestConfig, tilt: float | None
+    points: NDArray[np.float64], axes: NDArray[np.float64], rules: SeriesRules, tilt: float | None
 ) -> float:
     """The distance of neighbouring slices in mm.
 
@@ -258,17 +271,17 @@ def _regular_gap(
     lean = float(np.degrees(np.arctan2(np.median(sideways), np.median(gaps))))
     typical = float(np.median(gaps))
     problems = []
-    if lean > config.tilt_tolerance_degrees:
+    if lean > rules.tilt_tolerance_degrees:
         told = "" if tilt is None else f"; the header's gantry tilt is {tilt:g}"
         problems.append(
             f"slices must be stacked along their normal, these lean {lean:.1f} degrees from "
             f"it (gantry tilt{told})"
         )
-    allowed = max(config.slice_gap_tolerance * typical, _SAME_PLACE_MM)
+    allowed = max(rules.slice_gap_tolerance * typical, _SAME_PLACE_MM)
     odd = np.flatnonzero(np.abs(gaps - typical) > allowed)
     if odd.size:
         problems.append(_describe_gaps(gaps, typical, odd, allowed))
-    elif lean <= config.tilt_tolerance_degrees and sideways.max() > 0.5 * typical:
+    elif lean <= rules.tilt_tolerance_degrees and sideways.max() > 0.5 * typical:
         problems.append("slices must be stacked along their normal, some are shifted sideways")
     if problems:
         raise DicomSeriesError("; and ".join(problems), path=None, remedy=_REMEDY_EXPORT)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.config import IngestConfig
+from pipeline.dicom_series import SeriesRules
 from pipeline.discovery_folder import discover_folder
 from pipeline.discovery_manifest import discover_manifest
 from pipeline.errors import UnreadableFile
@@ -24,12 +24,12 @@ from pipeline.sources import Discovery, LabelSource, Source, SourceFailure
 __all__ = ["Discovery", "LabelSource", "Source", "SourceFailure", "discover"]
 
 
-def discover(raw: Path, config: IngestConfig) -> Discovery:
+def discover(raw: Path, rules: SeriesRules) -> Discovery:
     """Everything to read at a place: a folder, a manifest (.csv, .tsv, .jsonl), one image file or set.
 
     Args:
         raw: The place.
-        config: Settings; how DICOM slices may be spaced, and the frame of 4D series.
+        rules: How DICOM slices may be spaced, and the frame of 4D series.
 
     Returns:
         Sources and failures, sorted by id, each id once, and notes for people.
@@ -44,7 +44,7 @@ def discover(raw: Path, config: IngestConfig) -> Discovery:
             "there is no such file or folder", path=raw, remedy="Check the path of the scans"
         )
     if raw.is_dir():
-        return discover_folder(raw, config)
+        return discover_folder(raw, rules)
     if raw.suffix.lower() in MANIFEST_SUFFIXES:
-        return discover_manifest(raw, config)
-    return discover_folder(raw.parent, config, only=raw)
+        return discover_manifest(raw, rules)
+    return discover_folder(raw.parent, rules, only=raw)

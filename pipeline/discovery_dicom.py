@@ -12,13 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.config import IngestConfig
 from pipeline.dicom_headers import Header, read_header
-from pipeline.dicom_series import Stack, order_slices, split_series
+from pipeline.dicom_series import SeriesRules, Stack, order_slices, split_series
 from pipeline.errors import NotAnImage, ScanError
 from pipeline.files import check_readable, os_error
-from pipeline.privacy import Identity
-from pipeline.sources import short_hash
+from pipeline.privacy import Identity, short_hash
 
 _NO_SCAN = frozenset(
     [
@@ -73,11 +71,8 @@ class DicomFind:
     notes: tuple[str, ...]
 
 
-def find_dicom(
-    root: Path, relative: Sequence[Path], config: IngestConfig, *, frame: int | None = None
-) -> DicomFind:
+def find_dicom(root: Path, relative: Sequence[Path], rules: SeriesRules) -> DicomFind:
     """The series among DICOM files, whose paths are relative to `root`."""
-    frame = config.frame if frame is None else frame
     groups: dict[str, list[Header]] = {}
     broken: dict[Path, list[tuple[Path, ScanError]]] = {}
     patients: set[tuple[Path, Identity]] = set()
@@ -100,7 +95,7 @@ def find_dicom(
         else:
             groups.setdefault(header.series_uid or f"folder {path.parent}", []).append(header)
     found = [
-        _series(root, uid, stack, config, frame)
+        _series(root, uid, stack, rules)
         for uid, headers in sorted(groups.items())
         for stack in split_series(headers)
     ]
@@ -117,7 +112,7 @@ def find_dicom(
     return DicomFind(series=_with_suffixes(found), patients=frozenset(patients), notes=tuple(notes))
 
 
-def _series(root: Path, uid: str, stack: Stack, config: IngestConfig, frame: int | None) -> DicomSeries:
+def _series(root: Path, uid: str, stack: Stack, rules: SeriesRules) -> DicomSeries:
     """A stack's series, ordered, or with the reason why it cannot be."""
     folder = Path(os.path.commonpath([h.path.parent for h in stack.headers])).relative_to(root)
     first = stack.headers[0]
@@ -129,14 +124,14 @@ def _series(root: Path, uid: str, stack: Stack, config: IngestConfig, frame: int
     error = stack.problem
     if error is None:
         try:
-            files = tuple(h.path for h in order_slices(stack.headers, config, frame).headers)
+            files = tuple(h.path for h in order_slices(stack.headers, rules).headers)
         except ScanError as problem:
             error = problem
     return DicomSeries(
         folder=folder,
         suffix=suffix,
         files=files,
-        frame=frame if first.num_frames > 1 else None,
+        frame=rules.frame if first.num_frames > 1 else None,
         identity=first.identity,
         series_uid=uid,
         error=error,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipeline.config import IngestConfig
+from pipeline.dicom_series import SeriesRules
 from pipeline.discovery_dicom import DicomFind, find_dicom
 from pipeline.errors import NotAnImage, ScanError, UnreadableFile
 from pipeline.files import companions
@@ -28,7 +28,8 @@ from pipeline.sources import (
     distinct_ids,
     id_from_parts,
 )
-from pipeline.tree import Tree, stem_of, walk
+from pipeline.suffixes import stem_of
+from pipeline.tree import Tree, walk
 
 _SPLIT_FOLDERS = {"imagestr": "train", "imagests": "test"}
 
@@ -43,12 +44,12 @@ class _Found:
     failure: SourceFailure | None = None
 
 
-def discover_folder(root: Path, config: IngestConfig, *, only: Path | None = None) -> Discovery:
+def discover_folder(root: Path, rules: SeriesRules, *, only: Path | None = None) -> Discovery:
     """The scans below a folder, or the one file `only` in it."""
     tree = walk(root, recursive=only is None)
     if only is not None:
         tree = _just(tree, only.relative_to(root))
-    dicom = find_dicom(root, tree.dicom, config)
+    dicom = find_dicom(root, tree.dicom, rules)
     scrubber = Scrubber(dicom.patients)
     pairing = pair(tree.volumes)
     notes = _pairing_notes(pairing, scrubber)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipeline.config import IngestConfig
 from pipeline.dicom_headers import read_header
+from pipeline.dicom_series import SeriesRules
 from pipeline.discovery_dicom import DicomSeries, find_dicom
 from pipeline.errors import DicomSeriesError, DuplicateId, ManifestError, ScanError
 from pipeline.files import check_readable, companions
@@ -20,7 +20,8 @@ from pipeline.label_names import find_value_names, read_value_names
 from pipeline.manifest import Row, read_manifest
 from pipeline.privacy import Identity, Scrubber
 from pipeline.sources import Discovery, LabelSource, Source, SourceFailure, check_scan_id
-from pipeline.tree import DICOM_SUFFIXES, has_dicom_preamble, volume_suffix, walk
+from pipeline.suffixes import DICOM_SUFFIXES, has_dicom_preamble, volume_suffix
+from pipeline.tree import walk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +37,11 @@ class _Entry:
     note: str | None = None
 
 
-def discover_manifest(path: Path, config: IngestConfig) -> Discovery:
+def discover_manifest(path: Path, rules: SeriesRules) -> Discovery:
     """The scans of a manifest; rows that cannot be used become failures."""
     manifest = read_manifest(path)
     root = path.parent
-    entries = [_entry(row, root, config, default_dataset=path.stem) for row in manifest.rows]
+    entries = [_entry(row, root, rules, default_dataset=path.stem) for row in manifest.rows]
     scrubber = Scrubber({patient for entry in entries for patient in entry.patients})
     entries = _refuse_duplicates(entries)
     sources, failures = [], []
@@ -66,7 +67,7 @@ def discover_manifest(path: Path, config: IngestConfig) -> Discovery:
     )
 
 
-def _entry(row: Row, root: Path, config: IngestConfig, *, default_dataset: str) -> _Entry:
+def _entry(row: Row, root: Path, rules: SeriesRules, *, default_dataset: str) -> _Entry:
     """One row, read."""
     relative = Path(os.path.relpath(root / row["image"], root)) if row["image"] else Path("-")
     entry = _Entry(row=row, relative=relative)
@@ -83,7 +84,7 @@ def _entry(row: Row, root: Path, config: IngestConfig, *, default_dataset: str) 
                 path=None,
                 remedy="Give the .npz file itself to `mass prepare`, in place of a manifest",
             )
-        frame = config.frame if row.frame is None else row.frame
+        frame = rules.frame if row.frame is None else row.frame
         base = Source(
             scan_id=row["id"],
             format="file",
@@ -98,14 +99,14 @@ def _entry(row: Row, root: Path, config: IngestConfig, *, default_dataset: str) 
         labels, note = _labels(row, root)
         entry = replace(entry, note=note)
         if image.is_dir() and not volume_suffix(image.name):
-            find = find_dicom(image, walk(image, recursive=True).dicom, config, frame=frame)
+            find = find_dicom(image, walk(image, recursive=True).dicom, replace(rules, frame=frame))
             entry = replace(entry, patients=_below(relative, find.patients), own=_own(find.series))
             series = _one_series(find.series, row["series"])
             base = replace(base, format="dicom", files=series.files, frame=series.frame)
         elif _is_dicom_file(image):
             check_readable(image, shown="")
             header = read_header(image)
-            find = find_dicom(image.parent, [Path(image.name)], config, frame=frame)
+            find = find_dicom(image.parent, [Path(image.name)], replace(rules, frame=frame))
             entry = replace(entry, patients=_below(relative.parent, find.patients), own=header.identity)
             base = replace(base, format="dicom", files=_one_series(find.series, "").files)
         else:

@@ -14,8 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipeline.intensity import otsu_threshold
-
 _WORKING_MM = 3.0
 """Distance of the voxels looked at; a body's outline needs no more."""
 
@@ -119,3 +117,16 @@ def body_mask(
         np.minimum(np.arange(n) // k, m - 1) for n, k, m in zip(image.shape, strides, mask.shape, strict=True)
     ]
     return np.asarray(mask[np.ix_(*index)], dtype=np.bool_)
+
+
+def otsu_threshold(values: NDArray[np.floating[Any]]) -> float:
+    """The threshold that separates values into two classes with the largest variance between (Otsu 1979)."""
+    counts, edges = np.histogram(values, bins=256)
+    centres = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)
+    above = below[-1] - below
+    sums = np.cumsum(counts * centres)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gap = sums / below - (sums[-1] - sums) / above
+    between = np.nan_to_num(below * above * gap**2)
+    return float(edges[int(between.argmax()) + 1])

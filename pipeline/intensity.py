@@ -95,16 +95,3 @@ def strided_sample(image: NDArray[Any], max_voxels: int = 1_000_000) -> NDArray[
     step = max(1, int(np.ceil((image.size / max_voxels) ** (1 / 3))))
     steps = tuple(slice(None, None, min(step, max(1, n // 8))) for n in image.shape)
     return image[steps]
-
-
-def otsu_threshold(values: NDArray[np.floating[Any]]) -> float:
-    """The threshold that separates values into two classes with the largest variance between (Otsu 1979)."""
-    counts, edges = np.histogram(values, bins=256)
-    centres = (edges[:-1] + edges[1:]) / 2
-    below = np.cumsum(counts)
-    above = below[-1] - below
-    sums = np.cumsum(counts * centres)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        gap = sums / below - (sums[-1] - sums) / above
-    between = np.nan_to_num(below * above * gap**2)
-    return float(edges[int(between.argmax()) + 1])

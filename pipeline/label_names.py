@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import LabelMismatch, UnreadableFile
-from pipeline.tree import stem_of
+from pipeline.suffixes import stem_of
 
 SIDECARS = ("label_names.json", "dataset.json")
 """Files beside the labels, or one folder up, that may name the values of all of them."""

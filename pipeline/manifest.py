@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ManifestError, UnreadableFile
-from pipeline.modality import parse_modality
+from pipeline.modality_names import parse_modality
 
 COLUMNS = ("id", "image", "label", "label_names", "modality", "dataset", "split", "frame", "series", "class")
 """Columns that a manifest may have; any other is noted."""

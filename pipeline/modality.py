@@ -1,40 +1,20 @@
-"""CT, MR or PET: what a manifest or a DICOM tag calls it, or else a guess from the intensities.
+"""CT, MR or PET: a guess from the name of a file and its intensities, where nothing names the modality.
 
-*Reads*: a word, or an image (z, y, x) in real units. *Writes*: "ct", "mr" or "pet", and why. A guess tells CT
-from the others reliably where air is in the picture; PET against MR is told by coarse voxels and a few very
-hot ones, and can be wrong: it is recorded and shown, and a manifest's `modality` column settles it.
+*Reads*: a name, and an image (z, y, x) in real units. *Writes*: "ct", "mr" or "pet", and why. CT is
+recognised reliably where air is in the picture; PET is distinguished from MR by coarse voxels and a few very
+hot ones, which can be wrong: it is recorded and shown, and a manifest's `modality` column settles it.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.intensity import strided_sample
-
-Modality = Literal["ct", "mr", "pet"]
-
-_WORDS: dict[str, Modality] = {
-    "ct": "ct",
-    "cbct": "ct",
-    "mr": "mr",
-    "mri": "mr",
-    "pet": "pet",
-    "pt": "pet",
-}
-
-_NAME_WORDS: dict[str, Modality] = _WORDS | dict.fromkeys(
-    ["t1", "t1w", "t1c", "t1ce", "t2", "t2w", "t2star", "flair", "dwi", "adc", "swi", "bold", "dce"], "mr"
-)
-"""Words of a file's name that tell the modality."""
-
-
-def parse_modality(word: str) -> Modality | None:
-    """The modality that a word names (CT, MR, MRI, PET, PT, in any case), or None."""
-    return _WORDS.get(word.strip().lower())
+from pipeline.modality_names import NAME_WORDS, Modality
 
 
 def guess_modality(
@@ -53,8 +33,8 @@ def guess_modality(
     if low > -5000 and air > 0.01 and float((sample > -200).mean()) > 0.01:
         return "ct", f"{air:.0%} of the voxels lie near -1000 as air does in CT"
     for word in re.split(r"[^a-z0-9]+", name.lower()):
-        if word in _NAME_WORDS:
-            return _NAME_WORDS[word], f"its name says {word}"
+        if word in NAME_WORDS:
+            return NAME_WORDS[word], f"its name says {word}"
     if float((sample < -50).mean()) > 0.02 and low >= -1100 and high < 4100:
         return "ct", "values below 0 in the range of Hounsfield units"
     body = sample[sample > sample.mean()]

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.tree import stem_of
+from pipeline.suffixes import stem_of
 
 LABEL_WORDS = ("label", "labels", "seg", "segmentation", "gt", "mask", "masks")
 """Words that make a name a label's."""

@@ -11,13 +11,12 @@ and for ids that a manifest gives: those are its author's choice.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-
-from pipeline.sources import short_hash
 
 _WORD = re.compile(r"[^\W\d_]+|\d+")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
@@ -191,3 +190,8 @@ def _camel_cuts(word: str) -> list[tuple[int, int]]:
     """(start, stop) of the words in a run such as DoeJohn."""
     cuts = [0, *(match.start() for match in _CAMEL.finditer(word)), len(word)]
     return list(pairwise(cuts))
+
+
+def short_hash(text: str, length: int = 8) -> str:
+    """The first hexadecimal digits of a text's SHA-256."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:length]

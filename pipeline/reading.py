@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from pipeline.files import check_readable, os_error
 from pipeline.formats import Format, identify
 from pipeline.image_sets import read_set_image
 from pipeline.labels import RawLabel, check_label
-from pipeline.modality import parse_modality
+from pipeline.modality_names import parse_modality
 from pipeline.sources import LabelSource, SetItem, Source
 from pipeline.volume import Grid, nine, triple
 
@@ -339,7 +339,7 @@ def _read_dicom(
             raise DicomSeriesError("the files are not one series any more", path=where, remedy="Run again")
         if stacks[0].problem is not None:
             raise stacks[0].problem
-        slices = order_slices(headers, config, source.frame)
+        slices = order_slices(headers, replace(config.series_rules, frame=source.frame))
     except ScanError as error:
         raise type(error)(error.reason, path=where, remedy=error.remedy) from None
     except OSError as error:

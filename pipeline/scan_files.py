@@ -24,7 +24,7 @@ from pipeline.label_names import find_value_names
 from pipeline.reading import RawScan, read_source
 from pipeline.sources import Discovery, LabelSource, Source, id_from_parts
 from pipeline.standardize import StandardScan, standardize
-from pipeline.tree import stem_of, volume_suffix
+from pipeline.suffixes import stem_of, volume_suffix
 from pipeline.volume import Grid
 from pipeline.writeback import Box, probability_to_source_grid, to_stored_grid, write_image
 
@@ -122,7 +122,7 @@ def find_targets(path: Path, config: IngestConfig) -> Discovery:
         return Discovery(sources=(source,), failures=(), notes=())
     if not path.exists():
         raise UnreadableFile("there is no such file or folder", path=path, remedy="Check the path")
-    found = discover(path, config)
+    found = discover(path, config.series_rules)
     if not found.sources and not found.failures:
         raise NotAnImage(
             "there is no scan here", path=path, remedy="Name a NIfTI, NRRD, MetaImage file or DICOM folder"

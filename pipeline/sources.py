@@ -6,7 +6,6 @@ Reads: nothing. Writes: nothing. Paths stay out of `repr`, so that no log shows 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import ScanError, UnsafeId
+from pipeline.privacy import short_hash
 
 MAX_ID_LENGTH = 128
 """Characters; ids are folder names, and every file system takes this many."""
@@ -155,11 +155,6 @@ def check_scan_id(scan_id: str) -> str:
         path=None,
         remedy="Use letters, digits, '.', '_' and '-', beginning with a letter or digit (no '/', no '..')",
     )
-
-
-def short_hash(text: str, length: int = 8) -> str:
-    """The first hexadecimal digits of a text's SHA-256."""
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:length]
 
 
 def id_from_parts(parts: Iterable[str]) -> str:

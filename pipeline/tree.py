@@ -12,12 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.image_sets import SET_SUFFIX
-
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-"""Single-file image formats: NIfTI, NRRD with its detached header, MetaImage with its detached header."""
-
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-"""Names that promise DICOM; files without one of these are DICOM when their bytes say so."""
+from pipeline.suffixes import DICOM_SUFFIXES, has_dicom_preamble, volume_suffix
 
 _OTHER_SUFFIXES = frozenset(
     [
@@ -106,18 +101,6 @@ class Tree:
     other: tuple[tuple[str, int], ...]
 
 
-def volume_suffix(name: str) -> str | None:
-    """The suffix of a single-file format that a name ends in, or None."""
-    lower = name.lower()
-    return next((s for s in VOLUME_SUFFIXES if lower.endswith(s)), None)
-
-
-def stem_of(name: str) -> str:
-    """A file's name without the suffix of its format."""
-    suffix = volume_suffix(name) or next((s for s in DICOM_SUFFIXES if name.lower().endswith(s)), "")
-    return name[: len(name) - len(suffix)]
-
-
 def walk(root: Path, *, recursive: bool = True) -> Tree:
     """All files below a folder, sorted by what they can be."""
     volumes: list[Path] = []
@@ -152,12 +135,6 @@ def walk(root: Path, *, recursive: bool = True) -> Tree:
         unreadable=tuple(sorted(unreadable)),
         other=tuple(sorted(other.items())),
     )
-
-
-def has_dicom_preamble(path: Path) -> bool:
-    """Whether a file's bytes 128 to 132 are DICM (part 10 of the standard)."""
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
 
 
 def _files(root: Path, unreadable: list[tuple[Path, str]], *, recursive: bool) -> list[Path]:

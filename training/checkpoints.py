@@ -9,16 +9,16 @@ and renamed.
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from training.errors import CheckpointError
+from training.files import write_atomically
 
 FORMAT, FORMAT_VERSION = "mass3d checkpoint", 1
 BEST = "best.pt"
@@ -77,23 +77,3 @@ def remove_old_checkpoints(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints, and what a killed process left half-written."""
     for path in [*list_checkpoints(folder)[:-keep], *folder.glob(".*.part")]:
         path.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Have a file written under another name in the same folder, synced, and renamed to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

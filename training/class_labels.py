@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import Store
-from training.checkpoints import write_atomically
 from training.errors import DataError
+from training.files import write_atomically
 
 SPLITS = {
     "train": "train",

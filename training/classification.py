@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from storage import Store, digest_of
-from training.checkpoints import BEST, read_checkpoint, write_atomically
+from training.checkpoints import BEST, read_checkpoint
 from training.class_config import ClassifyConfig
 from training.class_labels import ClassSplit, ClassTable
 from training.class_results import to_markdown, write_predictions
@@ -44,6 +44,7 @@ from training.class_training import (
 from training.distributed import DeviceName, choose_device
 from training.embedding import Progress, ScanFeatures, encode_store, encoder_digest
 from training.errors import ConfigError
+from training.files import write_atomically
 from training.heads import (
     ENCODER,
     HEAD,

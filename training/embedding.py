@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from storage import Store
-from training.checkpoints import write_atomically
 from training.encoder import Features
 from training.errors import ConfigError
+from training.files import write_atomically
 from training.precision import Precision, autocast, choose_precision
 from training.windows import STRIDE_VOXELS, Size, fit_window, take_image, window_boxes
 

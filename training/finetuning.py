@@ -26,9 +26,9 @@ import torch
 from torch import nn
 
 from storage import Store, open_store
-from training.checkpoints import write_atomically
 from training.distributed import DeviceName, Ranks, joined_processes
 from training.evaluation import Evaluation
+from training.files import write_atomically
 from training.finetune_config import FinetuneConfig
 from training.finetune_report import evaluate_tokens, report_document, scalars
 from training.finetuned import FINETUNED, PromptedIris, TokenTable, weights_file
@@ -47,7 +47,6 @@ from training.losses import LossTerms, segmentation_loss
 from training.monitoring import TrainingProgress
 from training.pictures import Case, write_png
 from training.precision import ChosenPrecision
-from training.pretraining import MODEL_CARD, trained_on
 from training.runs import (
     RunRecord,
     begin_run,
@@ -60,9 +59,16 @@ from training.runs import (
 )
 from training.score_tables import TITLES
 from training.tasks import Task, TrainingResult
-from training.trained_on import warning_of
+from training.trained_on import TrainedOn, warning_of
 from training.trainer import Trainer
-from training.weights import WEIGHTS, ModelCard, export_weights, installed_versions, load_checkpoint
+from training.weights import (
+    MODEL_CARD,
+    WEIGHTS,
+    ModelCard,
+    export_weights,
+    installed_versions,
+    load_checkpoint,
+)
 
 REPORT = "report.json"
 
@@ -141,7 +147,7 @@ def finetune(
         store_name=store_path.resolve().name,
         scans=scan_digests(store, scans.training),
         versions=installed_versions(),
-        trained_on=trained_on(store, config.data.boxes.crop_zyx),
+        trained_on=TrainedOn.of_store(store, config.data.boxes.crop_zyx),
     )
     with joined_processes(device) as (ranks, where):
         wanted = config.optimisation.precision

@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from training.checkpoints import write_atomically
 from training.embedding import EmbeddingConfig, ScanFeatures, encode_scan, encoder_digest
 from training.errors import CheckpointError
+from training.files import write_atomically
 from training.iris import Iris
 from training.weights import in_fixed_order, load_checkpoint
 

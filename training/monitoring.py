@@ -17,7 +17,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from training.checkpoints import write_atomically
+from training.files import write_atomically
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 

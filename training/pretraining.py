@@ -43,10 +43,8 @@ from training.sampling import ScanSplit, split_scans
 from training.tasks import Task, TrainingResult
 from training.trained_on import TrainedOn
 from training.trainer import Trainer
-from training.weights import WEIGHTS, ModelCard, export_weights, installed_versions
+from training.weights import MODEL_CARD, WEIGHTS, ModelCard, export_weights, installed_versions
 from training.whole_scans import window_for
-
-MODEL_CARD = "MODEL_CARD.md"
 
 _CUT_MARGIN = 0.19
 """Of a window's side, on each side: 44 voxels around 32, as in the small recipe."""
@@ -108,7 +106,9 @@ def pretrain(
         store_name=store_path.resolve().name,
         scans=scan_digests(store, split.training),
         versions=installed_versions(),
-        trained_on=trained_on(store, config.data.crop_zyx, whole_scans=config.data.whole_fraction > 0),
+        trained_on=TrainedOn.of_store(
+            store, config.data.crop_zyx, whole_scans=config.data.whole_fraction > 0
+        ),
     )
     with joined_processes(device) as (ranks, where):
         wanted = config.optimisation.precision
@@ -223,14 +223,6 @@ def settled(config: PretrainConfig, shapes: Sequence[tuple[int, int, int]]) -> P
 def _margined(side: int) -> int:
     """A side of the cut around a view: what turning and widening it may look at."""
     return side + 2 * round(side * _CUT_MARGIN)
-
-
-def trained_on(store: Store, crop_voxels: tuple[int, int, int], *, whole_scans: bool = False) -> TrainedOn:
-    """How a store's scans were prepared and shown, for those who use the weights."""
-    ingest = store.info.config.get("ingest", {})
-    return TrainedOn(
-        spacing_mm=store.info.spacing_mm, ingest=ingest, crop_voxels=crop_voxels, whole_scans=whole_scans
-    )
 
 
 def pretraining_task(

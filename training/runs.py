@@ -32,9 +32,10 @@ from typing import Any
 import torch
 
 from storage import Store, digest_of
-from training.checkpoints import list_checkpoints, write_atomically
+from training.checkpoints import list_checkpoints
 from training.distributed import Ranks, common_support
 from training.errors import ConfigError, RunError
+from training.files import write_atomically
 from training.precision import ChosenPrecision, Precision, precision_of_run
 from training.trained_on import TrainedOn
 

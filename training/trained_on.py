@@ -34,6 +34,16 @@ class TrainedOn:
     whole_scans: bool = False
     """Whether it was shown whole scans, each stretched over one crop."""
 
+    @classmethod
+    def of_store(
+        cls, store: Store, crop_voxels: tuple[int, int, int], *, whole_scans: bool = False
+    ) -> TrainedOn:
+        """How a store's scans were prepared and shown, for those who use the weights."""
+        ingest = store.info.config.get("ingest", {})
+        return cls(
+            spacing_mm=store.info.spacing_mm, ingest=ingest, crop_voxels=crop_voxels, whole_scans=whole_scans
+        )
+
     @property
     def ingest_settings(self) -> dict[str, Any]:
         """The ingest settings that give scans such as the network was trained on."""

@@ -23,15 +23,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from training.checkpoints import write_atomically
 from training.encoder import Widths
 from training.errors import CheckpointError, ConfigError
+from training.files import write_atomically
 from training.iris import Iris
 from training.trained_on import TrainedOn, recorded_beside
 
 WhichWeights = Literal["ema", "model"]
 StateDict = dict[str, Tensor]
 
+MODEL_CARD = "MODEL_CARD.md"
 WEIGHTS = "weights.safetensors"
 """What a complete run exports."""
 

@@ -183,7 +183,7 @@ def test_a_header_whose_data_file_is_missing_is_unreadable(
     scan: Phantom, tmp_path: Path, suffix: str
 ) -> None:
     path = scan.write(tmp_path / f"detached{suffix}")
-    (source,) = discover(tmp_path, CONFIG).sources
+    (source,) = discover(tmp_path, CONFIG.series_rules).sources
     assert len(source.files) == 2
     source.files[1].unlink()
     with pytest.raises(errors.UnreadableFile, match="data file named by the header does not exist"):
@@ -326,7 +326,7 @@ def _write_4d(scan: Phantom, path: Path) -> Path:
 def test_the_settings_can_choose_the_frame_of_every_4d_file(scan: Phantom, tmp_path: Path) -> None:
     _write_4d(scan, tmp_path / "cine.nii.gz")
     config = IngestConfig(frame=2)
-    (source,) = discover(tmp_path, config).sources
+    (source,) = discover(tmp_path, config.series_rules).sources
     np.testing.assert_array_equal(read_source(source, config).image, scan.image + 2)
 
 

@@ -20,6 +20,7 @@ from pipeline.volume import corner_distance_mm
 from tests.phantom import Phantom, phantom, write_dicom
 
 CONFIG = IngestConfig()
+RULES = CONFIG.series_rules
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,7 @@ def rotation() -> np.ndarray:
 def test_slices_come_in_order_with_units_and_geometry(tmp_path: Path, direction: np.ndarray) -> None:
     scan = phantom(direction=direction)
     write_dicom(tmp_path / "s", scan)
-    (source,) = discover(tmp_path, CONFIG).sources
+    (source,) = discover(tmp_path, RULES).sources
     raw = read_source(source, CONFIG)
     np.testing.assert_array_equal(raw.image, scan.image.clip(-1024))
     assert raw.image.dtype == np.int16
@@ -60,7 +61,7 @@ def test_every_slice_is_scaled_by_its_own_slope(tmp_path: Path) -> None:
         data = pydicom.dcmread(path)
         data.RescaleSlope = f"{0.5 + i / 7:.6f}"
         data.save_as(path)
-    (source,) = discover(tmp_path, CONFIG).sources
+    (source,) = discover(tmp_path, RULES).sources
     raw = read_source(source, CONFIG)
     slopes = np.array([float(f"{0.5 + i / 7:.6f}") for i in range(len(paths))])
     np.testing.assert_allclose(raw.image, scan.image * slopes[:, None, None], rtol=1e-6)
@@ -73,7 +74,7 @@ def test_a_series_is_found_among_other_files_and_without_a_suffix(tmp_path: Path
     (tmp_path / "mess" / "DICOMDIR").write_bytes(b"x")
     (tmp_path / "mess" / "noise").write_bytes(b"y" * 300)
     phantom().write(tmp_path / "mess" / "also.nii.gz")
-    found = discover(tmp_path, CONFIG)
+    found = discover(tmp_path, RULES)
     assert [s.scan_id for s in found.sources] == ["mess", "mess_also"]
     assert not found.failures
 
@@ -82,7 +83,7 @@ def test_series_of_one_folder_are_split_and_numbered(tmp_path: Path) -> None:
     write_dicom(tmp_path / "p", phantom(), series_number=3)
     write_dicom(tmp_path / "p", phantom(modality="mr"), series_uid="1.2.9", series_number=7, suffix=".ima")
     write_dicom(tmp_path / "p" / "q", phantom(seed=1), series_uid="1.2.10", series_number=7)
-    found = discover(tmp_path, CONFIG)
+    found = discover(tmp_path, RULES)
     assert [(s.scan_id, len(s.files)) for s in found.sources] == [("p_q", 36), ("p_s3", 36), ("p_s7", 36)]
 
 
@@ -90,14 +91,14 @@ def test_a_series_spread_over_folders_is_one_scan(tmp_path: Path) -> None:
     for i, path in enumerate(write_dicom(tmp_path / "p", phantom())):
         (tmp_path / "p" / f"d{i % 3}").mkdir(exist_ok=True)
         shutil.move(path, tmp_path / "p" / f"d{i % 3}" / path.name)
-    (source,) = discover(tmp_path, CONFIG).sources
+    (source,) = discover(tmp_path, RULES).sources
     assert (source.scan_id, len(source.files)) == ("p", 36)
 
 
 def test_copies_of_a_slice_count_once(tmp_path: Path) -> None:
     path = write_dicom(tmp_path / "p", phantom())[5]
     shutil.copy(path, path.with_name("copy.dcm"))
-    found = discover(tmp_path, CONFIG)
+    found = discover(tmp_path, RULES)
     assert len(found.sources[0].files) == 36
     assert any("copies" in note for note in found.notes)
 
@@ -127,12 +128,12 @@ def only_failure(found: Discovery) -> str:
 )
 def test_an_irregular_series_is_refused_with_the_true_reason(tmp_path: Path, more: dict, reason: str) -> None:
     write_dicom(tmp_path / "p", phantom(), **more)
-    assert reason in only_failure(discover(tmp_path, CONFIG))
+    assert reason in only_failure(discover(tmp_path, RULES))
 
 
 def test_tilt_and_gaps_are_told_together(tmp_path: Path) -> None:
     write_dicom(tmp_path / "p", phantom(), tilt_mm=0.5, skip=(3,), tags={"GantryDetectorTilt": 9.5})
-    message = only_failure(discover(tmp_path, CONFIG))
+    message = only_failure(discover(tmp_path, RULES))
     assert "the header's gantry tilt is 9.5" in message
     assert "slices are missing" in message
 
@@ -141,13 +142,13 @@ def test_variable_tilt_is_told_from_the_slices_directions(tmp_path: Path) -> Non
     first, second = phantom(), phantom(direction=rotation())
     write_dicom(tmp_path / "p", first, skip=tuple(range(18, 36)))
     write_dicom(tmp_path / "p" / "x", second, skip=tuple(range(18)))
-    assert "one direction" in only_failure(discover(tmp_path, CONFIG))
+    assert "one direction" in only_failure(discover(tmp_path, RULES))
 
 
 def test_uneven_copies_of_positions_are_refused(tmp_path: Path) -> None:
     write_dicom(tmp_path / "p", phantom())
     write_dicom(tmp_path / "p" / "x", phantom(seed=1), skip=tuple(range(30)), tags={"SOPInstanceUID": None})
-    assert "no two slices may lie at one position" in only_failure(discover(tmp_path, CONFIG))
+    assert "no two slices may lie at one position" in only_failure(discover(tmp_path, RULES))
 
 
 def test_one_time_of_a_4d_series_can_be_chosen(tmp_path: Path) -> None:
@@ -156,11 +157,11 @@ def test_one_time_of_a_4d_series_can_be_chosen(tmp_path: Path) -> None:
         write_dicom(
             tmp_path / "p" / str(i), scan, tags={"TemporalPositionIdentifier": i + 1, "SOPInstanceUID": None}
         )
-    assert "each position holds 3 slices" in only_failure(discover(tmp_path, CONFIG))
+    assert "each position holds 3 slices" in only_failure(discover(tmp_path, RULES))
     config = IngestConfig(frame=1)
-    (source,) = discover(tmp_path, config).sources
+    (source,) = discover(tmp_path, config.series_rules).sources
     np.testing.assert_array_equal(read_source(source, config).image, times[1].image.clip(-1024))
-    assert "frame 5 was asked for" in only_failure(discover(tmp_path, IngestConfig(frame=5)))
+    assert "frame 5 was asked for" in only_failure(discover(tmp_path, IngestConfig(frame=5).series_rules))
 
 
 def test_structure_sets_and_localizers_are_noted_and_left_out(tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_structure_sets_and_localizers_are_noted_and_left_out(tmp_path: Path) ->
     )
     tags = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
     write_dicom(tmp_path / "scout", phantom(), skip=tuple(range(2, 36)), series_uid="1.8", tags=tags)
-    found = discover(tmp_path, CONFIG)
+    found = discover(tmp_path, RULES)
     assert [s.scan_id for s in found.sources] == ["p"]
     assert not found.failures
     assert any("RTSTRUCT 1, localizer 2" in note for note in found.notes)
@@ -185,7 +186,7 @@ def test_files_that_only_look_like_dicom_are_one_failure_a_folder(tmp_path: Path
     ):
         (tmp_path / "bad").mkdir(exist_ok=True)
         (tmp_path / "bad" / name).write_bytes(content)
-    found = discover(tmp_path, CONFIG)
+    found = discover(tmp_path, RULES)
     assert [s.scan_id for s in found.sources] == ["p"]
     (failure,) = found.failures
     assert failure.location == "bad [unreadable]"
@@ -195,7 +196,7 @@ def test_files_that_only_look_like_dicom_are_one_failure_a_folder(tmp_path: Path
 def test_a_slice_cut_short_is_corrupt(tmp_path: Path) -> None:
     path = write_dicom(tmp_path / "p", phantom())[7]
     path.write_bytes(path.read_bytes()[:-3000])
-    (source,) = discover(tmp_path, CONFIG).sources
+    (source,) = discover(tmp_path, RULES).sources
     with pytest.raises(ScanError, match="cut short") as caught:
         read_source(source, CONFIG)
     assert str(tmp_path) not in str(caught.value)
@@ -204,7 +205,7 @@ def test_a_slice_cut_short_is_corrupt(tmp_path: Path) -> None:
 def test_an_enhanced_multi_frame_file_is_read_in_the_order_of_its_positions(tmp_path: Path) -> None:
     scan = phantom(modality="mr")
     write_enhanced(tmp_path / "enhanced.dcm", scan)
-    (source,) = discover(tmp_path, CONFIG).sources
+    (source,) = discover(tmp_path, RULES).sources
     raw = read_source(source, CONFIG)
     np.testing.assert_array_equal(raw.image, scan.image)
     assert corner_distance_mm(raw.grid, scan.grid) < 1e-3
@@ -212,7 +213,7 @@ def test_an_enhanced_multi_frame_file_is_read_in_the_order_of_its_positions(tmp_
 
 def test_a_multi_frame_file_without_positions_is_refused(tmp_path: Path) -> None:
     write_enhanced(tmp_path / "enhanced.dcm", phantom(modality="mr"), positions=False)
-    assert "multi-frame" in only_failure(discover(tmp_path, CONFIG))
+    assert "multi-frame" in only_failure(discover(tmp_path, RULES))
 
 
 def write_enhanced(path: Path, scan: Phantom, *, positions: bool = True) -> None:
@@ -273,7 +274,7 @@ def test_no_name_id_or_birth_date_of_a_patient_is_shown(tmp_path: Path, folder: 
     (root / folder / "worse").mkdir()
     (root / folder / "worse" / "a.dcm").write_bytes(b"no")
     phantom().write(root / folder / "t1.nii.gz")
-    found = discover(root, CONFIG)
+    found = discover(root, RULES)
     assert (len(found.sources), len(found.failures)) == (2, 2)
     shown = repr(found) + "".join(map(repr, found.sources)) + repr([source_stat(s) for s in found.sources])
     for source in found.sources:
@@ -294,7 +295,7 @@ def test_no_name_id_or_birth_date_of_a_patient_is_shown(tmp_path: Path, folder: 
 
 def test_a_search_that_begins_in_the_patients_own_folder_shows_no_name(tmp_path: Path) -> None:
     write_dicom(tmp_path / "Doe_John", phantom())
-    found = discover(tmp_path / "Doe_John", CONFIG)
+    found = discover(tmp_path / "Doe_John", RULES)
     assert "doe" not in repr(found).lower()
     assert found.sources[0].scan_id.startswith("anon-")
 
@@ -302,7 +303,7 @@ def test_a_search_that_begins_in_the_patients_own_folder_shows_no_name(tmp_path:
 def test_a_manifest_shows_no_name_in_its_places_and_warns_about_ids(tmp_path: Path) -> None:
     write_dicom(tmp_path / "Doe_John" / "ct", phantom())
     (tmp_path / "m.csv").write_text("id,image\njohn_ct,Doe_John/ct\n")
-    found = discover(tmp_path / "m.csv", CONFIG)
+    found = discover(tmp_path / "m.csv", RULES)
     assert found.sources[0].location.startswith("anon-")
     assert "doe" not in found.sources[0].location.lower()
     assert any("1 ids in the manifest" in note for note in found.notes)
@@ -311,7 +312,7 @@ def test_a_manifest_shows_no_name_in_its_places_and_warns_about_ids(tmp_path: Pa
 def test_two_visits_of_one_patient_stay_apart(tmp_path: Path) -> None:
     for i in (1, 2):
         write_dicom(tmp_path / f"Doe_visit{i}" / "ct", phantom(), series_uid=f"1.2.{i}")
-    found = discover(tmp_path, CONFIG)
+    found = discover(tmp_path, RULES)
     assert len({s.scan_id for s in found.sources}) == 2
     assert len({s.location for s in found.sources}) == 2
 

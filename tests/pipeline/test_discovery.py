@@ -22,6 +22,7 @@ from pipeline.sources import check_scan_id, distinct_ids, id_from_parts
 from tests.phantom import phantom, write_dicom
 
 CONFIG = IngestConfig()
+RULES = CONFIG.series_rules
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -42,14 +43,14 @@ def pairs(found: Discovery) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".NII.GZ", ".nrrd", ".nhdr", ".mha", ".mhd"])
 def test_every_single_file_format_is_found_by_its_suffix(tmp_path: Path, suffix: str) -> None:
-    (source,) = discover(touch(tmp_path, f"a/case{suffix}"), CONFIG).sources
+    (source,) = discover(touch(tmp_path, f"a/case{suffix}"), RULES).sources
     assert (source.scan_id, source.location, source.format) == ("a_case", f"a/case{suffix}", "file")
 
 
 @pytest.mark.parametrize("word", ["label", "seg", "gt", "mask", "labels", "segmentation", "SEG"])
 @pytest.mark.parametrize("image", ["X", "X_image", "X_img"])
 def test_a_label_beside_its_scan_is_paired_by_its_last_word(tmp_path: Path, word: str, image: str) -> None:
-    found = discover(touch(tmp_path, f"p/{image}.nii.gz", f"p/X_{word}.nrrd"), CONFIG)
+    found = discover(touch(tmp_path, f"p/{image}.nii.gz", f"p/X_{word}.nrrd"), RULES)
     assert list(pairs(found)) == [f"p_{image}"]
     assert len(found.sources[0].labels) == 1
     assert any("paired by name" in note for note in found.notes)
@@ -68,7 +69,7 @@ def test_a_label_beside_its_scan_is_paired_by_its_last_word(tmp_path: Path, word
 def test_a_folder_of_labels_is_paired_with_its_folder_of_images(
     tmp_path: Path, image: str, label: str
 ) -> None:
-    found = discover(touch(tmp_path, image, label), CONFIG)
+    found = discover(touch(tmp_path, image, label), RULES)
     (labels,) = pairs(found).values()
     assert labels == [f"label:{Path(label).name}"]
 
@@ -101,18 +102,18 @@ def test_two_labels_of_one_scan_keep_their_own_names(tmp_path: Path) -> None:
     ],
 )
 def test_a_label_without_a_scan_is_noted_and_never_taken_for_one(tmp_path: Path, orphan: str) -> None:
-    found = discover(touch(tmp_path, "X.nii.gz", orphan), CONFIG)
+    found = discover(touch(tmp_path, "X.nii.gz", orphan), RULES)
     assert list(pairs(found)) == ["X"]
     assert any(orphan in note and "belong to no scan" in note for note in found.notes)
 
 
 def test_an_exact_name_goes_before_a_name_with_image(tmp_path: Path) -> None:
-    found = discover(touch(tmp_path, "X.nii.gz", "X_image.nii.gz", "X_mask.nii.gz"), CONFIG)
+    found = discover(touch(tmp_path, "X.nii.gz", "X_image.nii.gz", "X_mask.nii.gz"), RULES)
     assert pairs(found) == {"X": ["mask:X_mask.nii.gz"], "X_image": []}
 
 
 def test_a_name_that_only_contains_the_letters_of_a_label_word_is_a_scan(tmp_path: Path) -> None:
-    found = discover(touch(tmp_path, "gtx.nii.gz", "masked.nii.gz", "segment1.nii.gz"), CONFIG)
+    found = discover(touch(tmp_path, "gtx.nii.gz", "masked.nii.gz", "segment1.nii.gz"), RULES)
     assert list(pairs(found)) == ["gtx", "masked", "segment1"]
 
 
@@ -140,13 +141,13 @@ def test_ids_that_look_alike_are_all_told_apart(tmp_path: Path) -> None:
     assert len(set(ids)) == 6
     assert "c" in ids
     assert all(check_scan_id(i) for i in ids)
-    again = discover(tmp_path, CONFIG)
+    again = discover(tmp_path, RULES)
     assert [s.scan_id for s in again.sources] == ids
 
 
 def test_other_files_are_counted_and_hidden_ones_left_out(tmp_path: Path) -> None:
     touch(tmp_path, "a.nii.gz", "notes.txt", "x.json", ".DS_Store", "._a.nii.gz", "archive.tar.gz", "README")
-    found = discover(tmp_path, CONFIG)
+    found = discover(tmp_path, RULES)
     assert list(pairs(found)) == ["a"]
     assert any("4 files of other kinds" in note for note in found.notes)
 
@@ -156,12 +157,12 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "link").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "loop").symlink_to(tmp_path / "raw")
-    assert list(pairs(discover(tmp_path / "raw", CONFIG))) == ["link_a"]
+    assert list(pairs(discover(tmp_path / "raw", RULES))) == ["link_a"]
 
 
 def test_a_single_file_is_one_scan_with_its_label(tmp_path: Path) -> None:
     touch(tmp_path, "a.nii.gz", "b.nii.gz")
-    assert list(pairs(discover(tmp_path / "b.nii.gz", CONFIG))) == ["b"]
+    assert list(pairs(discover(tmp_path / "b.nii.gz", RULES))) == ["b"]
 
 
 def test_a_folder_that_cannot_be_listed_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,19 +175,19 @@ def test_a_folder_that_cannot_be_listed_is_a_failure(tmp_path: Path, monkeypatch
         return real(folder)
 
     monkeypatch.setattr(os, "scandir", listing)
-    found = discover(tmp_path, CONFIG)
+    found = discover(tmp_path, RULES)
     assert list(pairs(found)) == ["a"]
     assert [(f.location, f.kind) for f in found.failures] == [("shut", "UnreadableFile")]
 
 
 def test_nothing_at_the_place_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UnreadableFile, match="no such file or folder"):
-        discover(tmp_path / "gone", CONFIG)
+        discover(tmp_path / "gone", RULES)
 
 
 def test_a_detached_header_brings_its_data_file(tmp_path: Path) -> None:
     phantom().write(tmp_path / "x.mhd")
-    (source,) = discover(tmp_path, CONFIG).sources
+    (source,) = discover(tmp_path, RULES).sources
     assert [p.name for p in source.files] == ["x.mhd", "x.zraw"]
     assert read_source(source, CONFIG).image.shape == (36, 60, 70)
 
@@ -195,7 +196,7 @@ def test_five_thousand_files_are_found_in_seconds(tmp_path: Path) -> None:
     for i in range(2500):
         touch(tmp_path, f"images/case_{i:04d}.nii.gz", f"labels/case_{i:04d}.nii.gz")
     start = time.perf_counter()
-    found = discover(tmp_path, CONFIG)
+    found = discover(tmp_path, RULES)
     assert time.perf_counter() - start < 10
     assert len(found.sources) == 2500
     assert all(s.labels for s in found.sources)
@@ -228,7 +229,7 @@ def test_one_of_several_tables_is_chosen_by_its_key() -> None:
 def test_names_are_found_beside_the_labels(tmp_path: Path, place: str) -> None:
     touch(tmp_path, "images/X.nii.gz", "labels/X.nii.gz")
     (tmp_path / place).write_text(json.dumps({"labels": {"0": "background", "1": "liver"}}))
-    (source,) = discover(tmp_path, CONFIG).sources
+    (source,) = discover(tmp_path, RULES).sources
     assert source.labels[0].value_names == {1: "liver"}
 
 
@@ -260,7 +261,7 @@ def test_a_csv_manifest_tells_everything_about_a_scan(data: Path) -> None:
         "two,d/b.mha,,,,,,,,\n"
         "three,d/series,,,,,,,,\n",
     )
-    found = discover(path, CONFIG)
+    found = discover(path, RULES)
     assert not found.failures
     one, three, two = found.sources
     assert (one.scan_id, one.modality, one.dataset, one.split) == ("one", "ct", "set", "train")
@@ -286,13 +287,13 @@ def test_a_csv_manifest_tells_everything_about_a_scan(data: Path) -> None:
     ],
 )
 def test_the_same_manifest_in_other_forms(data: Path, name: str, text: str) -> None:
-    found = discover(manifest(data, text, name), CONFIG)
+    found = discover(manifest(data, text, name), RULES)
     assert [s.scan_id for s in found.sources] == ["one", "two"]
     assert not found.failures
 
 
 def test_two_scans_with_one_id_are_both_refused_and_told_together(data: Path) -> None:
-    found = discover(manifest(data, "id,image\none,d/a.nii.gz\none,d/b.mha\ntwo,d/b.mha\n"), CONFIG)
+    found = discover(manifest(data, "id,image\none,d/a.nii.gz\none,d/b.mha\ntwo,d/b.mha\n"), RULES)
     assert [s.scan_id for s in found.sources] == ["two"]
     (failure,) = found.failures
     assert (failure.scan_id, failure.kind) == ("one", "DuplicateId")
@@ -308,7 +309,7 @@ def test_an_id_that_could_leave_its_folder_is_refused(data: Path, bad: str) -> N
     with pytest.raises(UnsafeId):
         check_scan_id(bad)
     lines = [json.dumps({"id": bad, "image": "d/a.nii.gz"}), json.dumps({"id": "good", "image": "d/b.mha"})]
-    found = discover(manifest(data, "\n".join(lines), "m.jsonl"), CONFIG)
+    found = discover(manifest(data, "\n".join(lines), "m.jsonl"), RULES)
     assert [s.scan_id for s in found.sources] == ["good"]
     (failure,) = found.failures
     assert (failure.kind, failure.scan_id) == ("UnsafeId", "manifest-line-1")
@@ -327,7 +328,7 @@ def test_an_id_that_could_leave_its_folder_is_refused(data: Path, bad: str) -> N
     ],
 )
 def test_a_row_that_makes_no_sense_fails_alone(data: Path, row: str, kind: str, reason: str) -> None:
-    found = discover(manifest(data, f"id,image,label,modality,frame\n{row}\ntwo,d/b.mha,,,\n"), CONFIG)
+    found = discover(manifest(data, f"id,image,label,modality,frame\n{row}\ntwo,d/b.mha,,,\n"), RULES)
     assert "two" in [s.scan_id for s in found.sources]
     if kind:
         (failure,) = found.failures
@@ -339,20 +340,20 @@ def test_a_row_that_makes_no_sense_fails_alone(data: Path, row: str, kind: str, 
 @pytest.mark.parametrize("text", ["", "id,image\n", "name,path\nx,y\n", "id,id,image\n1,2,3\n"])
 def test_a_file_that_is_no_manifest_is_refused_as_a_whole(tmp_path: Path, text: str) -> None:
     with pytest.raises(ManifestError):
-        discover(manifest(tmp_path, text), CONFIG)
+        discover(manifest(tmp_path, text), RULES)
 
 
 def test_a_line_of_jsonl_that_is_no_json_fails_alone(data: Path) -> None:
-    found = discover(manifest(data, '{"id": "one", "image": "d/a.nii.gz"}\n{oops\n[1]\n', "m.jsonl"), CONFIG)
+    found = discover(manifest(data, '{"id": "one", "image": "d/a.nii.gz"}\n{oops\n[1]\n', "m.jsonl"), RULES)
     assert [s.scan_id for s in found.sources] == ["one"]
     assert [f.scan_id for f in found.failures] == ["manifest-line-2", "manifest-line-3"]
 
 
 def test_a_folder_with_two_series_needs_a_choice(data: Path) -> None:
     write_dicom(data / "d" / "series" / "more", phantom(), series_uid="1.2.3.4", patient_name="")
-    found = discover(manifest(data, "id,image\none,d/series\n"), CONFIG)
+    found = discover(manifest(data, "id,image\none,d/series\n"), RULES)
     assert "holds 2" in found.failures[0].reason
-    found = discover(manifest(data, "id,image,series\none,d/series,1.2.3.4\n"), CONFIG)
+    found = discover(manifest(data, "id,image,series\none,d/series,1.2.3.4\n"), RULES)
     assert found.sources[0].files[0].parent.name == "more"
 
 
@@ -384,7 +385,7 @@ def test_the_digest_follows_content_and_choices_and_not_names(tmp_path: Path) ->
 
     def digest(**row: str) -> str:
         row = {"id": "x", "modality": "", "label": ""} | row
-        (source,) = discover(manifest(tmp_path, text.format(**row)), CONFIG).sources
+        (source,) = discover(manifest(tmp_path, text.format(**row)), RULES).sources
         return source_digest(source)
 
     same = digest(image="a/x.nii.gz")
@@ -398,7 +399,7 @@ def test_the_digest_follows_content_and_choices_and_not_names(tmp_path: Path) ->
 
 def test_the_stat_changes_with_any_slice(tmp_path: Path) -> None:
     paths = write_dicom(tmp_path / "s", phantom())
-    (source,) = discover(tmp_path, CONFIG).sources
+    (source,) = discover(tmp_path, RULES).sources
     before = source_stat(source)
     assert len(before) == 1
     assert before == source_stat(source)
@@ -407,7 +408,7 @@ def test_the_stat_changes_with_any_slice(tmp_path: Path) -> None:
 
 
 def test_voxels_are_counted_from_headers_alone(data: Path) -> None:
-    found = discover(manifest(data, "id,image\na,d/a.nii.gz\nb,d/b.mha\nc,d/series\n"), CONFIG)
+    found = discover(manifest(data, "id,image\na,d/a.nii.gz\nb,d/b.mha\nc,d/series\n"), RULES)
     assert [estimate_voxels(s) for s in found.sources] == [36 * 60 * 70] * 3
     found.sources[0].files[0].write_bytes(b"nothing")
     assert estimate_voxels(found.sources[0]) is None

@@ -18,6 +18,7 @@ from pipeline.reading import estimate_voxels, read_source
 from pipeline.standardize import standardize
 
 CONFIG = IngestConfig()
+RULES = CONFIG.series_rules
 SHAPE = (9, 11, 12)
 
 
@@ -44,7 +45,7 @@ def write(path: Path, values: dict[str, Any]) -> Path:
 @pytest.mark.parametrize("whole_folder", [False, True])
 def test_every_image_is_a_scan_of_its_split_and_class(tmp_path: Path, whole_folder: bool) -> None:
     path = write(tmp_path / "raw" / "nodule.npz", arrays())
-    found = discover(path.parent if whole_folder else path, CONFIG)
+    found = discover(path.parent if whole_folder else path, RULES)
     assert [(s.scan_id, s.split, s.classes) for s in found.sources] == [
         ("nodule_test_0000", "test", ("1",)),
         ("nodule_test_0001", "test", ("0",)),
@@ -63,7 +64,7 @@ def test_every_image_is_a_scan_of_its_split_and_class(tmp_path: Path, whole_fold
 def test_a_scan_of_a_set_is_stored_voxel_for_voxel_in_the_file_s_order(tmp_path: Path) -> None:
     values = arrays()
     (source,) = [
-        s for s in discover(write(tmp_path / "s.npz", values), CONFIG).sources if s.scan_id == "s_train_0001"
+        s for s in discover(write(tmp_path / "s.npz", values), RULES).sources if s.scan_id == "s_train_0001"
     ]
     everything = IngestConfig(percentiles=(0, 100))
     scan = standardize(read_source(source, everything), everything)
@@ -77,7 +78,7 @@ def test_a_scan_of_a_set_is_stored_voxel_for_voxel_in_the_file_s_order(tmp_path:
 def test_a_mask_in_a_dark_volume_is_neither_cropped_nor_taken_for_a_label(tmp_path: Path) -> None:
     shape = np.zeros((1, 28, 28, 28), np.uint8)
     shape[0, 12:15, 12:14, 10:13] = 255  # less than the percentiles clip
-    (source,) = discover(write(tmp_path / "s.npz", {"val_images": shape}), CONFIG).sources
+    (source,) = discover(write(tmp_path / "s.npz", {"val_images": shape}), RULES).sources
     scan = standardize(read_source(source, CONFIG), CONFIG)
     real = scan.image * scan.scale + scan.offset
     np.testing.assert_allclose(real, shape[0], atol=scan.scale)
@@ -85,7 +86,7 @@ def test_a_mask_in_a_dark_volume_is_neither_cropped_nor_taken_for_a_label(tmp_pa
 
 
 def test_a_declared_voxel_size_is_resampled_like_any_other(tmp_path: Path) -> None:
-    (source, *_) = discover(write(tmp_path / "s.npz", {"train_images": images(1)}), CONFIG).sources
+    (source, *_) = discover(write(tmp_path / "s.npz", {"train_images": images(1)}), RULES).sources
     config = IngestConfig(spacing_mm=2.0, set_spacing_mm=1.0)
     scan = standardize(read_source(source, config), config)
     assert scan.source_grid.spacing_xyz_mm == (1.0, 1.0, 1.0)
@@ -97,16 +98,16 @@ def test_a_declared_voxel_size_is_resampled_like_any_other(tmp_path: Path) -> No
 
 def test_a_column_a_class_is_kept_as_0_and_1(tmp_path: Path) -> None:
     flags = np.array([[0, 1], [1, 1], [0, 0]])
-    found = discover(write(tmp_path / "s.npz", {"train_images": images(3), "train_labels": flags}), CONFIG)
+    found = discover(write(tmp_path / "s.npz", {"train_images": images(3), "train_labels": flags}), RULES)
     assert [s.classes for s in found.sources] == [("0", "1"), ("1", "1"), ("0", "0")]
 
 
 def test_only_the_scan_whose_voxels_or_class_changed_has_another_digest(tmp_path: Path) -> None:
-    before = discover(write(tmp_path / "a" / "s.npz", arrays()), CONFIG).sources
+    before = discover(write(tmp_path / "a" / "s.npz", arrays()), RULES).sources
     changed = arrays()
     changed["train_images"][1, 3, 3, 3] ^= 1
     changed["train_labels"][2] = 7
-    after = discover(write(tmp_path / "b" / "s.npz", changed), CONFIG).sources
+    after = discover(write(tmp_path / "b" / "s.npz", changed), RULES).sources
     differ = [
         one.scan_id
         for one, other in zip(before, after, strict=True)
@@ -118,7 +119,7 @@ def test_only_the_scan_whose_voxels_or_class_changed_has_another_digest(tmp_path
 
 
 def test_a_scan_of_a_set_weighs_what_it_holds_not_what_the_file_does(tmp_path: Path) -> None:
-    (source, *_) = discover(write(tmp_path / "s.npz", arrays()), CONFIG).sources
+    (source, *_) = discover(write(tmp_path / "s.npz", arrays()), RULES).sources
     found = Found(source=source, files=tuple(source_stat(source)), choices_digest=choices_digest(source))
     assert Job(found=found, stage="ingest", why="new").weight == np.prod(SHAPE)
 
@@ -144,7 +145,7 @@ def test_an_npz_that_is_no_such_set_is_one_failure_that_says_why(
     path = write(tmp_path / "s.npz", values)
     with pytest.raises(kind, match=message):
         open_set(path, shown="s.npz")
-    found = discover(path, CONFIG)
+    found = discover(path, RULES)
     assert found.sources == ()
     (failure,) = found.failures
     assert (failure.kind, failure.location) == (kind.__name__, "s.npz")
@@ -154,7 +155,7 @@ def test_an_npz_that_is_no_such_set_is_one_failure_that_says_why(
 def test_other_npz_files_in_a_folder_are_left_out_and_noted(tmp_path: Path) -> None:
     write(tmp_path / "features.npz", {"x": np.zeros(3)})
     write(tmp_path / "set.npz", {"train_images": images(1)})
-    found = discover(tmp_path, CONFIG)
+    found = discover(tmp_path, RULES)
     assert [s.scan_id for s in found.sources] == ["set_train_0000"]
     assert found.failures == ()
     assert any(note.startswith("features.npz left out: a set of scans holds") for note in found.notes)
@@ -175,7 +176,7 @@ def test_a_damaged_set_is_refused(tmp_path: Path) -> None:
 
 def test_an_image_that_a_set_no_longer_has_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "s.npz", arrays())
-    source = discover(path, CONFIG).sources[-1]
+    source = discover(path, RULES).sources[-1]
     write(path, {"train_images": images(1)})
     with pytest.raises(CorruptImage, match="cut short or damaged"):
         read_source(source, CONFIG)
@@ -186,7 +187,7 @@ def test_a_manifest_keeps_classes_and_refuses_a_set(tmp_path: Path) -> None:
     (tmp_path / "a.nii.gz").write_bytes(b"x")
     manifest = tmp_path / "m.csv"
     manifest.write_text("id,image,class\na,a.nii.gz,sick\nb,a.nii.gz,\ns,s.npz,\n")
-    found = discover(manifest, CONFIG)
+    found = discover(manifest, RULES)
     assert [(s.scan_id, s.classes) for s in found.sources] == [("a", ("sick",)), ("b", ())]
     (failure,) = found.failures
     assert "this .npz file can only be a set of many" in failure.reason

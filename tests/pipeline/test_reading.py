@@ -21,7 +21,7 @@ TURNED = ((0, 0, 1), (-1, 0, 0), (0, -1, 0))
 
 
 def read(path: Path) -> RawScan:
-    (source,) = discover(path, CONFIG).sources
+    (source,) = discover(path, CONFIG.series_rules).sources
     return read_source(source, CONFIG)
 
 
@@ -117,7 +117,7 @@ def test_one_component_of_a_vector_image_can_be_chosen(tmp_path: Path) -> None:
     both = np.stack([scan.image, scan.image + 5], axis=-1)
     sitk.WriteImage(sitk.GetImageFromArray(both, isVector=True), str(tmp_path / "x.nrrd"))
     config = IngestConfig(frame=1)
-    (source,) = discover(tmp_path, config).sources
+    (source,) = discover(tmp_path, config.series_rules).sources
     np.testing.assert_array_equal(read_source(source, config).image, scan.image + 5)
 
 

@@ -14,7 +14,8 @@ from pipeline.errors import ConfigError
 from pipeline.foreground import body_box
 from pipeline.geometry import resampled_grid
 from pipeline.labels import RawLabel
-from pipeline.modality import guess_modality, parse_modality
+from pipeline.modality import guess_modality
+from pipeline.modality_names import parse_modality
 from pipeline.reading import RawScan
 from pipeline.resample import resample_image, resample_labels
 from pipeline.standardize import StandardScan, standardize

@@ -13,9 +13,9 @@ from training.checkpoints import (
     read_checkpoint,
     remove_old_checkpoints,
     save_checkpoint,
-    write_atomically,
 )
 from training.errors import CheckpointError
+from training.files import write_atomically
 
 STATE = {"step": 7, "model": {"weight": torch.arange(4.0)}, "window": {"loss": 0.1}, "best": None}
 

@@ -22,7 +22,6 @@ from tests.storage.drawn_record import draw_record
 from tests.training.like_intensity import LikeInside
 from training.errors import ConfigError, DataError
 from training.inference import InferenceConfig, Reference
-from training.pretraining import trained_on
 from training.raw_scans import installed_reader
 from training.segmentation import Segmentation, SegmentConfig, Segmenter, inference_for, segment
 from training.trained_on import TrainedOn
@@ -167,7 +166,7 @@ def test_what_the_network_sees_is_what_a_store_gives_it(reference: tuple[Path, P
     create_store(tmp_path / "store", spacing_mm=config.spacing_mm, config={"ingest": values})
     commit_scan(tmp_path / "store", record)
     store = open_store(tmp_path / "store")
-    told = TrainedOn.from_json(json.loads(json.dumps(trained_on(store, (48, 48, 48)).to_json())))
+    told = TrainedOn.from_json(json.loads(json.dumps(TrainedOn.of_store(store, (48, 48, 48)).to_json())))
     assert told is not None
     loaded = read_scan(image, mask=mask, ingest=told.ingest_settings, modality="ct")
     np.testing.assert_array_equal(loaded.image, store.scan("a").image(normalize=True))

@@ -13,7 +13,7 @@ from storage import Store, create_store
 from training.config import ModelConfig, PretrainConfig, small
 from training.errors import CheckpointError
 from training.iris import Iris
-from training.pretraining import pretrain, trained_on
+from training.pretraining import pretrain
 from training.trained_on import TrainedOn, warning_of
 from training.weights import ModelCard, export_weights, load_checkpoint
 
@@ -63,7 +63,7 @@ def test_a_training_records_what_its_store_was_prepared_with(phantom_store: Stor
         run=replace(base.run, num_workers=0, evaluate_every=0, draw_every=0, checkpoint_every=1),
     )
     pretrain(phantom_store.path, tmp_path / "run", config, device="cpu")
-    told = trained_on(phantom_store, (16, 16, 32))
+    told = TrainedOn.of_store(phantom_store, (16, 16, 32))
     assert told.spacing_mm == phantom_store.info.spacing_mm
     (tmp_path / "elsewhere").mkdir()
     for name in ("weights.safetensors", "checkpoints/step-00000001.pt"):

@@ -1,0 +1,32 @@
+"""Suffixes of the image formats, and the first bytes that tell DICOM from anything else.
+
+*Reads*: names of files, and the first 132 bytes of one. *Writes*: nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+"""Single-file image formats: NIfTI, NRRD with its detached header, MetaImage with its detached header."""
+
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+"""Names that promise DICOM; files without one of these are DICOM when their bytes say so."""
+
+
+def volume_suffix(name: str) -> str | None:
+    """The suffix of a single-file format that a name ends in, or None."""
+    lower = name.lower()
+    return next((s for s in VOLUME_SUFFIXES if lower.endswith(s)), None)
+
+
+def stem_of(name: str) -> str:
+    """A file's name without the suffix of its format."""
+    suffix = volume_suffix(name) or next((s for s in DICOM_SUFFIXES if name.lower().endswith(s)), "")
+    return name[: len(name) - len(suffix)]
+
+
+def has_dicom_preamble(path: Path) -> bool:
+    """Whether a file's bytes 128 to 132 are DICM (part 10 of the standard)."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
