@@ -27,7 +27,7 @@ test: $(STAMP)
 
 test-without-bfloat16: $(STAMP)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) \
-	  tests/training/test_iris.py tests/training/test_trainer.py tests/training/test_pretraining.py tests/training/test_optimisation.py
+	  tests/training/network/test_iris.py tests/training/engine/test_trainer.py tests/training/pretraining/test_run.py tests/training/engine/test_optimisation.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

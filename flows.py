@@ -38,10 +38,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from commands.preparing import Settings
-    from commands.work import Options, Work
-    from pipeline.outcomes import Outcome, RunReport
-    from pipeline.plan import Job
+    from commands.prepare.outcomes import Outcome, RunReport
+    from commands.prepare.plan import Job
+    from commands.prepare.run import Options, Work
+    from commands.prepare.settings import Settings
 
 BATCH_SCANS, BATCH_VOXELS = 8, 2_000_000
 """Most small scans that share a task, and most (estimated) voxels: a few seconds of work."""
@@ -68,8 +68,9 @@ def prepare(raw: Path, store_path: Path, settings: Settings, options: Options) -
     Returns:
         What became of every scan.
     """
-    from commands.one_scan import Setup
-    from commands.preparing import (
+    from commands.prepare.run import Work
+    from commands.prepare.scan_task import Setup
+    from commands.prepare.settings import (
         make_the_plan,
         outcome_of_done,
         outcome_of_failure,
@@ -78,8 +79,7 @@ def prepare(raw: Path, store_path: Path, settings: Settings, options: Options) -
         write_log,
     )
     from commands.terminal import CommandError
-    from commands.work import Work
-    from pipeline.backend import gpu_is_at_hand
+    from pipeline.compute import gpu_is_at_hand
     from pipeline.discovery import discover
     from storage import create_store, remove_scan, sweep, write_ledger
 
@@ -128,7 +128,7 @@ _WORK: ContextVar[Work] = ContextVar("work")
 
 def run_flow(work: Work) -> None:
     """Run the flow over all jobs of a plan."""
-    from commands.prefect_server import prefect_server
+    from commands.prepare.prefect_server import prefect_server
 
     with prefect_server(work.options.scheduler, lambda: import_what_tasks_need(work.options)) as settings:
         from prefect import flow
@@ -172,7 +172,7 @@ class Handout:
     """Batches on their way to the workers and back. Stays in this process."""
 
     def __init__(self, work: Work) -> None:
-        from pipeline.plan import batches
+        from commands.prepare.plan import batches
 
         self.work = work
         self.task = batch_task()
@@ -234,7 +234,7 @@ def batch_task() -> Any:
     from prefect import task
     from prefect.cache_policies import NO_CACHE
 
-    from commands.one_scan import prepare_batch
+    from commands.prepare.scan_task import prepare_batch
 
     decorate = task(
         name="prepare scans",
@@ -250,7 +250,7 @@ def batch_task() -> Any:
 
 def worth_another_try(task: Any, task_run: Any, state: Any) -> bool:
     """Whether a task failed by what may pass."""
-    from pipeline.files import may_pass
+    from pipeline.formats import may_pass
 
     error = state.result(raise_on_failure=False)
     return isinstance(error, BaseException) and may_pass(error)
@@ -312,7 +312,7 @@ def task_runner(options: Options) -> Any:
 def import_what_tasks_need(options: Options) -> None:
     """Modules that take seconds to import, where tasks run here: while the server starts."""
     if in_this_process(options):
-        import_module("commands.one_scan")
+        import_module("commands.prepare.scan_task")
         import_module("storage.writing")
 
 
@@ -334,8 +334,8 @@ def was_killed(error: Exception) -> bool:
 
 def outcome_of_death(job: Job, error: Exception) -> Outcome:
     """A scan whose task ended without an outcome of its own."""
-    from commands.one_scan import without_paths
-    from pipeline.outcomes import Outcome
+    from commands.prepare.outcomes import Outcome
+    from commands.prepare.scan_task import without_paths
 
     if was_killed(error):
         reason = "the worker process died twice while it worked on this scan, most likely for lack of memory"
@@ -379,8 +379,8 @@ def stopped_by_signals(work: Work) -> Iterator[None]:
 
 def run_prepare(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     """Mass prepare."""
-    from commands.preparing import Settings, tell_report
-    from commands.work import Options
+    from commands.prepare.run import Options
+    from commands.prepare.settings import Settings, tell_report
 
     options = Options(
         workers=arguments.workers,
@@ -397,11 +397,11 @@ def run_prepare(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 def run_demo(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     """Mass demo."""
     from commands.inspect import inspect_store
-    from commands.preparing import Settings, tell_report
+    from commands.prepare.run import Options
+    from commands.prepare.settings import Settings, tell_report
     from commands.score import score_scans
     from commands.terminal import CommandError
-    from commands.work import Options
-    from pipeline.score_tables import summarize, to_markdown
+    from pipeline.quality import summarize, to_markdown
     from storage import open_store
 
     if not arguments.raw.exists():
@@ -422,8 +422,8 @@ def run_demo(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     document = report.to_json() | {"written": [str(path) for path in written]}
     code = report.exit_code or int(bool(damaged))
     if arguments.steps:
-        from commands.demonstrating import bundled_or_named, check_unseen, demonstrate_use
-        from commands.pretraining import pretrain_for_demo, to_document
+        from commands.demo import bundled_or_named, check_unseen, demonstrate_use
+        from commands.pretrain import pretrain_for_demo, to_document
 
         unseen, datasets = bundled_or_named(arguments)
         if unseen:
@@ -465,7 +465,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(line_buffering=True)  # what is told comes in time, also through a pipe
     # Threads that spin while they wait for each other starve all where cores are shared: 20 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    choose_numba_cache(Path(__file__).parent / "pipeline")
+    choose_numba_cache(Path(__file__).parent / "pipeline" / "hierarchies")
     module, _, name = arguments.run.partition(":")
     try:
         code, document = getattr(import_module(module), name)(arguments)

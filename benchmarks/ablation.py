@@ -25,9 +25,9 @@ from benchmarks.mask_methods import Entry, Made, Masked, methods, proposed_entry
 from benchmarks.quality import finish, heading, parser
 from benchmarks.quality_cells import labelled_sources, make_cells, read_cells
 from benchmarks.quality_tables import columns_of, set_means, table
-from pipeline.hierarchies import TreeSpec
-from pipeline.proposals import ProposalConfig
-from pipeline.selection import Candidates
+from pipeline.hierarchies.trees import TreeSpec
+from pipeline.proposals.proposal_set import ProposalConfig
+from pipeline.proposals.selection import Candidates
 
 NUM_SCANS = 2
 LEFT_OUT = ("pet_wholebody",)
@@ -136,11 +136,11 @@ def other_parts(config: ProposalConfig) -> dict[str, ProposalConfig]:
 def rules() -> dict[str, tuple[str, Callable[..., Any]]]:
     """Rules that are no settings: which function stands for each, and what takes its place."""
     return {
-        "chosen-at-random": ("pipeline.proposals.choose", choose_at_random),
-        "chosen-by-growth": ("pipeline.proposals.choose", choose_by_growth),
-        "no-agreement-of-trees": ("pipeline.selection._agreement", agree_on_nothing),
-        "no-clear-outlines": ("pipeline.selection._clarity", equally_clear),
-        "no-slivers-absorbed": ("pipeline.atoms.absorb", absorb_nothing),
+        "chosen-at-random": ("pipeline.proposals.proposal_set.choose", choose_at_random),
+        "chosen-by-growth": ("pipeline.proposals.proposal_set.choose", choose_by_growth),
+        "no-agreement-of-trees": ("pipeline.proposals.selection._agreement", agree_on_nothing),
+        "no-clear-outlines": ("pipeline.proposals.selection._clarity", equally_clear),
+        "no-slivers-absorbed": ("pipeline.proposals.atoms.absorb", absorb_nothing),
     }
 
 

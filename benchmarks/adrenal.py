@@ -31,13 +31,13 @@ import numpy as np
 import torch
 
 from storage import Store, open_store
-from training.class_config import ClassifyConfig, Mode, classify_config
-from training.class_labels import ClassSplit, ClassTable, split_classes, table_of_store
-from training.classification import RESULTS, classify
-from training.embedding import EmbeddingConfig, ScanFeatures, encode_store, encoder_digest
-from training.iris import Iris
-from training.runs import RECORD
-from training.weights import load_checkpoint
+from training.classification.config import ClassifyConfig, Mode, classify_config
+from training.classification.embedding import EmbeddingConfig, ScanFeatures, encode_store, encoder_digest
+from training.classification.labels import ClassSplit, ClassTable, split_classes, table_of_store
+from training.classification.run import RESULTS, classify
+from training.engine.run_folder import RECORD
+from training.network.iris import Iris
+from training.network.weights import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 FRACTIONS = (1.0, 5.0, 20.0, 100.0)

@@ -29,11 +29,11 @@ from skimage.measure import label
 from skimage.segmentation import slic, watershed
 from speed import EXAMPLE, write_ct
 
-from pipeline.backend import Backend, get_backend, gpu_is_at_hand
-from pipeline.components import connected_components
-from pipeline.gradient import Levels
-from pipeline.proposal_config import ProposalConfig
-from pipeline.supervoxels import basins
+from pipeline.compute.backend import Backend, get_backend, gpu_is_at_hand
+from pipeline.hierarchies.boundaries import Levels
+from pipeline.hierarchies.components import connected_components
+from pipeline.hierarchies.supervoxels import basins
+from pipeline.proposals.config import ProposalConfig
 
 SCALE_MM = 0.7
 THRESHOLD_LEVEL = 4096
@@ -92,7 +92,7 @@ def main() -> None:
 
 def stretched_ct(scan: Path, edge: int) -> NDArray[np.int16]:
     """A CT stretched to so many voxels along each axis, with noise, clipped as ingest does."""
-    import SimpleITK as sitk  # noqa: N813
+    import SimpleITK as sitk
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ct.nii.gz"

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipeline.protocols import IntArray
+from pipeline.quality.stored_scan import IntArray
 
 _NUM_STEPS = 1 << 16
 

@@ -32,11 +32,11 @@ import numpy as np
 from benchmarks.curves import draw_curves
 from benchmarks.teaching import Split, final_scores, mass, write_json
 from storage import open_store
-from training.config import small
-from training.evaluation import Evaluation, EvaluationConfig
-from training.finetune_config import FinetuneConfig, finetune_recipe
-from training.monitoring import METRICS, read_metrics
-from training.runs import RECORD, to_toml
+from training.engine.monitoring import METRICS, read_metrics
+from training.engine.run_folder import RECORD, to_toml
+from training.evaluation.in_context import Evaluation, EvaluationConfig
+from training.finetuning.config import FinetuneConfig, finetune_recipe
+from training.pretraining.config import small
 
 ARMS = {
     "scratch": "from scratch",

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.mask_methods import proposal_bytes
 from benchmarks.quality_cells import Cell, cell_key, cell_path, finished, score, with_more
-from pipeline.sources import Source
+from pipeline.discovery.sources import Source
 from storage import open_store
 
 COMMIT = "a1f95da"
@@ -33,7 +33,7 @@ _ROOT = Path(__file__).parents[1]
 # Runs among the old modules: times what one_scan calls, then hands over to the old command line.
 _TIMED = """
 import json, sys, time
-import commands.one_scan as work
+import commands.prepare.scan_task as work
 spent, times, inner, outer = [], sys.argv.pop(1), work.propose, work._prepare_scan
 def propose(*args, **named):
     began = time.process_time()

@@ -22,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import flows
 from commands.arguments import EXAMPLES
-from commands.one_scan import Setup
-from commands.preparing import Settings, found_now, wanted_digests
-from commands.work import Options, Work
-from pipeline.discovery import discover
-from pipeline.outcomes import RunReport
-from pipeline.plan import Job, Plan
+from commands.prepare.outcomes import RunReport
+from commands.prepare.plan import Job, Plan
+from commands.prepare.run import Options, Work
+from commands.prepare.scan_task import Setup
+from commands.prepare.settings import Settings, found_now, wanted_digests
+from pipeline.discovery.from_path import discover
 
 TASKS = 50
 

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from speed import STEPS, timed
 
-import pipeline.gradient
-import pipeline.proposals as steps
-from pipeline.backend import Backend, NoGpu, get_backend
-from pipeline.intervals import num_atoms
+import pipeline.hierarchies.boundaries
+import pipeline.proposals.proposal_set as steps
+from pipeline.compute.backend import Backend, NoGpu, get_backend
+from pipeline.quality.intervals import num_atoms
 from storage import open_store
 from storage.orders import pack_orders
 
@@ -219,7 +219,7 @@ def step_seconds(volume: Volume, backend: Backend) -> dict[str, float]:
     taken = dict.fromkeys(STEPS, 0.0)
     kept = {}
     places = [(steps, name, step) for step, names in STEPS.items() for name in names if hasattr(steps, name)]
-    for module, name, step in [*places, (pipeline.gradient.Levels, "evidence", "gradient")]:
+    for module, name, step in [*places, (pipeline.hierarchies.boundaries.Levels, "evidence", "gradient")]:
         kept[module, name] = getattr(module, name)
         setattr(module, name, timed(waited_for(kept[module, name], backend), step, taken))
     try:

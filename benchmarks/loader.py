@@ -27,13 +27,13 @@ import torch
 
 from storage import open_store
 from storage.shards import ArrayReader
-from training.augmentation import AugmentationConfig, augment
-from training.batches import Batch
-from training.config import PretrainConfig, published, small
-from training.loader import SampleLoader, make_loader
-from training.samples import SampleReader, digest_scans
-from training.sampling import DataConfig, split_scans
-from training.views import whole
+from training.data.augmentation import AugmentationConfig, augment
+from training.data.batches import Batch
+from training.data.boxes import whole
+from training.data.loader import SampleLoader, make_loader
+from training.data.samples import SampleReader, digest_scans
+from training.data.sampling import DataConfig, split_scans
+from training.pretraining.config import PretrainConfig, published, small
 
 RECIPES = {"small": small, "published": published}
 

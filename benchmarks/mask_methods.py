@@ -1,6 +1,6 @@
 """Ways to make mask proposals of a scan, ours and others, on one grid and in one form, to be scored alike.
 
-    ours          `pipeline.proposals` with its default settings
+    ours          `pipeline.proposals.proposal_set` with its default settings
     watershed     the same, watershed hierarchies only (by volume and by dynamics)
     components    the same, connected components of intensity thresholds only
     slic          flat SLIC at four scales (100, 400, 1,600 and 6,400 segments)
@@ -35,12 +35,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.felzenszwalb import FelzenszwalbConfig, felzenszwalb_scales
-from pipeline.backend import get_backend
-from pipeline.baseline import SlicConfig, slic_scales
+from pipeline.compute.backend import get_backend
 from pipeline.errors import NoProposals
-from pipeline.proposals import ProposalConfig, propose
-from pipeline.protocols import IntArray
-from pipeline.standardize import StandardScan
+from pipeline.ingest.standard_scan import StandardScan
+from pipeline.proposals.proposal_set import ProposalConfig, propose
+from pipeline.quality.slic_baseline import SlicConfig, slic_scales
+from pipeline.quality.stored_scan import IntArray
 from storage import LabelVolume, ScanRecord, commit_scan, create_store
 from storage.checks import atom_extents
 from storage.layout import BACKGROUND_ATOM, MAX_ATOMS
@@ -51,7 +51,7 @@ RANKINGS = ("coarse first", "even")
 
 @dataclass(frozen=True, kw_only=True)
 class Masked:
-    """A scan with proposals; a `pipeline.protocols.ScanLike` that may have none."""
+    """A scan with proposals; a `pipeline.quality.stored_scan.ScanLike` that may have none."""
 
     scan_id: str
     dataset: str
@@ -256,7 +256,7 @@ def methods() -> dict[str, Entry]:
     total = sum(slic.segments)
     few = replace(slic, segments=tuple(round(2000 * n / total) for n in slic.segments))
     for name, config in (("slic", slic), ("slic-2000", few)):
-        entries[name] = _flat_entry(_slic(config), asdict(config), "pipeline.baseline", every)
+        entries[name] = _flat_entry(_slic(config), asdict(config), "pipeline.quality.slic_baseline", every)
     graph = FelzenszwalbConfig()
     entries["felzenszwalb"] = _flat_entry(
         _felzenszwalb(ours), asdict(graph), "benchmarks.felzenszwalb", every
@@ -269,7 +269,7 @@ def proposed_entry(config: ProposalConfig, *, raised_to: int | None = 4000) -> E
     settings = {
         "proposals": asdict(config),
         "raised_to": raised_to,
-        "code": code_digest("pipeline.proposals"),
+        "code": code_digest("pipeline.proposals.proposal_set"),
     }
     return Entry(make=proposed(config, raised_to=raised_to), settings=settings)
 

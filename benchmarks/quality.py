@@ -20,12 +20,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.first_version import NAME as FIRST
-from benchmarks.first_version import make_first_cells
+from benchmarks.first_version import NAME as FIRST, make_first_cells
 from benchmarks.mask_methods import methods
 from benchmarks.quality_cells import Cell, labelled_sources, make_cells, read_cells
 from benchmarks.quality_tables import columns_of, comparisons, document, markdown, summary_line
-from pipeline.sources import Source
+from pipeline.discovery.sources import Source
 
 
 def main() -> None:

@@ -25,17 +25,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.mask_methods import Entry, Made, Masked, code_digest
-from pipeline.config import INGEST_VERSION, IngestConfig
-from pipeline.discovery import discover
+from pipeline.discovery.fingerprint import source_stat
+from pipeline.discovery.from_path import discover
+from pipeline.discovery.sources import Source
 from pipeline.errors import ScanError
-from pipeline.fingerprint import source_stat
-from pipeline.intervals import num_atoms
-from pipeline.protocols import ScanLike
-from pipeline.quality import atom_limit
-from pipeline.reading import read_source
-from pipeline.scoring import ScanScore, ScoreConfig, SkippedStructure, StructureScore, score_scan
-from pipeline.sources import Source
-from pipeline.standardize import standardize
+from pipeline.ingest.config import INGEST_VERSION, IngestConfig
+from pipeline.ingest.reading import read_source
+from pipeline.ingest.standard_scan import standardize
+from pipeline.quality.intervals import num_atoms
+from pipeline.quality.overlap import atom_limit
+from pipeline.quality.scoring import ScanScore, ScoreConfig, SkippedStructure, StructureScore, score_scan
+from pipeline.quality.stored_scan import ScanLike
 from storage import LabelVolume, digest_of
 
 COUNTS = (250, 500, 1000, 2000, 4000)
@@ -137,7 +137,7 @@ def cell_key(source: Source, settings: Mapping[str, Any]) -> str:
 
 @functools.cache
 def _scoring_code() -> str:
-    return code_digest("pipeline.scoring")
+    return code_digest("pipeline.quality.scoring")
 
 
 def score(scan: ScanLike) -> ScanScore:

@@ -1,7 +1,7 @@
 """Tables of quality cells: every set and size of structure, every method, and how ours compares.
 
 A structure's value is the mean over the scans that have it, a set's the mean over its structures (as in
-`pipeline.score_tables`). A column of a method stands for the cells of one way of taking the first n.
+`pipeline.quality.score_tables`). A column of a method stands for the cells of one way of taking the first n.
 
 Reads: `Cell` values. Writes: Markdown, and the same figures as plain values for JSON.
 Bounds: a method is compared with ours over the scans that both have.
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality_cells import COUNTS, SCORING, Cell
-from pipeline.score_tables import Summary, summarize
-from pipeline.scoring import ScanScore
+from pipeline.quality.score_tables import Summary, summarize
+from pipeline.quality.scoring import ScanScore
 
 AT = COUNTS.index(2000)
 """The column at which methods are compared."""

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from training.registration import carry
+from training.inference.registration import carry
 
 Image: TypeAlias = NDArray[np.float32]
 Labels: TypeAlias = NDArray[np.uint16]

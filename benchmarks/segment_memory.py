@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.volume import Grid
-from pipeline.writeback import write_image
-from training.iris import Iris
+from pipeline.ingest.writeback import write_image
+from pipeline.volumes.grid import Grid
+from training.network.iris import Iris
 
 SHAPE_ZYX, SPACING_XYZ_MM = (140, 512, 512), (0.7, 0.7, 3.0)
 

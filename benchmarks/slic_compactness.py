@@ -12,9 +12,9 @@ import argparse
 from collections import defaultdict
 from pathlib import Path
 
-from pipeline.baseline import SlicConfig
-from pipeline.score_tables import Summary, summarize
-from pipeline.scoring import ScoreConfig, score_scan
+from pipeline.quality.score_tables import Summary, summarize
+from pipeline.quality.scoring import ScoreConfig, score_scan
+from pipeline.quality.slic_baseline import SlicConfig
 from storage import open_store
 
 

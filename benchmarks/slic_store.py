@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.baseline import SlicConfig, slic_scales
-from pipeline.proposal_config import ProposalConfig
+from pipeline.proposals.config import ProposalConfig
+from pipeline.quality.slic_baseline import SlicConfig, slic_scales
 from storage import ScanRecord, Store, commit_scan, create_store, digest_of, finish, open_store
 from storage.checks import atom_extents
 

@@ -42,7 +42,7 @@ STEPS = {
     "selection": ("choose", "with_second", "worth_keeping"),
     "atoms": ("refine", "arrange"),
 }
-"""Functions that `pipeline.proposals` calls, by what the table calls them."""
+"""Functions that `pipeline.proposals.proposal_set` calls, by what the table calls them."""
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def write_ct(source: Path, target: Path, shape: tuple[int, ...], noise_hu: float
 
     Written as int16 NIfTI.
     """
-    import SimpleITK as sitk  # noqa: N813 - and not above: other scripts run where it is not installed
+    import SimpleITK as sitk
 
     image = sitk.ReadImage(str(source), sitk.sitkFloat32)
     size = [min(256, edge) for edge in shape[::-1]]
@@ -107,12 +107,12 @@ def run_child(arguments: list[str]) -> dict[str, float]:
 
 def measure_propose(path: Path, threads: int | None) -> dict[str, float]:
     """Seconds of each step of `propose`, and the peak memory, compiled code warm."""
-    import SimpleITK as sitk  # noqa: N813
+    import SimpleITK as sitk
 
-    import pipeline.gradient
-    import pipeline.proposals as steps
-    from pipeline.backend import get_backend
-    from pipeline.memory import return_large_arrays
+    import pipeline.hierarchies.boundaries
+    import pipeline.proposals.proposal_set as steps
+    from commands.prepare.allocator import return_large_arrays
+    from pipeline.compute.backend import get_backend
 
     return_large_arrays()
     image = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
@@ -122,7 +122,7 @@ def measure_propose(path: Path, threads: int | None) -> dict[str, float]:
         for name in names:
             if hasattr(steps, name):
                 setattr(steps, name, timed(getattr(steps, name), step, taken))
-    levels: Any = pipeline.gradient.Levels
+    levels: Any = pipeline.hierarchies.boundaries.Levels
     levels.evidence = timed(levels.evidence, "gradient", taken)
 
     def run(voxels: Any) -> Any:

@@ -36,17 +36,17 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import training.encoder
-from training.iris import PUBLISHED_CHANNELS, Iris, Widths
-from training.losses import segmentation_loss
-from training.optimisation import (
+import training.network.encoder
+from training.engine.losses import segmentation_loss
+from training.engine.optimisation import (
     OptimisationConfig,
     clip_gradients,
     gradient_norm,
     make_optimiser,
     update_average,
 )
-from training.precision import ChosenPrecision, autocast, bfloat16_support
+from training.engine.precision import ChosenPrecision, autocast, bfloat16_support
+from training.network.iris import PUBLISHED_CHANNELS, Iris, Widths
 
 PARTS = ("encoder", "task encoding, direct", "task encoding, fast", "decoder", "classifier", "loss")
 WHOLE = ("whole step, direct", "whole step, fast")
@@ -331,7 +331,7 @@ def choice_seconds(case: Case, names: tuple[str, ...], repeats: int) -> list[dic
     """Seconds of the small network's step for each memory layout, attention and type; prints the table."""
     small = replace(case, channels=SMALL_CHANNELS, samples=2, masks=10, crop=(32, 48, 32))
     part = parts_of(small, WHOLE[1:])[WHOLE[1]]
-    chosen = training.encoder.in_best_layout
+    chosen = training.network.encoder.in_best_layout
     layouts = {"channels first": torch.contiguous_format, "channels last": torch.channels_last_3d}
     rows = []
     print("\nThe small network, 2 samples x 10 masks of 32x48x32, forward and backward:")
@@ -339,14 +339,14 @@ def choice_seconds(case: Case, names: tuple[str, ...], repeats: int) -> list[dic
     for name in names:
         typed = replace(small, precision=name)
         for layout, memory_format in layouts.items():
-            training.encoder.in_best_layout = lambda x, m=memory_format: x.contiguous(memory_format=m)
+            training.network.encoder.in_best_layout = lambda x, m=memory_format: x.contiguous(memory_format=m)
             for attention in ("SDPA", "math"):
                 only_math = sdpa_kernel(SDPBackend.MATH) if attention == "math" else contextlib.nullcontext()
                 with only_math:
                     seconds = min(sum(run(typed, part)) for _ in range(repeats + 1))
                 rows.append({"type": name, "layout": layout, "attention": attention, "seconds": seconds})
                 print(f"| {name} | {layout} | {attention} | {seconds:.3f} |", flush=True)
-    training.encoder.in_best_layout = chosen
+    training.network.encoder.in_best_layout = chosen
     return rows
 
 

@@ -254,7 +254,7 @@ def read_published(masks: Path, image: Path, num_written: int) -> None:
 
 def read_ct(path: Path, edge: int) -> NDArray[np.float32]:
     """Return a CT resampled to edge^3, HU."""
-    import SimpleITK as sitk  # noqa: N813 - as everyone does
+    import SimpleITK as sitk
 
     image = sitk.ReadImage(str(path), sitk.sitkFloat32)
     spacing = [size * gap / edge for size, gap in zip(image.GetSize(), image.GetSpacing(), strict=True)]

@@ -37,13 +37,13 @@ import numpy as np
 from benchmarks.curves import draw_curves
 from benchmarks.first_version import working_tree
 from benchmarks.slic_store import make_slic_store
-from pipeline.baseline import SlicConfig
+from pipeline.quality.slic_baseline import SlicConfig
 from storage import open_store
-from training.config import PretrainConfig, small
-from training.evaluation import Evaluation, EvaluationConfig, evaluate_in_context
-from training.monitoring import METRICS, read_metrics
-from training.runs import RECORD, to_toml
-from training.weights import load_checkpoint
+from training.engine.monitoring import METRICS, read_metrics
+from training.engine.run_folder import RECORD, to_toml
+from training.evaluation.in_context import Evaluation, EvaluationConfig, evaluate_in_context
+from training.network.weights import load_checkpoint
+from training.pretraining.config import PretrainConfig, small
 
 ROOT = Path(__file__).resolve().parent.parent
 ARMS = {

@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("store", type=Path, metavar="STORE")
 
     add = command(
-        "lift", "commands.lifting:run_lift", "bring a store of an older format version to the newest one"
+        "lift", "commands.lift:run_lift", "bring a store of an older format version to the newest one"
     )
     add.add_argument("store", type=Path, metavar="STORE", help="nothing is prepared anew; may be interrupted")
 
@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
         "--full", type=int, default=3, metavar="N", help="without --scan: so many scans in full (3)"
     )
 
-    add = command("pretrain", "commands.pretraining:run_pretrain", "train a network on a store's proposals")
+    add = command("pretrain", "commands.pretrain:run_pretrain", "train a network on a store's proposals")
     add.add_argument("store", type=Path, metavar="STORE")
     add.add_argument(
         "run_folder", type=Path, metavar="RUN", help="checkpoints, metrics, pictures, weights; made new"
@@ -106,15 +106,15 @@ def parser() -> argparse.ArgumentParser:
     add_finetune(command)
 
     add = command(
-        "segment", "commands.segmenting:run_segment", "find in raw scans what a reference and its mask show"
+        "segment", "commands.segment:run_segment", "find in raw scans what a reference and its mask show"
     )
     add_segment(add)
 
     add = command(
-        "evaluate", "commands.evaluating:run_evaluate", "measure in-context segmentation on labelled scans"
+        "evaluate", "commands.evaluate:run_evaluate", "measure in-context segmentation on labelled scans"
     )
     add_evaluate(add)
-    add = command("embed", "commands.classifying:run_embed", "write an encoder's features of a store's scans")
+    add = command("embed", "commands.classify:run_embed", "write an encoder's features of a store's scans")
     add.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, exported, or published one"
     )
@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_device(add)
 
-    add = command("classify", "commands.classifying:run_classify", "train a classifier of whole scans")
+    add = command("classify", "commands.classify:run_classify", "train a classifier of whole scans")
     add.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, exported, or published one"
     )
@@ -208,7 +208,7 @@ def parser() -> argparse.ArgumentParser:
 def add_finetune(command: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
     """The command finetune."""
     add = command(
-        "finetune", "commands.finetuning:run_finetune", "train a network on labelled scans of a store"
+        "finetune", "commands.finetune:run_finetune", "train a network on labelled scans of a store"
     )
     add.add_argument(
         "checkpoint",

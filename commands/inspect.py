@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from commands.preparing import known_scans
+from commands.prepare.settings import known_scans
 from commands.terminal import counted
-from pipeline.inspection import ScanReport, describe_scan, overview_scan
-from pipeline.report import StoreFacts, scan_page, store_page
-from pipeline.score_tables import summarize
-from pipeline.scoring import score_scan
+from pipeline.quality import score_scan, summarize
+from pipeline.report import ScanReport, StoreFacts, describe_scan, overview_scan, scan_page, store_page
 from storage import open_store
 
 

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from commands.terminal import CommandError, counted, print_failures
-from pipeline.score_tables import summarize, to_csv, to_json, to_markdown
-from pipeline.scoring import ScanScore, score_scan
-from pipeline.sources import SourceFailure
+from pipeline.discovery import SourceFailure
+from pipeline.quality import ScanScore, score_scan, summarize, to_csv, to_json, to_markdown
 from storage import CorruptStore, Store, open_store
 
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from commands.preparing import known_scans, wanted_digests
+from commands.prepare.outcomes import counted_scans, failure_values
+from commands.prepare.plan import Wanted
+from commands.prepare.settings import known_scans, wanted_digests
 from commands.terminal import counted, print_failures, print_table
-from pipeline.outcomes import counted_scans, failure_values
-from pipeline.plan import Wanted
 from storage import open_store, scans_to_lift
 
 

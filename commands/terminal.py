@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
-from pipeline.progress import Progress
-from pipeline.sources import SourceFailure
+from commands.progress import Progress
+from pipeline.discovery import SourceFailure
 
 Thing = TypeVar("Thing")
 

@@ -7,8 +7,8 @@ from argparse import Namespace
 from dataclasses import asdict
 from typing import Any
 
+from commands.progress import Progress
 from commands.terminal import print_table, shown
-from pipeline.progress import Progress
 from storage import open_store, verify
 
 

@@ -16,10 +16,10 @@ import numpy as np
 import traitlets
 from IPython.display import HTML, display
 
-from pipeline.pictures import PLANES, Rgb, arrange_planes, beside, locate, to_png
-from pipeline.protocols import ScanLike
-from pipeline.scan_pictures import Point, disjoint_rows, slices_through
-from pipeline.walking import Filter, ladder, ladder_strip, planes_at, rows_where
+from pipeline.quality.stored_scan import ScanLike
+from pipeline.report.browsing import Filter, ladder, ladder_strip, planes_at, rows_where
+from pipeline.report.montages import Point, disjoint_rows, slices_through
+from pipeline.report.slices import PLANES, Rgb, arrange_planes, beside, locate, to_png
 
 _CLICKABLE = """
 function render({ model, el }) {

@@ -8,8 +8,7 @@ from collections.abc import Callable
 import hypothesis
 import pytest
 
-from tests.phantom import Phantom
-from tests.phantom import phantom as make_phantom
+from tests.phantom import Phantom, phantom as make_phantom
 
 # As `mass` does: threads that spin while they wait starve each other where processes share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.volume import Grid, nine, triple
-from pipeline.writeback import write_image
+from pipeline.ingest.writeback import write_image
+from pipeline.volumes.grid import Grid, nine, triple
 
 STRUCTURES = {1: "organ", 2: "lesion", 3: "lung", 4: "bone", 5: "plate"}
 

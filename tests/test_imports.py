@@ -25,16 +25,16 @@ ARROWS = {
 
 HOMES = {
     "zarr": {"storage"},
-    "prefect": {"flows", "commands.prefect_server"},
+    "prefect": {"flows", "commands.prepare.prefect_server"},
     "prefect_dask": {"flows"},
     "dask": {"flows"},
     "distributed": {"flows"},
-    "uvicorn": {"commands.prefect_server"},
+    "uvicorn": {"commands.prepare.prefect_server"},
     "torch": {"training"},
     "safetensors": {"training"},
     "pytorch_optimizer": {"training"},
-    "cupy": {"pipeline.backend"},
-    "cupyx": {"pipeline.backend"},
+    "cupy": {"pipeline.compute.backend"},
+    "cupyx": {"pipeline.compute.backend"},
 }
 """The only places that know a library: a package, or one module of it."""
 
@@ -43,6 +43,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "cc3d": "connected-components-3d",
     "google_crc32c": "google-crc32c",
+    "lazy_loader": "lazy-loader",
     "prefect_dask": "prefect-dask",
     "pytorch_optimizer": "pytorch-optimizer",
     "skimage": "scikit-image",

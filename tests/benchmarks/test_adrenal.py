@@ -13,11 +13,11 @@ import torch
 
 import benchmarks.adrenal as script
 from tests.training.blob_store import make_blob_store
-from training.class_labels import ClassTable, split_classes, table_of_store
-from training.embedding import encoder_digest
-from training.heads import export_encoder
-from training.iris import Iris
-from training.weights import load_checkpoint
+from training.classification.embedding import encoder_digest
+from training.classification.heads import export_encoder
+from training.classification.labels import ClassTable, split_classes, table_of_store
+from training.network.iris import Iris
+from training.network.weights import load_checkpoint
 
 
 def table_of(classes: list[int]) -> ClassTable:

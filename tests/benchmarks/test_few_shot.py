@@ -12,7 +12,7 @@ import pytest
 import benchmarks.few_shot as script
 from benchmarks.teaching import Split
 from tests.benchmarks.test_teaching import evaluation
-from training.finetune_config import FinetuneConfig, finetune_recipe
+from training.finetuning.config import FinetuneConfig, finetune_recipe
 
 IDS = tuple(f"scan-{k:03d}" for k in range(200))
 SMALL = finetune_recipe("small")

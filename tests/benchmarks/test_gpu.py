@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import backend
+from pipeline.compute import backend
 from storage import commit_scan, create_store, finish
 from tests.pipeline import host_cuda, strict_cupy
 from tests.pipeline.drawn_proposals import COARSE, patient, patient_proposals

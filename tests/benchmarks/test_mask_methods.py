@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.mask_methods import code_digest, flat, methods, ranked, with_proposals, with_segments
 from benchmarks.quality_cells import drawn_scan, score
-from pipeline.intervals import proposal_mask
-from pipeline.proposals import ProposalConfig
+from pipeline.proposals.proposal_set import ProposalConfig
+from pipeline.quality.intervals import proposal_mask
 
 LIMITS = ProposalConfig(min_volume_mm3=100.0, max_volume_fraction=0.6)
 
@@ -97,4 +97,4 @@ def test_the_digest_of_code_sees_code_and_not_comments(tmp_path, monkeypatch):
         file.write_text(text)
         digests.append(code_digest("some_code_of_a_test"))
     assert digests[0] == digests[1] != digests[2]
-    assert code_digest("pipeline.proposals") != code_digest("pipeline.baseline")
+    assert code_digest("pipeline.proposals.proposal_set") != code_digest("pipeline.quality.slic_baseline")

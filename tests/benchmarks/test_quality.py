@@ -26,8 +26,8 @@ from benchmarks.quality_cells import (
     with_more,
 )
 from benchmarks.quality_tables import columns_of, compare, comparisons, document, markdown, summary_line
-from pipeline.proposals import ProposalConfig
-from pipeline.scoring import ScanScore
+from pipeline.proposals.proposal_set import ProposalConfig
+from pipeline.quality.scoring import ScanScore
 
 
 def of_ball(scan: Masked) -> Made:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.slic_store import Limits, limits_of, make_slic_store, with_slic
-from pipeline.baseline import SlicConfig
+from pipeline.quality.slic_baseline import SlicConfig
 from storage import Store, commit_scan, create_store, open_store, verify
 from tests.storage.drawn_record import draw_record
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 import benchmarks.teaching as script
 from benchmarks.curves import draw_curves, mean_curve
-from training.config import small
-from training.evaluation import Evaluation, Score
-from training.monitoring import METRICS
+from training.engine.monitoring import METRICS
+from training.evaluation.in_context import Evaluation, Score
+from training.pretraining.config import small
 
 IDS = tuple(f"scan-{k:03d}" for k in range(200))
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from commands.prefect_server import prefect_server
-from commands.preparing import Settings
+from commands.prepare.prefect_server import prefect_server
+from commands.prepare.settings import Settings
 from tests.phantom import phantom
 
 ROOT = Path(__file__).parent.parent.parent

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 from PIL import Image
 
 import flows
 from commands.arguments import EXAMPLES, parser
-from commands.demonstrating import bundled_or_named
-from commands.preparing import Settings
-from commands.work import Options
+from commands.demo import bundled_or_named
+from commands.prepare.run import Options
+from commands.prepare.settings import Settings
 from storage import open_store
 from tests.flows.conftest import FAST
 from tests.phantom import phantom

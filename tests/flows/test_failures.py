@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 
 import flows
-from commands import one_scan
-from commands.preparing import Settings
-from commands.work import Options
+from commands.prepare import scan_task as one_scan
+from commands.prepare.run import Options
+from commands.prepare.settings import Settings
 from pipeline.errors import TransientReadError
-from pipeline.reading import read_source
+from pipeline.ingest.reading import read_source
 from storage import StoreFull, commit_scan, open_store, read_ledger
 from tests.phantom import phantom, write_dicom
 
 SABOTAGE = """
 import os, sys
 if "spawn_main" in " ".join(sys.orig_argv):
-    import pipeline.reading as reading
+    import pipeline.ingest.reading as reading
     whole = reading.read_source
     def read_source(source, config):
         if source.scan_id == "ben_ct":

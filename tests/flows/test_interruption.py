@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import flows
-from commands.preparing import Settings
-from commands.work import Options
+from commands.prepare.run import Options
+from commands.prepare.settings import Settings
 from tests.flows.conftest import FAST
 from tests.phantom import phantom
 
@@ -22,7 +22,7 @@ ROOT = Path(flows.__file__).parent
 
 HOLD_A_SERVER = """
 import os, subprocess, sys, time
-from commands.prefect_server import prefect_server
+from commands.prepare.prefect_server import prefect_server
 start = subprocess.Popen
 def remember(*a, **k):
     process = start(*a, **k)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import flows
-from commands.preparing import Settings
-from commands.work import Options
+from commands.prepare.run import Options
+from commands.prepare.settings import Settings
 from storage import open_store, read_ledger
 from tests.phantom import phantom
 
@@ -79,7 +79,7 @@ def test_other_proposal_settings_redo_proposals_without_a_look_at_the_source(
         scan_id: open_store(store).scan(scan_id).image_codes().copy() for scan_id in ("ann_ct", "cis_ct")
     }
     fewer = replace(settings, proposals=replace(settings.proposals, max_proposals=20))
-    monkeypatch.setattr("commands.one_scan.read_source", lambda *a: pytest.fail("a source was read"))
+    monkeypatch.setattr("commands.prepare.scan_task.read_source", lambda *a: pytest.fail("a source was read"))
     report = flows.prepare(raw, store, fewer, Options())
     (reason,) = report.reasons
     assert reason.startswith("proposals settings changed (max_proposals ")

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import flows
-from commands.preparing import Settings, wanted_digests
-from commands.work import Options
+from commands.prepare.run import Options
+from commands.prepare.settings import Settings, wanted_digests
 from storage import open_store
-from training.heads import export_encoder
-from training.iris import Iris
+from training.classification.heads import export_encoder
+from training.network.iris import Iris
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backend import Backend
-from pipeline.intervals import proposal_mask
-from pipeline.proposal_config import ProposalConfig
-from pipeline.proposals import ProposalSet, propose
+from pipeline.compute.backend import Backend
+from pipeline.proposals.config import ProposalConfig
+from pipeline.proposals.proposal_set import ProposalSet, propose
+from pipeline.quality.intervals import proposal_mask
 from tests.phantom import Phantom, phantom
 from tests.pipeline.drawn_regions import CPU
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from pipeline.backend import get_backend
-from pipeline.hierarchies import Hierarchy
-from pipeline.regions import RegionGraph, RegionSums, region_graph, region_sums
-from pipeline.supervoxels import basins
+from pipeline.compute.backend import get_backend
+from pipeline.hierarchies.region_graphs import RegionGraph, RegionSums, region_graph, region_sums
+from pipeline.hierarchies.supervoxels import basins
+from pipeline.hierarchies.trees import Hierarchy
 
 CPU = get_backend("cpu", num_threads=1)
 NUMPY = get_backend("numpy", num_threads=1)

@@ -19,7 +19,7 @@ class DrawnLabel:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnScan:
-    """The fields of `pipeline.protocols.ScanLike`."""
+    """The fields of `pipeline.quality.stored_scan.ScanLike`."""
 
     scan_id: str
     image: NDArray[np.int16]

@@ -1,4 +1,4 @@
-"""The CUDA kernels of `pipeline/kernels.cu`, compiled for the host: what they compute, without a GPU.
+"""The CUDA kernels of `pipeline/compute/kernels.cu`, compiled for the host: what they compute, without a GPU.
 
 Threads run one after the other, so a kernel that needs another order, or to wait for one, would fail on a GPU
 only; ours share nothing but by atomics.

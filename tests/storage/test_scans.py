@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from storage import InvalidSelection, Scan, ScanRecord, commit_scan, create_store, open_store
 from storage.regions import Region, parse_region, touched_chunks

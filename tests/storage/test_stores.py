@@ -20,9 +20,9 @@ from storage import (
     commit_scan,
     create_store,
     digest_of,
+    errors as error_module,
     open_store,
 )
-from storage import errors as error_module
 from storage.index import IndexEntry
 from storage.layout import dump_line
 from tests.storage.drawn_record import SMALL, differently, draw_record, store_bytes

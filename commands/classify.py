@@ -1,0 +1,165 @@
+"""`mass embed` and `mass classify`: features of a store's scans, and classes told by them."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from commands.progress import Progress
+from commands.terminal import CommandError, State, print_precision, print_table, shown
+from pipeline.toml_settings import parse_config, read_tables
+from storage import Store, open_store
+from training.classification import (
+    Classification,
+    ClassifyConfig,
+    EmbeddingConfig,
+    Mode,
+    check_features_path,
+    classify,
+    classify_config,
+    encode_scan,
+    encoder_digest,
+    interval,
+    read_class_table,
+    score_rows,
+    split_classes,
+    table_of_store,
+    with_store_splits,
+    write_features,
+)
+from training.engine import choose_device
+from training.network import TrainedOn, load_checkpoint, warning_of
+
+_TABLES = ("classification", "embedding", "augmentation", "optimisation", "run")
+
+
+def run_embed(arguments: Namespace) -> tuple[int, dict[str, Any]]:
+    """Mass embed."""
+    path = check_features_path(arguments.out)
+    store = open_store(arguments.store)
+    if not store.scan_ids:
+        raise CommandError(f"{arguments.store}: the store has no scans; `mass prepare RAW STORE` fills it")
+    net = load_checkpoint(arguments.checkpoint)
+    warnings = warned(net.trained_on, store)
+    device = choose_device(arguments.device)
+    encoder = net.encoder.to(device)
+    config = EmbeddingConfig(window_voxels=(arguments.window,) * 3)
+    began = time.monotonic()
+    pooled = {}
+    with shown("embed") as show:
+        for number, scan_id in enumerate(store.scan_ids, start=1):
+            image = store.scan(scan_id).image(normalize=True)
+            pooled[scan_id] = encode_scan(encoder, image, config, device=device).pooled.numpy()
+            show(Progress.of_equals(number, len(store), time.monotonic() - began))
+    digest = encoder_digest(net.encoder)
+    write_features(path, store, pooled, channels=net.channels, encoder=digest)
+    num_features = len(next(iter(pooled.values())))
+    print(f"{len(pooled)} scans, {num_features} features each: {path}")
+    seconds = time.monotonic() - began
+    return 0, {
+        "features": str(path),
+        "num_scans": len(pooled),
+        "num_features": num_features,
+        "encoder": digest,
+        "warnings": warnings,
+        "seconds": seconds,
+    }
+
+
+def run_classify(arguments: Namespace) -> tuple[int, dict[str, Any]]:
+    """Mass classify."""
+    config = read_settings(arguments.config, arguments.mode, from_scratch=arguments.from_scratch)
+    if arguments.seed is not None:
+        config = replace(config, optimisation=replace(config.optimisation, seed=arguments.seed))
+    store = open_store(arguments.store)
+    table = read_class_table(arguments.labels, store) if arguments.labels else table_of_store(store)
+    table = with_store_splits(table, store)
+    split = split_classes(table, test_fraction=arguments.test_fraction, seed=config.optimisation.seed)
+    net = load_checkpoint(arguments.checkpoint)
+    warnings = [] if config.from_scratch else warned(net.trained_on, store)
+    with shown("classify") as show:
+        began = time.monotonic()
+        done = classify(
+            net,
+            store,
+            arguments.run_folder,
+            config,
+            table,
+            split,
+            checkpoint=arguments.checkpoint.name,
+            resume=arguments.resume,
+            device=arguments.device,
+            on_encoded=lambda number, total: show(
+                Progress.of_equals(number, total, time.monotonic() - began)
+            ),
+            on_progress=lambda state: show(Since(state, time.monotonic() - began)),
+            on_precision=print_precision,
+        )
+    tell(arguments.run_folder, done)
+    signal_number = done.training.signal_number if done.training else 0
+    document = {
+        "run": str(arguments.run_folder),
+        "complete": done.scores is not None,
+        "warnings": warnings,
+        **done.document,
+    }
+    return 128 + signal_number if signal_number else 0, document
+
+
+def warned(trained_on: TrainedOn, store: Store) -> list[str]:
+    """Print how the store's scans differ from those of the training; the same for machines."""
+    text = warning_of(trained_on, store)
+    if text:
+        print(f"warning: {text}")
+    return [text] if text else []
+
+
+def read_settings(path: Path | None, mode: Mode, *, from_scratch: bool) -> ClassifyConfig:
+    """The settings of a mode, with what a TOML file says differently (tables as in the run's config.toml)."""
+    base = classify_config(mode, from_scratch=from_scratch)
+    if not path:
+        return base
+    tables = read_tables(path, _TABLES)
+    own = parse_config(tables["classification"], ClassifyConfig, where="[classification]", base=base)
+    parts: dict[str, Any] = {
+        name: parse_config(
+            tables[name], type(getattr(base, name)), where=f"[{name}]", base=getattr(base, name)
+        )
+        for name in _TABLES[1:]
+    }
+    return replace(own, **parts, mode=mode, from_scratch=from_scratch)
+
+
+def tell(folder: Path, done: Classification) -> None:
+    """Print what came of a classification."""
+    if done.scores is None:
+        step = done.training.step if done.training else 0
+        print(f"stopped and saved at step {step}; the same command with --resume goes on from here")
+        return
+    title = f"{done.document['mode']}, tested on {done.tested_on}, 95 % intervals"
+    print_table(title, ("class", "scans", "AUC"), score_rows(done.scores))
+    scores = done.scores
+    told = interval(scores.balanced_accuracy, scores.balanced_accuracy_interval)
+    print(f"balanced accuracy: {told}")
+    print(f"head, predictions, results: {folder}")
+
+
+@dataclass(frozen=True)
+class Since:
+    """The state of a training that began after something else: both are shown in one line."""
+
+    state: State
+    seconds: float
+    """Since the command began."""
+
+    @property
+    def fraction(self) -> float:
+        """Part of the training that is done."""
+        return self.state.fraction
+
+    def line(self) -> str:
+        """The state in one line."""
+        return self.state.line()

@@ -1,0 +1,180 @@
+"""`mass evaluate`: how well a checkpoint finds labelled structures of a store when shown some of them."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from commands.progress import Progress
+from commands.terminal import CommandError, print_failures, print_table, shown
+from pipeline.discovery import SourceFailure
+from storage import Store, open_store
+from training.engine import choose_device
+from training.evaluation import NARROW_COLUMNS, EvaluationConfig, Failed, Table, evaluate_in_context
+from training.files import write_atomically
+from training.inference import inference_for
+from training.network import TrainedOn, load_checkpoint, warning_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is evaluated, and how."""
+
+    config: EvaluationConfig
+    ensemble: bool
+    """Whether the prompts' probabilities are averaged."""
+    how: str
+    """The same in words."""
+
+
+def run_evaluate(arguments: Namespace) -> tuple[int, dict[str, Any]]:
+    """Mass evaluate."""
+    began = time.monotonic()
+    store = open_store(arguments.store)
+    device = choose_device(arguments.device)
+    net = load_checkpoint(arguments.checkpoint, weights=arguments.weights).to(device)
+    question = asked(arguments, store, net.trained_on)
+    with shown("evaluate") as show:
+        evaluation = evaluate_in_context(
+            net,
+            store,
+            question.config,
+            device=device,
+            progress=lambda done, total: show(Progress.of_equals(done, total, time.monotonic() - began)),
+            ensemble=question.ensemble,
+            distances=True,
+            keep_going=True,
+        )
+    table = Table.of(evaluation, num_resamples=arguments.resamples, seed=arguments.seed)
+    facts = facts_of(arguments, store, question, net.trained_on)
+    _tell(arguments, table, facts)
+    document = {
+        "checkpoint": str(arguments.checkpoint),
+        "store": str(arguments.store),
+        "references": arguments.references,
+        "shots": question.config.shots,
+        "num_prompts": question.config.num_prompts,
+        "seed": arguments.seed,
+        "window_voxels": list(question.config.inference.window_voxels),
+        "mirror": arguments.mirror,
+        "facts": facts,
+        **table.to_json(),
+        "seconds": time.monotonic() - began,
+    }
+    return int(bool(evaluation.failed)), document
+
+
+def asked(arguments: Namespace, store: Store, trained_on: TrainedOn) -> Question:
+    """Which scans are shown and asked, from the command's options.
+
+    Raises:
+        CommandError: No such data set or label map, or references and targets that are the same scans.
+    """
+    labels = {label for entry in store.entries.values() for label in entry.labels}
+    datasets = {entry.dataset for entry in store.entries.values() if entry.labels}
+    for kind, wanted, there in (
+        ("label map", {arguments.label_map} - {""}, labels),
+        ("data set with labels", set(arguments.dataset), datasets),
+    ):
+        if wanted - there:
+            listed = ", ".join(sorted(there)) or "none"
+            raise CommandError(
+                f"{arguments.store}: there is no {kind} {min(wanted - there)!r}. There are: {listed}"
+            )
+    inference = inference_for(trained_on, mirror=arguments.mirror, overlap_fraction=arguments.overlap)
+    if arguments.window:
+        z, y, x = arguments.window
+        inference = replace(inference, window_voxels=(z, y, x))
+    mode, shots = arguments.references, arguments.shots
+    references = tuple(arguments.reference)
+    if mode == "fixed" and not references:
+        references = _first(arguments, store)
+    count = 1 if mode == "fixed" else arguments.prompts
+    config = EvaluationConfig(
+        targets=tuple(arguments.target),
+        references=references[:shots] if mode == "fixed" else references,
+        num_targets=arguments.targets,
+        num_prompts=count,
+        shots=shots,
+        datasets=tuple(arguments.dataset),
+        label=arguments.label_map,
+        whole=arguments.whole,
+        max_structures=arguments.structures,
+        seed=arguments.seed,
+        inference=inference,
+    )
+    scans = f"{shots} scan{'s' if shots > 1 else ''} each" if shots > 1 or mode != "fixed" else "1 scan"
+    drawn = "named" if references else "drawn"
+    how = {
+        "fixed": f"fixed references: {', '.join(config.references)}",
+        "random": f"up to {count} {drawn} prompts of {scans}, scored one by one",
+        "ensemble": f"up to {count} {drawn} prompts of {scans}, their probabilities averaged",
+    }[mode]
+    return Question(config=config, ensemble=mode == "ensemble", how=how)
+
+
+def _first(arguments: Namespace, store: Store) -> tuple[str, ...]:
+    """The first labelled scans by id that are no chosen targets, of each data set and label map."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for scan_id, entry in sorted(store.entries.items()):
+        if arguments.dataset and entry.dataset not in arguments.dataset:
+            continue
+        for label in entry.labels:
+            if scan_id not in arguments.target and arguments.label_map in ("", label):
+                found.setdefault((entry.dataset, label), []).append(scan_id)
+    if len(found) > 1:
+        listed = ", ".join(" / ".join(names) for names in sorted(found))
+        raise CommandError(
+            f"{arguments.store}: fixed references are of one data set and label map, there are {len(found)}: "
+            f"{listed}. Choose with --dataset and --label-map, or name scans with --reference"
+        )
+    ids = next(iter(found.values()), [])
+    return tuple(ids[: arguments.shots])
+
+
+def facts_of(arguments: Namespace, store: Store, question: Question, trained_on: TrainedOn) -> list[str]:
+    """How it was measured, and what is unusual about it."""
+    config = question.config
+    window = " x ".join(map(str, config.inference.window_voxels))
+    facts = [
+        f"checkpoint {arguments.checkpoint} ({arguments.weights}), store {store.path.name}",
+        f"{question.how}; seed {config.seed}",
+        f"windows of {window} voxels" + (", averaged over mirrorings" if config.inference.mirror else ""),
+    ]
+    warning = warning_of(trained_on, store)
+    return [*facts, f"warning: {warning}"] if warning else facts
+
+
+def _tell(arguments: Namespace, table: Table, facts: list[str]) -> None:
+    """Print the table of structures, and write what was asked for."""
+    for fact in facts:
+        print(fact)
+    print_table("found in context", NARROW_COLUMNS, table.narrow_rows())
+    if table.evaluation.unprompted:
+        print(f"not asked for, since all references of a prompt lack it: {table.evaluation.num_unprompted}")
+    title = f"In-context segmentation: {arguments.checkpoint.name}"
+    for path, text in (
+        (arguments.markdown, table.to_markdown(title, facts)),
+        (arguments.csv, table.to_csv()),
+    ):
+        if path:
+            _write(path, text)
+            print(f"written: {path}")
+    print_failures([_failure(failed) for failed in table.evaluation.failed])
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def _failure(failed: Failed) -> SourceFailure:
+    return SourceFailure(
+        scan_id=failed.target,
+        location=failed.label,
+        reason=failed.reason,
+        remedy="Run `mass verify` on the store",
+        kind="CorruptStore",
+    )

@@ -1,0 +1,209 @@
+"""`mass finetune`: settings from options, a recipe and a file; a training with its progress; its report."""
+
+from __future__ import annotations
+
+import math
+import time
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from commands.progress import Progress
+from commands.terminal import CommandError, State, print_precision, print_table, shown
+from pipeline.toml_settings import parse_config, read_tables
+from training.engine import CONFIG
+from training.evaluation import NARROW_COLUMNS, Evaluation, Table
+from training.finetuning import (
+    FinetuneConfig,
+    FinetuneRecipe,
+    Finetuning,
+    finetune,
+    finetune_recipe,
+    report_document,
+)
+
+_LISTED = 6
+"""Most scans that are named in the terminal."""
+
+
+def run_finetune(arguments: Namespace) -> tuple[int, dict[str, Any]]:
+    """Mass finetune."""
+    config = read_finetune_settings(
+        arguments.config,
+        arguments.recipe,
+        options(arguments),
+        resumed=arguments.run_folder if arguments.resume else None,
+    )
+    if arguments.seed is not None:
+        config = replace(config, optimisation=replace(config.optimisation, seed=arguments.seed))
+    if arguments.workers is not None:
+        config = replace(config, run=replace(config.run, num_workers=arguments.workers))
+    warnings: list[str] = []
+
+    def warn(text: str) -> None:
+        warnings.append(text)
+        print(f"warning: {text}")
+
+    with Shown() as show:
+        done = finetune(
+            arguments.checkpoint,
+            arguments.store,
+            arguments.run_folder,
+            config,
+            resume=arguments.resume,
+            device=arguments.device,
+            on_progress=show.steps,
+            on_scan=show.scans,
+            on_warning=warn,
+            on_precision=print_precision,
+        )
+    if done.is_first:
+        tell(config, done)
+        if done.weights and not done.report:
+            print("no labelled scan is kept out: nothing to report on (--num, --held-out)")
+    else:
+        arguments.json = None  # the first process writes it
+    signal_number = done.result.signal_number
+    document = {**to_document(arguments.run_folder, config, done), "warnings": warnings}
+    return 128 + signal_number if signal_number else 0, document
+
+
+def options(arguments: Namespace) -> dict[str, Any]:
+    """What the options say of the table [finetune]; what is not given is not there."""
+    given = {
+        "label": arguments.label,
+        "datasets": arguments.dataset,
+        "scans": arguments.scans,
+        "num_scans": arguments.num,
+        "held_out": arguments.held_out,
+        "scan_seed": arguments.seed,
+        "mode": arguments.mode,
+        "from_scratch": arguments.from_scratch or None,
+    }
+    if arguments.num is not None and arguments.num < 1:
+        raise CommandError(f"--num must be at least 1, got {arguments.num}")
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def read_finetune_settings(
+    path: Path | None,
+    name: FinetuneRecipe | None,
+    given: Mapping[str, Any],
+    *,
+    resumed: Path | None = None,
+) -> FinetuneConfig:
+    """A recipe (the published one where none is named), what a TOML file says differently, then the options.
+
+    Args:
+        path: The file, if there is one.
+        name: The recipe, if one is named.
+        given: Settings of the table [finetune] from the command line.
+        resumed: The folder of a run that goes on: its own settings, where no others are named.
+    """
+    if resumed and not (resumed / CONFIG).exists():
+        raise CommandError(f"{resumed}: no run here to go on with. Leave out --resume to begin one")
+    if resumed and not path and not name:
+        path = resumed / CONFIG
+    tables = read_tables(path, [table.name for table in fields(FinetuneConfig)]) if path else {}
+    own = {**tables.get("finetune", {}), **given}
+    # The mode decides about a rate, so it is looked at before the rest.
+    mode = own.get("mode", "full")
+    base = finetune_recipe(name or "published", mode if mode in ("full", "decoder", "tokens") else "full")
+    parts: dict[str, Any] = {
+        table: parse_config(values, type(getattr(base, table)), where=f"[{table}]", base=getattr(base, table))
+        for table, values in {**tables, "finetune": own}.items()
+    }
+    return replace(base, **parts)
+
+
+class Shown:
+    """The progress of a fine-tuning: scans encoded, then steps, then scans reported on."""
+
+    def __enter__(self) -> Shown:
+        self._stack = ExitStack()
+        self._title = ""
+        self._show: Callable[[State], None] | None = None
+        self._began = 0.0
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def steps(self, state: State) -> None:
+        """Show how far the training is."""
+        self._turn_to("finetune")(state)
+
+    def scans(self, what: str, done: int, total: int) -> None:
+        """Show how far the work on scans is."""
+        show = self._turn_to(what)
+        show(Progress.of_equals(done, total, time.monotonic() - self._began))
+
+    def _turn_to(self, title: str) -> Callable[[State], None]:
+        if self._show is None or title != self._title:
+            self._stack.close()
+            self._title, self._began = title, time.monotonic()
+            self._show = self._stack.enter_context(shown(title))
+        return self._show
+
+
+def tell(config: FinetuneConfig, done: Finetuning, again: str = "the same command with --resume") -> None:
+    """Print what came of a fine-tuning; what (`again`) would go on where it was stopped."""
+    result, scans = done.result, done.scans
+    print(f"label {scans.label}: {', '.join(f'{part.values[0]} {part.name}' for part in scans.structures)}")
+    print(f"trained on {len(scans.training)} scans: {_listed(scans.training)}")
+    columns = ("mode", "steps", "loss, first tenth", "loss, last tenth", "samples/s", "waiting for data")
+    row = (
+        "from scratch" if config.finetune.from_scratch else config.finetune.mode,
+        f"{result.step}/{config.optimisation.num_steps}",
+        f"{result.first_loss:.3f}",
+        f"{result.last_loss:.3f}",
+        f"{result.samples_per_second:.2f}",
+        f"{100 * result.data_wait_fraction:.1f} %",
+    )
+    print_table("fine-tuned", columns, [row])
+    if not done.weights:
+        print(f"stopped and saved at step {result.step}; {again} goes on from here")
+        return
+    if done.report:
+        print_report(done.report, len(scans.held_out))
+    print(f"weights: {done.weights}")
+
+
+def print_report(report: Evaluation, num_scans: int) -> None:
+    """Print Dice, HD95 and ASD of each structure on scans that were not trained on."""
+    print_table(f"on {num_scans} scans not trained on", NARROW_COLUMNS, Table.of(report).narrow_rows())
+
+
+def to_document(folder: Path, config: FinetuneConfig, done: Finetuning) -> dict[str, Any]:
+    """What came of a fine-tuning, for machines."""
+    result, scans = done.result, done.scans
+    return {
+        "run": str(folder),
+        "mode": config.finetune.mode,
+        "from_scratch": config.finetune.from_scratch,
+        "label": scans.label,
+        "structures": [{"value": part.values[0], "name": part.name} for part in scans.structures],
+        "training_scans": list(scans.training),
+        "held_out_scans": list(scans.held_out),
+        "resumed": done.resumed,
+        "step": result.step,
+        "complete": result.complete,
+        "first_loss": _plain(result.first_loss),
+        "last_loss": _plain(result.last_loss),
+        "seconds": result.seconds,
+        "samples_per_second": result.samples_per_second,
+        "weights": str(done.weights) if done.weights else None,
+        "report": report_document(done.report) if done.report else None,
+    }
+
+
+def _listed(ids: tuple[str, ...]) -> str:
+    more = f" and {len(ids) - _LISTED} more" if len(ids) > _LISTED else ""
+    return ", ".join(ids[:_LISTED]) + more
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,70 @@
+"""Bring a store of an older format version to the newest one, scan by scan; no proposal is made anew."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from commands.prepare.outcomes import counted_scans, failure_values
+from commands.terminal import counted, print_failures
+from pipeline.discovery import SourceFailure
+from storage import (
+    FORMAT_VERSION,
+    StorageError,
+    StoreFull,
+    finish,
+    lift_scan,
+    open_store,
+    scans_to_lift,
+    sweep,
+)
+
+
+def run_lift(arguments: Namespace) -> tuple[int, dict[str, Any]]:
+    """Mass lift."""
+    store = open_store(arguments.store)
+    before = store.info.format_version
+    sweep(store.path)
+    if before != FORMAT_VERSION:
+        # First: until its last scan is lifted a store holds both, and an older mass3d must not read it.
+        store.raise_version()
+    store = open_store(arguments.store)
+    ids = scans_to_lift(store)
+    lifted, failed, stopped = [], [], ""
+    for scan_id in counted("lift", ids):
+        try:
+            lift_scan(store.path, scan_id)
+        except StoreFull as error:
+            stopped = str(error)
+            break
+        except StorageError as error:
+            failed.append(_failure(scan_id, error))
+        else:
+            lifted.append(scan_id)
+    finish(store.path)
+    print_failures(failed)
+    if stopped:
+        print(f"stopped before the end: {stopped}")
+    left = len(ids) - len(lifted) - len(failed)
+    print(
+        f"{counted_scans(len(lifted))} lifted to format version {FORMAT_VERSION}, "
+        f"{len(store) - len(ids)} had it before, {len(failed)} failed, {left} not done"
+    )
+    return int(bool(failed or left)), {
+        "store": str(arguments.store),
+        "from_format_version": before,
+        "format_version": FORMAT_VERSION,
+        "lifted": lifted,
+        "failed": failure_values(failed),
+        "not_done": list(ids[len(ids) - left :]) if left else [],
+    }
+
+
+def _failure(scan_id: str, error: StorageError) -> SourceFailure:
+    return SourceFailure(
+        scan_id=scan_id,
+        location="",
+        reason=str(error),
+        remedy="Remove the scan's folder and run `mass prepare`",
+        kind=type(error).__name__,
+    )

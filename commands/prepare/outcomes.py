@@ -1,0 +1,140 @@
+"""What became of each scan of a run, for people and for machines.
+
+Reads: nothing. Writes: plain values for JSON, rows for a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from commands.prepare.plan import FileStates
+from commands.progress import duration
+from pipeline.discovery import SourceFailure
+
+State = Literal["committed", "failed", "not done"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one scan."""
+
+    scan_id: str
+    location: str
+    """Place to show, without a patient's name."""
+    state: State
+    dataset: str = ""
+    kind: str = ""
+    """Of a failure: the name of the error's class."""
+    reason: str = ""
+    remedy: str = ""
+    lasting: bool = False
+    """Of a failure: whether it would be the same again for the same files and settings."""
+    why: str = ""
+    """Why the scan was worked on."""
+    seconds: float = 0.0
+    num_proposals: int = 0
+    source_digest: str = ""
+    choices_digest: str = ""
+    files: FileStates = ()
+    traceback: str = ""
+    """Of a failure that nobody foresaw."""
+
+    @property
+    def failure(self) -> SourceFailure:
+        """The failure as the search for sources tells of them."""
+        return SourceFailure(
+            scan_id=self.scan_id,
+            location=self.location,
+            reason=self.reason,
+            remedy=self.remedy,
+            kind=self.kind,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport:
+    """A whole run of `mass prepare`."""
+
+    committed: tuple[Outcome, ...]
+    skipped: tuple[str, ...]
+    """Scans that were done before."""
+    failed: tuple[SourceFailure, ...]
+    """Sorted by id: of this run, of the search, and of earlier runs where nothing changed."""
+    not_done: tuple[Outcome, ...]
+    reasons: dict[str, int]
+    """Why scans were worked on."""
+    notes: tuple[str, ...]
+    absent: tuple[str, ...]
+    """Scans that the store has and the search did not find."""
+    seconds: float
+    stopped: str = ""
+    """Why the run ended before its end; empty where it did not."""
+    interrupted: bool = False
+    """Whether someone asked for that."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every scan is committed, 1 where one failed or was not done, 130 after an interrupt."""
+        return 130 if self.interrupted else int(bool(self.failed or self.not_done or self.stopped))
+
+    def summary(self) -> str:
+        """The run in one line."""
+        parts = [f"{len(self.committed)} committed", f"{len(self.skipped)} done before"]
+        parts.append(f"{len(self.failed)} failed")
+        if self.not_done:
+            parts.append(f"{len(self.not_done)} not done")
+        return f"{', '.join(parts)}, in {duration(self.seconds)}"
+
+    def groups(self) -> list[tuple[str, int, int, float]]:
+        """Data set, scans committed, proposals a scan, seconds a scan; sorted by data set."""
+        members: dict[str, list[Outcome]] = {}
+        for outcome in self.committed:
+            members.setdefault(outcome.dataset, []).append(outcome)
+        return [
+            (
+                name,
+                len(group),
+                round(sum(outcome.num_proposals for outcome in group) / len(group)),
+                round(sum(outcome.seconds for outcome in group) / len(group), 1),
+            )
+            for name, group in sorted(members.items())
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The run for machines."""
+        return {
+            "committed": [
+                {
+                    "scan": outcome.scan_id,
+                    "file": outcome.location,
+                    "why": outcome.why,
+                    "seconds": round(outcome.seconds, 3),
+                    "num_proposals": outcome.num_proposals,
+                }
+                for outcome in self.committed
+            ],
+            "skipped": list(self.skipped),
+            "failed": failure_values(self.failed),
+            "not_done": [{"scan": o.scan_id, "file": o.location, "reason": o.reason} for o in self.not_done],
+            "reasons": self.reasons,
+            "notes": list(self.notes),
+            "absent": list(self.absent),
+            "seconds": round(self.seconds, 3),
+            "stopped": self.stopped,
+            "exit_code": self.exit_code,
+        }
+
+
+def counted_scans(number: int) -> str:
+    """A number of scans in words."""
+    return "1 scan" if number == 1 else f"{number:,} scans"
+
+
+def failure_values(failures: Iterable[SourceFailure]) -> list[dict[str, str]]:
+    """Failures for machines."""
+    return [
+        {"scan": f.scan_id, "file": f.location, "kind": f.kind, "reason": f.reason, "remedy": f.remedy}
+        for f in failures
+    ]

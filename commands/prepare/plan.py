@@ -1,0 +1,216 @@
+"""What there is to do for each scan, decided before any work and without I/O of its own.
+
+    a source as it is     ─┐          ┌─ job: from its files ("ingest"), or the stored image ("proposals")
+    what the store has    ─┼─ decide ─┼─ done
+    digests wanted now    ─┘          └─ failed before, and nothing changed since
+
+Reads: sources and what was recorded of them. Writes: a `Plan`. A source counts as unchanged when its files'
+sizes and times and the choices made for it are those recorded; only else are its bytes looked at, through the
+function that the caller hands in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.discovery import Source, SourceFailure
+
+Stage = Literal["ingest", "proposals"]
+"""Where work on a scan begins: at its files, or at the image that is stored already."""
+
+FileStates = tuple[tuple[str, int, int], ...]
+"""(what, size in bytes, mtime in ns) of each of a source's files, as `fingerprint.source_stat` gives them."""
+
+_PACKED_SUFFIXES = (".gz", ".nrrd", ".mha", ".zraw")
+"""Files whose voxels are mostly compressed: about a byte a voxel, others about two."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Digests of what each stage would be given now: its settings and the version of its code."""
+
+    ingest: str
+    proposals: str
+    ingest_change: str = ""
+    """How the settings differ from those that the store has, in words; empty where that is not known."""
+    proposals_change: str = ""
+    """Likewise."""
+
+    @property
+    def config_digest(self) -> str:
+        """Both in one, for telling whether a failure would be the same again."""
+        return f"{self.ingest[:16]}+{self.proposals[:16]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A source as it is now."""
+
+    source: Source
+    files: FileStates
+    """Empty where they could not be looked at."""
+    choices_digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What the store recorded of a scan."""
+
+    committed: Mapping[str, str] | None = None
+    """Stage digests of the committed scan, None where there is none."""
+    failure: SourceFailure | None = None
+    """Of the last try, if it failed."""
+    config_digest: str = ""
+    """`Wanted.config_digest` at that failure; empty where another try may end otherwise."""
+    source_digest: str = ""
+    files: FileStates = ()
+    choices_digest: str = ""
+
+
+NOTHING_KNOWN = Known()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Work on one scan."""
+
+    found: Found
+    stage: Stage
+    why: str
+    source_digest: str = ""
+    """Of the source, where only proposals are redone; empty where the worker reads its bytes."""
+
+    @property
+    def scan_id(self) -> str:
+        """The scan."""
+        return self.found.source.scan_id
+
+    @property
+    def weight(self) -> int:
+        """About how many voxels its files hold, guessed from their bytes: its share of the time."""
+        source = self.found.source
+        if source.item is not None:
+            return math.prod(source.item.shape_zyx)
+        size = self.found.files[0][1] if self.found.files else 0
+        packed = source.files[0].name.lower().endswith(_PACKED_SUFFIXES)
+        return max(1, size if packed else size // 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A scan that is committed as wanted."""
+
+    found: Found
+    source_digest: str
+    recorded: bool
+    """Whether the ledger says so; else the line has to be written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be done, and what is not."""
+
+    jobs: tuple[Job, ...]
+    """Largest first, so that none of the long ones begins last."""
+    done: tuple[Done, ...]
+    failed: tuple[SourceFailure, ...]
+    """Failures of earlier runs that would be the same again."""
+    absent: tuple[str, ...]
+    """Scans that the store knows and the search did not find, sorted."""
+
+    def reasons(self) -> dict[str, int]:
+        """How many jobs there are for each reason, most first."""
+        return dict(Counter(job.why for job in self.jobs).most_common())
+
+
+def make_plan(
+    found: Iterable[Found],
+    known: Mapping[str, Known],
+    wanted: Wanted,
+    *,
+    digest: Callable[[Source], str | None],
+    retry_failed: bool = False,
+    elsewhere: Iterable[str] = (),
+) -> Plan:
+    """The plan for all sources.
+
+    Args:
+        found: Sources as they are now.
+        known: What the store recorded, by scan id.
+        wanted: Digests of the stages as they would be run now.
+        digest: Digest of a source's bytes; None where they cannot be read. Called only where it matters.
+        retry_failed: Whether failures are tried again although nothing changed.
+        elsewhere: Ids that the search found but could not make a source of.
+    """
+    jobs, done, failed, seen = [], [], [], set(elsewhere)
+    for one in found:
+        seen.add(one.source.scan_id)
+        known_one = known.get(one.source.scan_id, NOTHING_KNOWN)
+        decision = decide(one, known_one, wanted, digest=digest, retry_failed=retry_failed)
+        match decision:
+            case Job():
+                jobs.append(decision)
+            case Done():
+                done.append(decision)
+            case SourceFailure():
+                failed.append(decision)
+    return Plan(
+        jobs=tuple(sorted(jobs, key=lambda job: (-job.weight, job.scan_id))),
+        done=tuple(done),
+        failed=tuple(failed),
+        absent=tuple(sorted(set(known) - seen)),
+    )
+
+
+def decide(
+    found: Found,
+    known: Known,
+    wanted: Wanted,
+    *,
+    digest: Callable[[Source], str | None],
+    retry_failed: bool = False,
+) -> Job | Done | SourceFailure:
+    """What to do with one scan."""
+    unchanged = (
+        bool(found.files) and found.files == known.files and found.choices_digest == known.choices_digest
+    )
+    if known.failure is not None:
+        same_again = unchanged and known.config_digest == wanted.config_digest
+        if same_again and not retry_failed:
+            return known.failure
+        if same_again or known.committed is None:
+            return Job(found=found, stage="ingest", why="failed before")
+    if known.committed is None:
+        return Job(found=found, stage="ingest", why="new")
+    source_digest = (known.source_digest if unchanged else "") or digest(found.source) or ""
+    if source_digest != known.committed.get("source"):
+        return Job(found=found, stage="ingest", why="source changed")
+    if known.committed.get("ingest") != wanted.ingest:
+        why = _changed("ingest", wanted.ingest_change)
+        return Job(found=found, stage="ingest", why=why)
+    if known.committed.get("proposals") != wanted.proposals:
+        why = _changed("proposals", wanted.proposals_change)
+        return Job(found=found, stage="proposals", why=why, source_digest=source_digest)
+    return Done(found=found, source_digest=source_digest, recorded=unchanged and known.failure is None)
+
+
+def _changed(stage: Stage, change: str) -> str:
+    return f"{stage} settings changed ({change})" if change else f"{stage} settings or code changed"
+
+
+def batches(jobs: Iterable[Job], *, max_scans: int, max_weight: int) -> Iterator[tuple[Job, ...]]:
+    """The jobs in their order, small neighbours together; a large one stays alone."""
+    batch: list[Job] = []
+    weight = 0
+    for job in jobs:
+        if batch and (len(batch) == max_scans or weight + job.weight > max_weight):
+            yield tuple(batch)
+            batch, weight = [], 0
+        batch.append(job)
+        weight += job.weight
+    if batch:
+        yield tuple(batch)

@@ -1,0 +1,164 @@
+"""The Prefect server of a run: in memory, of this user alone, gone with the run.
+
+Reads:  PREFECT_API_URL, where a server is there already; PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.
+Writes: Prefect's home under the cache folder; nothing else, and nothing that is set already is changed.
+Bounds: one server a process.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from commands.caches import cache_folder
+from commands.terminal import CommandError
+
+EVENTS_SECONDS = 20.0
+"""Longest wait for the last events to reach the embedded server."""
+
+SERVER_START_SECONDS = 180.0
+"""Longest wait for the embedded server; PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS overrides it."""
+
+
+@contextmanager
+def prefect_server(
+    scheduler: str = "", meanwhile: Callable[[], object] = lambda: None
+) -> Iterator[dict[Any, Any]]:
+    """A Prefect server for the time of a run, unless PREFECT_API_URL names one that is there already.
+
+    Its database is in memory: nothing to migrate between versions, no file that two runs could fight over.
+    It ends with this process, however that ends. Only who knows the run's random password may talk to it.
+
+    Args:
+        scheduler: Address of the Dask scheduler whose workers must reach it; none for this machine's.
+        meanwhile: Done while it starts.
+
+    Yields:
+        Prefect settings that lead to the server; they travel to Dask workers with each task.
+    """
+    keep_prefect_quiet()
+    if url := os.environ.get("PREFECT_API_URL"):
+        yield prefect_settings(url, os.environ.get("PREFECT_API_AUTH_STRING"))
+        return
+    print("starting the embedded Prefect server (seconds; a minute on a busy machine)", file=sys.stderr)
+    password = f"mass:{secrets.token_urlsafe(24)}"
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    environment = {
+        "PYTHONPATH": path,
+        "PREFECT_API_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///:memory:",
+        "PREFECT_SERVER_API_AUTH_STRING": password,
+        "PREFECT_UI_ENABLED": "0",
+        "PREFECT__SERVER_EPHEMERAL": "1",
+        "PREFECT__SERVER_FINAL": "1",
+    }
+    host = own_address(scheduler)
+    serve = f"import sys; from {__name__} import serve_prefect; serve_prefect(sys.argv[1])"
+    with tempfile.TemporaryFile("w+") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-c", serve, host],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=os.environ | environment,
+            start_new_session=True,  # Ctrl-C is for us, not for it
+            text=True,
+        )
+        from prefect.events.clients import PrefectEventsClient
+        from prefect.events.worker import EventsWorker
+
+        meanwhile()
+        EventsWorker.set_client_override(PrefectEventsClient, reconnection_attempts=0)
+        try:
+            yield prefect_settings(f"http://{host}:{wait_for_server(server, host, log)}/api", password)
+            EventsWorker.drain_all(timeout=EVENTS_SECONDS)  # or it would wait for the dead server at our exit
+        finally:
+            EventsWorker.set_client_override(None)
+            server.kill()
+            server.communicate()
+
+
+def keep_prefect_quiet() -> None:
+    """Give Prefect a home of its own, no telemetry and no log lines; what is set already stays."""
+    settings = {
+        "PREFECT_HOME": str(cache_folder() / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_CLIENT_MAX_RETRIES": "2",  # a run does not wait minutes for a server that is gone
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_TO_API_ENABLED": "false",
+        "PREFECT_CLI_PROMPT": "false",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+
+
+def prefect_settings(url: str, password: str | None) -> dict[Any, Any]:
+    """The settings that lead a client to a server."""
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
+
+    return {PREFECT_API_URL: url} | ({PREFECT_API_AUTH_STRING: password} if password else {})
+
+
+def serve_prefect(host: str) -> None:
+    """Be the embedded server: say the port, serve, and end when the parent's end of stdin is closed."""
+    import uvicorn
+
+    def end_with_parent() -> None:
+        sys.stdin.buffer.read()
+        os._exit(0)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    config = uvicorn.Config(
+        "prefect.server.api.server:create_app", factory=True, host=host, port=0, log_level="error"
+    )
+    listening = config.bind_socket()
+    print(listening.getsockname()[1], flush=True)
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def wait_for_server(server: subprocess.Popen[str], host: str, log: Any) -> int:
+    """The port of the embedded server, once it answers."""
+    limit = os.environ.get("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS")
+    deadline = time.monotonic() + (float(limit) if limit else SERVER_START_SECONDS)
+    assert server.stdout is not None
+    port = int(server.stdout.readline() or 0)
+    while time.monotonic() < deadline and server.poll() is None:
+        connection = http.client.HTTPConnection(host, port, timeout=5)
+        try:
+            connection.request("GET", "/api/health")
+            if connection.getresponse().status == 200:
+                return port
+        except OSError:
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.1)
+    log.seek(0)
+    raise CommandError(
+        "the embedded Prefect server did not start. Set PREFECT_API_URL to a server of yours, or mend this:\n"
+        + log.read()[-2000:]
+    )
+
+
+def own_address(scheduler: str) -> str:
+    """The address of this machine that a Dask scheduler's workers can reach; the loopback without one."""
+    if not scheduler:
+        return "127.0.0.1"
+    host, _, port = scheduler.split("://")[-1].rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # nothing is sent
+        probe.connect((host.strip("[]"), int(port)))
+        address: str = probe.getsockname()[0]
+        return address

@@ -1,0 +1,185 @@
+"""What a task of `mass prepare` does: read, compute, commit, and say what became of each scan."""
+
+from __future__ import annotations
+
+import pickle
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+from commands.prepare.allocator import return_large_arrays
+from commands.prepare.outcomes import Outcome
+from commands.prepare.plan import Job, Wanted
+from commands.prepare.settings import Settings
+from pipeline.compute import get_backend
+from pipeline.discovery import Source, source_digest
+from pipeline.errors import ScanError, UnreadableFile
+from pipeline.formats import may_pass
+from pipeline.ingest import StandardScan, read_source, standardize
+from pipeline.proposals import propose
+from storage import LabelVolume, ScanRecord, StorageError, Store, StoreFull, commit_scan, open_store
+
+Device: TypeAlias = Literal["auto", "cpu", "numpy", "gpu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What every task needs to know; goes to the workers."""
+
+    settings: Settings
+    wanted: Wanted
+    device: Device
+    """Where proposals are computed; it changes no bit of them."""
+
+
+def prepare_batch(payload: bytes) -> list[Outcome]:
+    """The task: prepare some scans, one after the other, and say what became of each.
+
+    A bad scan is an outcome, not an exception; only errors that may pass are raised, and Prefect tries again:
+    scans that are committed by then are not done again.
+
+    Args:
+        payload: Pickled (store path, Setup, jobs). Prefect keeps what a task is given; paths, which may hold
+            a patient's name, are none of its business.
+    """
+    return_large_arrays()
+    store_path, setup, jobs = pickle.loads(payload)
+    store = open_store(store_path)
+    return [_attempt(store, setup, job) for job in jobs]
+
+
+def _attempt(store: Store, setup: Setup, job: Job) -> Outcome:
+    """The outcome of one scan, whatever happens."""
+    began = time.monotonic()
+    source, digest = job.found.source, job.source_digest
+    seen = Outcome(
+        scan_id=source.scan_id,
+        location=source.location,
+        state="failed",
+        dataset=source.dataset,
+        why=job.why,
+        choices_digest=job.found.choices_digest,
+        files=job.found.files,
+    )
+    try:
+        digest, num_proposals = _prepare_scan(store, setup, job)
+    except ScanError as error:
+        if may_pass(error):
+            raise
+        lasting = not isinstance(error, UnreadableFile)
+        told = replace(
+            seen, kind=type(error).__name__, reason=error.reason, remedy=error.remedy, lasting=lasting
+        )
+    except StoreFull as error:
+        told = replace(seen, state="not done", kind="StoreFull", reason=str(error))
+    except StorageError as error:
+        told = replace(
+            seen, kind=type(error).__name__, reason=str(error), remedy="Run `mass verify` on the store"
+        )
+    except MemoryError:
+        remedy = "Use fewer workers or a larger spacing_mm, or a machine with more memory"
+        told = replace(
+            seen, kind="MemoryError", reason="there is not enough memory for this scan", remedy=remedy
+        )
+    except Exception as error:  # the one place where a bug in one scan is kept from the others
+        if may_pass(error):
+            raise
+        text = "".join(traceback.format_exception(error))
+        reason = f"{type(error).__name__}: {error}"
+        told = replace(
+            seen,
+            kind=type(error).__name__,
+            reason=without_paths(reason, source),
+            remedy="This is a bug in mass3d; please report it with the traceback in the log",
+            traceback=without_paths(text, source),
+        )
+    else:
+        told = replace(seen, state="committed", num_proposals=num_proposals)
+    return replace(told, seconds=time.monotonic() - began, source_digest=digest)
+
+
+def _prepare_scan(store: Store, setup: Setup, job: Job) -> tuple[str, int]:
+    """Read, compute, commit. Returns the source's digest and the number of proposals."""
+    digest = job.source_digest or source_digest(job.found.source)
+    digests = {"source": digest, "ingest": setup.wanted.ingest, "proposals": setup.wanted.proposals}
+    entry = store.entries.get(job.scan_id)
+    if entry is None or entry.digests != digests:
+        make = _fresh_record if job.stage == "ingest" else _record_again
+        entry = commit_scan(store.path, make(store, setup, job, digests), replace=True)
+    return digest, entry.num_proposals
+
+
+def _fresh_record(store: Store, setup: Setup, job: Job, digests: Mapping[str, str]) -> ScanRecord:
+    """A scan from its files."""
+    source, config = job.found.source, setup.settings.ingest
+    scan = standardize(read_source(source, config), config)
+    labels = [
+        LabelVolume(name=label.name, array=label.array, value_names=label.value_names)
+        for label in scan.labels
+    ]
+    about = {
+        "location": source.location,
+        "modality_origin": scan.modality_origin,
+        "intensity": scan.intensity.to_dict(),
+        "grid": scan.grid.to_dict(),
+        "source_grid": scan.source_grid.to_dict(),
+        "facts": dict(scan.facts),
+        "notes": list(scan.notes),
+    }
+    if source.classes:
+        about["class"] = source.classes[0] if len(source.classes) == 1 else list(source.classes)
+    return ScanRecord(
+        scan_id=source.scan_id,
+        dataset=source.dataset,
+        split=source.split,
+        modality=scan.modality,
+        image=scan.image,
+        scale=scan.scale,
+        offset=scan.offset,
+        spacing_zyx_mm=scan.grid.spacing_zyx_mm,
+        labels=tuple(labels),
+        attributes=about,
+        digests=digests,
+        **_proposals(setup, scan, scan.intensity, scan.grid.spacing_zyx_mm),
+    )
+
+
+def _record_again(store: Store, setup: Setup, job: Job, digests: Mapping[str, str]) -> ScanRecord:
+    """A stored scan with new proposals."""
+    scan = store.scan(job.scan_id)
+    record = scan.record()
+    made = _proposals(setup, record, scan.intensity, record.spacing_zyx_mm)
+    return replace(record, digests=digests, **made)
+
+
+def _proposals(
+    setup: Setup,
+    scan: StandardScan | ScanRecord,
+    intensity: Any,
+    spacing_zyx_mm: tuple[float, float, float],
+) -> dict[str, Any]:
+    """The proposals of an image, as fields of a record."""
+    made = propose(
+        scan.image,
+        scale=scan.scale,
+        offset=scan.offset,
+        intensity_low=intensity.low,
+        intensity_high=intensity.high,
+        spacing_zyx_mm=spacing_zyx_mm,
+        unit=intensity.unit,
+        config=setup.settings.proposals,
+        backend=get_backend(setup.device),
+    )
+    return {name: getattr(made, name) for name in ("atoms", "orders", "table", "scores", "sources")}
+
+
+def without_paths(text: str, source: Source) -> str:
+    """The text without the paths of a source, which may hold a patient's name."""
+    paths = [*source.files, *(label.path for label in source.labels)]
+    for path in sorted({*paths, *(path.parent for path in paths)}, key=lambda path: -len(str(path))):
+        text = text.replace(str(path), source.location)
+    for path in paths:
+        text = text.replace(path.name, source.location)
+    return text

@@ -1,0 +1,206 @@
+"""The ends of `mass prepare`: settings, what the store knows, the plan, the ledger, what is told of it all.
+
+The work between is in `commands.prepare.scan_task` (what a task does) and `flows` (which tasks, where, how
+often).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from commands.caches import cache_folder
+from commands.prepare.outcomes import Outcome, RunReport, counted_scans
+from commands.prepare.plan import Done, Found, Known, Plan, Wanted, make_plan
+from commands.terminal import counted, print_failures, print_table
+from pipeline.discovery import Discovery, Source, SourceFailure, choices_digest, source_digest, source_stat
+from pipeline.errors import UnreadableFile
+from pipeline.ingest import INGEST_VERSION, LATER_SETTINGS, IngestConfig
+from pipeline.proposals import ALGORITHM_VERSION, ProposalConfig
+from pipeline.toml_settings import config_values, describe_change, parse_config, read_tables
+from storage import LedgerEntry, LedgerFile, Store, digest_of, read_ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of `mass prepare`: a table of the TOML file each."""
+
+    ingest: IngestConfig
+    proposals: ProposalConfig
+
+    @classmethod
+    def read(cls, path: Path | None) -> Settings:
+        """The settings in a TOML file; the defaults where there is none."""
+        tables = read_tables(path, ["ingest", "proposals"]) if path else {"ingest": {}, "proposals": {}}
+        return cls(
+            ingest=parse_config(tables["ingest"], IngestConfig, where="[ingest]"),
+            proposals=parse_config(tables["proposals"], ProposalConfig, where="[proposals]"),
+        )
+
+    def values(self) -> dict[str, dict[str, Any]]:
+        """All settings as JSON, by table."""
+        return {"ingest": config_values(self.ingest), "proposals": config_values(self.proposals)}
+
+
+def wanted_digests(config: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> Wanted:
+    """What the stages would be given now: the settings in `config` (as store.json has them) and this code.
+
+    Args:
+        config: Settings by table.
+        before: Settings that the store had, to tell what differs.
+    """
+    code = {"ingest": INGEST_VERSION, "proposals": ALGORITHM_VERSION}
+    digests = {
+        stage: digest_of({"settings": _counted(config.get(stage, {})), "code": code[stage]}) for stage in code
+    }
+    change = {
+        stage: describe_change(before.get(stage, {}), config[stage]) if before else "" for stage in code
+    }
+    return Wanted(**digests, ingest_change=change["ingest"], proposals_change=change["proposals"])
+
+
+def _counted(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that tell stored scans from stale ones: all but those that came later and are unset."""
+    return {
+        name: value for name, value in settings.items() if value is not None or name not in LATER_SETTINGS
+    }
+
+
+def found_now(source: Source) -> Found:
+    """A source with the state of its files."""
+    try:
+        files = tuple(source_stat(source))
+    except UnreadableFile:
+        files = ()
+    return Found(source=source, files=files, choices_digest=choices_digest(source))
+
+
+def known_scans(store: Store) -> dict[str, Known]:
+    """What the store and its ledger have recorded of every scan."""
+    known = {scan_id: Known(committed=entry.digests) for scan_id, entry in store.entries.items()}
+    for scan_id, line in read_ledger(store.path).items():
+        failure = None
+        if line.state == "failed":
+            failure = SourceFailure(
+                scan_id=scan_id,
+                location=line.location,
+                reason=line.reason,
+                remedy=line.remedy,
+                kind=line.kind,
+            )
+        known[scan_id] = replace(
+            known.get(scan_id, Known()),
+            failure=failure,
+            config_digest=line.config_digest,
+            source_digest=line.source_digest,
+            files=tuple((file.location, file.size, file.mtime_ns) for file in line.files),
+            choices_digest=line.choices_digest,
+        )
+    return known
+
+
+def ledger_line(outcome: Outcome, config_digest: str) -> LedgerEntry:
+    """The ledger's line for a scan: committed, or failed and why."""
+    return LedgerEntry(
+        scan_id=outcome.scan_id,
+        location=outcome.location,
+        state="committed" if outcome.state == "committed" else "failed",
+        kind=outcome.kind,
+        reason=outcome.reason,
+        remedy=outcome.remedy,
+        source_digest=outcome.source_digest,
+        files=tuple(
+            LedgerFile(location=what, size=size, mtime_ns=mtime) for what, size, mtime in outcome.files
+        ),
+        choices_digest=outcome.choices_digest,
+        config_digest=config_digest if outcome.lasting else "",
+    )
+
+
+def make_the_plan(discovery: Discovery, store: Store, wanted: Wanted, *, retry_failed: bool) -> Plan:
+    """What there is to do, from what was found and what the store knows."""
+
+    def digest(source: Source) -> str | None:
+        try:
+            return source_digest(source)
+        except UnreadableFile:
+            return None
+
+    return make_plan(
+        (found_now(source) for source in counted("compare with the store", discovery.sources)),
+        known_scans(store),
+        wanted,
+        digest=digest,
+        retry_failed=retry_failed,
+        elsewhere=[failure.scan_id for failure in discovery.failures],
+    )
+
+
+def outcome_of_failure(failure: SourceFailure) -> Outcome:
+    """A scan that the search found no way to read."""
+    return Outcome(state="failed", **asdict(failure))
+
+
+def outcome_of_done(done: Done) -> Outcome:
+    """A scan that is in the store already."""
+    found = done.found
+    return Outcome(
+        scan_id=found.source.scan_id,
+        location=found.source.location,
+        state="committed",
+        source_digest=done.source_digest,
+        choices_digest=found.choices_digest,
+        files=found.files,
+    )
+
+
+def tell_plan(
+    discovery: Discovery, plan: Plan, *, gone: Sequence[str], forgotten: Sequence[str], pruned: bool
+) -> None:
+    """Print what was found and what is going to be done, before it is."""
+    for note in discovery.notes:
+        print(f"  {note}")
+    found = len(discovery.sources) + len(discovery.failures)
+    print(f"{counted_scans(found)} found: {len(plan.jobs)} to do, {len(plan.done)} done before")
+    for why, count in plan.reasons().items():
+        print(f"  {counted_scans(count)}: {why}")
+    if plan.failed:
+        print(
+            f"  {counted_scans(len(plan.failed))} failed before and nothing changed: not tried again "
+            "(--retry-failed does)"
+        )
+    if gone:
+        fate = "removed from the store" if pruned else "kept; --prune removes them"
+        print(f"  {counted_scans(len(gone))} of the store without a source now: {fate}")
+    if forgotten:
+        print(f"  {counted_scans(len(forgotten))} failed in an earlier run and the source is gone: forgotten")
+
+
+def tell_report(report: RunReport) -> None:
+    """Print what became of the scans."""
+    if report.committed:
+        columns = ("data set", "scans", "proposals a scan", "seconds a scan")
+        print_table("prepared", columns, report.groups())
+    print_failures(report.failed)
+    if report.stopped:
+        print(f"stopped before the end: {report.stopped}")
+    if report.not_done:
+        names = ", ".join(outcome.scan_id for outcome in report.not_done[:10])
+        more = f" and {len(report.not_done) - 10} more" if len(report.not_done) > 10 else ""
+        print(f"not done: {names}{more}; the same command goes on from here")
+    print(report.summary())
+
+
+def write_log(outcomes: Iterable[Outcome]) -> None:
+    """Keep the tracebacks of failures that nobody foresaw, outside of the store."""
+    traces = [f"{outcome.scan_id}\n{outcome.traceback}" for outcome in outcomes if outcome.traceback]
+    if traces:
+        folder = cache_folder() / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / time.strftime(f"prepare-%Y%m%d-%H%M%S-{os.getpid()}.log")
+        path.write_text("\n".join(traces), encoding="utf-8")
+        print(f"tracebacks of {len(traces)} unforeseen failures: {path}")

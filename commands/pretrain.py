@@ -1,0 +1,135 @@
+"""`mass pretrain`: settings from a recipe and a file, a training with its progress shown, what came of it."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from commands.terminal import CommandError, print_precision, print_table, shown
+from pipeline.toml_settings import parse_config, read_tables
+from training.engine import CONFIG, RECORD, DeviceName
+from training.pretraining import PretrainConfig, Pretraining, Recipe, pretrain, recipe
+
+
+def run_pretrain(arguments: Namespace) -> tuple[int, dict[str, Any]]:
+    """Mass pretrain."""
+    config = read_settings(
+        arguments.config, arguments.recipe, resumed=arguments.run_folder if arguments.resume else None
+    )
+    if arguments.workers is not None:
+        config = replace(config, run=replace(config.run, num_workers=arguments.workers))
+    done = pretrain_shown(
+        arguments.store, arguments.run_folder, config, resume=arguments.resume, device=arguments.device
+    )
+    if not done.is_first:
+        arguments.json = None  # the first process writes it
+    signal_number = done.result.signal_number
+    return 128 + signal_number if signal_number else 0, to_document(arguments.run_folder, done)
+
+
+def read_settings(path: Path | None, name: Recipe | None, *, resumed: Path | None = None) -> PretrainConfig:
+    """A recipe (the published one where none is named), with what a TOML file says differently.
+
+    Args:
+        path: The file, if there is one.
+        name: The recipe, if one is named.
+        resumed: The folder of a run that goes on: its own settings, where no others are named.
+    """
+    if resumed and not path and not name:
+        path = resumed / CONFIG
+        if not path.exists():
+            raise CommandError(f"{resumed}: no run here to go on with. Leave out --resume to begin one")
+    base = recipe(name or "published")
+    if not path:
+        return base
+    tables = read_tables(path, [table.name for table in fields(base)])
+    parts: dict[str, Any] = {
+        table: parse_config(values, type(getattr(base, table)), where=f"[{table}]", base=getattr(base, table))
+        for table, values in tables.items()
+    }
+    return replace(base, **parts)
+
+
+def pretrain_for_demo(store: Path, folder: Path, *, steps: int, workers: int) -> Pretraining:
+    """Pretrain so briefly that the loss is seen to fall and no more; goes on where an earlier demo stopped.
+
+    Args:
+        store: The store.
+        folder: The run's.
+        steps: Steps in all.
+        workers: Processes that read samples.
+    """
+    config = recipe("small")
+    config = replace(
+        config,
+        data=replace(config.data, holdout_fraction=0.0),  # there are few scans, and no label is read
+        optimisation=replace(config.optimisation, num_steps=steps),
+        run=replace(config.run, num_workers=workers, evaluate_every=0, draw_every=steps),
+    )
+    begun = (folder / RECORD).exists()
+    return pretrain_shown(store, folder, config, resume=begun, again="the same command")
+
+
+def pretrain_shown(
+    store: Path,
+    folder: Path,
+    config: PretrainConfig,
+    *,
+    resume: bool = False,
+    device: DeviceName = "auto",
+    again: str = "the same command with --resume",
+) -> Pretraining:
+    """Pretrain with progress on stderr; tell on stdout what came of it, and what (`again`) would go on."""
+    with shown("pretrain") as show:
+        done = pretrain(
+            store,
+            folder,
+            config,
+            resume=resume,
+            device=device,
+            on_progress=show,
+            on_precision=print_precision,
+        )
+    if done.is_first:
+        tell(config, done, again)
+    return done
+
+
+def tell(config: PretrainConfig, done: Pretraining, again: str) -> None:
+    """Print what came of a pretraining."""
+    result = done.result
+    columns = ("steps", "scans", "loss, first tenth", "loss, last tenth", "samples/s", "waiting for data")
+    row = (
+        f"{result.step}/{config.optimisation.num_steps}",
+        done.num_scans,
+        f"{result.first_loss:.3f}",
+        f"{result.last_loss:.3f}",
+        f"{result.samples_per_second:.2f}",
+        f"{100 * result.data_wait_fraction:.1f} %",
+    )
+    print_table("pretrained", columns, [row])
+    if done.weights:
+        print(f"weights: {done.weights}")
+    else:
+        print(f"stopped and saved at step {result.step}; {again} goes on from here")
+
+
+def to_document(folder: Path, done: Pretraining) -> dict[str, Any]:
+    """What came of a pretraining, for machines."""
+    result = done.result
+    return {
+        "run": str(folder),
+        "num_scans": done.num_scans,
+        "resumed": done.resumed,
+        "step": result.step,
+        "complete": result.complete,
+        "first_loss": result.first_loss,
+        "last_loss": result.last_loss,
+        "seconds": result.seconds,
+        "samples_per_second": result.samples_per_second,
+        "data_wait_fraction": result.data_wait_fraction,
+        "precision": done.precision.to_json(),
+        "weights": str(done.weights) if done.weights else None,
+    }

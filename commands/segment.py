@@ -1,0 +1,404 @@
+"""`mass segment`: references with masks, raw targets, and for each target a result on its own grid.
+
+*Writes* DIR/NAME_seg.SUFFIX (labels), DIR/NAME_seg.png (a picture) and, where asked for,
+DIR/NAME_prob_VALUE.SUFFIX for each structure. A target's files are made in a hidden folder and renamed once
+all of them are complete; where it fails or is interrupted, nothing of it is written.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from commands.progress import duration
+from commands.terminal import CommandError, print_failures, print_table, shown
+from pipeline.discovery import Source, SourceFailure, distinct_ids
+from pipeline.errors import NoSuchFrame, ScanError
+from pipeline.ingest import IngestConfig, find_one, find_targets, ingest_config, load_source
+from training.engine import choose_device
+from training.errors import TrainingError
+from training.inference import (
+    Segmentation,
+    SegmentConfig,
+    Segmenter,
+    Structure,
+    draw_cases,
+    inference_for,
+    load_finetuned,
+)
+from training.network import PUBLISHED_SPACING_MM, TrainedOn, load_checkpoint
+
+_LEAST_SECONDS = 3.0
+"""Time left is not told before."""
+_CHOOSE_FRAME = "Choose one with --frame N, counted from 0"
+_TOLD_STRUCTURES = 6
+"""Most structures that the table names for a target, the largest first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowProgress:
+    """How far the targets are, as `shown` takes it."""
+
+    target: int
+    """Number of the target, from 1."""
+    num_targets: int
+    name: str
+    done: int
+    """Windows of this target that are done."""
+    total: int
+    """Windows of this target; 0 while it is read."""
+    seconds: float
+    """Since the work began."""
+    window_seconds: float = 0.0
+    """Since this target's first window began."""
+
+    @property
+    def fraction(self) -> float:
+        """Part of the work that is done; targets count alike."""
+        part = self.done / self.total if self.total else 0.0
+        return (self.target - 1 + part) / self.num_targets
+
+    def line(self) -> str:
+        """The state in one line: "target 2/3 case_7: window 14/96, 40 s left"."""
+        text = f"target {self.target}/{self.num_targets} {self.name}: "
+        if not self.total:
+            return text + "reading"
+        text += f"window {self.done}/{self.total}"
+        if self.window_seconds >= _LEAST_SECONDS and 0 < self.done < self.total:
+            left = self.window_seconds * (self.total - self.done) / self.done
+            text += f", {duration(left)} left" + (" of this target" if self.num_targets > 1 else "")
+        return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What became of one target."""
+
+    scan_id: str
+    location: str
+    labels: Path
+    picture: Path
+    probabilities: tuple[Path, ...]
+    volumes_ml: dict[str, float]
+    """Of each structure that was looked for, by name and label value."""
+    modality: str
+    modality_origin: str
+    seconds: float
+    agreement: float | None
+    """Where masks were carried over by registration."""
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            **asdict(self),
+            "labels": str(self.labels),
+            "picture": str(self.picture),
+            "probabilities": [str(path) for path in self.probabilities],
+        }
+
+
+def run_segment(arguments: Namespace) -> tuple[int, dict[str, Any]]:
+    """Mass segment."""
+    make = _segmenter_of_tokens if arguments.finetuned else _segmenter_of_references
+    segmenter, ingest, trained_on = make(arguments)
+    for name, note in _told_once(arguments, trained_on, segmenter):
+        print(f"{name}: {note}")
+    with ended_by_sigterm():
+        return segment_targets(segmenter, arguments, ingest)
+
+
+def _segmenter_of_references(arguments: Namespace) -> tuple[Segmenter, IngestConfig, TrainedOn]:
+    """A segmenter that asks for what references show."""
+    pairs = _pairs(arguments.reference_image, arguments.reference_mask)
+    device = choose_device(arguments.device)
+    net = load_checkpoint(arguments.checkpoint, weights=arguments.weights).to(device)
+    config, ingest = settings(arguments, net.trained_on)
+    try:
+        references = [
+            load_source(find_one(image, ingest), ingest, mask=mask, modality=arguments.modality)
+            for image, mask in pairs
+        ]
+    except NoSuchFrame as error:
+        raise NoSuchFrame(error.reason, path=error.path, remedy=_CHOOSE_FRAME) from None
+    segmenter = Segmenter.from_references(net, references, config, labels=arguments.label, device=device)
+    return segmenter, ingest, net.trained_on
+
+
+def _segmenter_of_tokens(arguments: Namespace) -> tuple[Segmenter, IngestConfig, TrainedOn]:
+    """A segmenter that asks for what a network was fine-tuned on."""
+    if arguments.reference_image or arguments.reference_mask:
+        raise CommandError("--finetuned: such a network needs no references. Leave them or --finetuned out")
+    if arguments.by == "registration":
+        raise CommandError("--by registration carries references over; --finetuned has none. Leave one out")
+    tuned = load_finetuned(arguments.checkpoint, weights=arguments.weights)
+    config, ingest = settings(arguments, tuned.net.trained_on)
+    device = choose_device(arguments.device)
+    segmenter = Segmenter.from_finetuned(tuned, config, labels=arguments.label, device=device)
+    return segmenter, ingest, tuned.net.trained_on
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM end the process as an exception does, so that nothing half-made is left behind."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def settings(arguments: Namespace, trained_on: TrainedOn) -> tuple[SegmentConfig, IngestConfig]:
+    """How targets are prepared and segmented: as the network was trained, unless an option says otherwise."""
+    changes: dict[str, Any] = {"mirror": arguments.mirror, "overlap_fraction": arguments.overlap}
+    inference = inference_for(trained_on, **changes)
+    if arguments.window:
+        z, y, x = arguments.window
+        inference = replace(inference, window_voxels=(z, y, x))
+    config = SegmentConfig(
+        inference=inference,
+        by=arguments.by,
+        largest_component=arguments.largest_component,
+        across_modalities=arguments.across_modalities,
+    )
+    ingest = ingest_config(trained_on.ingest_settings, spacing_mm=arguments.spacing)
+    return config, ingest if arguments.frame is None else replace(ingest, frame=arguments.frame)
+
+
+def _pairs(images: Sequence[Path], masks: Sequence[Path]) -> list[tuple[Path, Path]]:
+    if not images or len(images) != len(masks):
+        raise CommandError(
+            f"each reference is an image and its mask, got {len(images)} --reference-image and {len(masks)} "
+            "--reference-mask. Give them in pairs, in the same order (or --finetuned, which needs none)"
+        )
+    return list(zip(images, masks, strict=True))
+
+
+def _told_once(
+    arguments: Namespace, trained_on: TrainedOn, segmenter: Segmenter
+) -> Iterator[tuple[str, str]]:
+    """What is to be known before the first target."""
+    if trained_on.spacing_mm is None and arguments.spacing is None:
+        yield (
+            "note",
+            "the checkpoint does not tell the voxel size of its training; the published "
+            f"{PUBLISHED_SPACING_MM:g} mm are taken (--spacing MM sets another)",
+        )
+    names = [f"{s.name} ({s.values[0]})" for s in segmenter.prompt.structures]
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    yield "looking for", ", ".join(names[:12]) + more
+    if segmenter.prompt.missing:
+        lost = ", ".join(str(s.values[0]) for s in segmenter.prompt.missing)
+        yield "note", f"nothing of label {lost} is left in the references at this spacing: not looked for"
+
+
+# ---------------------------------------------------------------- the targets
+
+
+def segment_targets(
+    segmenter: Segmenter, arguments: Namespace, ingest: IngestConfig
+) -> tuple[int, dict[str, Any]]:
+    """Segment every target, whatever becomes of the others; returns the exit code and what came of it.
+
+    Args:
+        segmenter: Ready.
+        arguments: `targets`, `out`, `probabilities`, `modality`.
+        ingest: How targets are prepared.
+    """
+    sources, failed = collect_targets(arguments.targets, ingest)
+    written: list[Written] = []
+    began = time.monotonic()
+    code = 0
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    try:
+        with shown("segment") as show:
+            for number, source in enumerate(sources, start=1):
+                at = WindowProgress(
+                    target=number,
+                    num_targets=len(sources),
+                    name=source.scan_id,
+                    done=0,
+                    total=0,
+                    seconds=time.monotonic() - began,
+                )
+                try:
+                    written.append(_segment_one(segmenter, source, arguments, ingest, at, show))
+                except (ScanError, TrainingError, OSError, RuntimeError, MemoryError) as error:
+                    failed.append(_failure(source, error))
+    except KeyboardInterrupt:
+        print("interrupted: the targets in the table are complete, of the others nothing was written")
+        code = 130
+    failed = [_with_own_remedy(failure) for failure in failed]
+    _tell(written)
+    print_failures(failed)
+    document = {
+        "targets": [one.to_json() for one in written],
+        "failed": [asdict(failure) for failure in failed],
+        "spacing_mm": ingest.spacing_mm,
+        "window_voxels": list(segmenter.config.inference.window_voxels),
+        "structures": {str(s.values[0]): s.name for s in segmenter.prompt.structures},
+        "not_in_references": [s.values[0] for s in segmenter.prompt.missing],
+        "interrupted": code == 130,
+        "seconds": time.monotonic() - began,
+    }
+    return code or int(bool(failed)), document
+
+
+def collect_targets(
+    targets: Sequence[Path], config: IngestConfig
+) -> tuple[list[Source], list[SourceFailure]]:
+    """The scans at some places, each with an id of its own, and what is wrong with the rest."""
+    found: dict[str, Source] = {}
+    failed: list[SourceFailure] = []
+    for target in dict.fromkeys(targets):
+        try:
+            there = find_targets(target, config)
+        except ScanError as error:
+            failed.append(SourceFailure.of(error, scan_id=target.name, location=str(target)))
+            continue
+        found |= {f"{target} {source.location}": source for source in there.sources}
+        failed.extend(there.failures)
+    ids = distinct_ids({key: source.scan_id for key, source in found.items()})
+    return [replace(source, scan_id=ids[key]) for key, source in found.items()], failed
+
+
+def _segment_one(
+    segmenter: Segmenter,
+    source: Source,
+    arguments: Namespace,
+    ingest: IngestConfig,
+    at: WindowProgress,
+    show: Callable[[WindowProgress], None],
+) -> Written:
+    """Read, segment, write one target."""
+    began = time.monotonic()
+    show(at)
+    scan = load_source(source, ingest, modality=arguments.modality)
+    reading = time.monotonic() - began
+
+    def tell(done: int, total: int) -> None:
+        here = time.monotonic() - began
+        show(replace(at, done=done, total=total, seconds=at.seconds + here, window_seconds=here - reading))
+
+    with staged(arguments.out, source.scan_id) as folder:
+
+        def keep(structure: Structure, probability: NDArray[np.float32]) -> None:
+            scan.write(folder / f"{source.scan_id}_prob_{structure.values[0]}{scan.suffix}", probability)
+
+        result = segmenter.segment(
+            scan,
+            on_probability=keep if arguments.probabilities else None,
+            progress=tell,
+        )
+        labels = folder / f"{source.scan_id}_seg{scan.suffix}"
+        result.save(labels)
+        picture = folder / f"{source.scan_id}_seg.png"
+        draw_cases(result.cases()).save(picture)
+    return Written(
+        scan_id=source.scan_id,
+        location=source.location,
+        labels=arguments.out / labels.name,
+        picture=arguments.out / picture.name,
+        probabilities=tuple(
+            arguments.out / f"{source.scan_id}_prob_{found.structure.values[0]}{scan.suffix}"
+            for found in result.found
+            if arguments.probabilities
+        ),
+        volumes_ml=_volumes(result),
+        modality=scan.modality,
+        modality_origin=scan.modality_origin,
+        seconds=time.monotonic() - began,
+        agreement=result.agreement,
+        notes=result.notes,
+    )
+
+
+def _volumes(result: Segmentation) -> dict[str, float]:
+    return {f"{one.structure.name} ({one.structure.values[0]})": one.volume_ml for one in result.found}
+
+
+@contextmanager
+def staged(out: Path, name: str) -> Iterator[Path]:
+    """A hidden folder whose files are moved to `out` at the end of the block, if that is reached."""
+    folder = out / f".{name}.{os.getpid()}.part"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        files = sorted(folder.iterdir())
+        for path in files:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        for path in files:
+            path.replace(out / path.name)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _failure(source: Source, error: BaseException) -> SourceFailure:
+    """What is told of a target that failed."""
+    if isinstance(error, ScanError):
+        return SourceFailure.of(error, scan_id=source.scan_id, location=source.location)
+    reason, remedy = str(error), ""
+    if isinstance(error, TrainingError):
+        reason = reason.removeprefix(f"{source.location}: ")
+        reason, _, remedy = reason.partition(". ")
+    elif isinstance(error, MemoryError) or "memory" in reason.lower():
+        reason = "there is not enough memory for this scan"
+        remedy = "Use a larger --spacing or a smaller --window"
+    elif isinstance(error, OSError):
+        reason = f"its result cannot be written ({error.strerror or error})"
+        remedy = "Check the folder of --out, and the space on its disk"
+    else:
+        reason = f"{type(error).__name__}: {reason.splitlines()[0] if reason else ''}"
+        remedy = "Check the space on the disk of --out; else this is a bug in mass3d, please report it"
+    return SourceFailure(
+        scan_id=source.scan_id,
+        location=source.location,
+        reason=reason,
+        remedy=remedy,
+        kind=type(error).__name__,
+    )
+
+
+def _with_own_remedy(failure: SourceFailure) -> SourceFailure:
+    """The failure with a remedy that this command has: there is no manifest here to choose a frame in."""
+    return replace(failure, remedy=_CHOOSE_FRAME) if failure.kind == NoSuchFrame.__name__ else failure
+
+
+def _tell(written: Sequence[Written]) -> None:
+    if not written:
+        return
+    rows = []
+    for one in written:
+        largest = sorted(one.volumes_ml.items(), key=lambda item: -item[1])
+        told = ", ".join(f"{name} {volume:.3g}" for name, volume in largest[:_TOLD_STRUCTURES])
+        more = f" and {len(largest) - _TOLD_STRUCTURES} more" if len(largest) > _TOLD_STRUCTURES else ""
+        modality = one.modality + (", guessed" if one.modality_origin.startswith("guess") else "")
+        rows.append((one.scan_id, modality, told + more, f"{one.seconds:.1f}", str(one.labels)))
+    print_table(
+        f"segmented ({len(written)})", ("target", "modality", "ml of structures", "seconds", "file"), rows
+    )
+    for one in written:
+        for note in one.notes:
+            print(f"{one.scan_id}: {note}")

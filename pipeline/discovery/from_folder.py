@@ -1,0 +1,219 @@
+"""Finding the scans below a folder.
+
+*Reads*: folder entries, JSON files of label names, DICOM headers, headers and labels of .npz sets.
+*Writes*: `Discovery`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pipeline.discovery.folder_listing import Tree, walk
+from pipeline.discovery.from_dicom import DicomFind, find_dicom
+from pipeline.discovery.label_names import find_value_names
+from pipeline.discovery.pairing import IMAGE_FOLDERS, LABEL_FOLDERS, Pairing, pair
+from pipeline.discovery.sources import (
+    Discovery,
+    LabelSource,
+    SetItem,
+    Source,
+    SourceFailure,
+    distinct_ids,
+    id_from_parts,
+)
+from pipeline.errors import NotAnImage, ScanError, UnreadableFile
+from pipeline.formats import SET_SUFFIX, Scrubber, SeriesRules, SetPart, companions, ids_in, open_set, stem_of
+
+_SPLIT_FOLDERS = {"imagestr": "train", "imagests": "test"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """A scan before it has an id."""
+
+    shown: str
+    id_parts: tuple[str, ...]
+    make: Source | None = field(repr=False, default=None)
+    failure: SourceFailure | None = None
+
+
+def discover_folder(root: Path, rules: SeriesRules, *, only: Path | None = None) -> Discovery:
+    """The scans below a folder, or the one file `only` in it."""
+    tree = walk(root, recursive=only is None)
+    if only is not None:
+        tree = _just(tree, only.relative_to(root))
+    dicom = find_dicom(root, tree.dicom, rules)
+    scrubber = Scrubber(dicom.patients)
+    pairing = pair(tree.volumes)
+    notes = _pairing_notes(pairing, scrubber)
+    found = [
+        *_volumes(root, pairing, scrubber, notes),
+        *_series(root, dicom, scrubber),
+        *_sets(root, tree.sets, scrubber, notes, asked=only is not None),
+        *_unreadable(tree, scrubber),
+    ]
+    notes.extend(dicom.notes)
+    if tree.other:
+        listed = ", ".join(f"{suffix} {count}" for suffix, count in tree.other)
+        notes.append(f"{sum(n for _, n in tree.other)} files of other kinds left out: {listed}")
+    return _with_ids(found, notes, root_name=scrubber.path(Path(root.resolve().name)))
+
+
+def _just(tree: Tree, only: Path) -> Tree:
+    return Tree(
+        volumes=tuple(p for p in tree.volumes if p == only),
+        dicom=tuple(p for p in tree.dicom if p == only),
+        sets=tuple(p for p in tree.sets if p == only),
+        unreadable=tuple(item for item in tree.unreadable if item[0] == only),
+        other=(),
+    )
+
+
+def _volumes(root: Path, pairing: Pairing, scrubber: Scrubber, notes: list[str]) -> Iterable[_Found]:
+    """Single-file scans with their labels."""
+    told = Counter[str]()
+    for scan in pairing.scans:
+        labels = []
+        for name, path in scan.labels:
+            names, note = find_value_names(root / path, root)
+            if note:
+                told[note] += 1
+            labels.append(LabelSource(name=name, path=root / path, value_names=names))
+        shown = scrubber.path(scan.image)
+        folders = [part.lower() for part in scan.image.parent.parts]
+        source = Source(
+            scan_id="pending",
+            format="file",
+            files=companions(root / scan.image),
+            labels=tuple(labels),
+            split=next((_SPLIT_FOLDERS[f] for f in folders if f in _SPLIT_FOLDERS), ""),
+            location=shown,
+        )
+        parts = shown.split("/")
+        yield _Found(shown=shown, id_parts=(*_plain(parts[:-1]), stem_of(parts[-1])), make=source)
+    notes.extend(told)
+
+
+def _series(root: Path, dicom: DicomFind, scrubber: Scrubber) -> Iterable[_Found]:
+    """DICOM series, and what is wrong with those that cannot be read."""
+    for series in dicom.series:
+        folder = scrubber.path(series.folder, series.identity)
+        if folder == ".":
+            folder = scrubber.path(Path(root.resolve().name), series.identity)
+        shown = folder + (f" [{series.suffix}]" if series.suffix else "")
+        parts = (*_plain(folder.split("/")), *([series.suffix] if series.suffix else []))
+        if series.error is not None:
+            failure = SourceFailure.of(series.error, scan_id="pending", location=shown)
+            yield _Found(shown=shown, id_parts=parts, failure=failure)
+            continue
+        source = Source(
+            scan_id="pending",
+            format="dicom",
+            files=series.files,
+            location=shown,
+            frame=series.frame,
+        )
+        yield _Found(shown=shown, id_parts=parts, make=source)
+
+
+def _sets(
+    root: Path, paths: Sequence[Path], scrubber: Scrubber, notes: list[str], *, asked: bool
+) -> Iterable[_Found]:
+    """The scans of .npz sets, and what is wrong with a set; other .npz files are noted, unless asked for."""
+    for path in paths:
+        shown = scrubber.path(path)
+        parts = shown.split("/")
+        id_parts = (*_plain(parts[:-1]), parts[-1][: -len(SET_SUFFIX)])
+        try:
+            held = open_set(root / path, shown=shown)
+        except ScanError as error:
+            if isinstance(error, NotAnImage) and not asked:
+                notes.append(f"{shown} left out: {error.reason}")
+            else:
+                failure = SourceFailure.of(error, scan_id="pending", location=shown)
+                yield _Found(shown=shown, id_parts=id_parts, failure=failure)
+            continue
+        counts = ", ".join(f"{len(part.classes)} {part.split}" for part in held)
+        notes.append(f"{shown} is a set of scans without voxel size or orientation, taken as it is: {counts}")
+        for part in held:
+            yield from _items(root / path, part, shown, id_parts)
+
+
+def _items(path: Path, part: SetPart, shown: str, id_parts: tuple[str, ...]) -> Iterable[_Found]:
+    """The scans of one split of a set."""
+    for index, name in ids_in(part):
+        source = Source(
+            scan_id="pending",
+            format="set",
+            files=(path,),
+            dataset=id_parts[-1],
+            split=part.split,
+            location=shown,
+            item=SetItem(array=part.array, index=index, shape_zyx=part.shape_zyx),
+            classes=part.classes[index],
+        )
+        yield _Found(
+            shown=f"{shown} [{part.split} {name}]", id_parts=(*id_parts, part.split, name), make=source
+        )
+
+
+def _plain(folders: Sequence[str]) -> tuple[str, ...]:
+    """The folders without those that only say that images are in them."""
+    return tuple(f for f in folders if f.lower() not in IMAGE_FOLDERS)
+
+
+def _unreadable(tree: Tree, scrubber: Scrubber) -> Iterable[_Found]:
+    for path, reason in tree.unreadable:
+        shown = scrubber.path(path)
+        error = UnreadableFile(
+            f"it cannot be opened ({reason})",
+            path=shown,
+            remedy="Give yourself permission to read it, or remove it",
+        )
+        failure = SourceFailure.of(error, scan_id="pending", location=shown)
+        yield _Found(shown=shown, id_parts=(*shown.split("/"), "unreadable"), failure=failure)
+
+
+def _with_ids(found: Sequence[_Found], notes: list[str], *, root_name: str) -> Discovery:
+    """Gives every scan its id; places that look alike once names are scrubbed are numbered."""
+    ordered = sorted(found, key=lambda f: f.shown)
+    times = Counter[str]()
+    wanted, by_key = {}, {}
+    for item in ordered:
+        times[item.shown] += 1
+        key = item.shown if times[item.shown] == 1 else f"{item.shown} ({times[item.shown]})"
+        wanted[key], by_key[key] = id_from_parts(item.id_parts), item
+    ids = distinct_ids(wanted)
+    sources, failures = [], []
+    for key, item in by_key.items():
+        if item.make is not None:
+            dataset = item.make.dataset or root_name
+            sources.append(replace(item.make, scan_id=ids[key], dataset=dataset, location=key))
+        elif item.failure is not None:
+            f = item.failure
+            failures.append(
+                SourceFailure(scan_id=ids[key], location=key, reason=f.reason, remedy=f.remedy, kind=f.kind)
+            )
+    return Discovery(
+        sources=tuple(sorted(sources, key=lambda s: s.scan_id)),
+        failures=tuple(sorted(failures, key=lambda f: f.scan_id)),
+        notes=tuple(notes),
+    )
+
+
+def _pairing_notes(pairing: Pairing, scrubber: Scrubber) -> list[str]:
+    """Which rules paired labels, and which labels are left without a scan."""
+    notes = [f"{count} labels paired by name: {rule}" for rule, count in pairing.rules]
+    if pairing.orphans:
+        shown = [scrubber.path(path) for path in pairing.orphans]
+        more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
+        notes.append(
+            f"{len(shown)} files look like labels by their name or folder "
+            f"({', '.join(sorted(LABEL_FOLDERS)[:3])}, ...; _label, _seg, _gt, _mask) but "
+            "belong to no scan, left out: "
+            f"{', '.join(shown[:5])}{more}; a manifest can pair them"
+        )
+    return notes

@@ -1,0 +1,241 @@
+"""Finding the scans that a manifest lists.
+
+*Reads*: the manifest, file status, JSON files of label names, DICOM headers. *Writes*: `Discovery`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pipeline.discovery.folder_listing import walk
+from pipeline.discovery.from_dicom import DicomSeries, find_dicom
+from pipeline.discovery.label_names import find_value_names, read_value_names
+from pipeline.discovery.manifest_table import Row, read_manifest
+from pipeline.discovery.sources import Discovery, LabelSource, Source, SourceFailure, check_scan_id
+from pipeline.errors import DicomSeriesError, DuplicateId, ManifestError, ScanError
+from pipeline.formats import (
+    DICOM_SUFFIXES,
+    SET_SUFFIX,
+    Identity,
+    Scrubber,
+    SeriesRules,
+    check_readable,
+    companions,
+    has_dicom_preamble,
+    read_header,
+    volume_suffix,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """A row as far as it could be understood."""
+
+    row: Row
+    relative: Path = field(repr=False)
+    source: Source | None = None
+    error: ScanError | None = None
+    patients: frozenset[tuple[Path, Identity]] = frozenset()
+    own: Identity | None = None
+    note: str | None = None
+
+
+def discover_manifest(path: Path, rules: SeriesRules) -> Discovery:
+    """The scans of a manifest; rows that cannot be used become failures."""
+    manifest = read_manifest(path)
+    root = path.parent
+    entries = [_entry(row, root, rules, default_dataset=path.stem) for row in manifest.rows]
+    scrubber = Scrubber({patient for entry in entries for patient in entry.patients})
+    entries = _refuse_duplicates(entries)
+    sources, failures = [], []
+    for entry in entries:
+        shown = scrubber.path(entry.relative, entry.own)
+        if entry.error is not None:
+            failures.append(
+                SourceFailure.of(
+                    entry.error, scan_id=_failure_id(entry.row), location=f"{shown} (line {entry.row.number})"
+                )
+            )
+        elif entry.source is not None:
+            sources.append(replace(entry.source, location=shown))
+    for number, reason in manifest.broken:
+        error = ManifestError(
+            f"line {number} of the manifest cannot be used: {reason}", path=None, remedy="Mend it"
+        )
+        failures.append(SourceFailure.of(error, scan_id=f"manifest-line-{number}", location=path.name))
+    return Discovery(
+        sources=tuple(sorted(sources, key=lambda s: s.scan_id)),
+        failures=tuple(sorted(_merge(failures), key=lambda f: f.scan_id)),
+        notes=tuple(_notes(entries, manifest.unknown_columns, scrubber)),
+    )
+
+
+def _entry(row: Row, root: Path, rules: SeriesRules, *, default_dataset: str) -> _Entry:
+    """One row, read."""
+    relative = Path(os.path.relpath(root / row["image"], root)) if row["image"] else Path("-")
+    entry = _Entry(row=row, relative=relative)
+    try:
+        check_scan_id(row["id"])
+        if not row["image"]:
+            raise ManifestError(
+                "the image is empty", path=None, remedy="Name the scan's file or DICOM folder"
+            )
+        image = root / row["image"]
+        if image.suffix.lower() == SET_SUFFIX:
+            raise ManifestError(
+                "a row is one scan, this .npz file can only be a set of many",
+                path=None,
+                remedy="Give the .npz file itself to `mass prepare`, in place of a manifest",
+            )
+        frame = rules.frame if row.frame is None else row.frame
+        base = Source(
+            scan_id=row["id"],
+            format="file",
+            files=(image,),
+            modality=row.modality,
+            dataset=row["dataset"] or default_dataset,
+            split=row["split"],
+            location="",
+            frame=frame,
+            classes=(row["class"],) if row["class"] else (),
+        )
+        labels, note = _labels(row, root)
+        entry = replace(entry, note=note)
+        if image.is_dir() and not volume_suffix(image.name):
+            find = find_dicom(image, walk(image, recursive=True).dicom, replace(rules, frame=frame))
+            entry = replace(entry, patients=_below(relative, find.patients), own=_own(find.series))
+            series = _one_series(find.series, row["series"])
+            base = replace(base, format="dicom", files=series.files, frame=series.frame)
+        elif _is_dicom_file(image):
+            check_readable(image, shown="")
+            header = read_header(image)
+            find = find_dicom(image.parent, [Path(image.name)], replace(rules, frame=frame))
+            entry = replace(entry, patients=_below(relative.parent, find.patients), own=header.identity)
+            base = replace(base, format="dicom", files=_one_series(find.series, "").files)
+        else:
+            check_readable(image, shown="")
+            base = replace(base, files=companions(image))
+        return replace(entry, source=replace(base, labels=labels))
+    except ScanError as error:
+        return replace(entry, error=error)
+
+
+def _is_dicom_file(path: Path) -> bool:
+    if volume_suffix(path.name):
+        return False
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        return True
+    try:
+        return has_dicom_preamble(path)
+    except OSError:
+        return False
+
+
+def _labels(row: Row, root: Path) -> tuple[tuple[LabelSource, ...], str | None]:
+    """The row's label map, and a note about its names."""
+    if not row["label"]:
+        return (), None
+    path = root / row["label"]
+    check_readable(path, shown="", what="label file")
+    if row["label_names"]:
+        file, _, key = row["label_names"].partition("#")
+        names: dict[int, str] | None = read_value_names(root / file, key or None, shown=file)
+        note = None
+    else:
+        names, note = find_value_names(path, root)
+    return (LabelSource(name="label", path=path, value_names=names),), note
+
+
+def _below(folder: Path, patients: frozenset[tuple[Path, Identity]]) -> frozenset[tuple[Path, Identity]]:
+    """Patients with their folders relative to the manifest."""
+    return frozenset((folder / place, identity) for place, identity in patients)
+
+
+def _own(series: Sequence[DicomSeries]) -> Identity | None:
+    return next((s.identity for s in series if s.identity is not None), None)
+
+
+def _one_series(series: Sequence[DicomSeries], uid: str) -> DicomSeries:
+    """The one series of a folder, or the one asked for.
+
+    Raises:
+        ScanError: There is none or more than one, or it cannot be read.
+    """
+    chosen = [s for s in series if not uid or s.series_uid == uid]
+    if not chosen:
+        raise DicomSeriesError(
+            "the folder holds no DICOM series" + (" with this SeriesInstanceUID" if uid else ""),
+            path=None,
+            remedy="Name a folder with the slices of one series, or correct the `series` column",
+        )
+    broken = next((s for s in chosen if s.error is not None), None)
+    if broken is not None and broken.error is not None:
+        raise broken.error
+    if len(chosen) > 1:
+        raise DicomSeriesError(
+            f"a row must name one series, the folder holds {len(chosen)}",
+            path=None,
+            remedy="Name a folder with one series, or give its SeriesInstanceUID in the column `series`",
+        )
+    return chosen[0]
+
+
+def _refuse_duplicates(entries: Sequence[_Entry]) -> list[_Entry]:
+    """Rows that share an id are all refused: none of them may win in silence."""
+    rows: dict[str, list[int]] = {}
+    for entry in entries:
+        rows.setdefault(entry.row["id"], []).append(entry.row.number)
+    checked = []
+    for entry in entries:
+        numbers = rows[entry.row["id"]]
+        if len(numbers) > 1 and entry.row["id"]:
+            listed = ", ".join(str(n) for n in numbers[:5]) + (", ..." if len(numbers) > 5 else "")
+            error = DuplicateId(
+                f"{len(numbers)} scans claim the id {entry.row['id']!r} (lines {listed}); "
+                "none of them is used",
+                path=None,
+                remedy="Give each row of the manifest its own id",
+            )
+            entry = replace(entry, error=error)
+        checked.append(entry)
+    return checked
+
+
+def _failure_id(row: Row) -> str:
+    """The row's id where it is safe, else its line."""
+    try:
+        return check_scan_id(row["id"])
+    except ScanError:
+        return f"manifest-line-{row.number}"
+
+
+def _merge(failures: Sequence[SourceFailure]) -> list[SourceFailure]:
+    """One failure an id: rows that claim the same id are told together, with all their places."""
+    by_id: dict[str, SourceFailure] = {}
+    for failure in failures:
+        first = by_id.get(failure.scan_id)
+        by_id[failure.scan_id] = (
+            failure if first is None else replace(first, location=f"{first.location}, {failure.location}")
+        )
+    return list(by_id.values())
+
+
+def _notes(entries: Sequence[_Entry], unknown: Sequence[str], scrubber: Scrubber) -> list[str]:
+    notes = []
+    num_labels = sum(1 for e in entries if e.source is not None and e.source.labels)
+    if num_labels:
+        notes.append(f"{num_labels} labels paired by the manifest")
+    if unknown:
+        notes.append(f"columns of the manifest not used: {', '.join(unknown)}")
+    notes.extend(sorted({e.note for e in entries if e.note}))
+    named = sum(1 for e in entries if e.source is not None and scrubber.holds_identity(e.row["id"]))
+    if named:
+        notes.append(
+            f"{named} ids in the manifest hold what a DICOM header calls its patient; they "
+            "are kept as given: "
+            "change them if that is a real name"
+        )
+    return notes

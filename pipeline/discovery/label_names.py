@@ -1,0 +1,92 @@
+"""Names of label values, from JSON files beside the labels or named by a manifest.
+
+*Reads*: JSON. *Writes*: {value: name} without the background 0. Understood are {"1": "liver"}, {"liver": 1},
+either of them under "labels" (as in the Medical Segmentation Decathlon and nnU-Net), and one of several
+tables by its key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import LabelMismatch, UnreadableFile
+from pipeline.formats import stem_of
+
+SIDECARS = ("label_names.json", "dataset.json")
+"""Files beside the labels, or one folder up, that may name the values of all of them."""
+
+
+def read_value_names(path: Path, key: str | None, *, shown: str) -> dict[int, str]:
+    """The table in a JSON file that a manifest names.
+
+    Raises:
+        UnreadableFile: The file cannot be opened.
+        LabelMismatch: It holds no table of names.
+    """
+    try:
+        names = parse_value_names(json.loads(path.read_text(encoding="utf-8-sig")), key)
+    except OSError as error:
+        raise UnreadableFile(
+            f"the file of label names cannot be opened ({error.strerror})",
+            path=shown,
+            remedy="Correct the manifest's `label_names` column",
+        ) from error
+    except ValueError:
+        names = None
+    if names is None:
+        raise LabelMismatch(
+            'the file of label names must be a JSON object such as {"1": "liver"}'
+            + (f" with the key {key!r}" if key else ""),
+            path=shown,
+            remedy="Write one name a value; for one table of several write FILE#KEY in the manifest",
+        )
+    return names
+
+
+def find_value_names(label: Path, root: Path) -> tuple[dict[int, str] | None, str | None]:
+    """Names declared beside a label map, and a note where a file of names was not understood.
+
+    Looks for LABEL.json, then for `label_names.json` and `dataset.json` in the label's folder and the one
+    above, never outside `root`.
+    """
+    folders = [label.parent] + ([label.parent.parent] if label.parent != root else [])
+    own = label.with_name(stem_of(label.name) + ".json")
+    note = None
+    for path in [own, *(folder / name for folder in folders for name in SIDECARS)]:
+        if not path.is_file():
+            continue
+        try:
+            names = parse_value_names(json.loads(path.read_text(encoding="utf-8-sig")), None)
+        except (OSError, ValueError):
+            names = None
+        if names is not None:
+            return names, None
+        if path.name in SIDECARS:
+            note = f"{path.name} holds no single table of label names; labels beside it stay without names"
+    return None, note
+
+
+def parse_value_names(data: Any, key: str | None) -> dict[int, str] | None:
+    """{value: name} of a JSON value, or None where it is no such table."""
+    if key is not None:
+        data = data.get(key) if isinstance(data, dict) else None
+    if isinstance(data, dict) and isinstance(data.get("labels"), dict):
+        data = data["labels"]
+    if not isinstance(data, dict) or not data:
+        return None
+    return _by_value(data) or _by_name(data)
+
+
+def _by_value(data: Mapping[str, Any]) -> dict[int, str] | None:
+    if not all(k.isascii() and k.isdigit() and isinstance(v, str) for k, v in data.items()):
+        return None
+    return {int(k): v for k, v in sorted(data.items(), key=lambda item: int(item[0])) if int(k) != 0}
+
+
+def _by_name(data: Mapping[str, Any]) -> dict[int, str] | None:
+    if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in data.values()):
+        return None
+    return {v: k for k, v in sorted(data.items(), key=lambda item: item[1]) if v != 0}

@@ -1,0 +1,182 @@
+"""What a search for scans finds: sources that can be read, failures that cannot, and notes.
+
+Reads: nothing. Writes: nothing. Paths stay out of `repr`, so that no log shows a patient's name by accident;
+`location` is what may be shown and recorded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pipeline.errors import ScanError, UnsafeId
+from pipeline.formats import short_hash
+
+MAX_ID_LENGTH = 128
+"""Characters; ids are folder names, and every file system takes this many."""
+
+_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSource:
+    """A label map that belongs to a scan.
+
+    Attributes:
+        name: How the map is called in the store ("label", "seg", ...).
+        path: Its file.
+        value_names: Name of every value that may occur, where a sidecar or the manifest declares them.
+        location: Place to show; empty: that of its scan, with `name`.
+    """
+
+    name: str
+    path: Path = field(repr=False)
+    value_names: Mapping[int, str] | None
+    location: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetItem:
+    """Where in a set (`image_sets`) a scan lies.
+
+    Attributes:
+        array: Name of the array in the .npz file.
+        index: Its place there, from 0.
+        shape_zyx: Its voxels.
+    """
+
+    array: str
+    index: int
+    shape_zyx: tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One scan to read.
+
+    Attributes:
+        scan_id: Letters, digits, dot, underscore, hyphen; at most 128; starts with a letter or digit.
+        format: "file", "dicom" for a series of slices or a multi-frame file, "set" for one of many in a file.
+        files: The file (a header with its data file; a set), or the DICOM slices from first to last.
+        labels: Label maps on the scan's grid.
+        modality: "ct", "mr" or "pet" where the manifest says so, else None.
+        dataset: Data set that it belongs to.
+        split: "train", "test", ... or "".
+        location: Place to show and record, relative to the folder searched, without a patient's name.
+        frame: Which frame of a 4D file, counted from 0.
+        item: Which scan of a set.
+        classes: What the scan as a whole is: one class, or "0" or "1" for each of several; empty: unknown.
+    """
+
+    scan_id: str
+    format: Literal["file", "dicom", "set"]
+    files: tuple[Path, ...] = field(repr=False)
+    labels: tuple[LabelSource, ...] = ()
+    modality: str | None = None
+    dataset: str = ""
+    split: str = ""
+    location: str
+    frame: int | None = None
+    item: SetItem | None = None
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_scan_id(self.scan_id)
+        if not self.files:
+            raise ValueError(f"source {self.scan_id} has no files")
+        if (self.format == "set") != (self.item is not None):
+            raise ValueError(f"source {self.scan_id}: a scan of a set, and no other, has an item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFailure:
+    """One scan that cannot be read, and why.
+
+    Attributes:
+        scan_id: Its id where it has a usable one, else a made-up one ("manifest-row-7").
+        location: Place to show, without a patient's name.
+        reason: What must hold and what was found.
+        remedy: What to do about it.
+        kind: Name of the error's class.
+    """
+
+    scan_id: str
+    location: str
+    reason: str
+    remedy: str
+    kind: str
+
+    @classmethod
+    def of(cls, error: ScanError, *, scan_id: str, location: str) -> SourceFailure:
+        """The failure that an error tells of."""
+        return cls(
+            scan_id=scan_id,
+            location=location,
+            reason=error.reason,
+            remedy=error.remedy,
+            kind=type(error).__name__,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discovery:
+    """Everything that a search found. Every scan_id occurs once, among sources and failures together.
+
+    Attributes:
+        sources: Scans to read, sorted by id.
+        failures: Scans that cannot be read, sorted by id.
+        notes: Rules applied and files left out, for people to read.
+    """
+
+    sources: tuple[Source, ...]
+    failures: tuple[SourceFailure, ...]
+    notes: tuple[str, ...]
+
+
+def check_scan_id(scan_id: str) -> str:
+    """The id itself.
+
+    Raises:
+        UnsafeId: It is empty, too long, or holds anything but letters, digits, dot, underscore and hyphen.
+    """
+    if not scan_id:
+        what = "the id is empty"
+    elif len(scan_id) > MAX_ID_LENGTH:
+        what = f"the id has {len(scan_id)} characters, at most {MAX_ID_LENGTH} are allowed"
+    elif not _SAFE_ID.fullmatch(scan_id):
+        what = f"the id {scan_id!r} is no plain name"
+    else:
+        return scan_id
+    raise UnsafeId(
+        what,
+        path=None,
+        remedy="Use letters, digits, '.', '_' and '-', beginning with a letter or digit (no '/', no '..')",
+    )
+
+
+def id_from_parts(parts: Iterable[str]) -> str:
+    """A safe id from the parts of a relative path: joined by '_', other characters turned into '-'."""
+    joined = "_".join(parts)
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", joined).lstrip("._-").rstrip("-")
+    if not plain:
+        return f"scan-{short_hash(joined)}"
+    if len(plain) > MAX_ID_LENGTH:
+        return f"{plain[: MAX_ID_LENGTH - 9]}-{short_hash(joined)}"
+    return plain
+
+
+def distinct_ids(wanted: Mapping[str, str]) -> dict[str, str]:
+    """An id for each key (a location): the wanted one, with a short hash where several want the same.
+
+    Every one of the colliding keys gets a hash of its key, so that none depends on the order of the others.
+    """
+    times: dict[str, int] = {}
+    for scan_id in wanted.values():
+        times[scan_id] = times.get(scan_id, 0) + 1
+    return {
+        key: scan_id if times[scan_id] == 1 else f"{scan_id[: MAX_ID_LENGTH - 9]}-{short_hash(key)}"
+        for key, scan_id in wanted.items()
+    }

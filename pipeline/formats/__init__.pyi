@@ -1,0 +1,29 @@
+from .dicom_headers import Header as Header, read_header as read_header
+from .dicom_series import (
+    SeriesRules as SeriesRules,
+    Stack as Stack,
+    order_slices as order_slices,
+    split_series as split_series,
+)
+from .file_kinds import Format as Format, identify as identify, not_finite as not_finite
+from .files import (
+    check_readable as check_readable,
+    companions as companions,
+    may_pass as may_pass,
+    os_error as os_error,
+)
+from .modality_names import NAME_WORDS as NAME_WORDS, Modality as Modality, parse_modality as parse_modality
+from .npz_sets import (
+    SET_SUFFIX as SET_SUFFIX,
+    SetPart as SetPart,
+    ids_in as ids_in,
+    open_set as open_set,
+    read_set_image as read_set_image,
+)
+from .privacy import Identity as Identity, Scrubber as Scrubber, short_hash as short_hash
+from .suffixes import (
+    DICOM_SUFFIXES as DICOM_SUFFIXES,
+    has_dicom_preamble as has_dicom_preamble,
+    stem_of as stem_of,
+    volume_suffix as volume_suffix,
+)

@@ -1,0 +1,302 @@
+"""From DICOM headers to volumes: which slices belong together, in which order, on which grid.
+
+*Reads*: headers. *Writes*: series, sorted along their normal, or the reason why they make no regular volume.
+Slices belong together when they share series, direction (within half a degree), matrix and pixel size. Stops
+being valid for series that mean to be irregular (variable gantry tilt, radial or cine stacks); those are
+refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import BadSpacing, DicomSeriesError, NoSuchFrame, NotVolumetric, ScanError
+from pipeline.formats.dicom_headers import Header
+from pipeline.volumes import Grid, nine, triple
+
+_SAME_DIRECTION = 1e-2
+"""Largest difference of direction cosines within a stack: half a degree."""
+
+_SAME_PLACE_MM = 0.01
+"""Slices closer than this along the normal lie at one position."""
+
+_OTHER_PLANE_DEGREES = 40.0
+"""Stacks of one series that lie further apart are separate scans (three planes of a localizer)."""
+
+_REMEDY_EXPORT = (
+    "Export the series again with all its slices, or convert it to NIfTI with a tool that interpolates"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesRules:
+    """How regular the slices of a DICOM series must be, and which volume of a 4D one is taken."""
+
+    frame: int | None = None
+    """Which volume of a 4D series or file, counted from 0; None makes 4D an error."""
+    min_slices: int = 3
+    """Least number of slices of a volume."""
+    slice_gap_tolerance: float = 0.05
+    """How far a gap between slices may differ from the median gap, as a fraction of it."""
+    tilt_tolerance_degrees: float = 0.3
+    """How far the line through the slice positions may lean from the slices' normal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """Slices that share series, direction, matrix and pixel size; one file of many frames is a stack, too.
+
+    Attributes:
+        headers: In the order found.
+        part: Number of this stack among those of its series, from 0; None where the series is one stack.
+        problem: Why the whole series cannot be used.
+    """
+
+    headers: tuple[Header, ...]
+    part: int | None = None
+    problem: ScanError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slices:
+    """A regular stack.
+
+    Attributes:
+        headers: From the first slice to the last; one for a multi-frame file.
+        frame_order: For a multi-frame file, the stored frame of each slice.
+        grid: The volume's grid; slices run along the normal (row direction x column direction).
+    """
+
+    headers: tuple[Header, ...]
+    frame_order: tuple[int, ...] | None
+    grid: Grid
+
+
+def split_series(headers: Sequence[Header]) -> list[Stack]:
+    """The stacks of one series; copies of the same object (equal SOP instance UID) count once."""
+    unique = {header.sop_uid or str(header.path): header for header in reversed(headers)}
+    kept = [h for h in headers if unique[h.sop_uid or str(h.path)] is h]
+    groups: list[list[Header]] = []
+    for header in kept:
+        home = next((g for g in groups if header.num_frames == 1 and _belongs(g[0], header)), None)
+        if home is None:
+            groups.append([header])
+        else:
+            home.append(header)
+    if len(groups) == 1:
+        return [Stack(headers=tuple(groups[0]))]
+    problem = _leaning(groups)
+    if problem is not None:
+        return [Stack(headers=tuple(kept), problem=problem)]
+    return [Stack(headers=tuple(group), part=i) for i, group in enumerate(groups)]
+
+
+def _belongs(first: Header, other: Header) -> bool:
+    if first.num_frames > 1 or (first.rows, first.columns) != (other.rows, other.columns):
+        return False
+    if (first.orientation is None) != (other.orientation is None):
+        return False
+    if first.orientation is not None and other.orientation is not None:
+        gap = np.abs(np.subtract(first.orientation, other.orientation)).max()
+        if gap > _SAME_DIRECTION:
+            return False
+    return bool(
+        np.allclose(first.pixel_spacing_mm or (0, 0), other.pixel_spacing_mm or (0, 0), rtol=1e-3, atol=0)
+    )
+
+
+def _leaning(groups: Sequence[Sequence[Header]]) -> ScanError | None:
+    """The error of a series whose slices lean against each other by a few degrees (variable gantry tilt)."""
+    normals = [n for g in groups if g[0].orientation and (n := _normal(g[0].orientation)) is not None]
+    angles = [
+        float(np.degrees(np.arccos(np.clip(abs(a @ b), 0, 1))))
+        for i, a in enumerate(normals)
+        for b in normals[:i]
+    ]
+    leaning = [a for a in angles if 0.3 < a < _OTHER_PLANE_DEGREES]
+    if not leaning:
+        return None
+    tilts = sorted({h.tilt_degrees for g in groups for h in g if h.tilt_degrees is not None})
+    told = f" (gantry tilt {tilts[0]:g} to {tilts[-1]:g} degrees)" if len(tilts) > 1 else ""
+    return DicomSeriesError(
+        "all slices of a series must have one direction, these differ by up to "
+        f"{max(leaning):.1f} degrees{told}",
+        path=None,
+        remedy=_REMEDY_EXPORT,
+    )
+
+
+def order_slices(headers: Sequence[Header], rules: SeriesRules) -> Slices:
+    """The slices of a stack from first to last, checked to be regular.
+
+    Raises:
+        ScanError: They make no regular volume; `path` is left for the caller to fill.
+    """
+    first = headers[0]
+    if first.num_samples != 1:
+        raise NotVolumetric(
+            f"a scan must have one value a voxel, this has {first.num_samples} (colour)",
+            path=None,
+            remedy="Remove it, or export the grey-scale series that it was made from",
+        )
+    axes, points = _places(headers)
+    rows_mm, columns_mm = _pixel_spacing(first)
+    along = points @ axes[:, 2]
+    order, frame_order = _one_volume(headers, along, rules.frame)
+    if len(order) < rules.min_slices:
+        raise NotVolumetric(
+            f"a volume needs at least {rules.min_slices} slices, this has {len(order)}",
+            path=None,
+            remedy="Remove it (a localizer or a single picture), or export the whole series",
+        )
+    gap = _regular_gap(points[order], axes, rules, first.tilt_degrees)
+    grid = Grid(
+        shape_zyx=(len(order), first.rows, first.columns),
+        spacing_xyz_mm=(columns_mm, rows_mm, gap),
+        origin_xyz_mm=triple(points[order[0]]),
+        direction=nine(axes),
+    )
+    if first.frames is not None:
+        return Slices(headers=(first,), frame_order=frame_order, grid=grid)
+    return Slices(headers=tuple(headers[i] for i in order), frame_order=None, grid=grid)
+
+
+def _places(headers: Sequence[Header]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Directions of x, y, z as columns (3, 3), and the slices' first pixels (N, 3) in mm."""
+    first = headers[0]
+    normal = None if first.orientation is None else _normal(first.orientation)
+    if first.num_frames > 1 and first.frames is None:
+        raise DicomSeriesError(
+            "every frame of a multi-frame file must tell its position, in one direction; these do not",
+            path=None,
+            remedy="Convert the file to NIfTI (for example with dcm2niix) and use that",
+        )
+    places = [p for h in headers for p in (h.frames or [h.position_xyz_mm])]
+    known = [p for p in places if p is not None]
+    if first.orientation is None or normal is None or len(known) != len(places):
+        raise DicomSeriesError(
+            "every slice must tell its position and direction (ImagePositionPatient, "
+            "ImageOrientationPatient)",
+            path=None,
+            remedy="Export the series again; without these tags its geometry is unknown",
+        )
+    row, column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
+    row, column = row / np.linalg.norm(row), column / np.linalg.norm(column)
+    axes = np.stack([row, np.cross(normal, row), normal], axis=1)
+    return axes, np.array(known, dtype=np.float64)
+
+
+def _normal(orientation: Sequence[float]) -> NDArray[np.float64] | None:
+    """Unit normal of a slice, or None where row and column make no right angle."""
+    row, column = np.array(orientation[:3]), np.array(orientation[3:])
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if min(lengths) < 0.9 or max(lengths) > 1.1 or abs(row @ column) > 1e-2:
+        return None
+    normal = np.cross(row, column)
+    return np.asarray(normal / np.linalg.norm(normal), dtype=np.float64)
+
+
+def _pixel_spacing(header: Header) -> tuple[float, float]:
+    if header.pixel_spacing_mm is None or min(header.pixel_spacing_mm) <= 0:
+        raise BadSpacing(
+            f"the pixel spacing must be positive, got {header.pixel_spacing_mm}",
+            path=None,
+            remedy="Export the series again with its PixelSpacing, or correct the header",
+        )
+    return header.pixel_spacing_mm
+
+
+def _one_volume(
+    headers: Sequence[Header], along: NDArray[np.float64], frame: int | None
+) -> tuple[list[int], tuple[int, ...]]:
+    """Indices of one volume's slices by position, where several volumes may share the positions."""
+    keys = (
+        [h.order for h in headers] if headers[0].frames is None else [(float(i),) for i in range(len(along))]
+    )
+    order = sorted(range(len(along)), key=lambda i: (along[i], keys[i]))
+    positions: list[list[int]] = []
+    for i in order:
+        if positions and along[i] - along[positions[-1][0]] < _SAME_PLACE_MM:
+            positions[-1].append(i)
+        else:
+            positions.append([i])
+    counts = sorted({len(group) for group in positions})
+    if counts == [1]:
+        chosen = [group[0] for group in positions]
+    elif len(counts) == 1:
+        chosen = [sorted(group, key=lambda i: keys[i])[_frame(frame, counts[0])] for group in positions]
+    else:
+        raise DicomSeriesError(
+            f"no two slices may lie at one position, but {sum(len(g) > 1 for g in positions)} of the "
+            f"{len(positions)} positions hold up to {counts[-1]}",
+            path=None,
+            remedy="Keep one acquisition a folder, or export the series again",
+        )
+    return chosen, tuple(chosen)
+
+
+def _frame(frame: int | None, count: int) -> int:
+    if frame is None:
+        raise NoSuchFrame(
+            f"the series is 4D: each position holds {count} slices",
+            path=None,
+            remedy=f"Choose one with frame = 0 to {count - 1} (manifest column `frame`, or "
+            "the ingest setting)",
+        )
+    if frame >= count:
+        raise NoSuchFrame(
+            f"frame {frame} was asked for, but there are {count}",
+            path=None,
+            remedy=f"Choose frame = 0 to {count - 1}",
+        )
+    return frame
+
+
+def _regular_gap(
+    points: NDArray[np.float64], axes: NDArray[np.float64], rules: SeriesRules, tilt: float | None
+) -> float:
+    """The distance of neighbouring slices in mm.
+
+    Raises:
+        DicomSeriesError: Slices are missing, the gaps are uneven, or the slices are shifted sideways (gantry
+            tilt).
+    """
+    steps = np.diff(points, axis=0)
+    gaps = steps @ axes[:, 2]
+    sideways = np.linalg.norm(steps - gaps[:, None] * axes[:, 2], axis=1)
+    lean = float(np.degrees(np.arctan2(np.median(sideways), np.median(gaps))))
+    typical = float(np.median(gaps))
+    problems = []
+    if lean > rules.tilt_tolerance_degrees:
+        told = "" if tilt is None else f"; the header's gantry tilt is {tilt:g}"
+        problems.append(
+            f"slices must be stacked along their normal, these lean {lean:.1f} degrees from "
+            f"it (gantry tilt{told})"
+        )
+    allowed = max(rules.slice_gap_tolerance * typical, _SAME_PLACE_MM)
+    odd = np.flatnonzero(np.abs(gaps - typical) > allowed)
+    if odd.size:
+        problems.append(_describe_gaps(gaps, typical, odd, allowed))
+    elif lean <= rules.tilt_tolerance_degrees and sideways.max() > 0.5 * typical:
+        problems.append("slices must be stacked along their normal, some are shifted sideways")
+    if problems:
+        raise DicomSeriesError("; and ".join(problems), path=None, remedy=_REMEDY_EXPORT)
+    return float(gaps.mean())
+
+
+def _describe_gaps(gaps: NDArray[np.float64], typical: float, odd: NDArray[np.intp], allowed: float) -> str:
+    """What is wrong with the gaps: whole slices missing, or just uneven."""
+    multiples = gaps[odd] / typical
+    whole = np.rint(multiples)
+    if np.all((whole >= 2) & (np.abs(multiples - whole) * typical <= allowed * whole)):
+        missing = int((whole - 1).sum())
+        return (
+            f"slices are missing: {missing} of {len(gaps) + 1 + missing}, first between "
+            f"slices {odd[0] + 1} and "
+            f"{odd[0] + 2} (gap {gaps[odd[0]]:.2f} mm where {typical:.2f} mm is usual)"
+        )
+    return f"slice gaps must be even, these run from {gaps.min():.2f} to {gaps.max():.2f} mm"

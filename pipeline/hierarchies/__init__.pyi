@@ -1,0 +1,27 @@
+from .agglomeration import join_flat as join_flat
+from .boundaries import (
+    NUM_LEVELS as NUM_LEVELS,
+    Levels as Levels,
+    Window as Window,
+    boundary_evidence as boundary_evidence,
+)
+from .components import component_tree as component_tree
+from .merging import merge_weakest as merge_weakest
+from .minhash import leaf_sketches as leaf_sketches, similar_pairs as similar_pairs
+from .region_graphs import (
+    RegionGraph as RegionGraph,
+    RegionSums as RegionSums,
+    count_inside as count_inside,
+    merge_graph as merge_graph,
+    merge_sums as merge_sums,
+    region_graph as region_graph,
+    region_sums as region_sums,
+    tally as tally,
+)
+from .supervoxels import (
+    basins as basins,
+    join_lowest_pass as join_lowest_pass,
+    number_in_scan_order as number_in_scan_order,
+    relabelled as relabelled,
+)
+from .trees import Hierarchy as Hierarchy, TreeSpec as TreeSpec, grow as grow

@@ -1,0 +1,518 @@
+"""The region graph: which regions touch, over how many faces, and how strong the boundary is there.
+
+Reads:  labels, int32 (z, y, x), 0..R-1, every voxel labelled; evidence volumes, int32 or uint16 (z, y, x).
+Writes: a `RegionGraph`: pairs of touching regions with the number of their common faces, the sum and the
+        least of the evidence over them; and `RegionSums`: voxels, intensity and place of each region.
+Bounds: sums are int64. The strength of a face is the larger evidence of its two voxels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.compute import HOST, Backend, slabs_of, summed_over_slabs
+
+
+@dataclass(kw_only=True)
+class RegionGraph:
+    """Pairs of touching regions, sorted; trees are grown over one on the host."""
+
+    num_regions: int
+    pairs: Any
+    """int32 (E, 2), the lower region first; rows ascending."""
+    faces: Any
+    """int32 (E,) voxel faces that the two have in common."""
+    sums: Any
+    """int64 (E, K) evidence summed over the faces, one column an evidence volume."""
+    lows: Any
+    """int32 (E, K) least evidence over the faces: the height of the pass between the two regions."""
+
+    def on_host(self, backend: Backend) -> RegionGraph:
+        """The graph, from the backend."""
+        arrays = {name: backend.to_host(getattr(self, name)) for name in ("pairs", "faces", "sums", "lows")}
+        return RegionGraph(num_regions=self.num_regions, **arrays)
+
+    def taken(self, name: str) -> Any:
+        """A column, taken out: it is let go when the caller lets go of it."""
+        column = getattr(self, name)
+        setattr(self, name, column[:0].copy())
+        return column
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionSums:
+    """What regions hold, summed over their voxels."""
+
+    voxels: NDArray[np.int64]
+    """(R,)"""
+    levels: NDArray[np.int64]
+    """(R, W) intensity levels, one column a window."""
+    places: NDArray[np.int64]
+    """(R, 3) voxel indices z, y, x."""
+
+
+def region_graph(labels: Any, num_regions: int, evidence: Any, backend: Backend) -> RegionGraph:
+    """The graph of touching regions on the backend, with a column of strengths for each evidence volume.
+
+    Args:
+        labels: int32 (z, y, x), 0..num_regions-1, on the backend.
+        num_regions: How many there are.
+        evidence: K volumes in one array, int32 or uint16 (K, z, y, x), on the backend.
+        backend: Where it runs.
+    """
+    if backend.name == "cpu":
+        return _touching_graph(labels, evidence, num_regions)
+    return _graph_of(num_regions, _touching(labels, list(evidence), backend), backend)
+
+
+def _graph_of(num_regions: int, gathered: tuple[Any, Any, Any, Any], backend: Backend) -> RegionGraph:
+    """The graph of what `_gathered_pairs` gives."""
+    xp, (keys, faces, sums, lows) = backend.xp, gathered
+    return RegionGraph(
+        num_regions=num_regions,
+        pairs=xp.stack([keys >> 32, keys & 0xFFFFFFFF], axis=1).astype(xp.int32),
+        faces=faces.astype(xp.int32),
+        sums=xp.ascontiguousarray(sums.T),
+        lows=xp.ascontiguousarray(lows.T.astype(xp.int32)),
+    )
+
+
+def region_sums(
+    labels: Any, num_regions: int, window_volumes: Sequence[WindowVolume], backend: Backend
+) -> RegionSums:
+    """Voxels, intensity levels and voxel indices summed over each region.
+
+    Args:
+        labels: int32 (z, y, x) on the backend.
+        num_regions: How many there are.
+        window_volumes: W volumes of integers (z, y, x) on the backend, or what makes some planes of one.
+        backend: Where it runs.
+    """
+    made = [volume if callable(volume) else _planes_of(volume) for volume in window_volumes]
+    if backend.name != "cpu":
+        whole = (0, labels.shape[0])
+        return _region_sums(labels, num_regions, [planes(whole) for planes in made], backend)
+    width = len(made)
+
+    def add(total: NDArray[np.int64], start: int, stop: int) -> None:
+        part = labels[start:stop]
+        for k, planes in enumerate(made):
+            _add_levels(part.reshape(-1), planes((start, stop)).reshape(-1), total[:, k])
+        _add_places(part, start, total[:, width:])
+
+    totals = summed_over_slabs(
+        lambda: np.zeros((num_regions, width + 4), np.int64), add, labels.shape, backend.num_threads
+    )
+    total = totals[0]
+    for other in totals[1:]:
+        total += other
+    return RegionSums(
+        voxels=total[:, -1].copy(),
+        levels=np.ascontiguousarray(total[:, :width]),
+        places=np.ascontiguousarray(total[:, width:-1]),
+    )
+
+
+def count_inside(labels: Any, mask: Any, num_regions: int, backend: Backend = HOST) -> NDArray[np.int64]:
+    """(R,) voxels of each region that a mask (z, y, x) has, or all where it is None; both on the backend."""
+    if backend.name == "gpu":
+        if mask is not None:
+            labels = backend.xp.where(mask, labels, num_regions)
+        sizes, _ = tally(labels, num_regions + 1, backend)
+        return np.asarray(backend.to_host(sizes))[:num_regions].astype(np.int64)
+    counts = np.zeros(num_regions, np.int64)
+    if mask is None:
+        mask = np.broadcast_to(np.True_, labels.shape)
+    _count_inside(labels.reshape(-1), mask.reshape(-1), counts)
+    return counts
+
+
+def tally(labels: Any, num_labels: int, backend: Backend) -> tuple[Any, Any]:
+    """(R,) voxels of each label and index of its first, the number of voxels where there is none.
+
+    Args:
+        labels: Integers (z, y, x), 0..num_labels-1, on the backend.
+        num_labels: How many there may be.
+        backend: Where it runs: the GPU, or NumPy.
+
+    Returns:
+        Two int32 arrays on the backend.
+    """
+    xp = backend.xp
+    flat = labels.ravel().astype(xp.int32, copy=False)
+    sizes, first = xp.zeros(num_labels, dtype=xp.int32), xp.full(num_labels, flat.size, dtype=xp.int32)
+    if backend.name == "gpu":
+        backend.launch("tally", -(-flat.size // 32), flat, np.int64(flat.size), sizes, first)
+    else:
+        sizes[:] = xp.bincount(flat, minlength=num_labels)
+        backend.scatter_min(first, flat, xp.arange(flat.size, dtype=xp.int32))
+    return sizes, first
+
+
+def _planes_of(volume: Any) -> Callable[[tuple[int, int]], Any]:
+    return lambda planes: volume[planes[0] : planes[1]]
+
+
+def _region_sums(labels: Any, num_regions: int, window_volumes: list[Any], backend: Backend) -> RegionSums:
+    xp = backend.xp
+    flat = labels.ravel()
+
+    def summed(values: Any) -> NDArray[np.int64]:
+        # Sums stay far below 2^53, so double precision holds them exactly.
+        total = xp.bincount(flat, weights=values.ravel().astype(xp.float64), minlength=num_regions)
+        return np.asarray(backend.to_host(total)).astype(np.int64)
+
+    voxels = np.asarray(backend.to_host(xp.bincount(flat, minlength=num_regions))).astype(np.int64)
+    levels = [summed(volume) for volume in window_volumes]
+    places = []
+    for axis in range(3):
+        shape = [1, 1, 1]
+        shape[axis] = labels.shape[axis]
+        index = xp.arange(labels.shape[axis], dtype=xp.int32).reshape(shape)
+        places.append(summed(xp.broadcast_to(index, labels.shape)))
+    return RegionSums(
+        voxels=voxels,
+        levels=np.stack(levels, axis=1) if levels else np.zeros((num_regions, 0), np.int64),
+        places=np.stack(places, axis=1),
+    )
+
+
+def merge_graph(
+    graph: RegionGraph, new_region: NDArray[np.int32], num_regions: int, backend: Backend = HOST
+) -> RegionGraph:
+    """The graph, on the backend, after regions are joined.
+
+    Args:
+        graph: On the backend; empty afterwards on the CPU, since column by column takes half the memory.
+        new_region: (R,) the region that each becomes part of.
+        num_regions: How many are left.
+        backend: Where it runs.
+    """
+    if backend.name == "gpu":
+        xp = backend.xp
+        ends = backend.to_device(new_region)[graph.pairs].astype(xp.int64)
+        one, other = ends[:, 0], ends[:, 1]
+        kept = one != other
+        keys = ((xp.minimum(one, other) << 32) | xp.maximum(one, other))[kept]
+        faces, sums, lows = (array[kept].astype(xp.int64) for array in (graph.faces, graph.sums, graph.lows))
+        return _graph_of(
+            num_regions, _gathered_pairs(keys, faces, list(sums.T), list(lows.T), backend), backend
+        )
+    keys = _joined_keys(graph.taken("pairs"), new_region)
+    order = np.argsort(keys, kind="stable")  # nearly sorted already
+    count = _num_joined(keys, order)
+    pairs, place = np.empty((count, 2), np.int32), np.empty(len(keys), np.int32)
+    _place_joined(keys, order, pairs, place)
+    del keys, order
+    width = graph.sums.shape[1]
+    faces = np.zeros((count, 1), np.int32)
+    _add_joined(place, graph.taken("faces")[:, None], faces)
+    sums = np.zeros((count, width), np.int64)
+    _add_joined(place, graph.taken("sums"), sums)
+    lows = np.full((count, width), np.iinfo(np.int32).max, np.int32)
+    _least_joined(place, graph.taken("lows"), lows)
+    return RegionGraph(num_regions=num_regions, pairs=pairs, faces=faces[:, 0], sums=sums, lows=lows)
+
+
+def merge_sums(sums: RegionSums, new_region: NDArray[np.int32], num_regions: int) -> RegionSums:
+    """What regions hold after they are joined (see `merge_graph`)."""
+
+    def joined(values: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.bincount(new_region, weights=values, minlength=num_regions).astype(np.int64)
+
+    return RegionSums(
+        voxels=joined(sums.voxels),
+        levels=np.stack([joined(column) for column in sums.levels.T], axis=1),
+        places=np.stack([joined(column) for column in sums.places.T], axis=1),
+    )
+
+
+WindowVolume = Any
+"""Integers (z, y, x), or a function that gives the planes (start, stop) of such a volume."""
+
+_SHORT = 48
+"""Lists of no more pairs are sorted by insertion."""
+
+
+def _touching(labels: Any, evidence: list[Any], backend: Backend) -> tuple[Any, Any, Any, Any]:
+    """As `_gathered_pairs`, of the touching regions of a volume.
+
+    A few planes at a time, since faces are many and pairs few.
+    """
+    xp = backend.xp
+    parts = []
+    for start, stop in slabs_of(labels.shape, 1):
+        planes = slice(start, stop + 1)  # and the next, for the faces towards it
+        keys, strengths = _faces(labels[planes], [volume[planes] for volume in evidence], stop - start, xp)
+        strengths = [values.astype(xp.int64) for values in strengths]
+        parts.append(
+            _gathered_pairs(keys, xp.ones(keys.shape, dtype=xp.int64), strengths, strengths, backend)
+        )
+    keys, faces = (xp.concatenate([part[i] for part in parts]) for i in range(2))
+    sums, lows = (xp.concatenate([part[i] for part in parts], axis=1) for i in (2, 3))
+    return _gathered_pairs(keys, faces, list(sums), list(lows), backend)
+
+
+def _faces(labels: Any, evidence: list[Any], num_planes: int, xp: Any) -> tuple[Any, list[Any]]:
+    """The key of each face between two regions, and its strength in each volume.
+
+    Faces of the first `num_planes` planes, those towards the next one included.
+    """
+    keys, strengths = [], [[] for _ in evidence]  # type: ignore[var-annotated]
+    for axis in range(3):
+        a: list[slice] = [slice(None, num_planes), slice(None), slice(None)]
+        b: list[slice] = [slice(None, num_planes), slice(None), slice(None)]
+        a[axis], b[axis] = slice(None, -1), slice(1, None)
+        one, other = labels[tuple(a)].astype(xp.int64), labels[tuple(b)].astype(xp.int64)
+        differ = one != other
+        one, other = one[differ], other[differ]
+        keys.append((xp.minimum(one, other) << 32) | xp.maximum(one, other))
+        for k, volume in enumerate(evidence):
+            strengths[k].append(xp.maximum(volume[tuple(a)][differ], volume[tuple(b)][differ]))
+    return xp.concatenate(keys), [xp.concatenate(values) for values in strengths]
+
+
+def _gathered_pairs(
+    keys: Any, faces: Any, sums: list[Any], lows: list[Any], backend: Backend
+) -> tuple[Any, Any, Any, Any]:
+    """The different keys (lower << 32 | higher), ascending, with faces, sums (K, E) and minima (K, E)."""
+    xp = backend.xp
+    unique, inverse = xp.unique(keys, return_inverse=True)
+    count = len(unique)
+    total = xp.zeros(count, dtype=xp.int64)
+    backend.scatter_add(total, inverse, faces)
+    added = xp.zeros((len(sums), count), dtype=xp.int64)
+    least = xp.full((len(lows), count), np.iinfo(np.int64).max, dtype=xp.int64)
+    for k, (some, low) in enumerate(zip(sums, lows, strict=True)):
+        backend.scatter_add(added[k], inverse, some)
+        backend.scatter_min(least[k], inverse, low)
+    return unique, total, added, least
+
+
+@dataclass(kw_only=True)
+class _Table:
+    """Pairs while they are collected, in the order in which they are met.
+
+    The pairs of a region are a linked list at its lower member. Regions are numbered in scan order,
+    so the lists that a row of voxels needs lie close together, which a table of hashed keys would not.
+    """
+
+    links: NDArray[np.int32]
+    """(E, 2) the next pair of the list, and the higher region."""
+    faces: NDArray[np.int32]
+    sums: NDArray[np.int64]
+    lows: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, room: int, width: int) -> _Table:
+        """An empty table for so many pairs, with so many evidence volumes."""
+        return cls(
+            links=np.empty((room, 2), np.int32),
+            faces=np.empty(room, np.int32),
+            sums=np.empty((room, width), np.int64),
+            lows=np.empty((room, width), np.int32),
+        )
+
+    @property
+    def columns(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
+        """For the compiled loops."""
+        return self.links, self.faces, self.sums, self.lows
+
+    def grow(self, num_pairs: int) -> None:
+        """Make room for half as many pairs again, and this many."""
+        more = _Table.of(len(self.faces) // 2 + num_pairs, self.sums.shape[1])
+        self.links = np.concatenate((self.links, more.links))
+        self.faces = np.concatenate((self.faces, more.faces))
+        self.sums = np.concatenate((self.sums, more.sums))
+        self.lows = np.concatenate((self.lows, more.lows))
+
+    def graph(self, head: NDArray[np.int32], used: int) -> RegionGraph:
+        """The pairs in their order; column by column, and the table is empty afterwards."""
+        order, pairs = np.empty(used, np.int32), np.empty((used, 2), np.int32)
+        _sorted_pairs(head, self.links, order, pairs)
+        self.links = self.links[:0].copy()
+        self.faces = self.faces[order]
+        self.sums = self.sums[order]
+        self.lows = self.lows[order]
+        return RegionGraph(
+            num_regions=len(head), pairs=pairs, faces=self.faces, sums=self.sums, lows=self.lows
+        )
+
+
+def _touching_graph(labels: NDArray[np.int32], evidence: NDArray[Any], num_regions: int) -> RegionGraph:
+    """As `_touching`, in one pass over the faces.
+
+    Where the room is used up it is made larger here: a compiled loop that may do so itself is far slower.
+    """
+    head = np.full(num_regions, -1, np.int32)
+    table = _Table.of(8 * num_regions + 64, evidence.shape[0])
+    row, used = 0, 0
+    while True:
+        row, used = _touching_numba(labels, evidence, head, *table.columns, row, used)
+        if row == labels.shape[0] * labels.shape[1]:
+            return table.graph(head, used)
+        table.grow(3 * labels.shape[2])
+
+
+@numba.njit(cache=True, nogil=True)
+def _sorted_pairs(
+    head: NDArray[np.int32], links: NDArray[np.int32], order: NDArray[np.int32], pairs: NDArray[np.int32]
+) -> None:
+    """Places of the pairs in ascending order, and the pairs."""
+    done = 0
+    for a in range(len(head)):
+        first, e = done, head[a]
+        while e >= 0:
+            pairs[done, 0], pairs[done, 1], order[done] = a, links[e, 1], e
+            done += 1
+            e = links[e, 0]
+        if done - first > _SHORT:
+            rank = np.argsort(pairs[first:done, 1])
+            pairs[first:done, 1] = pairs[first:done, 1][rank]
+            order[first:done] = order[first:done][rank]
+            continue
+        for i in range(first + 1, done):
+            b, e, j = pairs[i, 1], order[i], i
+            while j > first and pairs[j - 1, 1] > b:
+                pairs[j, 1], order[j] = pairs[j - 1, 1], order[j - 1]
+                j -= 1
+            pairs[j, 1], order[j] = b, e
+
+
+@numba.njit(cache=True, nogil=True)
+def _joined_keys(pairs: NDArray[np.int32], new_region: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Lower << 32 | higher region of each pair after the join; the largest number within one region."""
+    keys = np.empty(len(pairs), np.int64)
+    for p in range(len(pairs)):
+        one, other = np.int64(new_region[pairs[p, 0]]), np.int64(new_region[pairs[p, 1]])
+        keys[p] = (min(one, other) << 32) | max(one, other) if one != other else np.iinfo(np.int64).max
+    return keys
+
+
+@numba.njit(cache=True, nogil=True)
+def _num_joined(keys: NDArray[np.int64], order: NDArray[np.int64]) -> Any:
+    """How many pairs are left."""
+    count, last = 0, np.int64(-1)
+    for p in order:
+        if keys[p] == np.iinfo(np.int64).max:
+            break
+        count += keys[p] != last
+        last = keys[p]
+    return count
+
+
+@numba.njit(cache=True, nogil=True)
+def _place_joined(
+    keys: NDArray[np.int64], order: NDArray[np.int64], pairs: NDArray[np.int32], place: NDArray[np.int32]
+) -> None:
+    """The pairs that are left, and where each old one goes: -1 for nowhere."""
+    e, last = -1, np.int64(-1)
+    for p in order:
+        if keys[p] == np.iinfo(np.int64).max:
+            place[p] = -1
+            continue
+        if keys[p] != last:
+            e, last = e + 1, keys[p]
+            pairs[e, 0], pairs[e, 1] = last >> 32, last & 0xFFFFFFFF
+        place[p] = e
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_joined(place: NDArray[np.int32], old: NDArray[Any], new: NDArray[Any]) -> None:
+    for p in range(len(place)):
+        if place[p] >= 0:
+            for k in range(old.shape[1]):
+                new[place[p], k] += old[p, k]
+
+
+@numba.njit(cache=True, nogil=True)
+def _least_joined(place: NDArray[np.int32], old: NDArray[Any], new: NDArray[Any]) -> None:
+    for p in range(len(place)):
+        if place[p] >= 0:
+            for k in range(old.shape[1]):
+                new[place[p], k] = min(new[place[p], k], old[p, k])
+
+
+@numba.njit(cache=True, nogil=True)
+def _touching_numba(
+    labels: NDArray[np.int32], evidence: NDArray[Any], head: NDArray[np.int32], links: NDArray[np.int32],
+    faces: NDArray[np.int32], sums: NDArray[np.int64], lows: NDArray[np.int32], row: int, used: int,
+) -> Any:  # fmt: skip
+    """The pairs met from a row of voxels on, until all are done or there is no room for another row's.
+
+    Neighbouring faces mostly part the same two regions: `recent` has regions and pair of the last face at
+    each x, so that few lists have to be walked. `links` are (following, higher region) of each pair. Returns
+    (rows done, pairs used).
+    """
+    num_z, num_y, num_x = labels.shape
+    width = evidence.shape[0]
+    recent = np.full((num_x, 3, 3), -1, np.int32)
+    while row < num_z * num_y:
+        if used + 3 * num_x > len(faces):
+            break
+        z, y = row // num_y, row % num_y
+        for x in range(num_x):
+            one = labels[z, y, x]
+            for d in range(3):
+                zz, yy, xx = z + (d == 0), y + (d == 1), x + (d == 2)
+                if zz == num_z or yy == num_y or xx == num_x:
+                    continue
+                other = labels[zz, yy, xx]
+                if one == other:
+                    continue
+                a, b = min(one, other), max(one, other)
+                if recent[x, d, 0] == a and recent[x, d, 1] == b:
+                    e = recent[x, d, 2]
+                elif x > 0 and recent[x - 1, d, 0] == a and recent[x - 1, d, 1] == b:
+                    e = recent[x - 1, d, 2]
+                else:
+                    e = head[a]
+                    while e >= 0 and links[e, 1] != b:
+                        e = links[e, 0]
+                if e < 0:
+                    e = used
+                    used += 1
+                    links[e, 0], links[e, 1] = head[a], b
+                    head[a] = e
+                    faces[e] = 0
+                    for k in range(width):
+                        sums[e, k], lows[e, k] = 0, np.iinfo(np.int32).max
+                recent[x, d, 0], recent[x, d, 1], recent[x, d, 2] = a, b, e
+                faces[e] += 1
+                for k in range(width):
+                    value = np.int32(max(evidence[k, z, y, x], evidence[k, zz, yy, xx]))
+                    sums[e, k] += value
+                    lows[e, k] = min(lows[e, k], value)
+        row += 1
+    return row, used
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_levels(labels: NDArray[np.int32], levels: NDArray[Any], total: NDArray[np.int64]) -> None:
+    for i in range(len(labels)):
+        total[labels[i]] += levels[i]
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_places(labels: NDArray[np.int32], plane: int, total: NDArray[np.int64]) -> None:
+    """Voxel indices z, y, x and the number of voxels, (R, 4)."""
+    for z in range(labels.shape[0]):
+        for y in range(labels.shape[1]):
+            for x in range(labels.shape[2]):
+                place = total[labels[z, y, x]]
+                place[0] += z + plane
+                place[1] += y
+                place[2] += x
+                place[3] += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _count_inside(labels: NDArray[Any], mask: NDArray[np.bool_], counts: NDArray[np.int64]) -> None:
+    for i in range(len(labels)):
+        counts[labels[i]] += mask[i]

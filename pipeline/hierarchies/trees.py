@@ -1,0 +1,371 @@
+"""Hierarchies over a partition of the voxels: trees whose nodes are nested regions.
+
+    region graph --linkage, watershed, thresholds--> parents --depth-first--> each node a run of leaves
+
+Several trees with different eyes find different organs: average linkage on boundaries, with contrast, Ward's
+criterion on intensity and place (compact regions), watershed by volume and by dynamics, max- and min-trees of
+region means (the connected components of every threshold).
+
+Reads:  `RegionGraph`, `RegionSums`.
+Writes: `Hierarchy` values.
+Bounds: at least two regions. Watersheds and component trees come from higra (Perret et al., SoftwareX 10,
+        2019).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.hierarchies.agglomeration import Linkage, agglomerate
+from pipeline.hierarchies.boundaries import NUM_LEVELS
+from pipeline.hierarchies.region_graphs import RegionGraph, RegionSums
+
+Method = Literal[
+    "boundary", "contrast", "neck", "contact", "round", "piecewise", "compact", "volume", "dynamics",
+    "bright", "dark",
+]  # fmt: skip
+"""boundary: average linkage of boundary evidence; contrast: that plus the difference of mean intensities;
+neck: contrast, later over narrow necks; contact: boundary, sooner where much of a region's surface is in
+contact; round: boundary, sooner where what is made is round; piecewise: the error of a mean intensity for
+each face; compact: Ward's criterion on mean intensity and place; volume, dynamics: hierarchical watershed by
+that extinction value; bright, dark: max- and min-tree of the regions' mean intensity."""
+
+_LINKAGES: dict[str, Linkage] = {
+    "boundary": "boundary",
+    "contrast": "boundary_and_contrast",
+    "neck": "neck",
+    "contact": "contact",
+    "round": "compact",
+    "piecewise": "piecewise",
+    "compact": "ward",
+}
+"""The linkage of each method that merges pair by pair."""
+
+_WITHOUT_SCALE = ("piecewise", "compact")
+"""Methods that look at intensity alone, not at boundary evidence."""
+
+_NAME = re.compile(
+    r"(?P<partition>fine|coarse|voxels)-(?P<method>boundary|contrast|neck|contact|round|piecewise|compact"
+    r"|volume|dynamics|bright|dark)"
+    r"(-(?P<scale>[0-9]+(\.[0-9]+)?)mm)?(?P<balanced>-balanced)?(-window(?P<window>[0-9]))?"
+)
+
+_FRACTION = 8
+"""Sums of window levels carry 3 fraction bits (see `pipeline.hierarchies.boundaries`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeSpec:
+    """One tree to grow: over which partition, with which eye."""
+
+    partition: Literal["fine", "coarse", "voxels"]
+    method: Method
+    scale_mm: float = 0.7
+    """Scale of the boundary evidence, in mm; one of those computed."""
+    size_exponent: float = 0.1
+    """contrast only: unlikeness times the smaller volume to this power."""
+    compactness: float = 2.0
+    """compact only: weight of place against intensity."""
+    window: int = 0
+    """bright and dark only: which intensity window."""
+
+    @classmethod
+    def parse(cls, name: str) -> TreeSpec:
+        """The tree of that name, such as `fine-contrast-0.7mm-balanced` (see `name`).
+
+        Raises:
+            ValueError: no tree is called so.
+        """
+        found = _NAME.fullmatch(name)
+        if not found:
+            raise ValueError(
+                f"no tree is called {name!r}; a name is PARTITION-METHOD[-SCALEmm][-balanced][-windowN], "
+                "such as fine-contrast-0.7mm, coarse-dynamics-1.5mm, fine-compact, fine-bright-window0"
+            )
+        part = found.groupdict()
+        spec = cls(
+            partition=part["partition"],  # type: ignore[arg-type]
+            method=part["method"],  # type: ignore[arg-type]
+            scale_mm=float(part["scale"] or cls.scale_mm),
+            size_exponent=0.33 if part["balanced"] else cls.size_exponent,
+            window=int(part["window"] or 0),
+        )
+        if spec.name != name:
+            raise ValueError(f"no tree is called {name!r}; did you mean {spec.name!r}?")
+        return spec
+
+    @property
+    def looks_at_a_scale(self) -> bool:
+        """Whether boundary evidence of its scale decides, or intensity alone."""
+        return self.method not in (*_WITHOUT_SCALE, "bright", "dark")
+
+    @property
+    def name(self) -> str:
+        """How it is called in the settings, and its proposals' source in the store."""
+        if self.method in ("bright", "dark"):
+            return f"{self.partition}-{self.method}-window{self.window}"
+        if self.method in _WITHOUT_SCALE:
+            return f"{self.partition}-{self.method}"
+        suffix = "-balanced" if self.method == "contrast" and self.size_exponent > 0.2 else ""
+        return f"{self.partition}-{self.method}-{self.scale_mm:g}mm{suffix}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hierarchy:
+    """A rooted tree over the regions of a partition."""
+
+    source: str
+    partition: int
+    """Which partition its leaves are the regions of."""
+    num_leaves: int
+    parents: NDArray[np.int64]
+    """(M,) leaves first, children before parents; the last node is the root and its own parent."""
+    start: NDArray[np.int64]
+    """(M,) first leaf of each node, in depth-first order."""
+    stop: NDArray[np.int64]
+    """(M,) one past its last leaf."""
+    level_sets: bool
+    """Whether its regions are what lies above or below an intensity: their outline is the image's own."""
+
+    @classmethod
+    def of(
+        cls,
+        source: str,
+        partition: int,
+        num_leaves: int,
+        parents: NDArray[np.int64],
+        *,
+        level_sets: bool = False,
+    ) -> Hierarchy:
+        """The hierarchy with these parents, its nodes laid out depth first."""
+        start, stop = _depth_first(np.ascontiguousarray(parents, dtype=np.int64), num_leaves)
+        return cls(
+            source=source,
+            partition=partition,
+            num_leaves=num_leaves,
+            parents=parents,
+            start=start,
+            stop=stop,
+            level_sets=level_sets,
+        )
+
+    def reduced(self, nodes: NDArray[np.int64]) -> tuple[Hierarchy, NDArray[np.int64]]:
+        """The tree of some nodes only, over leaves that no node of them tells apart.
+
+        Args:
+            nodes: (N,) ascending, without the root.
+
+        Returns:
+            The hierarchy, of N + 1 leaves: leaf 0 is what lies in none of the nodes; `nodes[k]` is its node
+            N + 1 + k. And (R,) which of its leaves each leaf of this one is part of.
+        """
+        count = len(nodes) + 1
+        inner = np.zeros(len(self.parents), np.int64)  # 1 + place in `nodes` of the innermost around a node
+        inner[nodes] = np.arange(1, count)
+        around = _innermost(self.parents, inner)
+        parents = np.full(2 * count, 2 * count - 1, np.int64)
+        parents[1:count] = np.arange(count, 2 * count - 1)
+        outer = around[self.parents[nodes]]
+        parents[count:-1] = np.where(outer > 0, count - 1 + outer, 2 * count - 1)
+        tree = Hierarchy.of(self.source, self.partition, count, parents, level_sets=self.level_sets)
+        return tree, around[: self.num_leaves]
+
+    def sums(self, leaf_values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(M, F) sums of (R, F) leaf values over each node."""
+        return np.asarray(_node_sums(self.parents, np.ascontiguousarray(leaf_values)))
+
+    def outline_sums(self, pairs: NDArray[np.int32], values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(M, F) sums over the outline of each node.
+
+        Args:
+            pairs: (E, 2) touching leaves.
+            values: (E, F) of their common boundary.
+        """
+        heads = _heavy_path_heads(self.parents, self.stop - self.start)
+        return np.asarray(_outline_sums(self.parents, heads, self.num_leaves, pairs, values))
+
+    def minima(self, leaf_values: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """(M, F) minima of (R, F) leaf values over each node."""
+        return np.asarray(_node_minima(self.parents, np.ascontiguousarray(leaf_values)))
+
+
+def grow(
+    spec: TreeSpec,
+    *,
+    partition: int,
+    graph: RegionGraph,
+    sums: RegionSums,
+    scale_column: int,
+) -> Hierarchy:
+    """The tree that a spec asks for.
+
+    Args:
+        spec: Which tree.
+        partition: Number of the partition, kept in the result.
+        graph: Its region graph, at least two regions, connected.
+        sums: What its regions hold.
+        scale_column: Column of the graph's evidence that has the spec's scale.
+    """
+    match spec.method:
+        case "boundary" | "contrast" | "neck" | "contact" | "round" | "piecewise" | "compact":
+            features = _features(sums, spec.compactness if spec.method == "compact" else 0.0)
+            parents = agglomerate(
+                graph.pairs,
+                graph.faces,
+                graph.sums[:, scale_column],
+                sums.voxels,
+                features,
+                linkage=_LINKAGES[spec.method],
+                size_exponent=spec.size_exponent if spec.method == "contrast" else 0.0,
+            )
+        case "volume" | "dynamics":
+            parents = _watershed(graph, sums, graph.lows[:, scale_column], spec.method)
+        case _:
+            parents = _component_tree(graph, sums, spec.window, spec.method)
+    level_sets = spec.method in ("bright", "dark")
+    return Hierarchy.of(spec.name, partition, graph.num_regions, parents, level_sets=level_sets)
+
+
+def _features(sums: RegionSums, compactness: float) -> NDArray[np.float64]:
+    """(R, F) features summed over voxels: levels of each window, and place scaled by the compactness."""
+    levels = sums.levels / _FRACTION
+    if compactness == 0.0:
+        return levels
+    means = levels / sums.voxels[:, None]
+    spread = float(np.sqrt(means.var(axis=0).sum()))
+    num_voxels = float(sums.voxels.sum())
+    return np.concatenate([levels, sums.places * (compactness * spread / np.cbrt(num_voxels))], axis=1)
+
+
+def _higra_graph(graph: RegionGraph) -> object:
+    import higra
+
+    made = higra.UndirectedGraph(graph.num_regions)
+    made.add_edges(graph.pairs[:, 0].astype(np.int64), graph.pairs[:, 1].astype(np.int64))
+    return made
+
+
+def _watershed(
+    graph: RegionGraph, sums: RegionSums, passes: NDArray[np.int32], attribute: str
+) -> NDArray[np.int64]:
+    import higra
+
+    made = _higra_graph(graph)
+    heights = passes.astype(np.float64)
+    if attribute == "volume":
+        tree, _ = higra.watershed_hierarchy_by_volume(made, heights, sums.voxels.astype(np.float64))
+    else:
+        tree, _ = higra.watershed_hierarchy_by_dynamics(made, heights)
+    return np.array(tree.parents(), dtype=np.int64)  # a view would keep all of the tree
+
+
+def _component_tree(
+    graph: RegionGraph, sums: RegionSums, window: int, method: str, num_steps: int = 64
+) -> NDArray[np.int64]:
+    import higra
+
+    means = sums.levels[:, window] / (_FRACTION * sums.voxels)
+    steps = np.floor(means * (num_steps / NUM_LEVELS))
+    grown = higra.component_tree_max_tree if method == "bright" else higra.component_tree_min_tree
+    tree, _ = grown(_higra_graph(graph), steps)
+    return np.array(tree.parents(), dtype=np.int64)  # a view would keep all of the tree
+
+
+@numba.njit(cache=True, nogil=True)
+def _depth_first(parents: NDArray[np.int64], num_leaves: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    count = len(parents)
+    size = np.zeros(count, np.int64)
+    size[:num_leaves] = 1
+    for i in range(count - 1):
+        size[parents[i]] += size[i]
+    start = np.zeros(count, np.int64)
+    taken = np.zeros(count, np.int64)
+    for i in range(count - 2, -1, -1):
+        parent = parents[i]
+        start[i] = start[parent] + taken[parent]
+        taken[parent] += size[i]
+    return start, start + size
+
+
+@numba.njit(cache=True, nogil=True)
+def _innermost(parents: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(M,) the value of each node, or else of the nearest node around it that has one; 0 where none has."""
+    out = own.copy()
+    for i in range(len(parents) - 2, -1, -1):
+        if out[i] == 0:
+            out[i] = out[parents[i]]
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _heavy_path_heads(parents: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(M,) the top of the path that each node is on, where paths go down to the largest child.
+
+    From any node no more than log2 of the leaves lie paths to the root, however deep the tree.
+    """
+    count = len(parents)
+    largest = np.full(count, -1, np.int64)
+    for i in range(count - 1):
+        rival = largest[parents[i]]
+        if rival < 0 or sizes[i] > sizes[rival]:
+            largest[parents[i]] = i
+    heads = np.arange(count)
+    for i in range(count - 2, -1, -1):
+        if largest[parents[i]] == i:
+            heads[i] = heads[parents[i]]
+    return heads
+
+
+@numba.njit(cache=True, nogil=True)
+def _outline_sums(
+    parents: NDArray[np.int64], heads: NDArray[np.int64], num_leaves: int, pairs: NDArray[np.int32],
+    values: NDArray[np.int64],
+) -> NDArray[np.int64]:  # fmt: skip
+    """What a pair adds to its two leaves goes again at the innermost node that has both."""
+    width = values.shape[1]
+    out = np.zeros((len(parents), width), np.int64)
+    for e in range(len(pairs)):
+        a, b = np.int64(pairs[e, 0]), np.int64(pairs[e, 1])
+        for k in range(width):
+            out[a, k] += values[e, k]
+            out[b, k] += values[e, k]
+        while heads[a] != heads[b]:  # the lower head is within the other's path, or beside it
+            if heads[a] < heads[b]:
+                a = parents[heads[a]]
+            else:
+                b = parents[heads[b]]
+        both = max(a, b)
+        for k in range(width):
+            out[both, k] -= 2 * values[e, k]
+    for i in range(len(parents) - 1):
+        for k in range(width):
+            out[parents[i], k] += out[i, k]
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _node_sums(parents: NDArray[np.int64], leaf_values: NDArray[np.int64]) -> NDArray[np.int64]:
+    num_leaves, width = leaf_values.shape
+    out = np.zeros((len(parents), width), np.int64)
+    out[:num_leaves] = leaf_values
+    for i in range(len(parents) - 1):
+        for k in range(width):
+            out[parents[i], k] += out[i, k]
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _node_minima(parents: NDArray[np.int64], leaf_values: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    num_leaves, width = leaf_values.shape
+    out = np.full((len(parents), width), np.uint32(0xFFFFFFFF), np.uint32)
+    out[:num_leaves] = leaf_values
+    for i in range(len(parents) - 1):
+        for k in range(width):
+            out[parents[i], k] = min(out[parents[i], k], out[i, k])
+    return out

@@ -1,0 +1,16 @@
+from .config import (
+    INGEST_VERSION as INGEST_VERSION,
+    LATER_SETTINGS as LATER_SETTINGS,
+    IngestConfig as IngestConfig,
+)
+from .loading import (
+    LoadedScan as LoadedScan,
+    find_one as find_one,
+    find_targets as find_targets,
+    ingest_config as ingest_config,
+    load_source as load_source,
+    read_own_labels as read_own_labels,
+    read_scan as read_scan,
+)
+from .reading import RawScan as RawScan, read_source as read_source
+from .standard_scan import StandardScan as StandardScan, standardize as standardize

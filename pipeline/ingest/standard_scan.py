@@ -1,0 +1,226 @@
+"""From a scan on its own grid to the stored form: turned, cropped, resampled, coded.
+
+*Reads*: `RawScan`: image (z, y, x) int16 or float32 in real units on the file's axes; label maps on the same
+grid. *Writes*: `StandardScan`: int16 codes and uint8/uint16 label maps on one isotropic grid, whose array
+axes run to the head (z), the front (y) and the right (x) of the patient, as nearly as the scan's own axes do;
+an oblique scan stays oblique and its grid says so. Nothing is padded. Labels are nearest neighbour
+everywhere.
+
+The crop looks at intensities only. If it cuts off labelled voxels, a note says how many. Real value = code *
+scale + offset. The same input gives the same bytes on any machine and with any number of workers. Stops being
+valid for sheared grids (refused earlier) and for CT that is not in HU (scaled like MR, with a note).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import BadSpacing, ConstantImage, EmptyForeground
+from pipeline.formats import not_finite
+from pipeline.ingest.config import IngestConfig
+from pipeline.ingest.intensity import Intensity, ct_window, encode, looks_like_hounsfield, percentile_window
+from pipeline.ingest.labels import refuse_label_as_scan
+from pipeline.ingest.modality import guess_modality
+from pipeline.ingest.reading import RawScan
+from pipeline.volumes import (
+    Grid,
+    body_box,
+    crop_grid,
+    resample_image,
+    resample_labels,
+    resampled_grid,
+    turn_array,
+    turn_grid,
+    turn_to_ras,
+    whole,
+)
+
+_PADDING_FLOOR_HU = -1024.0
+"""Scanners mark voxels outside the field of view with -2000 or -3024; no tissue lies below this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandardLabel:
+    """A label map on the stored grid.
+
+    Attributes:
+        name: How it is called in the store.
+        array: (z, y, x) uint8 or uint16; 0 is background.
+        value_names: Name of each value; empty where none are declared.
+    """
+
+    name: str
+    array: NDArray[np.uint8] | NDArray[np.uint16]
+    value_names: Mapping[int, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandardScan:
+    """A scan in its stored form.
+
+    Attributes:
+        image: (z, y, x) int16 codes on `grid`; real value = code * scale + offset.
+        scale: Real units a code.
+        offset: Real value of code 0.
+        intensity: Clip bounds and z-score statistics in real units.
+        labels: Label maps on `grid`.
+        grid: The stored grid.
+        source_grid: The input's own grid, for writing results back onto it.
+        modality: "ct", "mr" or "pet"; "other" in a set.
+        modality_origin: "manifest", "dicom", "set", or "guess: " and why.
+        facts: Machine and method from DICOM.
+        notes: What was unusual and how it was met.
+    """
+
+    image: NDArray[np.int16]
+    scale: float
+    offset: float
+    intensity: Intensity
+    labels: tuple[StandardLabel, ...]
+    grid: Grid
+    source_grid: Grid
+    modality: str
+    modality_origin: str
+    facts: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def standardize(raw: RawScan, config: IngestConfig) -> StandardScan:
+    """The stored form of a scan.
+
+    Raises:
+        ScanError: NaN or infinite voxels, one value everywhere, no foreground, too large or too little a
+            volume, or a label map in the scan's place.
+    """
+    _check_values(raw)
+    turn = turn_to_ras(raw.grid)
+    image, grid = turn_array(raw.image, turn), turn_grid(raw.grid, turn)
+    modality, origin = raw.modality, raw.modality_origin
+    if modality is None:
+        guess, why = guess_modality(image, grid.spacing_zyx_mm, name=raw.location.split("/")[-1])
+        modality, origin = guess, f"guess: {why}"
+    notes: list[str] = []
+    has_air = modality == "ct" and float(image.min()) < config.body_threshold_hu
+    in_hu = modality == "ct" and looks_like_hounsfield(image, config)
+    if modality == "ct" and not in_hu:
+        notes.append("said to be CT, but the values are not HU: scaled by percentiles as MR is")
+    box = _box(raw, image, grid, threshold=config.body_threshold_hu if has_air else None, config=config)
+    cropped = crop_grid(grid, box)
+    target = resampled_grid(cropped, config.spacing_mm)
+    _check_target(raw, target, config)
+    floor = _PADDING_FLOOR_HU if in_hu else -np.inf
+    values = resample_image(image[box], cropped, target, floor=floor)
+    window, step, offset = ct_window(config) if in_hu else percentile_window(values, config)
+    codes, intensity = _encode(raw, values, window, step, offset, unit=_unit(raw, in_hu=in_hu))
+    labels = []
+    for label in raw.labels:
+        turned: NDArray[Any] = turn_array(label.array, turn)
+        notes.extend(_cut_off(label.name, turned, box))
+        array = resample_labels(turned[box], cropped, target)
+        labels.append(StandardLabel(name=label.name, array=array, value_names=dict(label.value_names or {})))
+    return StandardScan(
+        image=codes,
+        scale=step,
+        offset=offset,
+        intensity=intensity,
+        labels=tuple(labels),
+        grid=target,
+        source_grid=raw.grid,
+        modality=modality,
+        modality_origin=origin,
+        facts=raw.facts,
+        notes=tuple(notes),
+    )
+
+
+def _encode(
+    raw: RawScan,
+    values: NDArray[np.float32],
+    window: tuple[float, float],
+    step: float,
+    offset: float,
+    *,
+    unit: str,
+) -> tuple[NDArray[np.int16], Intensity]:
+    """Codes and statistics of the stored volume, which must not be one value."""
+    if window[1] > window[0]:
+        codes, intensity = encode(values, window=window, step=step, offset=offset, unit=unit)
+        if intensity.std > 0:
+            return codes, intensity
+    raise ConstantImage(
+        f"all voxels left are the same after clipping to {window[0]:g} to {window[1]:g}",
+        path=raw.location,
+        remedy="Check the export of this scan, its units, and its modality in the manifest",
+    )
+
+
+def _unit(raw: RawScan, *, in_hu: bool) -> str:
+    if in_hu:
+        return "HU"
+    return "Bq/ml" if dict(raw.facts).get("Units") == "BQML" else "arbitrary"
+
+
+def _check_values(raw: RawScan) -> None:
+    """Refuses NaN, infinite and constant images, and label maps."""
+    low, high = float(raw.image.min()), float(raw.image.max())  # NaN spreads to both
+    if not (np.isfinite(low) and np.isfinite(high)):
+        count = int(raw.image.size - np.isfinite(raw.image).sum())
+        raise not_finite(count, raw.image.size, raw.location)
+    if low == high:
+        raise ConstantImage(
+            f"every voxel has the value {low:g}",
+            path=raw.location,
+            remedy="Check the export of this scan, or remove it",
+        )
+    if raw.modality is None:
+        refuse_label_as_scan(raw.image, shown=raw.location)
+
+
+def _box(
+    raw: RawScan, image: NDArray[Any], grid: Grid, *, threshold: float | None, config: IngestConfig
+) -> tuple[slice, slice, slice]:
+    """The box to keep."""
+    if raw.kept_whole or not config.crop:
+        return whole(image.shape)
+    box = body_box(image, grid.spacing_zyx_mm, threshold=threshold, margin_mm=config.margin_mm)
+    if box is None:
+        found = "" if threshold is None else f" (no voxel above {threshold:g} HU)"
+        raise EmptyForeground(
+            f"nothing is left after the crop to the body{found}",
+            path=raw.location,
+            remedy="Check that the scan shows a patient; crop = false keeps the whole volume",
+        )
+    return box
+
+
+def _check_target(raw: RawScan, target: Grid, config: IngestConfig) -> None:
+    """Refuses stored volumes that are too large for memory or too small to be of use."""
+    if target.num_voxels > config.max_stored_voxels:
+        raise BadSpacing(
+            f"the stored volume would have {target.num_voxels:,} voxels "
+            f"({config.max_stored_voxels:,} are allowed)",
+            path=raw.location,
+            remedy="Check the voxel size in the header, or choose a larger spacing_mm",
+        )
+    if min(target.extent_zyx_mm) < config.min_extent_mm:
+        z, y, x = target.extent_zyx_mm
+        raise EmptyForeground(
+            f"a volume must measure at least {config.min_extent_mm:g} mm along each axis, "
+            "after the crop this is "
+            f"{z:.1f} x {y:.1f} x {x:.1f} mm",
+            path=raw.location,
+            remedy="Check the voxel size in the header; crop = false keeps the whole volume",
+        )
+
+
+def _cut_off(name: str, label: NDArray[Any], box: tuple[slice, slice, slice]) -> list[str]:
+    """A note where labelled voxels lie outside of the box."""
+    total, kept = int(np.count_nonzero(label)), int(np.count_nonzero(label[box]))
+    return (
+        [] if total == kept else [f"{total - kept} of {total} labelled voxels of {name} lie outside the crop"]
+    )

@@ -1,0 +1,157 @@
+"""From the stored grid back onto the input's own grid.
+
+*Reads*: a label map or a probability (z, y, x) on the stored grid. *Writes*: the same on the source's own
+array axes, shape and geometry: labels by nearest neighbour, probabilities by averaged linear interpolation;
+0 where the stored volume does not reach. Also writes arrays as image files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.volumes import (
+    Grid,
+    Turn,
+    axis_maps,
+    crop_grid,
+    resample_image,
+    resample_labels,
+    turn_array,
+    turn_grid,
+    turn_to_ras,
+)
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+Box: TypeAlias = tuple[slice, slice, slice]
+"""Half-open, in voxels along z, y, x."""
+
+
+def to_source_grid(labels: NDArray[Scalar], grid: Grid, source_grid: Grid) -> NDArray[Scalar]:
+    """Label map on the source's own axes: `source_grid.shape_zyx`, the input's dtype.
+
+    Args:
+        labels: (z, y, x) on `grid`.
+        grid: The stored grid.
+        source_grid: The grid of the input that the stored grid was made from.
+
+    Raises:
+        ValueError: The array is not on `grid`, or the grids have no parallel axes.
+    """
+    if labels.shape != grid.shape_zyx:
+        raise ValueError(f"the labels must lie on the stored grid {grid.shape_zyx}, got {labels.shape}")
+    out: NDArray[Scalar] = np.zeros(source_grid.shape_zyx, labels.dtype)
+    taken: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * 3
+    inside: list[slice] = []
+    maps = axis_maps(grid, source_grid)
+    for axis, along in enumerate(maps):
+        nearest = along.nearest(source_grid.shape_zyx[axis])
+        valid = np.flatnonzero((nearest >= 0) & (nearest < grid.shape_zyx[along.axis]))
+        if valid.size == 0:
+            return out
+        inside.append(slice(int(valid[0]), int(valid[-1]) + 1))
+        taken[along.axis] = nearest[inside[-1]]
+    z, y, x = taken
+    block = labels[z][:, y][:, :, x]
+    out[tuple(inside)] = block.transpose([m.axis for m in maps])
+    return out
+
+
+def probability_to_source_grid(
+    probability: NDArray[np.float32], grid: Grid, source_grid: Grid, *, above: float | None = None
+) -> tuple[Box, NDArray[np.float32]] | None:
+    """A probability on the source's own axes, as the part of its grid that it reaches, and the values there.
+
+    Args:
+        probability: (z, y, x) on `grid`.
+        grid: The stored grid.
+        source_grid: The grid of the input that the stored grid was made from.
+        above: Leave out what is sure to lie below this; the values returned are the same where they reach it.
+
+    Returns:
+        A box of `source_grid` and float32 (z, y, x) in it; None where there is nothing.
+
+    Raises:
+        ValueError: The array is not on `grid`, or the grids have no parallel axes.
+    """
+    if probability.shape != grid.shape_zyx:
+        raise ValueError(
+            f"the probability must lie on the stored grid {grid.shape_zyx}, got {probability.shape}"
+        )
+    turn = turn_to_ras(source_grid)
+    turned = turn_grid(source_grid, turn)
+    if above is not None:
+        part = _part_above(probability, above, grid, turned)
+        if part is None:
+            return None
+        probability, grid = probability[part], crop_grid(grid, part)
+    reach = []
+    for length, along, size in zip(turned.shape_zyx, axis_maps(grid, turned), grid.shape_zyx, strict=True):
+        nearest = along.nearest(length)
+        valid = np.flatnonzero((nearest >= 0) & (nearest < size))
+        if not valid.size:
+            return None
+        reach.append(slice(int(valid[0]), int(valid[-1]) + 1))
+    box = (reach[0], reach[1], reach[2])
+    values = resample_image(probability, grid, crop_grid(turned, box), floor=-np.inf)
+    return _box_before(box, turn, turned.shape_zyx), _turn_back(values, turn)
+
+
+def _part_above(probability: NDArray[np.float32], above: float, grid: Grid, target: Grid) -> Box | None:
+    """The box of what reaches a value, with all that an interpolation there can look at."""
+    mask = probability >= above
+    box = []
+    for axis, (mine, other) in enumerate(zip(grid.spacing_zyx_mm, target.spacing_zyx_mm, strict=True)):
+        where = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        if not where.size:
+            return None
+        margin = 2 + int(np.ceil(other / mine))
+        box.append(slice(max(0, int(where[0]) - margin), min(mask.shape[axis], int(where[-1]) + 1 + margin)))
+    return box[0], box[1], box[2]
+
+
+def _box_before(box: Box, turn: Turn, turned_shape: tuple[int, int, int]) -> Box:
+    """The box of an array that `box` is once the array has been turned."""
+    before = [slice(0)] * 3
+    for part, axis, flip, size in zip(box, turn.axes, turn.flips, turned_shape, strict=True):
+        before[axis] = slice(size - part.stop, size - part.start) if flip else part
+    return before[0], before[1], before[2]
+
+
+def _turn_back(array: NDArray[Scalar], turn: Turn) -> NDArray[Scalar]:
+    """The array that was turned, as a view."""
+    steps = tuple(slice(None, None, -1 if flip else 1) for flip in turn.flips)
+    return array[steps].transpose(np.argsort(turn.axes))
+
+
+def to_stored_grid(labels: NDArray[Scalar], source_grid: Grid, grid: Grid) -> NDArray[Scalar]:
+    """A label map on the source's own axes as the stored grid shows it, by nearest neighbour.
+
+    Args:
+        labels: (z, y, x) on `source_grid`.
+        source_grid: The input's own grid.
+        grid: The stored grid that was made from it.
+    """
+    turn = turn_to_ras(source_grid)
+    return resample_labels(turn_array(labels, turn), turn_grid(source_grid, turn), grid)
+
+
+def write_image(path: Path, array: NDArray[Any], grid: Grid) -> None:
+    """Writes (z, y, x) on its grid as NIfTI, NRRD or MetaImage, by the path's suffix.
+
+    NIfTI keeps the geometry in single precision, the others in double.
+    """
+    import SimpleITK
+
+    sitk: Any = SimpleITK  # carries no types
+    if array.shape != grid.shape_zyx:
+        raise ValueError(f"the array must lie on its grid {grid.shape_zyx}, got {array.shape}")
+    image = sitk.GetImageFromArray(array.astype(np.uint8) if array.dtype == np.bool_ else array)
+    image.SetSpacing(grid.spacing_xyz_mm)
+    image.SetOrigin(grid.origin_xyz_mm)
+    image.SetDirection(grid.direction)
+    sitk.WriteImage(image, str(path), useCompression=True)

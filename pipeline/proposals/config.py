@@ -1,0 +1,192 @@
+"""The settings of the proposals: every choice made on the way from an image to its masks.
+
+Reads: nothing. Writes: nothing. Scales and sizes are in mm and mm^3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.errors import ConfigError
+from pipeline.hierarchies import TreeSpec, Window
+from pipeline.proposals.outlines import Outlines
+
+MAX_ATOMS = 65_534
+"""The most that uint16 ids with two reserved values can tell apart (format version 1)."""
+
+DEFAULT_TREES = (
+    "fine-contrast-0.7mm",
+    "fine-contrast-2.2mm",
+    "fine-boundary-0.7mm",
+    "fine-round-0.7mm",
+    "fine-piecewise",
+    "fine-compact",
+    "fine-volume-1mm",
+    "fine-dynamics-1.5mm",
+    "coarse-neck-0.7mm",
+    "coarse-contrast-2.2mm-balanced",
+    "coarse-contact-2.2mm",
+    "coarse-boundary-2.2mm",
+    "coarse-volume-2.2mm",
+    "coarse-dynamics-2.2mm",
+    "voxels-contact-0.7mm",
+    "voxels-contrast-0.7mm",
+    "voxels-contrast-2.2mm",
+)
+"""See `docs/decisions/0003-proposals.md` for what each brings."""
+
+
+_ROUNDED_LEAST_IOU, _ROUNDED_LEAST_VOLUME = 0.3, 0.5
+"""What a blur must leave of a region that is offered again: it is there unrounded too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposalConfig:
+    """Every choice made on the way from an image to its proposals; checked when made."""
+
+    ct_windows_hu: tuple[Window, ...] = ((-160.0, 240.0), (-991.0, 500.0), (0.0, 150.0))
+    """Intensity windows of a CT: soft tissue, wide, narrow. Boundary evidence is summed over them."""
+
+    percentile_windows: tuple[Window, ...] = ((0.0, 100.0), (5.0, 95.0))
+    """Windows of other scans: percentiles of the voxels above the floor (lowest 3 % of the stored range)."""
+
+    scales_mm: tuple[float, ...] = (0.7, 1.0, 1.5, 2.2)
+    """Gaussian scales of the boundary evidence, in mm; at least 0.45 voxels are used."""
+
+    fine_scale_mm: float = 0.7
+    """Scale whose basins are the fine supervoxels; one of `scales_mm`."""
+
+    coarse_scale_mm: float = 1.5
+    """Scale whose basins are the coarse supervoxels; one of `scales_mm`."""
+
+    max_regions: int = 1 << 16
+    """Weakest supervoxels are merged until no more than this many are left, before trees are grown; 16 bits
+    hold their numbers."""
+
+    max_voxel_leaves: int = 200_000
+    """Scans of no more voxels also get trees whose leaves are voxels."""
+
+    trees: tuple[str, ...] = DEFAULT_TREES
+    """Hierarchies to grow: PARTITION-METHOD-SCALEmm (see `hierarchies.TreeSpec`)."""
+
+    component_thresholds_hu: tuple[float, ...] = (-900, -700, -400, -150, -50, 20, 70, 130, 200, 300, 420)
+    """Thresholds of voxel-exact components in CT, in HU: lung, fat, soft tissue, contrast, bone. Empty:
+    none."""
+
+    component_percentiles: tuple[float, ...] = (10, 20, 35, 50, 65, 80, 90, 95, 98, 99)
+    """Likewise for other scans, as percentiles of the voxels above the floor. Empty: none."""
+
+    min_volume_mm3: float = 100.0
+    """Smaller regions are no proposals."""
+
+    max_volume_fraction: float = 0.6
+    """Regions that fill more of the scan are none either."""
+
+    min_body_fraction: float = 0.5
+    """Regions with a smaller part of their voxels in the body are none: table, air, streaks."""
+
+    body_threshold_hu: float = -500.0
+    """CT voxels above it are body; what they enclose is too (lung, bowel gas)."""
+
+    candidates_per_half_octave: int = 600
+    """Regions of each tree that are looked at, for each factor of sqrt(2) in volume."""
+
+    max_proposals: int = 2000
+    """The most that are kept."""
+
+    outline_smoothing: float = 0.1
+    """Regions of supervoxels are blurred, and kept where the blur exceeds a half: its standard deviation as a
+    fraction of the cube root of their volume. 0 keeps the ragged outlines. Level sets are never blurred."""
+
+    max_outline_sigma_mm: float = 6.0
+    """The widest blur, in mm."""
+
+    rounding: float = 0.3
+    """The best regions are offered a second time, rounder: the standard deviation of that blur, as a fraction
+    of the cube root of their volume. 0 for no second ones."""
+
+    max_rounding_sigma_mm: float = 20.0
+    """The widest blur of these, in mm."""
+
+    rounded_fraction: float = 0.15
+    """How many of the proposals, best first, may be offered a second time."""
+
+    duplicate_iou: float = 0.95
+    """A region that overlaps a better one more than this is left out."""
+
+    max_atoms: int = MAX_ATOMS
+    """The most atoms; above it slivers are absorbed. Fewer atoms are fewer bytes."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        # One region and what is around it are two atoms.
+        _require(1 < self.max_atoms <= MAX_ATOMS, f"max_atoms must be 2..{MAX_ATOMS}, got {self.max_atoms}")
+        _require(self.max_proposals > 0, f"max_proposals must be positive, got {self.max_proposals}")
+        _require(self.max_regions > 1, f"max_regions must be above 1, got {self.max_regions}")
+        _require(
+            0 <= self.outline_smoothing <= 0.5,
+            f"outline_smoothing must be in 0..0.5, got {self.outline_smoothing}",
+        )
+        _require(0 <= self.rounding <= 0.5, f"rounding must be in 0..0.5, got {self.rounding}")
+        _require(
+            0 <= self.rounded_fraction <= 1, f"rounded_fraction must be in 0..1, got {self.rounded_fraction}"
+        )
+        for name in ("max_outline_sigma_mm", "max_rounding_sigma_mm"):
+            _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        _require(0 < self.duplicate_iou <= 1, f"duplicate_iou must be in (0, 1], got {self.duplicate_iou}")
+        _require(
+            0 < self.max_volume_fraction <= 1,
+            f"max_volume_fraction must be in (0, 1], got {self.max_volume_fraction}",
+        )
+        _require(
+            bool(self.ct_windows_hu and self.percentile_windows), "at least one intensity window is needed"
+        )
+        for low, high in (*self.ct_windows_hu, *self.percentile_windows):
+            _require(low < high, f"an intensity window must rise, got [{low:g}, {high:g}]")
+        _require(
+            list(self.scales_mm) == sorted({s for s in self.scales_mm if s > 0}),
+            f"scales_mm must be positive and rise, got {list(self.scales_mm)}",
+        )
+        for name in ("fine_scale_mm", "coarse_scale_mm"):
+            value = getattr(self, name)
+            _require(value in self.scales_mm, f"{name} must be one of scales_mm, got {value:g}")
+        try:
+            specs = [TreeSpec.parse(name) for name in self.trees]
+        except ValueError as error:
+            raise ConfigError(f"trees: {error}") from error
+        for spec in specs:
+            _require(
+                not spec.looks_at_a_scale or spec.scale_mm in self.scales_mm,
+                f"trees: {spec.name} needs the scale {spec.scale_mm:g} in scales_mm",
+            )
+
+    def outlines(self, voxel_mm3: float) -> tuple[Outlines, Outlines]:
+        """How outlines are smoothed where a voxel has this volume, and how those that are offered again."""
+        edge_mm = float(np.cbrt(voxel_mm3))
+        return (
+            Outlines(fraction=self.outline_smoothing, max_sigma_voxels=self.max_outline_sigma_mm / edge_mm),
+            Outlines(
+                fraction=self.rounding,
+                max_sigma_voxels=self.max_rounding_sigma_mm / edge_mm,
+                apart=1.0,
+                least_iou=_ROUNDED_LEAST_IOU,
+                least_volume=_ROUNDED_LEAST_VOLUME,
+            ),
+        )
+
+    @property
+    def num_rounded(self) -> int:
+        """How many of the best proposals may be offered a second time."""
+        return int(self.rounded_fraction * self.max_proposals) if self.rounding else 0
+
+    @property
+    def specs(self) -> tuple[TreeSpec, ...]:
+        """The trees to grow."""
+        return tuple(TreeSpec.parse(name) for name in self.trees)
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)

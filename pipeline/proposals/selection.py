@@ -1,0 +1,309 @@
+"""Which of a million nested regions to keep: a few thousand that stand for all.
+
+    nodes of all trees --longest-lived of each size--> candidates --facility location--> ranked choice
+
+A candidate's weight tells of an organ: how long it lives (the growth at its next merge), how many trees drew
+it, how strong the boundary evidence along its outline is, and how even that outline is.
+Chosen is the set whose members best stand for all candidates: each candidate counts its weight times the
+IoU with the nearest chosen one, squared (facility location, greedy: within 1 - 1/e of the best; Nemhauser
+et al., 1978). Weights are made equal over octaves of volume, so every size gets its share, and every place
+does, since distant regions do not overlap.
+
+Reads:  `Hierarchy` values and the sketches of their leaves.
+Writes: ranked (tree, node) pairs with their gains, best first; some of the best may be there twice.
+Bounds: overlaps are estimates (see `pipeline.hierarchies.minhash`); exact duplicates are taken out by
+        `pipeline.proposals.proposal_set`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.hierarchies import Hierarchy, similar_pairs
+
+_LEAST_IOU = 0.4
+"""A region stands for another from this IoU on."""
+
+_AGREEMENT_IOU = 0.75
+"""Regions of two trees are the same region from this estimated IoU on."""
+
+_FAINT_EVIDENCE = 10.0
+"""Boundary evidence that tells nothing: about one in a hundred levels of a window."""
+
+_PLACES_AT_ONCE = 4
+"""Places of the sketches that are made at once."""
+
+_SECOND_TREES = 4
+"""Trees of which regions are offered a second time."""
+
+_LEAST_SURFACE = 4.0
+"""Faces that a region has at least for each face of a cube of its volume, edges of the scan left out; a ball
+has 7.3."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """Nodes of several trees that may become proposals."""
+
+    tree: NDArray[np.int32]
+    """(N,) which hierarchy."""
+    node: NDArray[np.int64]
+    """(N,) which of its nodes."""
+    voxels: NDArray[np.int64]
+    """(N,)"""
+    growth: NDArray[np.float64]
+    """(N,) log of how many times larger the next larger region is."""
+    clarity: NDArray[np.float64]
+    """(N,) mean evidence along the outline, over the outline's faces for each face of a cube as large."""
+    sketches: NDArray[np.uint32]
+    """(N, 32) see `pipeline.hierarchies.minhash`."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Candidates]) -> Candidates:
+        """All parts in turn."""
+        names = ("tree", "node", "voxels", "growth", "clarity", "sketches")
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+def candidates_of(
+    hierarchy: Hierarchy,
+    tree: int,
+    *,
+    leaf_voxels: NDArray[np.int64],
+    leaf_body_voxels: NDArray[np.int64],
+    leaf_sketches: NDArray[np.uint32],
+    pairs: NDArray[np.int32],
+    pair_values: NDArray[np.int64],
+    least_body_fraction: float,
+    voxel_limits: tuple[int, int],
+    per_half_octave: int,
+) -> Candidates:
+    """The longest-lived nodes of a tree in each half octave of volume.
+
+    Args:
+        hierarchy: The tree.
+        tree: Its number, kept in the result.
+        leaf_voxels: (R,) voxels of the leaves.
+        leaf_body_voxels: (R,) those of them that are in the body.
+        leaf_sketches: (R, 32) of the leaves.
+        pairs: (E, 2) touching leaves.
+        pair_values: (E, 2) their common faces, and the boundary evidence summed over them.
+        least_body_fraction: Nodes with a smaller part in the body are left out (table, air, streaks).
+        voxel_limits: Least and largest volume, in voxels.
+        per_half_octave: How many are kept for each factor of sqrt(2) in volume.
+    """
+    voxels, body = hierarchy.sums(np.stack([leaf_voxels, leaf_body_voxels], axis=1)).T
+    with np.errstate(divide="ignore"):
+        growth = np.log(voxels[hierarchy.parents] / np.maximum(voxels, 1))
+    inside = (voxels >= voxel_limits[0]) & (voxels <= voxel_limits[1])
+    inside &= body >= least_body_fraction * voxels
+    inside[-1] = False  # the root is the whole scan
+    nodes = np.flatnonzero(inside & (growth > 0.02))
+    octave = np.floor(2 * np.log2(voxels[nodes])).astype(np.int64)
+    order = np.lexsort((nodes, -growth[nodes], octave))
+    ranked = octave[order]
+    rank = np.arange(len(order)) - np.searchsorted(ranked, ranked, side="left")
+    nodes = np.sort(nodes[order[rank < per_half_octave]])
+    return Candidates(
+        tree=np.full(len(nodes), tree, np.int32),
+        node=nodes,
+        voxels=voxels[nodes],
+        growth=growth[nodes],
+        clarity=_clarity(hierarchy.outline_sums(pairs, pair_values)[nodes], voxels[nodes]),
+        sketches=_node_sketches(hierarchy, leaf_sketches, nodes),
+    )
+
+
+def _node_sketches(
+    hierarchy: Hierarchy, leaf_sketches: NDArray[np.uint32], nodes: NDArray[np.int64]
+) -> NDArray[np.uint32]:
+    """(N, 32) sketches of some nodes; a few places at a time, since those of all nodes are many bytes."""
+    out = np.empty((len(nodes), leaf_sketches.shape[1]), np.uint32)
+    for k in range(0, leaf_sketches.shape[1], _PLACES_AT_ONCE):
+        places = slice(k, k + _PLACES_AT_ONCE)
+        out[:, places] = hierarchy.minima(leaf_sketches[:, places])[nodes]
+    return out
+
+
+def _clarity(outline: NDArray[np.int64], voxels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(N,) from faces and evidence (N, 2) of the outlines: strong and even ones are clear."""
+    faces, evidence = outline.T
+    surface = np.maximum(faces / np.cbrt(voxels.astype(np.float64)) ** 2, _LEAST_SURFACE)
+    clarity: NDArray[np.float64] = (evidence / np.maximum(faces, 1) + _FAINT_EVIDENCE) / surface
+    return clarity
+
+
+def choose(candidates: Candidates, num_wanted: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Rows of the candidates that stand best for all, in order of choice, and the gain of each.
+
+    Args:
+        candidates: At least one.
+        num_wanted: How many to choose at most.
+
+    Returns:
+        (rows int64 (n,), gains float64 (n,), never rising).
+    """
+    first, second, share = similar_pairs(candidates.sketches, candidates.voxels, _LEAST_IOU)
+    agreement = _agreement(first, second, share, candidates.tree, len(candidates.node))
+    # To the power of 3/4, in square roots: these are the same on every machine.
+    clear = agreement * candidates.clarity
+    weight = np.sqrt(candidates.growth) * np.sqrt(clear * np.sqrt(clear))
+    # From the least volume on: else one that the limit cuts to two voxels weighs as much as a whole octave.
+    octave = np.floor(np.log2(candidates.voxels / candidates.voxels.min())).astype(np.int64)
+    weight /= np.bincount(octave, weights=weight)[octave]
+    begin, near, likeness = _adjacency(first, second, share * share, len(candidates.node))
+    rows, gains = _facility_location(begin, near, likeness, weight, num_wanted)
+    return rows, np.minimum.accumulate(gains)
+
+
+def with_second(
+    rows: NDArray[np.int64],
+    gains: NDArray[np.float64],
+    trees: NDArray[np.int32],
+    soft: NDArray[np.bool_],
+    num_first: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int8]]:
+    """The chosen regions, and some of the best of them a second time, to be laid out rounder.
+
+    A region whose outline runs along noise, or leaks, may be a tumour once its bumps are gone; or an organ
+    before they are. Offered again are the best regions of the few trees that have most of them: each further
+    tree is a volume to paint, and trees agree on what is large and clear.
+
+    Args:
+        rows: (N,) chosen rows of the candidates, best first.
+        gains: (N,) their gains, never rising.
+        trees: (N,) the tree of each.
+        soft: (T,) whether a tree's regions may be smoothed.
+        num_first: How many of the best are looked at.
+
+    Returns:
+        Rows and gains (N + M,), gains never rising; int8 (N + M,) 1 for what is there a second time.
+    """
+    first = trees[:num_first]
+    held = np.bincount(first, minlength=len(soft)) * soft
+    most = np.argsort(-held, kind="stable")[:_SECOND_TREES]
+    again = np.flatnonzero(np.isin(first, most) & soft[first])
+    # A half: after regions twice as good, before the many that are not.
+    gains = np.concatenate([gains, gains[again] / 2])
+    order = np.argsort(-gains, kind="stable")
+    second = np.repeat(np.array([0, 1], np.int8), [len(rows), len(again)])
+    return np.concatenate([rows, rows[again]])[order], gains[order], second[order]
+
+
+@numba.njit(cache=True, nogil=True)
+def _agreement(
+    first: NDArray[np.int32], second: NDArray[np.int32], share: NDArray[np.float32],
+    tree: NDArray[np.int32], count: int,
+) -> NDArray[np.float64]:  # fmt: skip
+    """How many trees have this region, its own included (at most 64 trees are told apart)."""
+    seen = np.zeros(count, np.uint64)
+    one = np.uint64(1)
+    for i in range(count):
+        seen[i] = one << np.uint64(tree[i] & 63)
+    for p in range(len(first)):
+        if share[p] >= _AGREEMENT_IOU:
+            seen[first[p]] |= one << np.uint64(tree[second[p]] & 63)
+            seen[second[p]] |= one << np.uint64(tree[first[p]] & 63)
+    out = np.empty(count, np.float64)
+    for i in range(count):
+        bits, number = seen[i], 0
+        while bits:
+            bits &= bits - one
+            number += 1
+        out[i] = number
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _adjacency(
+    first: NDArray[np.int32], second: NDArray[np.int32], share: NDArray[np.float32], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+    """Compressed rows: the neighbours of i are near[begin[i]:begin[i + 1]]."""
+    begin = np.zeros(count + 1, np.int64)
+    for p in range(len(first)):
+        begin[first[p] + 1] += 1
+        begin[second[p] + 1] += 1
+    for i in range(count):
+        begin[i + 1] += begin[i]
+    free = begin[:-1].copy()
+    near = np.empty(2 * len(first), np.int32)
+    iou = np.empty(2 * len(first), np.float32)
+    for p in range(len(first)):
+        a, b = first[p], second[p]
+        near[free[a]], iou[free[a]] = b, share[p]
+        near[free[b]], iou[free[b]] = a, share[p]
+        free[a] += 1
+        free[b] += 1
+    return begin, near, iou
+
+
+@numba.njit(cache=True, nogil=True)
+def _gain(
+    j: int, begin: NDArray[np.int64], near: NDArray[np.int32], iou: NDArray[np.float32],
+    weight: NDArray[np.float64], covered: NDArray[np.float32],
+) -> Any:  # fmt: skip
+    gain = weight[j] * (1.0 - covered[j])
+    for k in range(begin[j], begin[j + 1]):
+        more = iou[k] - covered[near[k]]
+        if more > 0:
+            gain += weight[near[k]] * more
+    return gain
+
+
+@numba.njit(cache=True, nogil=True)
+def _sink(gains: NDArray[np.float64], rows: NDArray[np.int64], count: int) -> None:
+    """Restore a heap (largest gain first, lower row among equals) whose top has changed."""
+    i = 0
+    while True:
+        down = 2 * i + 1
+        if down >= count:
+            return
+        right = down + 1
+        if right < count and (
+            gains[right] > gains[down] or (gains[right] == gains[down] and rows[right] < rows[down])
+        ):
+            down = right
+        if not (gains[down] > gains[i] or (gains[down] == gains[i] and rows[down] < rows[i])):
+            return
+        gains[i], gains[down] = gains[down], gains[i]
+        rows[i], rows[down] = rows[down], rows[i]
+        i = down
+
+
+@numba.njit(cache=True, nogil=True)
+def _facility_location(
+    begin: NDArray[np.int64], near: NDArray[np.int32], iou: NDArray[np.float32],
+    weight: NDArray[np.float64], num_wanted: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:  # fmt: skip
+    """Greedy choice with lazy gains (Minoux, 1978): gains only fall, so the top of the heap is enough."""
+    count = len(weight)
+    covered = np.zeros(count, np.float32)
+    start = np.empty(count, np.float64)
+    for j in range(count):
+        start[j] = _gain(j, begin, near, iou, weight, covered)
+    rows = np.argsort(-start, kind="mergesort")  # a sorted list is a heap
+    gains = start[rows]
+    chosen = np.empty(min(num_wanted, count), np.int64)
+    gained = np.empty(min(num_wanted, count), np.float64)
+    done = 0
+    while done < len(chosen) and count > 0:
+        j = rows[0]
+        gains[0] = _gain(j, begin, near, iou, weight, covered)
+        _sink(gains, rows, count)
+        if rows[0] != j:
+            continue
+        chosen[done], gained[done] = j, gains[0]
+        done += 1
+        covered[j] = 1.0
+        for k in range(begin[j], begin[j + 1]):
+            covered[near[k]] = max(covered[near[k]], iou[k])
+        count -= 1
+        gains[0], rows[0] = gains[count], rows[count]
+        _sink(gains, rows, count)
+    return chosen[:done], gained[:done]

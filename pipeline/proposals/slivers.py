@@ -1,0 +1,345 @@
+"""Slivers: atoms of a few voxels where boundaries cross, absorbed where there are more atoms than allowed.
+
+    atoms --who touches whom--> pairs --least harm first, in rounds--> fewer atoms, in place
+
+Those that do least harm join a neighbour: harm is the part of their volume that the regions gain or lose by
+it, so a sliver leaves a large region rather than a small one. Regions stay unions of atoms exactly.
+
+Reads:  atoms, int32 (z, y, x); ranks, uint16 (A, T), of the nests around each (see
+        `pipeline.proposals.nests`).
+Writes: the same atoms, fewer of them, 0..A'-1 in scan order.
+Bounds: only atoms of at most 512 voxels are absorbed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.compute import Backend, for_each
+from pipeline.hierarchies import count_inside, relabelled
+from pipeline.proposals.nests import Nest, sums_of
+
+_ROUND = 3
+"""At most one of so many atoms is absorbed before the harm that the next would do is measured again."""
+
+_CACHED_PAIRS = 1 << 20
+"""Places of the cache that keeps most pairs from being listed again; a power of two."""
+
+_INFINITY_BITS = int(np.array(np.inf).view(np.uint64))
+
+_MAX_SLIVER_VOXELS = 512
+"""Larger atoms are never absorbed; rather the lowest ranked regions are given up."""
+
+
+def absorb(
+    atoms: Any,
+    ranks: NDArray[np.uint16],
+    nests: Sequence[Nest],
+    num_regions: int,
+    max_atoms: int,
+    backend: Backend,
+) -> tuple[Any, NDArray[np.int64]]:
+    """Let slivers join neighbours until no more than `max_atoms` are left or none is a sliver.
+
+    Args:
+        atoms: int32 (z, y, x) 0..A-1 in scan order, on the backend; overwritten on the CPU.
+        ranks: (A, T) see `pipeline.proposals.nests`.
+        nests: (T,) the regions.
+        num_regions: How many there are in all nests.
+        max_atoms: How many atoms may be left.
+        backend: Where it runs.
+
+    Returns:
+        The atoms, fewer, 0..A'-1 in scan order; and (A',) for each the old number of the one whose ranks it
+        has.
+    """
+    count = len(ranks)
+    voxels = count_inside(atoms, None, count, backend)
+    weights, around = _weights(ranks, nests, voxels, num_regions, backend.num_threads)
+    make = _PairsOnGpu if backend.name == "gpu" else _Pairs
+    pairs = make(atoms, voxels <= _MAX_SLIVER_VOXELS, ranks, weights, around, backend)
+    host = np.arange(count, dtype=np.int32)  # the atom that each has joined; itself at first
+    left = count
+    while left > max_atoms:
+        slivers, neighbour = pairs.least_harmful(voxels, min(left - max_atoms, left // _ROUND + 1))
+        joined = _join(slivers, neighbour, host, voxels)
+        if not joined:
+            break
+        left -= joined
+        pairs.follow(host)
+    number, old = _numbers(host)
+    return relabelled(atoms, number, backend), old
+
+
+class _Pairs:
+    """Touching atoms, one a sliver at least, and what a voxel changes that goes from one to the other."""
+
+    def __init__(
+        self,
+        atoms: NDArray[np.int32],
+        small: NDArray[np.bool_],
+        ranks: NDArray[np.uint16],
+        weights: NDArray[np.float64],
+        around: NDArray[np.int64],
+        backend: Backend,
+    ) -> None:
+        self.pairs = _touching(atoms, small)
+        self.changes = np.full(len(self.pairs), -1.0)  # -1 where it is not known
+        self.regions = ranks, weights, around
+        self.num_threads = backend.num_threads
+
+    def least_harmful(
+        self, voxels: NDArray[np.int64], most: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """The slivers that change least by joining a neighbour, at most so many; (A,) which neighbour."""
+        ends = np.linspace(0, len(self.pairs), self.num_threads + 1).astype(np.int64)
+        for_each(
+            lambda part: _fill(self.pairs[part], self.changes[part], *self.regions),
+            [slice(*part) for part in pairwise(ends.tolist())],
+            self.num_threads,
+        )
+        harm, neighbour = _least_harm(self.pairs, self.changes, voxels)
+        slivers = np.flatnonzero(np.isfinite(harm))
+        return slivers[np.argsort(harm[slivers], kind="stable")[:most]], neighbour
+
+    def follow(self, host: NDArray[np.int32]) -> None:
+        """Put atoms that have joined another in its place."""
+        used = _follow(self.pairs, self.changes, host)
+        self.pairs, self.changes = self.pairs[:used], self.changes[:used]
+
+
+class _PairsOnGpu:
+    """The same; `pairs` and `changes` are on the device."""
+
+    def __init__(
+        self,
+        atoms: Any,
+        small: NDArray[np.bool_],
+        ranks: NDArray[np.uint16],
+        weights: NDArray[np.float64],
+        around: NDArray[np.int64],
+        backend: Backend,
+    ) -> None:
+        xp = backend.xp
+        device_small, keys = backend.to_device(small), []
+        for axis in range(3):
+            a: list[slice] = [slice(None)] * 3
+            b: list[slice] = [slice(None)] * 3
+            a[axis], b[axis] = slice(None, -1), slice(1, None)
+            one, other = atoms[tuple(a)], atoms[tuple(b)]
+            wanted = (one != other) & (device_small[one] | device_small[other])
+            one, other = one[wanted].astype(xp.int64), other[wanted].astype(xp.int64)
+            keys.append((xp.minimum(one, other) << 32) | xp.maximum(one, other))
+        unique = xp.unique(xp.concatenate(keys))
+        self.pairs = xp.stack([unique >> 32, unique & 0xFFFFFFFF], axis=1).astype(xp.int32)
+        self.changes = xp.full(len(unique), -1.0)
+        self.regions = (
+            backend.to_device(ranks),
+            np.int32(ranks.shape[1]),
+            backend.to_device(weights),
+            backend.to_device(around),
+            np.int32(weights.shape[1]),
+        )
+        self.backend = backend
+
+    def least_harmful(
+        self, voxels: NDArray[np.int64], most: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """As `_Pairs.least_harmful`."""
+        backend, xp = self.backend, self.backend.xp
+        count = len(self.pairs)
+        pairs, changes = (self.pairs, np.int64(count)), self.changes
+        backend.launch("pair_changes", count, *pairs, changes, *self.regions)
+        least = xp.full(len(voxels), _INFINITY_BITS, dtype=xp.uint64)
+        neighbour = xp.full(len(voxels), np.iinfo(np.int32).max, dtype=xp.int32)
+        sizes = backend.to_device(voxels)
+        small = sizes, np.int32(_MAX_SLIVER_VOXELS)
+        backend.launch("least_changes", count, *pairs, changes, *small, least)
+        backend.launch("least_neighbours", count, *pairs, changes, *small, least, neighbour)
+        change = least.view(np.float64)
+        slivers = xp.flatnonzero(xp.isfinite(change))
+        order = xp.argsort(change[slivers] * sizes[slivers], kind="stable")[:most]
+        return backend.to_host(slivers[order]), backend.to_host(neighbour)
+
+    def follow(self, host: NDArray[np.int32]) -> None:
+        """As `_Pairs.follow`."""
+        xp = self.backend.xp
+        followed = self.backend.to_device(host)[self.pairs]
+        apart = followed[:, 0] != followed[:, 1]
+        same = (followed == self.pairs).all(axis=1)
+        self.pairs = followed[apart]
+        self.changes = xp.where(same, self.changes, -1.0)[apart]
+
+
+def _weights(
+    ranks: NDArray[np.uint16],
+    nests: Sequence[Nest],
+    voxels: NDArray[np.int64],
+    num_regions: int,
+    num_threads: int,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """(T, n) what a voxel of each region counts, and 1 + the rank around it; by 1 + rank."""
+    volumes = np.maximum(sums_of(ranks, nests, voxels, num_regions, num_threads), 1)
+    length = max(len(nest.nodes) for nest in nests) + 1
+    weights = np.zeros((len(nests), length))
+    around = np.zeros((len(nests), length), np.int64)
+    for row, nest in enumerate(nests):
+        better = 2 - nest.place / num_regions  # the best region counts twice as much as the last
+        weights[row, 1 : len(nest.nodes) + 1] = better / volumes[nest.place]
+        around[row, 1 : len(nest.nodes) + 1] = nest.parent + 1
+    return weights, around
+
+
+def _touching(atoms: NDArray[np.int32], small: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """(E, 2) pairs of touching atoms, one of them small at least, as they are met; some are listed again."""
+    pairs, seen = np.empty((len(small) * 6 + 64, 2), np.int32), np.full(_CACHED_PAIRS, -1, np.int64)
+    row, used = 0, 0
+    while True:
+        row, used = _collect(atoms, small, pairs, seen, row, used)
+        if row == atoms.shape[0] * atoms.shape[1]:
+            return pairs[:used]
+        if len(pairs) - used < 3 * atoms.shape[2]:
+            pairs = np.concatenate((pairs, np.empty((len(pairs) // 2 + 3 * atoms.shape[2], 2), np.int32)))
+
+
+@numba.njit(cache=True, nogil=True)
+def _collect(
+    atoms: NDArray[np.int32], small: NDArray[np.bool_], pairs: NDArray[np.int32], seen: NDArray[np.int64],
+    row: int, used: int,
+) -> tuple[int, int]:  # fmt: skip
+    """List the pairs of the rows of voxels from `row` on, until the room is used up.
+
+    `seen` is a cache of pairs, one place a hash: a pair that another has pushed out is listed again.
+    """
+    num_z, num_y, num_x = atoms.shape
+    mask = len(seen) - 1
+    last = np.full(3, -1, np.int64)
+    while row < num_z * num_y and len(pairs) - used >= 3 * num_x:
+        z, y = row // num_y, row % num_y
+        for x in range(num_x):
+            a = atoms[z, y, x]
+            for d in range(3):
+                zz, yy, xx = z + (d == 0), y + (d == 1), x + (d == 2)
+                if zz == num_z or yy == num_y or xx == num_x:
+                    continue
+                b = atoms[zz, yy, xx]
+                if a == b or not (small[a] or small[b]):
+                    continue
+                key = (np.int64(min(a, b)) << 32) | np.int64(max(a, b))
+                if key == last[d]:
+                    continue
+                last[d] = key
+                place = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)) & mask
+                if seen[place] != key:
+                    seen[place] = key
+                    pairs[used, 0], pairs[used, 1] = min(a, b), max(a, b)
+                    used += 1
+        row += 1
+    return row, used
+
+
+@numba.njit(cache=True, nogil=True)
+def _difference(
+    a: int, b: int, ranks: NDArray[np.uint16], weights: NDArray[np.float64], around: NDArray[np.int64]
+) -> float:  # fmt: skip
+    """Weights of the regions with one of two atoms, but not the other."""
+    total = 0.0
+    for row in range(ranks.shape[1]):
+        i, j = np.int64(ranks[a, row]), np.int64(ranks[b, row])
+        while i != j:  # what is around a region has a lower number
+            if i > j:
+                total += weights[row, i]
+                i = around[row, i]
+            else:
+                total += weights[row, j]
+                j = around[row, j]
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill(
+    pairs: NDArray[np.int32], changes: NDArray[np.float64], ranks: NDArray[np.uint16],
+    weights: NDArray[np.float64], around: NDArray[np.int64],
+) -> None:  # fmt: skip
+    """Fill in what a voxel changes that goes from one of a pair to the other, where it is not known."""
+    for p in range(len(pairs)):
+        if changes[p] < 0:
+            changes[p] = _difference(pairs[p, 0], pairs[p, 1], ranks, weights, around)
+
+
+@numba.njit(cache=True, nogil=True)
+def _least_harm(
+    pairs: NDArray[np.int32], changes: NDArray[np.float64], voxels: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    harm = np.full(len(voxels), np.inf)
+    neighbour = np.full(len(voxels), -1, np.int32)
+    for p in range(len(pairs)):
+        a, b = pairs[p]
+        change = changes[p]
+        if voxels[a] <= _MAX_SLIVER_VOXELS and (change < harm[a] or (change == harm[a] and b < neighbour[a])):
+            harm[a], neighbour[a] = change, b
+        if voxels[b] <= _MAX_SLIVER_VOXELS and (change < harm[b] or (change == harm[b] and a < neighbour[b])):
+            harm[b], neighbour[b] = change, a
+    return harm * voxels, neighbour
+
+
+@numba.njit(cache=True, nogil=True)
+def _join(
+    slivers: NDArray[np.int64],
+    neighbour: NDArray[np.int32],
+    host: NDArray[np.int32],
+    voxels: NDArray[np.int64],
+) -> int:
+    """Each sliver in turn joins its neighbour, if that has not left and nothing has joined the sliver.
+
+    Returns:
+        How many did.
+    """
+    grown = np.zeros(len(host), np.bool_)
+    joined = 0
+    for a in slivers:
+        b = neighbour[a]
+        if host[b] == b and not grown[a]:
+            host[a], grown[b] = b, True
+            voxels[b] += voxels[a]
+            voxels[a] = 0
+            joined += 1
+    return joined
+
+
+@numba.njit(cache=True, nogil=True)
+def _follow(pairs: NDArray[np.int32], changes: NDArray[np.float64], host: NDArray[np.int32]) -> int:
+    """Put atoms that have joined another in its place, in place; how many pairs are left."""
+    used = 0
+    for p in range(len(pairs)):
+        a, b = host[pairs[p, 0]], host[pairs[p, 1]]
+        if a != b:
+            same = a == pairs[p, 0] and b == pairs[p, 1]
+            changes[used] = changes[p] if same else -1.0
+            pairs[used, 0], pairs[used, 1] = a, b
+            used += 1
+    return used
+
+
+@numba.njit(cache=True, nogil=True)
+def _numbers(host: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """(A,) the new number of each atom, in scan order; (A',) the old one of what each new one was."""
+    new, number = np.full(len(host), -1, np.int32), np.empty(len(host), np.int32)
+    old = np.empty(len(host), np.int64)
+    used = 0
+    for a in range(len(host)):  # atoms are numbered by their first voxel, so the first member is the first
+        last = a
+        while host[last] != last:
+            last = host[last]
+        if new[last] < 0:
+            new[last] = used
+            old[used] = last
+            used += 1
+        number[a] = new[last]
+    return number, old[:used]

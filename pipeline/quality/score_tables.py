@@ -1,0 +1,285 @@
+"""Scores of many scans, summed up and written out as Markdown, CSV and JSON.
+
+A structure's value is the mean over the scans that have it, a data set's the mean over its structures, the
+overall one the mean over data sets: a data set of a hundred scans, or of a hundred structures, weighs as much
+as any other. Recall at a threshold is a mean of the same kind over 0 and 1.
+
+Reads: `ScanScore` of each scan. Writes: text; floats are rounded only in Markdown.
+Bounds: a scan with fewer proposals than a count enters that column with all of its proposals.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from pipeline.quality.scoring import (
+    SIZE_CLASS_NAMES,
+    ScanScore,
+    ScoreConfig,
+    SkippedStructure,
+    StructureScore,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Means over a group of structures; sequences follow the counts, then all proposals."""
+
+    group: str
+    """What was averaged: "all", a data set, a size class or a structure."""
+    dataset: str
+    """The data set, empty where several are averaged."""
+    scans: int
+    structures: int
+    """Different structures (data set and name)."""
+    iou: tuple[float, ...]
+    dice: tuple[float, ...]
+    recall: tuple[tuple[float, ...], ...]
+    """For each threshold, the share of structures found with the first n proposals."""
+    limit_iou: float
+    limit_dice: float
+    volume_ml: float
+    """Median volume of the structures in millilitres."""
+    slic_iou: float | None
+    slic_dice: float | None
+    slic_recall: tuple[float, ...] | None
+    """For each threshold, the share of structures found by flat SLIC."""
+
+    def ratio(self, column: int) -> float | None:
+        """Mean best IoU of a column over that of flat SLIC."""
+        return self.iou[column] / self.slic_iou if self.slic_iou else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreScore:
+    """The score of a whole store."""
+
+    counts: tuple[int, ...]
+    recall_at: tuple[float, ...]
+    scans: tuple[ScanScore, ...]
+    """Every scan asked for, also those without labels."""
+    overall: Summary | None
+    """None where no structure was scored."""
+    datasets: tuple[Summary, ...]
+    size_classes: tuple[Summary, ...]
+    structures: tuple[Summary, ...]
+
+    @property
+    def skipped(self) -> tuple[SkippedStructure, ...]:
+        """Structures that were not scored, of all scans."""
+        return tuple(entry for scan in self.scans for entry in scan.skipped)
+
+
+def summarize(scans: Iterable[ScanScore], config: ScoreConfig | None = None) -> StoreScore:
+    """Sum up the scores of scans by structure, size class and data set.
+
+    Raises:
+        ValueError: the scans were scored at other counts than the config's.
+    """
+    config = config or ScoreConfig()
+    ordered = tuple(sorted(scans, key=lambda scan: scan.scan_id))
+    for scan in ordered:
+        if scan.counts != config.counts:
+            raise ValueError(f"{scan.scan_id} was scored at {scan.counts}, not at {config.counts}")
+    every = [entry for scan in ordered for entry in scan.structures]
+
+    def grouped(key: Callable[[StructureScore], tuple[str, str]]) -> list[Summary]:
+        members: dict[tuple[str, str], list[StructureScore]] = defaultdict(list)
+        for entry in every:
+            members[key(entry)].append(entry)
+        return [
+            _summary(group, dataset, members[dataset, group], config) for dataset, group in sorted(members)
+        ]
+
+    by_class = {s.group: s for s in grouped(lambda e: ("", e.size_class))}
+    return StoreScore(
+        counts=config.counts,
+        recall_at=config.recall_at,
+        scans=ordered,
+        overall=_summary("all", "", every, config) if every else None,
+        datasets=tuple(grouped(lambda e: (e.dataset, e.dataset))),
+        size_classes=tuple(by_class[name] for name in SIZE_CLASS_NAMES if name in by_class),
+        structures=tuple(grouped(lambda e: (e.dataset, e.name))),
+    )
+
+
+def _summary(group: str, dataset: str, entries: Sequence[StructureScore], config: ScoreConfig) -> Summary:
+    """Means of the entries over scans, then structures, then data sets."""
+    flat = [entry for entry in entries if entry.slic_iou is not None]
+    limits = _nested_mean(entries, lambda e: [e.limit_iou, e.limit_dice])
+    return Summary(
+        group=group,
+        dataset=dataset,
+        scans=len({e.scan_id for e in entries}),
+        structures=len({(e.dataset, e.name) for e in entries}),
+        iou=_nested_mean(entries, lambda e: e.iou),
+        dice=_nested_mean(entries, lambda e: e.dice),
+        recall=tuple(_recall(entries, threshold, lambda e: e.iou) for threshold in config.recall_at),
+        limit_iou=limits[0],
+        limit_dice=limits[1],
+        volume_ml=float(np.median([e.volume_mm3 for e in entries])) / 1000,
+        slic_iou=_nested_mean(flat, _slic_iou)[0] if flat else None,
+        slic_dice=_nested_mean(flat, lambda e: [e.slic_dice or 0.0])[0] if flat else None,
+        slic_recall=tuple(_recall(flat, t, _slic_iou)[0] for t in config.recall_at) if flat else None,
+    )
+
+
+def _slic_iou(entry: StructureScore) -> list[float]:
+    return [entry.slic_iou or 0.0]
+
+
+def _recall(
+    entries: Sequence[StructureScore], threshold: float, iou: Callable[[StructureScore], Sequence[float]]
+) -> tuple[float, ...]:
+    """Share of the structures whose IoU reaches the threshold, a value a column."""
+    return _nested_mean(entries, lambda e: [float(x >= threshold) for x in iou(e)])
+
+
+def _nested_mean(
+    entries: Sequence[StructureScore], values: Callable[[StructureScore], Sequence[float]]
+) -> tuple[float, ...]:
+    """Mean over scans within a structure, over structures within a data set, over data sets."""
+    tree: dict[str, dict[str, list[Sequence[float]]]] = defaultdict(lambda: defaultdict(list))
+    for entry in entries:
+        tree[entry.dataset][entry.name].append(values(entry))
+    means = [np.mean([np.mean(rows, axis=0) for rows in names.values()], axis=0) for names in tree.values()]
+    return tuple(float(x) for x in np.mean(means, axis=0))
+
+
+def to_json(score: StoreScore) -> str:
+    """The whole score as JSON: summaries, every structure of every scan, and what was left out."""
+    return json.dumps(asdict(score), indent=1, sort_keys=True) + "\n"
+
+
+def to_csv(score: StoreScore) -> str:
+    """One row a structure of a scan, scored or not, in full precision."""
+    columns = [*(str(n) for n in score.counts), "all"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head = ["scan", "dataset", "modality", "label", "value", "structure", "status", "voxels", "volume_mm3"]
+    head += ["size_class", *(f"{measure}_at_{n}" for measure in ("iou", "dice") for n in columns)]
+    head += ["atoms_limit_iou", "atoms_limit_dice", "slic_iou", "slic_dice", "best_proposal", "best_source"]
+    writer.writerow(head)
+    for scan in score.scans:
+        for e in scan.structures:
+            row = [
+                e.scan_id,
+                e.dataset,
+                e.modality,
+                e.label,
+                e.value,
+                e.name,
+                "scored",
+                e.voxels,
+                e.volume_mm3,
+            ]
+            row += [e.size_class, *e.iou, *e.dice, e.limit_iou, e.limit_dice, e.slic_iou, e.slic_dice]
+            writer.writerow([*row, e.best, e.best_source])
+        for s in scan.skipped:
+            row = [s.scan_id, s.dataset, scan.modality, s.label, s.value, s.name, s.reason, s.voxels]
+            writer.writerow(row + [""] * (len(head) - len(row)))
+    return text.getvalue()
+
+
+def to_markdown(score: StoreScore) -> str:
+    """Tables of data sets, size classes and structures, and a list of what was left out."""
+    unlabelled = sum(1 for scan in score.scans if not scan.structures)
+    lines = [
+        "# Oracle score of the proposals",
+        "",
+        f"{len(score.scans) - unlabelled} scans with scored structures, {unlabelled} without. Best overlap"
+        " that any of the first n proposals of a scan reaches with a labelled structure; mean over scans,"
+        " then structures, then data sets. *IoU of atoms* is the limit: the best union of atoms.",
+        "",
+    ]
+    if score.overall is None:
+        lines.append("No label in the store has a structure that can be scored.")
+        return "\n".join([*lines, *_left_out(score)]) + "\n"
+    several = len(score.datasets) > 1
+    groups = {
+        "data set": [*score.datasets, score.overall] if several else list(score.datasets),
+        "size": list(score.size_classes),
+    }
+    for title, rows in groups.items():
+        lines += [f"## By {title}", "", *_iou_table(title, rows, score), ""]
+        lines += [*_recall_table(title, rows, score), ""]
+    lines += ["## By structure", "", *_iou_table("structure", score.structures, score, datasets=several), ""]
+    return "\n".join(lines + _left_out(score)) + "\n"
+
+
+def _shown(score: StoreScore) -> list[tuple[int, str]]:
+    """Columns worth showing: (index, heading); counts that no scan exceeds would repeat the last one."""
+    most = max((scan.num_proposals for scan in score.scans), default=0)
+    chosen = [(i, f"{n:,}") for i, n in enumerate(score.counts) if n < most]
+    return [*chosen, (len(score.counts), "all")]
+
+
+def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table; the first column is left-aligned, the others right-aligned."""
+    rule = ["---", *["---:"] * (len(heading) - 1)]
+    return ["| " + " | ".join(cells) + " |" for cells in (heading, rule, *rows)]
+
+
+def _iou_table(
+    title: str, rows: Sequence[Summary], score: StoreScore, *, datasets: bool = False
+) -> list[str]:
+    """Best IoU against the number of proposals, Dice, limit and baseline."""
+    columns = _shown(score)
+    slic = any(row.slic_iou is not None for row in rows)
+    heading = [*(["data set"] if datasets else []), title, "scans", "mL"]
+    heading += [f"IoU, n = {name}" if i == 0 else name for i, (_, name) in enumerate(columns)]
+    heading += ["Dice, all", "IoU of atoms", *(["IoU of SLIC", "all / SLIC"] if slic else [])]
+    body = []
+    for row in rows:
+        cells = [*([row.dataset] if datasets else []), _escape(row.group), str(row.scans)]
+        cells += [_volume(row.volume_ml), *(f"{row.iou[i]:.3f}" for i, _ in columns)]
+        cells += [f"{row.dice[-1]:.3f}", f"{row.limit_iou:.3f}"]
+        if slic:
+            ratio = row.ratio(-1)
+            cells += ["" if row.slic_iou is None else f"{row.slic_iou:.3f}", f"{ratio:.2f}" if ratio else ""]
+        body.append(cells)
+    return _table(heading, body)
+
+
+def _recall_table(title: str, rows: Sequence[Summary], score: StoreScore) -> list[str]:
+    """Share of structures found against the number of proposals, a row a group and threshold."""
+    columns = _shown(score)
+    slic = any(row.slic_recall is not None for row in rows)
+    heading = [title, "found at IoU", *(f"n = {name}" for _, name in columns), *(["SLIC"] if slic else [])]
+    body = []
+    for row in rows:
+        for t, threshold in enumerate(score.recall_at):
+            cells = [_escape(row.group), f"{threshold:g}", *(f"{row.recall[t][i]:.1%}" for i, _ in columns)]
+            if slic:
+                cells.append("" if row.slic_recall is None else f"{row.slic_recall[t]:.1%}")
+            body.append(cells)
+    return _table(heading, body)
+
+
+def _left_out(score: StoreScore) -> list[str]:
+    """The structures that were not scored, one line a data set and reason."""
+    reasons: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for entry in score.skipped:
+        reasons[entry.dataset, entry.reason][entry.name] += 1
+    if not reasons:
+        return []
+    lines = ["## Not scored", ""]
+    for (dataset, reason), names in sorted(reasons.items()):
+        listed = ", ".join(f"{name} ({n} scans)" if n > 1 else name for name, n in sorted(names.items()))
+        lines.append(f"- {dataset}, {reason}: {len(names)} structures: {listed}")
+    return lines
+
+
+def _volume(volume_ml: float) -> str:
+    return f"{volume_ml:,.0f}" if volume_ml >= 100 else f"{volume_ml:.3g}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -1,0 +1,110 @@
+"""What the read-only stages (score, pictures, report) ask of a scan, as structural types.
+
+`pipeline` may not import `storage`, yet both `pipeline.proposals.proposal_set.ProposalSet` and
+`storage.ScanRecord` carry the same arrays under the same names. A function that takes `Proposals` or
+`ScanLike` accepts either, and a test can pass a small dataclass of its own.
+
+Reads: nothing. Writes: nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray: TypeAlias = NDArray[np.integer[Any]]
+"""Any integer array; label volumes are uint8 or uint16, atoms uint16, tables int32."""
+
+Rows: TypeAlias = IntArray | Sequence[IntArray]
+"""The orders of an atom layer: one row a hierarchy, of atom ids in depth-first order. In a stored scan
+a row has only the atoms that proposals need, so rows differ in length."""
+
+ORDER, START, STOP, Z0, Y0, X0, Z1, Y1, X1, VOXELS, SOURCE = range(11)
+"""Columns of a proposal table (of both format versions)."""
+
+
+class Intervals(Protocol):
+    """Proposals as intervals of hierarchies laid out in depth-first order."""
+
+    @property
+    def atoms(self) -> Sequence[IntArray]:
+        """Label volumes (z, y, x), one a layer; uint16 from 65534 on is no atom (background, missing)."""
+
+    @property
+    def orders(self) -> Sequence[Rows]:
+        """The rows of each layer."""
+
+    @property
+    def table(self) -> IntArray:
+        """(N, 11); the order column counts the rows of orders[0], orders[1], ... in turn."""
+
+
+class Proposals(Intervals, Protocol):
+    """Intervals with a score each, best first."""
+
+    @property
+    def scores(self) -> NDArray[np.floating[Any]]:
+        """(N,) non-increasing."""
+
+    @property
+    def sources(self) -> Sequence[str]:
+        """Name of each code in the table's source column."""
+
+
+class LabelLike(Protocol):
+    """An expert's label map on the stored grid."""
+
+    @property
+    def name(self) -> str:
+        """Name of the map."""
+
+    @property
+    def array(self) -> IntArray:
+        """(z, y, x); 0 is background, every other value a structure."""
+
+    @property
+    def value_names(self) -> Mapping[int, str] | None:
+        """Name of each value, where they were declared."""
+
+
+class ScanLike(Proposals, Protocol):
+    """A stored scan: image, proposals and labels on one grid."""
+
+    @property
+    def scan_id(self) -> str:
+        """Identifier, unique in its store."""
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set that it belongs to."""
+
+    @property
+    def modality(self) -> str:
+        """Either ct, mr or pet."""
+
+    @property
+    def image(self) -> IntArray:
+        """(z, y, x) int16 codes; real value = code * scale + offset. Axes run to S, A, R as indices grow."""
+
+    @property
+    def scale(self) -> float:
+        """Real units a code."""
+
+    @property
+    def offset(self) -> float:
+        """Real value of code 0."""
+
+    @property
+    def spacing_zyx_mm(self) -> tuple[float, float, float]:
+        """Voxel size in mm along each axis."""
+
+    @property
+    def labels(self) -> Sequence[LabelLike]:
+        """Expert label maps; may be empty."""
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """Provenance, geometry and intensity, as stored."""

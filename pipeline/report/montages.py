@@ -1,0 +1,339 @@
+"""Which slices and proposals of a scan to show, and the montages made of them.
+
+Reads: a scan (see `pipeline.quality.stored_scan.ScanLike`) and points, rows of its proposal table,
+       structures.
+Writes: RGB pictures (`pipeline.report.slices`) and the choices behind them.
+Bounds: choices are deterministic; a montage shows examples, not every proposal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pipeline.quality import (
+    SIZE_CLASS_NAMES,
+    SIZE_CLASSES_MM3,
+    VOXELS,
+    X0,
+    X1,
+    Z0,
+    Z1,
+    IntArray,
+    Rows,
+    ScanLike,
+    proposal_mask,
+)
+from pipeline.report.slices import (
+    HEAT,
+    LABEL_COLOR,
+    PALETTE,
+    PLANES,
+    PROPOSAL_COLOR,
+    Color,
+    Frame,
+    Overlay,
+    Plane,
+    Rgb,
+    Window,
+    cut,
+    display_window,
+    draw_borders,
+    draw_slice,
+    gray,
+    in_hounsfield,
+    voxel_mm,
+)
+from pipeline.volumes import background_threshold
+
+Point = tuple[int, int, int]
+"""A voxel (z, y, x)."""
+
+CT_SOFT_HU = (-300.0, 200.0)
+"""Regions whose mean lies outside are shown in a window of their own."""
+CT_BODY_HU = -500.0
+"""Voxels above it belong to the body; what they enclose (lungs, bowel gas) does too."""
+
+
+def foreground(scan: ScanLike) -> NDArray[np.bool_]:
+    """The body, bool (z, y, x): above a threshold, holes in axial slices filled."""
+    if in_hounsfield(scan):
+        threshold = (CT_BODY_HU - scan.offset) / scan.scale
+    else:
+        threshold = background_threshold(scan.image[::2, ::2, ::2])
+    mask = scan.image > threshold
+    return np.stack([ndimage.binary_fill_holes(plane) for plane in mask])
+
+
+def focus_point(scan: ScanLike, body: NDArray[np.bool_]) -> Point:
+    """The voxel whose three slices show most.
+
+    With labels, most structures, then most labelled voxels. Without, much of the body and much contrast
+    within it, among the slices between a fifth and four fifths of the body's voxels.
+    """
+    shape = scan.image.shape
+    worth = [np.zeros(size) for size in shape]
+    for label in scan.labels:
+        where = np.nonzero(label.array)
+        width = int(label.array.max()) + 1
+        values = label.array[where].astype(np.int64)
+        for axis, size in enumerate(shape):
+            counts = np.bincount(where[axis] * width + values, minlength=size * width).reshape(size, width)
+            worth[axis] += np.count_nonzero(counts, axis=1) + counts.sum(axis=1) / (values.size + 1)
+    z, y, x = (
+        int(np.argmax(w)) if w.any() else _contrasted_slice(scan, body, axis) for axis, w in enumerate(worth)
+    )
+    return (z, y, x)
+
+
+def _contrasted_slice(scan: ScanLike, body: NDArray[np.bool_], axis: int) -> int:
+    """The slice with the largest product of body area and standard deviation of intensity within it."""
+    others = tuple(a for a in range(3) if a != axis)
+    area = body.sum(axis=others)
+    if not area.any():
+        return len(area) // 2
+    values = np.where(body, scan.image.astype(np.float32), 0)
+    mean = values.sum(axis=others) / np.maximum(area, 1)
+    variance = (values**2).sum(axis=others) / np.maximum(area, 1) - mean**2
+    worth = ndimage.uniform_filter1d(area * np.sqrt(np.maximum(variance, 0)), max(1, len(area) // 12))
+    start, stop = np.searchsorted(np.cumsum(area) / area.sum(), (0.2, 0.8))
+    return int(start + np.argmax(worth[start : stop + 1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """One slice of a scan with its proposals, turned for display."""
+
+    plane: Plane
+    index: int
+    levels: NDArray[np.uint8]
+    """(height, width) grey."""
+    atoms: tuple[NDArray[np.integer], ...]
+    """(height, width, 1) a layer: a box in its own right, so that masks can be looked up on it."""
+    orders: Sequence[Rows]
+    table: NDArray[np.integer]
+    voxel: tuple[float, float]
+    """Height and width of a voxel in mm."""
+
+    def mask(self, row: int) -> NDArray[np.bool_]:
+        """The mask of a proposal on this slice, (height, width)."""
+        return proposal_mask(self, row)[:, :, 0]
+
+    def draw(self, overlays: Sequence[Overlay], frame: Frame) -> Rgb:
+        """The slice with overlays."""
+        return draw_slice(self.levels, self.plane, self.voxel, frame=frame, overlays=overlays)
+
+    def draw_atoms(self, frame: Frame) -> Rgb:
+        """The slice with the borders of its atoms."""
+        return draw_borders(self.draw([], frame), self.atoms[0][:, :, 0])
+
+
+def slice_of(scan: ScanLike, plane: Plane, index: int, window: Window | None = None) -> Slice:
+    """A slice of a scan, in the window given or the usual one."""
+    return Slice(
+        plane=plane,
+        index=index,
+        levels=gray(cut(scan.image, plane, index), scan, window or display_window(scan)),
+        atoms=tuple(cut(atoms, plane, index)[:, :, None] for atoms in scan.atoms),
+        orders=scan.orders,
+        table=scan.table,
+        voxel=voxel_mm(scan.spacing_zyx_mm, plane),
+    )
+
+
+def rows_by_size(scan: ScanLike) -> dict[str, NDArray[np.int64]]:
+    """Rows of the proposals of each size class that has any, best first, from the smallest class."""
+    volumes = scan.table[:, VOXELS] * float(np.prod(scan.spacing_zyx_mm))
+    classes = np.searchsorted(SIZE_CLASSES_MM3, volumes, side="right")
+    found = ((name, np.flatnonzero(classes == k)) for k, name in enumerate(SIZE_CLASS_NAMES))
+    return {name: rows for name, rows in found if rows.size}
+
+
+def disjoint_rows(
+    slices: Sequence[Slice], rows: Iterable[int], *, most: int = 60, tries: int = 400
+) -> list[int]:
+    """The best-ranked proposals that hardly overlap on the slices, in order of rank.
+
+    A proposal is taken if at most a tenth of it lies on those taken before, over all slices together.
+    """
+    taken: list[int] = []
+    painted = [np.zeros(s.levels.shape, dtype=np.bool_) for s in slices]
+    for row in islice(rows, tries):
+        masks = [s.mask(int(row)) for s in slices]
+        area = sum(int(mask.sum()) for mask in masks)
+        shared = sum(int((mask & p).sum()) for mask, p in zip(masks, painted, strict=True))
+        if area == 0 or shared > 0.1 * area:
+            continue
+        taken.append(int(row))
+        for p, mask in zip(painted, masks, strict=True):
+            p |= mask
+        if len(taken) == most:
+            break
+    return taken
+
+
+def frame_of(scan: ScanLike, pixels: int) -> Frame:
+    """A scale at which the longest edge of the scan takes `pixels`, the same for its three planes."""
+    edge_mm = max(n * mm for n, mm in zip(scan.image.shape, scan.spacing_zyx_mm, strict=True))
+    return Frame(mm_per_pixel=edge_mm / pixels)
+
+
+def planes_with(
+    scan: ScanLike, point: Point, rows: Sequence[int], *, pixels: int = 360, fill: float = 0.32
+) -> list[Rgb]:
+    """The three planes through a point with proposals laid over them, each in its own colour."""
+    frame = frame_of(scan, pixels)
+    return [
+        s.draw([_overlay(s.mask(row), k, fill) for k, row in enumerate(rows)], frame)
+        for s in slices_through(scan, point)
+    ]
+
+
+def slices_through(scan: ScanLike, point: Point) -> list[Slice]:
+    """The three slices through a point."""
+    window = display_window(scan)
+    return [slice_of(scan, plane, point[axis], window) for axis, plane in enumerate(PLANES)]
+
+
+def _overlay(mask: NDArray[np.bool_], number: int, fill: float) -> Overlay:
+    return Overlay(mask=mask, color=PALETTE[number % len(PALETTE)], fill=fill)
+
+
+def size_montages(
+    scan: ScanLike, point: Point, *, pixels: int = 360, marks: bool = True
+) -> dict[str, list[Rgb]]:
+    """For each size class, the three planes through a point with its best proposals that do not overlap."""
+    slices = slices_through(scan, point)
+    frame = replace(frame_of(scan, pixels), marks=marks)
+    montages = {}
+    for name, rows in rows_by_size(scan).items():
+        chosen = disjoint_rows(slices, rows)
+        montages[name] = [
+            s.draw([_overlay(s.mask(r), k, 0.32) for k, r in enumerate(chosen)], frame) for s in slices
+        ]
+    return montages
+
+
+def widest_slice(mask: NDArray[np.bool_], spacing_zyx_mm: tuple[float, float, float]) -> tuple[Plane, int]:
+    """The slice with the largest section of a mask; axial unless another is a third larger."""
+    best: tuple[float, Plane, int] = (0.0, "axial", mask.shape[0] // 2)
+    for axis, plane in enumerate(PLANES):
+        areas = mask.sum(axis=tuple(a for a in range(3) if a != axis))
+        section = float(areas.max()) * float(np.prod(voxel_mm(spacing_zyx_mm, plane)))
+        if section * (1.0 if axis == 0 else 0.75) > best[0]:
+            best = (section, plane, int(np.argmax(areas)))
+    return best[1], best[2]
+
+
+def proposal_tile(scan: ScanLike, row: int, *, color: Color = PROPOSAL_COLOR, pixels: int = 200) -> Rgb:
+    """One proposal on its widest slice, with its surroundings."""
+    low, high = scan.table[row, Z0 : X0 + 1], scan.table[row, Z1 : X1 + 1]
+    box = (slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2]))
+    inside = proposal_mask(scan, row, box)
+    plane, index = widest_slice(inside, scan.spacing_zyx_mm)
+    mean = float(scan.image[box][inside].mean()) * scan.scale + scan.offset
+    s = slice_of(scan, plane, index + int(low[PLANES.index(plane)]), window_for(scan, mean))
+    mask = s.mask(row)
+    return close_up(s, mask, [Overlay(mask=mask, color=color, fill=0.3, outline=1)], pixels)
+
+
+def window_for(scan: ScanLike, mean: float) -> Window:
+    """The window in which a region of this mean value shows: air in a lung window, bone in a wide one."""
+    if in_hounsfield(scan) and not CT_SOFT_HU[0] < mean < CT_SOFT_HU[1]:
+        return Window(low=-1000, high=200) if mean < 0 else Window(low=-150, high=500)
+    return display_window(scan)
+
+
+def structure_tile(scan: ScanLike, label: IntArray, value: int, row: int, *, pixels: int = 220) -> Rgb:
+    """A structure (outline) and the proposal that matches it (fill), on the structure's widest slice."""
+    structure = label == value
+    plane, index = widest_slice(structure, scan.spacing_zyx_mm)
+    mean = float(scan.image[structure].mean()) * scan.scale + scan.offset
+    s = slice_of(scan, plane, index, window_for(scan, mean))
+    truth = cut(structure, plane, index)
+    overlays = [Overlay(mask=truth, color=LABEL_COLOR, fill=0, outline=2)]
+    if row >= 0:
+        overlays.insert(0, Overlay(mask=s.mask(row), color=PROPOSAL_COLOR, fill=0.42, outline=1))
+    return close_up(s, truth, overlays, pixels)
+
+
+def close_up(
+    s: Slice,
+    around: NDArray[np.bool_],
+    overlays: Sequence[Overlay],
+    pixels: int,
+    *,
+    cross: tuple[int, int] | None = None,
+) -> Rgb:
+    """A square window on a slice, around a mask with as much again beside it, at least 60 mm wide.
+
+    Black where the scan ends.
+
+    Args:
+        s: the slice.
+        around: (height, width) what to show; must not be empty.
+        overlays: drawn on the window.
+        pixels: edge of the picture.
+        cross: a voxel (row, column) of the slice to mark.
+    """
+    where = np.argwhere(around)
+    low, high = where.min(axis=0), where.max(axis=0) + 1
+    shape, voxel = np.array(s.levels.shape), np.array(s.voxel)
+    edge_mm = min(max(float(np.max((high - low) * voxel)) * 1.6, 60.0), float(np.max(shape * voxel)))
+    half = edge_mm / voxel / 2
+    start = np.clip(np.floor((low + high) / 2 - half), 0, np.maximum(shape - 2 * half, 0)).astype(int)
+    stop = np.minimum(start + np.ceil(2 * half).astype(int), shape)
+    part = (slice(start[0], stop[0]), slice(start[1], stop[1]))
+    inside = [replace(overlay, mask=overlay.mask[part]) for overlay in overlays]
+    moved = None if cross is None else (float(cross[0] - start[0]), float(cross[1] - start[1]))
+    frame = Frame(mm_per_pixel=edge_mm / pixels, cross=moved)
+    drawn = replace(s, levels=s.levels[part]).draw(inside, frame)[:pixels, :pixels]
+    square = np.zeros((pixels, pixels, 3), dtype=np.uint8)
+    top, left = ((pixels - n) // 2 for n in drawn.shape[:2])
+    square[top : top + drawn.shape[0], left : left + drawn.shape[1]] = drawn
+    return square
+
+
+def coverage_limits(cover: NDArray[np.int32]) -> tuple[int, int]:
+    """The counts that the ends of the colour scale stand for: the first and the last percentile."""
+    covered = cover[cover > 0]
+    if not covered.size:
+        return 1, 2
+    low, high = (int(v) for v in np.percentile(covered, (1, 99)))
+    return low, max(high, low + 1)
+
+
+def coverage_planes(
+    scan: ScanLike, cover: NDArray[np.int32], point: Point, *, pixels: int = 360
+) -> list[Rgb]:
+    """The three planes through a point, coloured by how many proposals contain each voxel.
+
+    Colours are equal steps of the logarithm between `coverage_limits`; voxels in no proposal stay grey.
+    """
+    low, high = (float(np.log(count)) for count in coverage_limits(cover))
+    pictures = []
+    for axis, plane in enumerate(PLANES):
+        s = slice_of(scan, plane, point[axis])
+        counts = cut(cover, plane, point[axis])
+        share = np.clip((np.log(np.maximum(counts, 1)) - low) / (high - low), 0, 1)
+        heat = HEAT[np.rint(share * (len(HEAT) - 1)).astype(int)]
+        base = s.levels[:, :, None].astype(np.float32)
+        mixed = np.where((counts > 0)[:, :, None], 0.22 * base + 0.78 * heat, base)
+        colored = np.rint(mixed).astype(np.uint8)
+        pictures.append(draw_slice(colored, plane, s.voxel, frame=frame_of(scan, pixels)))
+    return pictures
+
+
+def overview_slice(scan: ScanLike, point: Point, *, pixels: int = 150) -> Rgb:
+    """The axial slice through a point with the best proposals of 1 mL and more that do not overlap."""
+    s = slice_of(scan, "axial", point[0])
+    voxels = SIZE_CLASSES_MM3[0] / float(np.prod(scan.spacing_zyx_mm))
+    rows = disjoint_rows([s], np.flatnonzero(scan.table[:, VOXELS] >= voxels), most=40)
+    height, width = (n * mm for n, mm in zip(s.levels.shape, s.voxel, strict=True))
+    frame = Frame(mm_per_pixel=max(height, width) / pixels, marks=False)
+    return s.draw([_overlay(s.mask(row), k, 0.4) for k, row in enumerate(rows)], frame)

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+
+from commands.prepare.outcomes import Outcome, RunReport, counted_scans
+from commands.progress import Progress, duration
+from pipeline.discovery.sources import SourceFailure
+
+
+def progress(**changes: float) -> Progress:
+    values = {"done": 30, "total": 100, "failed": 0, "weight_done": 50, "weight_total": 100, "seconds": 60}
+    return Progress(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_time_left_goes_by_weight_and_rate_by_scans() -> None:
+    assert progress().seconds_left == 60
+    assert progress().scans_a_minute == 30
+    assert progress().line() == "30/100 scans, 30.0 a minute, 1 min left"
+    assert progress(failed=2, weight_done=75).line() == "30/100 scans, 2 failed, 30.0 a minute, 20 s left"
+
+
+def test_time_left_is_not_told_before_anything_is_done_nor_at_the_end() -> None:
+    assert progress(done=0, weight_done=0).line() == "0/100 scans"
+    assert progress(seconds=1).seconds_left is None
+    assert progress(done=100, weight_done=100).line() == "100/100 scans, 100.0 a minute"
+
+
+def test_nothing_to_do_is_all_done() -> None:
+    assert Progress.of_equals(0, 0, 0.0).fraction == 1
+    assert Progress.of_equals(1, 4, 1.0).fraction == 0.25
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"),
+        (59.4, "59 s"),
+        (60, "1 min"),
+        (200, "3 min 20 s"),
+        (3600, "1 h 0 min"),
+        (7500, "2 h 5 min"),
+    ],
+)
+def test_durations_are_told_as_people_do(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def committed(scan_id: str, dataset: str, *, num_proposals: int, seconds: float) -> Outcome:
+    return Outcome(
+        scan_id=scan_id,
+        location=scan_id,
+        state="committed",
+        dataset=dataset,
+        num_proposals=num_proposals,
+        seconds=seconds,
+    )
+
+
+def report(**changes: object) -> RunReport:
+    values: dict[str, object] = {
+        "committed": (
+            committed("a", "one", num_proposals=10, seconds=1),
+            committed("b", "one", num_proposals=20, seconds=2),
+            committed("c", "two", num_proposals=5, seconds=0.5),
+        ),
+        "skipped": ("d",),
+        "failed": (),
+        "not_done": (),
+        "reasons": {"new": 3},
+        "notes": (),
+        "absent": (),
+        "seconds": 61.0,
+    }
+    return RunReport(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_a_report_sums_up_by_data_set() -> None:
+    assert report().groups() == [("one", 2, 15, 1.5), ("two", 1, 5, 0.5)]
+    assert report().summary() == "3 committed, 1 done before, 0 failed, in 1 min 1 s"
+
+
+def test_the_exit_code_is_true() -> None:
+    failure = SourceFailure(scan_id="x", location="x", reason="r", remedy="m", kind="K")
+    assert report().exit_code == 0
+    assert report(failed=(failure,)).exit_code == 1
+    assert report(not_done=(failure,)).exit_code == 1
+    assert report(stopped="the disk is full").exit_code == 1
+    assert report(stopped="interrupted by SIGINT", interrupted=True).exit_code == 130
+
+
+def test_one_scan_is_not_scans() -> None:
+    assert [counted_scans(n) for n in (0, 1, 1234)] == ["0 scans", "1 scan", "1,234 scans"]

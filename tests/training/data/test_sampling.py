@@ -1,0 +1,188 @@
+"""Which scans and masks are drawn: by weight, balanced, and counted to the voxel."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from storage import IndexEntry, Proposals, ScanRecord
+from tests.storage.drawn_record import SMALL, draw_record, record_masks
+from training.data.boxes import Box, whole
+from training.data.sampling import (
+    DataConfig,
+    candidates,
+    draw_masks,
+    generator_of,
+    make_choice,
+    split_scans,
+    visible_voxels,
+)
+from training.errors import ConfigError, DataError
+
+RECORD = draw_record(shape=SMALL)
+
+
+def entry(scan_id: str, dataset: str = "a", split: str = "train") -> IndexEntry:
+    return IndexEntry(
+        scan_id=scan_id,
+        shape_zyx=(9, 9, 9),
+        spacing_zyx_mm=(1.5, 1.5, 1.5),
+        modality="ct",
+        dataset=dataset,
+        split=split,
+        num_proposals=3,
+        labels=(),
+        digests={},
+        digest=f"of {scan_id}",
+    )
+
+
+def entries(*made: IndexEntry) -> dict[str, IndexEntry]:
+    return {one.scan_id: one for one in made}
+
+
+def proposals_of(record: ScanRecord) -> Proposals:
+    counts = [len(orders) for orders in record.orders]
+    return Proposals(
+        table=record.table,
+        scores=record.scores,
+        sources=record.sources,
+        layer_of_order=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
+    )
+
+
+corners = st.tuples(*[st.tuples(st.integers(0, size - 1), st.integers(1, size)) for size in SMALL])
+
+
+@given(corners=corners)
+def test_visible_voxels_are_those_of_the_masks_in_each_view(corners) -> None:
+    start, stop = zip(*[(min(a, b - 1), b) for a, b in corners], strict=True)
+    views = (Box(start=start, stop=stop), Box(start=(0, 3, 5), stop=(7, 25, 40)))
+    counts = [
+        sum(
+            np.bincount(atoms[view.slices].ravel(), minlength=65_536) << shift
+            for view, shift in zip(views, (0, 32), strict=True)
+        )
+        for atoms in RECORD.atoms
+    ]
+    ids = np.arange(len(RECORD.table))
+    found = visible_voxels(ids, proposals_of(RECORD), RECORD.orders, counts)
+    masks = record_masks(RECORD)
+    expected = [masks[(slice(None), *view.slices)].sum(axis=(1, 2, 3)) for view in views]
+    np.testing.assert_array_equal(found, expected)
+
+
+@given(corners=corners, least=st.integers(1, 400))
+def test_the_filter_by_boxes_loses_no_visible_mask(corners, least) -> None:
+    start, stop = zip(*[(min(a, b - 1), b) for a, b in corners], strict=True)
+    views = (Box(start=start, stop=stop), whole(SMALL))
+    masks = record_masks(RECORD)
+    visible = np.all([masks[(slice(None), *v.slices)].sum(axis=(1, 2, 3)) >= least for v in views], axis=0)
+    assert set(np.flatnonzero(visible)) <= set(candidates(proposals_of(RECORD), views, least))
+
+
+def test_the_filter_by_boxes_drops_what_cannot_be_seen() -> None:
+    # A thin plate at z 3..6, y 1..3, x 20..41: 126 voxels, 6 of them at x < 21.
+    plate = [tuple(row[:3]) for row in RECORD.table.tolist()].index((2, 1, 2))
+    view = Box(start=(0, 0, 0), stop=(8, 25, 21))
+    assert plate in candidates(proposals_of(RECORD), [view], 6)
+    assert plate not in candidates(proposals_of(RECORD), [view], 7)
+    assert plate not in candidates(proposals_of(RECORD), [whole(SMALL)], 127)
+
+
+def test_masks_are_balanced_over_octaves_then_sources() -> None:
+    # One octave has a hundred masks of one source and one of another, another octave has one mask.
+    voxels = np.array([40] * 100 + [41] + [5000])
+    sources = np.array([0] * 100 + [1] + [0], dtype=np.int32)
+    generator = np.random.default_rng(0)
+    drawn = Counter(int(draw_masks(voxels, sources, 1, generator)[0]) for _ in range(4000))
+    assert drawn[101] / 4000 == pytest.approx(1 / 2, abs=0.03)
+    assert drawn[100] / 4000 == pytest.approx(1 / 4, abs=0.03)
+
+
+@given(count=st.integers(1, 20), num=st.integers(1, 30), seed=st.integers(0, 999))
+def test_no_mask_is_drawn_twice(count, num, seed) -> None:
+    generator = np.random.default_rng(seed)
+    drawn = draw_masks(
+        generator.integers(1, 10**6, num), generator.integers(0, 5, num, dtype=np.int32), count, generator
+    )
+    assert len(drawn) == len(set(drawn.tolist())) == min(count, num)
+
+
+def test_data_sets_are_drawn_by_their_weight() -> None:
+    made = [entry(f"a{k}", "a") for k in range(9)] + [entry("b0", "b"), entry("c0", "c")]
+    generator = np.random.default_rng(0)
+    choice = make_choice(made, {"a": 1.0, "b": 3.0, "c": 0.0})
+    drawn = Counter(choice.draw(generator)[0] for _ in range(4000))
+    assert drawn["b"] / 4000 == pytest.approx(0.75, abs=0.03)
+    assert drawn["c"] == 0
+    plain = make_choice(made, {})
+    drawn = Counter(plain.draw(generator) for _ in range(4400))
+    assert len(drawn) == 11
+    assert min(drawn.values()) > 300
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"a": 1.0, "bb": 1.0}, "data set 'bb': no scan is of it; did you mean 'b'"),
+        ({"a": 1.0}, "data set 'b': it has scans but no weight"),
+    ],
+)
+def test_weights_and_data_sets_must_name_each_other(weights, message) -> None:
+    with pytest.raises(DataError, match=message):
+        make_choice([entry("1", "a"), entry("2", "b")], weights)
+
+
+def test_scans_are_left_out_and_held_out_by_id_alone() -> None:
+    known = entries(*[entry(f"s{k}") for k in range(400)], entry("t", split="test"))
+    config = DataConfig(splits=("train",), exclude=("s7",), holdout_fraction=0.25)
+    split = split_scans(known, config)
+    assert "t" not in split.training + split.holdout
+    assert "s7" not in split.training + split.holdout
+    assert len(split.training) + len(split.holdout) == 399
+    assert 60 < len(split.holdout) < 140
+    fewer = split_scans({name: one for name, one in known.items() if name != split.training[0]}, config)
+    assert fewer.holdout == split.holdout
+
+
+def test_no_scan_left_says_why() -> None:
+    with pytest.raises(DataError, match="the store has 0 scans"):
+        split_scans({}, DataConfig())
+    with pytest.raises(DataError, match=r"splits 'train'.*leave 0"):
+        split_scans(entries(entry("a")), DataConfig(splits=("tarin",)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cut_voxels": 127}, "even number or none"),
+        ({"crop_voxels": (32, 48, 33), "cut_voxels": (32, 48, 34)}, "even number or none"),
+        ({"masks_per_sample": 17}, "masks_per_sample must be 2 to 16"),
+        ({"min_view_overlap": 1.2}, "min_view_overlap must be 0 to 1"),
+        ({"min_mask_voxels": 0}, "min_mask_voxels must be at least 1"),
+        ({"dataset_weights": {"a": 0.0}}, "not all 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(change, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(DataConfig(), **change)
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**63), sample=st.integers(0, 2**40))
+def test_streams_of_a_sample_differ(seed, sample) -> None:
+    drawn = {
+        generator_of(*where).integers(2**63)
+        for where in [
+            (seed, sample, "scan"),
+            (seed, sample, "target"),
+            (seed, sample + 1, "scan"),
+            (seed + 1, sample, "scan"),
+        ]
+    }
+    assert len(drawn) == 4

@@ -1,0 +1,63 @@
+"""Metrics tell every step once, whatever happened in between."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from training.engine.monitoring import METRICS, Monitor, TrainingProgress, drop_lines_after, read_metrics
+
+
+def test_a_run_that_goes_on_tells_no_step_twice(tmp_path: Path) -> None:
+    first = Monitor(tmp_path, step=0)
+    for step in range(1, 6):
+        first.tell("train", step, {"loss": 1 / step})
+    first.close()
+    second = Monitor(tmp_path, step=3)  # the steps 4 and 5 were never saved
+    for step in range(4, 7):
+        second.tell("train", step, {"loss": 2 / step})
+    second.close()
+    lines = read_metrics(tmp_path / METRICS)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["loss"] for line in lines] == [1, 1 / 2, 1 / 3, 2 / 4, 2 / 5, 2 / 6]
+    curve = EventAccumulator(str(tmp_path / "tensorboard"))
+    curve.Reload()
+    assert [point.step for point in curve.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_half_a_line_of_a_killed_process_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / METRICS
+    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+    drop_lines_after(path, 1)
+    assert path.read_text() == '{"step": 1}\n'
+
+
+def test_a_number_that_is_none_is_left_out_so_that_any_reader_of_json_can_read(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path, step=0)
+    monitor.tell("evaluation", 1, {"dice": math.nan, "dice/a": 0.5})
+    monitor.close()
+    text = (tmp_path / METRICS).read_text()
+    assert json.loads(text, parse_constant=lambda name: 1 / 0) == {
+        "kind": "evaluation",
+        "step": 1,
+        "dice/a": 0.5,
+    }
+
+
+def test_progress_tells_time_left_from_the_steps_of_this_process() -> None:
+    progress = TrainingProgress(
+        step=900,
+        num_steps=1000,
+        loss=0.9134,
+        samples_per_second=5.12,
+        data_wait_fraction=0.012,
+        seconds=200.0,
+        steps_here=100,
+    )
+    assert progress.line() == (
+        "step 900/1000, loss 0.913, 5.1 samples/s, 1 % waiting for data, 3 min 20 s left"
+    )

@@ -1,0 +1,223 @@
+"""Inference puts every voxel where it belongs, whatever the windows, and shows references as it should."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.training.like_intensity import WIDTH, LikeIntensity
+from tests.training.phantom_store import make_phantom_store
+from training.data.augmentation import ViewAugmentation
+from training.errors import ConfigError, DataError
+from training.finetuning.samples import LabelledDataConfig, LabelReader, augment_labelled, collate_labelled
+from training.inference.in_context import (
+    InferenceConfig,
+    Reference,
+    Structure,
+    encode_references,
+    predict,
+    predict_labels,
+    predict_probabilities,
+)
+
+SMALL = InferenceConfig(window_voxels=(16, 32, 16), reference_voxels=(16, 16, 32))
+LIVER, SPLEEN = Structure(name="liver", values=(3,)), Structure(name="spleen", values=(7, 9))
+
+
+@pytest.fixture
+def scan() -> tuple[np.ndarray, np.ndarray]:
+    """Two bright blocks in the dark, at places that no flip or transposition maps onto each other."""
+    image, labels = np.zeros((21, 35, 50), np.float32), np.zeros((21, 35, 50), np.uint8)
+    for box, value, bright in (
+        ((slice(2, 9), slice(3, 9), slice(30, 44)), 3, 1.0),
+        ((slice(10, 19), slice(22, 33), slice(5, 8)), 7, 2.0),
+        ((slice(10, 19), slice(22, 33), slice(8, 11)), 9, 2.0),
+    ):
+        image[box], labels[box] = bright, value
+    return image, labels
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"window_voxels": (128, 128, 128)},
+        {"overlap_fraction": 0.0},
+        {"windows_at_once": 3},
+        {"masks_at_once": 1},
+        {"max_accumulator_bytes": 1},
+        {"whole_mask": False},
+        {"mirror": True},
+        {"reference_voxels": (16, 16, 16)},
+    ],
+)
+def test_structures_are_found_where_they_are_whatever_the_windows(scan, changes):
+    image, labels = scan
+    config, net = replace(SMALL, **changes), LikeIntensity()
+    prompt = encode_references(net, [Reference(image=image, labels=labels)], [LIVER, SPLEEN], config)
+    found = predict_probabilities(net, image, prompt, config)
+    assert found.shape == (2, *image.shape)
+    assert found.dtype == np.float32
+    assert ((found[0] > 0.5) == (labels == 3)).all()
+    assert ((found[1] > 0.5) == np.isin(labels, (7, 9))).all()
+    assert (predict_labels(net, image, prompt, config) == np.select([labels == 3, labels > 3], [1, 2])).all()
+
+
+def test_probabilities_are_those_of_the_network_and_not_of_the_tiling():
+    image = np.random.default_rng(0).uniform(0, 1, (21, 35, 50)).astype(np.float32)
+    labels = (image > 0.7).astype(np.uint8)
+    net, structure = LikeIntensity(), Structure(name="bright", values=(1,))
+    whole = InferenceConfig(whole_mask=False, reference_voxels=(48, 48, 64))
+    prompt = encode_references(net, [Reference(image=image, labels=labels)], [structure], whole)
+    mean = image[labels > 0].mean()
+    expected = 1 / (1 + np.exp(-20 * (WIDTH - abs(image - mean))))
+    tiled = replace(whole, window_voxels=(16, 16, 16), overlap_fraction=0.4)
+    for config in (whole, tiled):
+        assert predict_probabilities(net, image, prompt, config)[0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_references_are_averaged_as_priors_each_counting_the_same(scan):
+    image, labels = scan
+    net = LikeIntensity()
+    references = [
+        Reference(image=image * brightness, labels=labels * (values > 0))
+        for brightness, values in ((1, 1), (3, 1))
+    ]
+    lacking = Reference(image=image * 100, labels=np.where(labels == 3, labels, 0))
+    prompt = encode_references(net, [*references, lacking], [SPLEEN], SMALL)
+    # Bright 2 and 6: the third reference does not show the spleen and says nothing about it.
+    assert prompt.priors[0][0].shape == (2, 11, 4)
+    assert prompt.priors[0][0][0] == pytest.approx(4.0)
+
+
+def test_a_structure_that_no_reference_shows_is_missing_and_the_others_keep_their_places(scan):
+    image, labels = scan
+    net, nothing = LikeIntensity(), Structure(name="nothing", values=(200,))
+    prompt = encode_references(net, [Reference(image=image, labels=labels)], [nothing, SPLEEN], SMALL)
+    assert prompt.structures == (SPLEEN,)
+    assert prompt.missing == (nothing,)
+    assert ((predict_labels(net, image, prompt, SMALL) == 1) == (labels > 3)).all()
+    with pytest.raises(DataError, match="empty"):
+        encode_references(net, [Reference(image=image, labels=labels)], [nothing], SMALL)
+
+
+def test_a_large_reference_is_shown_around_its_structures_and_never_whole():
+    labels = np.zeros((90, 80, 100), np.uint8)
+    labels[40:50, 60:70, 80:95] = 3
+    labels[40:45, 60:70, 70:75] = 7
+    net = LikeIntensity()
+    config = replace(SMALL, reference_voxels=(32, 16, 32))
+    image = np.where(labels == 3, 1.0, 0.0).astype(np.float32)
+    prompt = encode_references(net, [Reference(image=image, labels=labels)], [LIVER, SPLEEN], config)
+    assert net.encoded == [(1, 1, 32, 16, 32)]  # both fit one window
+    assert prompt.priors[0][0][0] == pytest.approx(1.0)
+    net.encoded.clear()
+    labels[0:5, 0:5, 0:5] = 9
+    encode_references(net, [Reference(image=image, labels=labels)], [LIVER, SPLEEN], config)
+    # The spleen spans the scan now: one window for the liver, two for the spleen's ends, none for the void.
+    assert net.encoded == [(1, 1, 32, 16, 32)] * 3
+
+
+def test_a_structure_larger_than_a_window_is_averaged_over_its_windows_by_their_voxels():
+    labels = np.zeros((16, 16, 48), np.uint8)
+    labels[:, :, :40] = 3
+    image = np.zeros(labels.shape, np.float32)
+    image[:, :, 16:] = 1.0
+    net = LikeIntensity()
+    config = replace(SMALL, reference_voxels=(16, 16, 16), whole_mask=False)
+    prompt = encode_references(net, [Reference(image=image, labels=labels)], [LIVER], config)
+    assert len(net.encoded) == 3
+    windows = [(0, 16, 0.0), (12, 28, 12 / 16), (24, 40, 1.0)]  # the mean intensity of each
+    assert prompt.priors[0][0][0].mean() == pytest.approx(np.mean([mean for *_, mean in windows]))
+
+
+def test_one_pass_encodes_a_window_once_for_all_prompts(scan):
+    image, labels = scan
+    net, reference = LikeIntensity(), Reference(image=image, labels=labels)
+    prompts = [encode_references(net, [reference], some, SMALL) for some in ([LIVER], [SPLEEN, LIVER])]
+    net.encoded.clear()
+    seen = {(number, part.start): masks for number, part, masks in predict(net, image, prompts, SMALL)}
+    assert len(net.encoded) == len(set(net.encoded)) * 2 * 2 * 6
+    assert ((seen[0, 0][0] > 0.5) == (labels == 3)).all()
+    assert ((seen[1, 0][0] > 0.5) == (labels > 3)).all()
+    assert ((seen[1, 0][1] > 0.5) == (labels == 3)).all()
+
+
+def test_no_more_masks_are_decoded_together_than_allowed_and_the_whole_mask_is_one_more(scan):
+    image, labels = scan
+    structures = [Structure(name=str(k), values=(3,)) for k in range(5)]
+    net, config = LikeIntensity(), replace(SMALL, masks_at_once=2)
+    prompt = encode_references(net, [Reference(image=image, labels=labels)], structures, config)
+    list(predict(net, image, [prompt], config))
+    assert set(net.asked) == {3, 2}  # 2 + 2 + 1 structures, each with the all-ones mask
+
+
+def test_accumulators_stay_within_their_memory(scan):
+    image, labels = scan
+    structures = [Structure(name=str(k), values=(3,)) for k in range(5)]
+    config = replace(SMALL, max_accumulator_bytes=4 * 2 * image.size)
+    net = LikeIntensity()
+    prompt = encode_references(net, [Reference(image=image, labels=labels)], structures, config)
+    parts = [(part, masks.nbytes) for _, part, masks in predict(net, image, [prompt], config)]
+    assert [part.stop - part.start for part, _ in parts] == [2, 2, 1]
+    assert all(size <= config.max_accumulator_bytes for _, size in parts)
+
+
+def test_mirrored_copies_show_mirrored_references_too(scan):
+    image, labels = scan
+    net, config = LikeIntensity(), replace(SMALL, mirror=True)
+    prompt = encode_references(net, [Reference(image=image, labels=labels)], [LIVER], config)
+    assert len(prompt.priors) == 8
+    assert len(net.encoded) == 8
+
+
+def test_progress_ends_at_the_number_of_windows(scan):
+    image, labels = scan
+    net, steps = LikeIntensity(), []
+    prompt = encode_references(net, [Reference(image=image, labels=labels)], [LIVER], SMALL)
+    predict_probabilities(net, image, prompt, SMALL, progress=lambda done, total: steps.append((done, total)))
+    assert steps == [(k, len(steps)) for k in range(1, len(steps) + 1)]
+
+
+def test_settings_that_cannot_be_are_refused():
+    for changes in (
+        {"window_voxels": (16, 16, 20)},
+        {"reference_voxels": (144, 16, 16)},
+        {"overlap_fraction": 1.0},
+        {"masks_at_once": 0},
+    ):
+        with pytest.raises(ConfigError):
+            replace(SMALL, **changes)
+    with pytest.raises(DataError, match="one grid"):
+        Reference(image=np.zeros((2, 3, 4), np.float32), labels=np.zeros((2, 3, 5), np.uint8))
+
+
+def test_a_scan_smaller_than_a_window_is_padded_as_in_training(tmp_path):
+    """References and targets too: the network norms a window, and mirrored anatomy around it blinds it."""
+    store = make_phantom_store(tmp_path / "store", num_scans=1, shape=(36, 40, 38))
+    scan = store.scan("phantom-0")
+    data = LabelledDataConfig(crop_voxels=48, cut_voxels=48)
+    organ = Structure(name="organ", values=(1,))
+    reader = LabelReader(store.path, ["phantom-0"], "structures", [organ], data, seed=0)
+    batch = collate_labelled([reader.read(0)], config=data, seed=0)
+    still = ViewAugmentation(affine_probability=0.0, intensity_probability=0.0)
+    trained_on = augment_labelled(batch, still).image[0, 0].numpy()
+
+    shown: list[np.ndarray] = []
+
+    class Recording(LikeIntensity):
+        def encode(self, image):
+            shown.append(image[0, 0].numpy().copy())
+            return super().encode(image)
+
+    image = scan.image(normalize=True)
+    config = InferenceConfig(window_voxels=(48, 48, 48), reference_voxels=(48, 48, 48))
+    reference = Reference(image=image, labels=scan.labels("structures"))
+    predict_labels(Recording(), image, encode_references(Recording(), [reference], [organ], config), config)
+    assert len(shown) == 2
+    for window in shown:
+        assert window.shape == trained_on.shape
+        assert window[0, 0, 0] == pytest.approx(trained_on[0, 0, 0], abs=1e-3)
+        np.testing.assert_allclose(np.sort(window.ravel()), np.sort(trained_on.ravel()), atol=2e-3)

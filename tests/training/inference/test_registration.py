@@ -1,0 +1,104 @@
+"""Masks carried over by registration: to a structure elsewhere, to a bent one, to where there is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from training.inference.in_context import Reference, Structure
+from training.inference.registration import carry, carry_structures
+
+
+def scene(seed: int, middle: tuple[int, int, int], shape=(24, 56, 60), bend: float = 0.0):
+    """An organ of two parts with a texture around it, in noise of its own; bent by smooth moves."""
+    generator = np.random.default_rng(seed)
+    places = np.indices(shape).astype(float)
+    if bend:
+        moves = generator.normal(size=(3, *shape))
+        moves = np.stack([ndimage.gaussian_filter(move, 8) for move in moves])
+        places = places + bend * moves / np.abs(moves).max()
+    z, y, x = (place - centre for place, centre in zip(places, middle, strict=True))
+    shell = (z / 5) ** 2 + (y / 9) ** 2 + (x / 8) ** 2
+    around = np.sin(y / 4.0) * np.cos(x / 5.0) * (shell < 3)
+    labels = np.where(shell < 0.35, 2, np.where(shell < 1, 1, 0)).astype(np.uint16)
+    image = around + 2.0 * (labels == 2) - 1.5 * (labels == 1)
+    noise = ndimage.gaussian_filter(generator.normal(size=shape), 1.0)
+    return (image + 0.5 * noise / noise.std()).astype(np.float32), labels
+
+
+def masks_of(labels):
+    return np.stack([labels == 1, labels == 2])
+
+
+def dice(first, second) -> float:
+    return 2 * float((first & second).sum()) / float(first.sum() + second.sum())
+
+
+@pytest.mark.parametrize("middle", [(12, 28, 30), (10, 16, 44), (13, 40, 14)])
+def test_structures_are_found_where_they_lie_and_as_they_are_bent(middle) -> None:
+    image, labels = scene(0, (12, 28, 30))
+    target, expected = scene(1, middle, bend=2.5)
+    carried = carry(image, masks_of(labels), target)
+    assert carried.probabilities.shape == (2, *target.shape)
+    assert carried.probabilities.min() >= 0
+    assert carried.probabilities.max() <= 1 + 1e-6
+    for found, there in zip(carried.probabilities >= 0.5, masks_of(expected), strict=True):
+        assert dice(found, there) > 0.75
+    assert carried.agreement > 0.7
+
+
+def test_a_target_of_another_size_is_answered_on_its_own_grid() -> None:
+    image, labels = scene(0, (12, 28, 30))
+    target, expected = scene(2, (9, 20, 12), shape=(18, 40, 72))
+    carried = carry(image, masks_of(labels), target)
+    assert dice((carried.probabilities >= 0.5).any(axis=0), expected > 0) > 0.8
+
+
+def test_agreement_tells_a_target_that_lacks_the_structure() -> None:
+    image, labels = scene(0, (12, 28, 30))
+    there, _ = scene(3, (12, 22, 36))
+    noise = ndimage.gaussian_filter(np.random.default_rng(4).normal(size=there.shape), 1.5)
+    lacking = (noise / noise.std()).astype(np.float32)
+    masks = masks_of(labels)
+    assert carry(image, masks, there).agreement > carry(image, masks, lacking).agreement + 0.2
+
+
+def test_an_empty_mask_and_a_flat_target_are_answered_with_nothing_to_trust() -> None:
+    image, labels = scene(0, (12, 28, 30))
+    empty = carry(image, np.zeros((1, *image.shape), bool), image)
+    assert not empty.probabilities.any()
+    assert empty.agreement == 0
+    assert carry(image, masks_of(labels), np.zeros_like(image)).agreement == 0
+
+
+def test_scans_of_few_slices_are_moved_only() -> None:
+    image, labels = scene(0, (2, 28, 30), shape=(5, 56, 60))
+    target, expected = scene(1, (2, 20, 36), shape=(5, 56, 60))
+    found = carry(image, masks_of(labels), target).probabilities >= 0.5
+    assert dice(found.any(axis=0), expected > 0) > 0.7
+
+
+def test_the_same_input_gives_the_same_bytes() -> None:
+    image, labels = scene(0, (12, 28, 30))
+    target, _ = scene(1, (12, 20, 40), bend=2.0)
+    once, again = (carry(image, masks_of(labels), target) for _ in range(2))
+    assert once.probabilities.tobytes() == again.probabilities.tobytes()
+    assert once.agreement == again.agreement
+
+
+def test_of_several_references_each_counts_for_what_it_shows() -> None:
+    first, labels = scene(0, (12, 28, 30))
+    second, others = scene(5, (12, 30, 26), bend=1.5)
+    target, expected = scene(1, (12, 20, 40), bend=2.0)
+    structures = [Structure(name="shell", values=(1,)), Structure(name="core", values=(2,))]
+    only_core = Reference(image=second, labels=np.where(others == 2, others, 0).astype(np.uint16))
+    shown, steps = Reference(image=first, labels=labels), []
+    carried = carry_structures(
+        [shown, only_core], structures, target, progress=lambda done, total: steps.append((done, total))
+    )
+    alone = carry_structures([shown], structures, target)
+    assert steps == [(1, 2), (2, 2)]
+    np.testing.assert_allclose(carried.probabilities[0], alone.probabilities[0], atol=1e-6)
+    assert (carried.probabilities[1] != alone.probabilities[1]).any()
+    assert dice(carried.probabilities[1] >= 0.5, expected == 2) > 0.7

@@ -1,0 +1,49 @@
+from .augmentation import (
+    AugmentationConfig as AugmentationConfig,
+    ViewAugmentation as ViewAugmentation,
+    Views as Views,
+    apply_drawn as apply_drawn,
+    augment as augment,
+    draw as draw,
+    strong as strong,
+)
+from .batches import Batch as Batch, Cuts as Cuts
+from .boxes import Box as Box, Triple as Triple, whole as whole
+from .loader import (
+    BatchReader as BatchReader,
+    SampleLoader as SampleLoader,
+    Share as Share,
+    make_loader as make_loader,
+    stack as stack,
+)
+from .samples import cut_out as cut_out, digest_scans as digest_scans
+from .sampling import (
+    MAX_MASKS as MAX_MASKS,
+    DataConfig as DataConfig,
+    ScanChoice as ScanChoice,
+    ScanSplit as ScanSplit,
+    generator_of as generator_of,
+    make_choice as make_choice,
+    split_scans as split_scans,
+)
+from .whole_scans import (
+    from_window as from_window,
+    labels_to_window as labels_to_window,
+    to_window as to_window,
+    window_for as window_for,
+)
+from .windows import (
+    STRIDE_VOXELS as STRIDE_VOXELS,
+    Size as Size,
+    Slices as Slices,
+    box_of_mask as box_of_mask,
+    boxes_over as boxes_over,
+    fit_window as fit_window,
+    gaussian_weights as gaussian_weights,
+    hull_of as hull_of,
+    join_boxes as join_boxes,
+    take as take,
+    take_image as take_image,
+    window_boxes as window_boxes,
+)
+from .words import unpack_words as unpack_words

@@ -1,0 +1,275 @@
+"""Batches of a run from a store, in this process or in workers: the same ones however they are shared out.
+
+    loader = make_loader("STORE", scan_ids, DataConfig(), batch_size=4, seed=0, num_samples=400_000)
+    for batch in loader:
+        views = augment(batch.to("cuda", non_blocking=True), AugmentationConfig())
+
+Sample i of a run depends on the seed and i only. Rank r of w takes, of every w * batch_size samples, the r-th
+batch_size; going on after a stop is `first_sample`. Of a last, smaller lot every rank takes its share, which
+differs by one sample at most (and is none, and no batch, where there are fewer samples than ranks).
+
+*Workers* are started by a fork server (spawn where there is none), open the store themselves and leave
+SIGINT and, for half a minute, SIGTERM to the process that started them. A scan that cannot be read and a
+worker that died are a DataError in that process, at the batch where it happened, within seconds. When that
+process is killed, they end.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from storage import StorageError, open_store
+from training.data.batches import Batch
+from training.data.samples import Sample, SampleReader, digest_scans
+from training.data.sampling import DataConfig, make_choice
+from training.errors import ConfigError, DataError
+
+_SECONDS_TO_SAVE = 30
+"""How long workers go on after SIGTERM, so that the trainer ends its step and saves; as schedulers grant."""
+
+
+SampleT = TypeVar("SampleT")
+SampleT_co = TypeVar("SampleT_co", covariant=True)
+BatchT = TypeVar("BatchT")
+
+
+class Reads(Protocol[SampleT_co]):
+    """What reads samples: pickled into workers, so it opens nothing before it is asked."""
+
+    def read(self, index: int) -> SampleT_co:
+        """Return sample `index` of the run, or raise DataError."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which samples of a run a rank takes, batch by batch."""
+
+    first_sample: int
+    """Where this stretch of the run begins."""
+    num_samples: int
+    """Samples in it, of all ranks."""
+    batch_size: int
+    """Samples of a rank in a batch."""
+    rank: int = 0
+    """Which rank, 0..world_size - 1."""
+    world_size: int = 1
+    """Ranks."""
+
+    def __post_init__(self) -> None:
+        if self.first_sample < 0 or self.num_samples < 0 or self.batch_size < 1:
+            raise ConfigError(
+                "first_sample and num_samples must be >= 0, batch_size at least 1, got "
+                f"{self.first_sample}, {self.num_samples}, {self.batch_size}"
+            )
+        if not 0 <= self.rank < self.world_size:
+            raise ConfigError(f"rank must be 0 to {self.world_size - 1}, got {self.rank}")
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.num_samples, self.batch_size * self.world_size)
+        return full + (len(self._part(rest)) > 0)
+
+    def batch(self, number: int) -> range:
+        """Return the samples of the rank's batch `number`."""
+        together = self.batch_size * self.world_size
+        part = self._part(min(together, self.num_samples - number * together))
+        first = self.first_sample + number * together
+        return range(first + part.start, first + part.stop)
+
+    def _part(self, count: int) -> range:
+        return range(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
+
+
+class SampleLoader(Generic[BatchT]):
+    """Yields the batches of a rank, in order; each iteration starts at the first again."""
+
+    def __init__(self, batches: BatchReader[Any, BatchT], *, num_workers: int, pin: bool) -> None:
+        self._batches = batches
+        self._num_workers = num_workers
+        self._pin = pin
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[BatchT]:
+        iterator = iter(self._loader())
+        try:
+            while (item := _next(iterator)) is not None:
+                if isinstance(item, _Failure):
+                    raise DataError(item.message)
+                yield item
+        finally:
+            del iterator  # ends the workers now, not when a traceback lets go of this frame
+
+    def _loader(self) -> DataLoader[BatchT | _Failure]:
+        workers = self._num_workers
+        with warnings.catch_warnings():
+            # How many workers are worthwhile is the caller's to say: much of a read is waiting for the disk.
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            return DataLoader(
+                self._batches,
+                batch_size=None,
+                sampler=range(len(self._batches)),
+                num_workers=workers,
+                collate_fn=_as_it_is,
+                worker_init_fn=_start_worker if workers else None,
+                multiprocessing_context=_context() if workers else None,
+                pin_memory=self._pin,
+                generator=torch.Generator(),  # else it would draw from the global one
+            )
+
+
+def make_loader(
+    store: str | Path,
+    scan_ids: Sequence[str],
+    config: DataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    num_samples: int,
+    first_sample: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> SampleLoader[Batch]:
+    """Return what yields the batches of one rank.
+
+    Args:
+        store: Path of the store.
+        scan_ids: Scans to train on (see `split_scans`).
+        config: What samples are made of.
+        batch_size: Samples of this rank in a batch.
+        seed: Of the run, >= 0.
+        num_samples: Samples of all ranks together, from `first_sample` on.
+        first_sample: The run's sample to begin with: where it was stopped.
+        rank: Which rank this is.
+        world_size: How many there are.
+        num_workers: Processes that read; 0 reads in this one.
+        pin_memory: Whether batches come in page-locked memory; for training on a GPU.
+
+    Raises:
+        DataError: The store cannot be opened, is empty, or lacks a scan.
+        ConfigError: Numbers that do not go together.
+    """
+    share = Share(
+        first_sample=first_sample,
+        num_samples=num_samples,
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+    )
+    try:
+        entries = open_store(store).entries
+    except (StorageError, OSError) as error:
+        raise DataError(f"the store cannot be opened: {error}") from error
+    digest = digest_scans(entries, scan_ids)
+    make_choice((entries[scan_id] for scan_id in scan_ids), config.dataset_weights)  # or raises, here and now
+    reader = SampleReader(store, scan_ids, config, seed=seed, digest=digest)
+    batches = BatchReader(reader, partial(collate, config=config, seed=seed), share)
+    return SampleLoader(batches, num_workers=num_workers, pin=pin_memory)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A DataError on its way from a worker: raised there, it would arrive in the worker's traceback."""
+
+    message: str
+
+
+class BatchReader(Dataset["BatchT | _Failure"], Generic[SampleT, BatchT]):
+    """Batch number -> batch, in whichever process."""
+
+    def __init__(
+        self, reader: Reads[SampleT], collate: Callable[[Sequence[SampleT]], BatchT], share: Share
+    ) -> None:
+        self._reader = reader
+        self._collate = collate
+        self._share = share
+
+    def __len__(self) -> int:
+        return len(self._share)
+
+    def __getitem__(self, number: int) -> BatchT | _Failure:
+        try:
+            samples = [self._reader.read(index) for index in self._share.batch(number)]
+        except DataError as error:
+            return _Failure(str(error))
+        return self._collate(samples)
+
+
+def collate(samples: Sequence[Sample], config: DataConfig, *, seed: int) -> Batch:
+    """Return samples as one batch."""
+    return Batch(
+        reference_codes=stack([sample.cuts[0] for sample in samples])[:, None],
+        target_codes=stack([sample.cuts[1] for sample in samples])[:, None],
+        reference_words=stack([sample.words[0] for sample in samples]),
+        target_words=stack([sample.words[1] for sample in samples]),
+        scale=torch.tensor([sample.scale for sample in samples], dtype=torch.float32),
+        offset=torch.tensor([sample.offset for sample in samples], dtype=torch.float32),
+        padding_codes=torch.tensor([sample.padding_code for sample in samples], dtype=torch.int16),
+        sample_indices=torch.tensor([sample.index for sample in samples], dtype=torch.int64),
+        scan_ids=tuple(sample.scan_id for sample in samples),
+        seed=seed,
+        num_masks=config.masks_per_sample,
+        crop_zyx=config.crop_zyx,
+    )
+
+
+def stack(arrays: Sequence[np.ndarray]) -> Tensor:
+    """Return arrays of one shape as one tensor, along a new first axis."""
+    return torch.from_numpy(np.stack(arrays))
+
+
+def _next(iterator: Iterator[BatchT | _Failure]) -> BatchT | _Failure | None:
+    try:
+        return next(iterator, None)
+    except (RuntimeError, EOFError, OSError) as error:  # the latter two: it died while handing over a batch
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+            raise
+        raise DataError(
+            f"a worker of the data loader died ({error!r}). Most often memory ran out: use fewer workers or "
+            "smaller batches, in a container enlarge /dev/shm; then resume"
+        ) from error
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    # A job's end is announced to every process of it; the trainer's own saves and ends the workers. That
+    # it does is not left to chance: multiprocessing, too, ends with SIGTERM what is left when it exits.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_SECONDS_TO_SAVE))
+    threading.Thread(target=_end_with_trainer, daemon=True).start()
+
+
+def _end_with_trainer() -> None:
+    # torch watches a worker's parent, which is the fork server: that waits for its workers to end first.
+    trainer = multiprocessing.parent_process()
+    if trainer is not None:
+        trainer.join()
+        os._exit(1)
+
+
+def _context() -> BaseContext:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training.data.loader"])  # imports torch once, not once a worker
+    return context

@@ -1,0 +1,370 @@
+"""Reads sample i of a run from the store: the box around both cuts once, of it two cuts of codes and words.
+
+*Reads* of one scan: the image codes and the atoms of the union of both cuts, the proposals, the orders.
+*Gives* a Sample, the same wherever and whenever it is read. Which masks are visible is counted, not guessed:
+boxes rule most proposals out before anything is read, then one histogram of the atoms in each view and prefix
+sums along the orders give the voxels of all that are left.
+
+Where it stops being valid: a scan that was replaced since the run began is an error, not another sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage import IndexEntry, Level, Scan, StorageError, open_store
+from storage.words import build_lookup
+from training.data.boxes import Box, Triple, draw_views, whole
+from training.data.sampling import (
+    DataConfig,
+    ScanChoice,
+    candidates,
+    draw_masks,
+    generator_of,
+    make_choice,
+    visible_voxels,
+)
+from training.data.whole_scans import ScanView, draw_scan_views, sample_linear, sample_nearest
+from training.errors import DataError
+
+_PLACES_TRIED = 4
+"""Pairs of views drawn of a scan before one with fewer visible masks than asked for is taken."""
+
+_SCANS_TRIED = 16
+"""Scans drawn for a sample before it is an error that none of them shows any mask."""
+
+_KEPT_BYTES = 128 * 2**20
+"""Orders of opened scans that a reader keeps: opening one takes 2 to 4 ms."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """Two cuts of one scan."""
+
+    index: int
+    """Which sample of the run."""
+    scan_id: str
+    """Whose it is."""
+    cuts: tuple[NDArray[np.int16], NDArray[np.int16]]
+    """Codes of the reference and the target, (z, y, x)."""
+    words: tuple[NDArray[np.int16], NDArray[np.int16]]
+    """Words of the same, (z, y, x)."""
+    scale: float
+    """Z-score units a code step."""
+    offset: float
+    """Z-score of code 0."""
+    padding_code: int
+    """What `cuts` holds outside the scan."""
+    views: tuple[Box, Box]
+    """What the reference and the target show of the scan, unwarped, in voxels of the level it was read at."""
+    masks: tuple[int, ...]
+    """The proposal of each bit; repeated where too few are visible."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """A pair of views and what is visible in both."""
+
+    level: Level
+    """Where it is read."""
+    views: tuple[Box, Box]
+    """What the reference and the target show of the scan, unwarped, in voxels of the level."""
+    cuts: tuple[Box, Box] | tuple[_Resampled, _Resampled]
+    """The same with the margins that warping needs."""
+    region: Box
+    """The union of both cuts, inside the scan, in voxels of the level."""
+    atoms: dict[int, NDArray[np.uint16]]
+    """Of each layer that a visible mask needs, in the region."""
+    ids: NDArray[np.int64]
+    """Visible proposals."""
+    voxels: NDArray[np.int64]
+    """Of each in the view that shows less of it."""
+
+    def cut(self, number: int, array: NDArray[np.int16], *, padding: int, image: bool) -> NDArray[np.int16]:
+        """Return a cut of what was read of the region; only an image is interpolated."""
+        cut = self.cuts[number]
+        if isinstance(cut, Box):
+            return cut_out(array, self.region, cut, padding)
+        return cut.take(array, self.region, padding=padding, image=image)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Resampled:
+    """A cut that a box of the scan is resampled to."""
+
+    view: ScanView
+    """The box, in voxels of level 0, margins included."""
+    shape: Triple
+    """Voxels of the cut."""
+    factors: Triple
+    """Of the level that is read."""
+
+    def take(self, array: NDArray[np.int16], region: Box, *, padding: int, image: bool) -> NDArray[np.int16]:
+        """Return the cut from what was read of a region of the level."""
+        inside = [
+            places - start
+            for places, start in zip(self.view.positions(self.shape, self.factors), region.start, strict=True)
+        ]
+        if not image:
+            return sample_nearest(array, inside, fill=padding)
+        return np.rint(sample_linear(array.astype(np.float32), inside, fill=padding)).astype(np.int16)
+
+
+def digest_scans(entries: Mapping[str, IndexEntry], scan_ids: Sequence[str]) -> str:
+    """Return a digest of every byte of these scans, as the index names them.
+
+    Raises:
+        DataError: A scan is not in the index.
+    """
+    digest = hashlib.sha256()
+    for scan_id in sorted(scan_ids):
+        if scan_id not in entries:
+            raise DataError(
+                f"scan {scan_id!r}: the run trains on it, but the store has it no longer. Prepare it again, "
+                "or begin a new run without it"
+            )
+        digest.update(f"{scan_id} {entries[scan_id].digest}\n".encode())
+    return digest.hexdigest()
+
+
+class SampleReader:
+    """Reads samples of a run. Holds a path and opens the store when first asked: it may be pickled."""
+
+    def __init__(
+        self, store: str | Path, scan_ids: Sequence[str], config: DataConfig, *, seed: int, digest: str
+    ) -> None:
+        self._path = Path(store).absolute()
+        self._ids = tuple(scan_ids)
+        self._config = config
+        self._seed = seed
+        self._digest = digest
+        self._scans: OrderedDict[str, Scan] = OrderedDict()
+        self._kept_bytes = 0
+
+    def __getstate__(self) -> dict[str, object]:
+        settings = {name: self.__dict__[name] for name in ("_path", "_ids", "_config", "_seed", "_digest")}
+        return settings | {"_scans": OrderedDict(), "_kept_bytes": 0}
+
+    def read(self, index: int) -> Sample:
+        """Return sample `index` of the run.
+
+        Raises:
+            DataError: A scan that it needs is damaged, gone or replaced, or no scan shows a mask.
+        """
+        generator = generator_of(self._seed, index, "scan")
+        tried = []
+        for _ in range(_SCANS_TRIED):
+            scan_id = self._choice.draw(generator)
+            tried.append(scan_id)
+            try:
+                sample = self._read_from(self._scan(scan_id), index, generator)
+            except (StorageError, OSError) as error:
+                raise DataError(
+                    f"sample {index} needs scan {scan_id}, which cannot be read: {error}\nRepair the scan "
+                    "and resume, or begin a new run that leaves it out (`exclude` in [data])"
+                ) from error
+            if sample is not None:
+                return sample
+        raise DataError(
+            f"sample {index}: {_SCANS_TRIED} scans drawn in a row show no mask of at least "
+            f"{self._config.min_mask_voxels} voxels in both views: {', '.join(sorted(set(tried)))}. Lower "
+            "min_mask_voxels, enlarge the crop, or leave these scans out"
+        )
+
+    @cached_property
+    def _choice(self) -> ScanChoice:
+        return make_choice((self._entries[scan_id] for scan_id in self._ids), self._config.dataset_weights)
+
+    @cached_property
+    def _entries(self) -> Mapping[str, IndexEntry]:
+        """The index, which must still name the scans of the run as they were when it began."""
+        try:
+            entries = open_store(self._path).entries
+        except (StorageError, OSError) as error:
+            raise DataError(f"the store cannot be opened: {error}") from error
+        if digest_scans(entries, self._ids) != self._digest:
+            raise DataError(
+                f"{self._path}: scans were replaced since the loader was made. Resume the run to go on with "
+                "the new ones"
+            )
+        return entries
+
+    def _scan(self, scan_id: str) -> Scan:
+        if scan_id not in self._scans:
+            scan = Scan(self._path, self._entries[scan_id])
+            self._kept_bytes += _order_bytes(scan)
+            self._scans[scan_id] = scan
+            while self._kept_bytes > _KEPT_BYTES and len(self._scans) > 1:
+                self._kept_bytes -= _order_bytes(self._scans.popitem(last=False)[1])
+        self._scans.move_to_end(scan_id)
+        return self._scans[scan_id]
+
+    def _read_from(self, scan: Scan, index: int, generator: np.random.Generator) -> Sample | None:
+        """Return a sample of this scan, or None where no place tried shows any mask."""
+        wanted = self._config.masks_per_sample - 1
+        best: _Place | None = None
+        for _ in range(_PLACES_TRIED):
+            place = self._look(scan, generator)
+            if place is not None and (best is None or len(place.ids) > len(best.ids)):
+                best = place
+            if best is not None and len(best.ids) >= wanted:
+                break
+        if best is None:
+            return None
+        chosen = draw_masks(best.voxels, scan.proposals.source[best.ids], wanted, generator)
+        # Too few: all of them, then again in the same order, so that K is the same in every sample.
+        masks = np.resize(best.ids[chosen], wanted)
+        words = _words(scan, masks, best)
+        intensity = scan.intensity
+        low = int(np.clip(round((intensity.low - scan.offset) / scan.scale), -32_768, 32_767))
+        codes = scan.image_codes(best.region.slices, level=best.level)
+        return Sample(
+            index=index,
+            scan_id=scan.id,
+            cuts=(
+                best.cut(0, codes, padding=low, image=True),
+                best.cut(1, codes, padding=low, image=True),
+            ),
+            words=(
+                best.cut(0, words, padding=0, image=False),
+                best.cut(1, words, padding=0, image=False),
+            ),
+            scale=scan.scale / intensity.std,
+            offset=(scan.offset - intensity.mean) / intensity.std,
+            padding_code=low,
+            views=best.views,
+            masks=tuple(int(mask) for mask in masks),
+        )
+
+    def _look(self, scan: Scan, generator: np.random.Generator) -> _Place | None:
+        """Draw a pair of views and return what is visible in both, or None where nothing is."""
+        fraction = self._config.whole_fraction
+        # Nothing is drawn where there is no choice: samples of crops stay what they were.
+        if fraction > 0 and generator.random() < fraction:
+            return self._look_at_whole(scan, generator)
+        return self._look_at_crop(scan, generator)
+
+    def _look_at_whole(self, scan: Scan, generator: np.random.Generator) -> _Place | None:
+        """Views of the whole scan or of large parts of it, resampled to the window."""
+        config, window = self._config, self._config.crop_zyx
+        drawn = draw_scan_views(
+            scan.shape,
+            max_move=config.whole_move_fraction,
+            wide_fraction=config.wide_fraction,
+            generator=generator,
+        )
+        # At least as fine as the window's voxels and, but for short axes, less than twice as fine.
+        parts = np.min([np.divide(view.size, scan.shape) for view in drawn], axis=0)
+        level = scan.level_for([math.ceil(2 * n / part) for n, part in zip(window, parts, strict=True)])
+        factors, all_of_it = level.factors_zyx, whole(level.shape_zyx)
+        cuts = [view.grown(window, config.cut_zyx) for view in drawn]
+        # One voxel more on each side, for interpolation.
+        boxes = [cut.box_at(factors).grow((1, 1, 1)) for cut in cuts]
+        region = boxes[0].enclose(boxes[1]).intersect(all_of_it)
+        views = (drawn[0].box_at(factors), drawn[1].box_at(factors))
+        seen = [view.intersect(all_of_it) for view in views]
+        if not all(view.voxels for view in seen):
+            return None
+        ids = np.arange(len(scan.proposals.voxels), dtype=np.int64)
+        atoms = {layer: scan.atoms(layer, region.slices, level=level) for layer in range(scan.num_layers)}
+        ratios = np.array([[view.voxel_ratio(window, factors)] for view in drawn])
+        voxels = np.rint(_visible(scan, ids, atoms, seen, region) * ratios).astype(np.int64)
+        most = config.max_mask_fraction * math.prod(window)
+        visible = (voxels >= config.min_mask_voxels).all(axis=0) & (voxels <= most).any(axis=0)
+        if not visible.any():
+            return None
+        first, second = (_Resampled(view=cut, shape=config.cut_zyx, factors=factors) for cut in cuts)
+        return _Place(
+            level=level,
+            views=views,
+            cuts=(first, second),
+            region=region,
+            atoms=atoms,
+            ids=ids[visible],
+            voxels=voxels.min(axis=0)[visible],
+        )
+
+    def _look_at_crop(self, scan: Scan, generator: np.random.Generator) -> _Place | None:
+        """Overlapping crops of the scan as it is stored."""
+        config = self._config
+        views = draw_views(
+            scan.shape, config.crop_zyx, min_overlap=config.min_view_overlap, generator=generator
+        )
+        seen = [view.intersect(whole(scan.shape)) for view in views]
+        ids = candidates(scan.proposals, seen, config.min_mask_voxels)
+        if not len(ids):
+            return None
+        cuts = [view.grow(config.margin_zyx) for view in views]
+        region = cuts[0].enclose(cuts[1]).intersect(whole(scan.shape))
+        layers = {int(layer) for layer in np.unique(scan.proposals.layer[ids])}
+        atoms = {layer: scan.atoms(layer, region.slices) for layer in sorted(layers)}
+        voxels = _visible(scan, ids, atoms, seen, region)
+        most = config.max_mask_fraction * np.array([[view.voxels] for view in seen])
+        visible = (voxels >= config.min_mask_voxels).all(axis=0) & (voxels <= most).any(axis=0)
+        if not visible.any():
+            return None
+        return _Place(
+            level=scan.level(0),
+            views=views,
+            cuts=(cuts[0], cuts[1]),
+            region=region,
+            atoms=atoms,
+            ids=ids[visible],
+            voxels=voxels.min(axis=0)[visible],
+        )
+
+
+def _visible(
+    scan: Scan,
+    ids: NDArray[np.int64],
+    atoms: Mapping[int, NDArray[np.uint16]],
+    seen: Sequence[Box],
+    region: Box,
+) -> NDArray[np.int64]:
+    """Return the voxels that proposals have in each of two boxes, (2, n), from the atoms of a region."""
+    layers = range(scan.num_layers)
+    counts = [_histograms(atoms[layer], seen, region) if layer in atoms else None for layer in layers]
+    return visible_voxels(ids, scan.proposals, [scan.orders(layer) for layer in layers], counts)
+
+
+def _histograms(atoms: NDArray[np.uint16], views: Sequence[Box], region: Box) -> NDArray[np.int64]:
+    """Return the voxels of every atom id in the first view plus 2^32 times those in the second, (65536,)."""
+    first, second = (
+        np.bincount(atoms[view.within(region).slices].ravel(), minlength=65_536) for view in views
+    )
+    return first + (second << 32)
+
+
+def _words(scan: Scan, masks: NDArray[np.int64], place: _Place) -> NDArray[np.int16]:
+    """Return the words of a place's region, int16 (z, y, x): bit k is proposal masks[k]."""
+    runs: dict[int, list[tuple[int, NDArray[np.uint16]]]] = {}
+    for bit, (proposal, layer) in enumerate(zip(masks, scan.proposals.layer[masks], strict=True)):
+        runs.setdefault(int(layer), []).append((bit, scan.atom_ids(int(proposal))))
+    words: NDArray[np.uint16] | None = None
+    for layer, members in runs.items():
+        some = np.take(build_lookup(members), place.atoms[layer])
+        words = some if words is None else words | some
+    assert words is not None
+    return words.view(np.int16)  # 15 bits at most: none is negative
+
+
+def cut_out(array: NDArray[np.int16], region: Box, cut: Box, padding: int) -> NDArray[np.int16]:
+    """Return a cut of what was read of `region`, `padding` outside of it."""
+    result = np.full(cut.shape, padding, dtype=np.int16)
+    shared = cut.intersect(region)
+    result[shared.within(cut).slices] = array[shared.within(region).slices]
+    return result
+
+
+def _order_bytes(scan: Scan) -> int:
+    """Return the bytes of the orders that an opened scan keeps."""
+    return sum(row.nbytes for layer in range(scan.num_layers) for row in scan.orders(layer))

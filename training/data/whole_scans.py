@@ -1,0 +1,219 @@
+"""Whole scans in one window: where views of a scan lie, and the scan resampled to a window and back.
+
+A window cut out of a scan does not say where in the body it is; a whole scan does. So a view may be a box
+of any size, measured in voxels of level 0, that is resampled to the voxels of the window:
+
+    scan      |--------------------------------|         330 mm
+    view         [--------------------------------]      as long as the scan, moved
+    window       |  |  |  |  |  |  |  |  |  |  |  |      64 voxels of 5.2 mm
+
+Every axis is stretched by itself. Reads nothing: who reads chooses a level that is at least as fine.
+
+*Takes* and *gives* arrays (z, y, x): images by linear interpolation, labels and masks by nearest neighbour.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.levels import plan_levels
+from training.data.boxes import Box, Triple
+from training.data.windows import STRIDE_VOXELS
+from training.errors import DataError
+
+Kind = TypeVar("Kind", bound=np.generic)
+
+MAX_SIDE_VOXELS = 128
+"""Longest axis of a window: the network's references take no more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanView:
+    """A box of a scan, in voxels of level 0 along z, y, x; it may leave the scan."""
+
+    start: tuple[float, float, float]
+    """Its lower edge; 0 is the lower edge of the first voxel."""
+    size: tuple[float, float, float]
+    """Its length along each axis."""
+
+    def grown(self, window: Triple, cut: Triple) -> ScanView:
+        """Return the box around the same centre that has as many voxels more as `cut` has beyond `window`."""
+        factors = [whole / part for whole, part in zip(cut, window, strict=True)]
+        start = [s - size * (f - 1) / 2 for s, size, f in zip(self.start, self.size, factors, strict=True)]
+        size = [size * factor for size, factor in zip(self.size, factors, strict=True)]
+        return ScanView(start=_triple(start), size=_triple(size))
+
+    def positions(self, window: Triple, factors: Triple) -> tuple[NDArray[np.float64], ...]:
+        """Return where the centres of a window's voxels lie along each axis, as indices of a level's voxels.
+
+        Args:
+            window: Voxels that the box is resampled to.
+            factors: Voxels of level 0 that a voxel of the level spans.
+        """
+        return tuple(
+            (start + (np.arange(count) + 0.5) * size / count) / factor - 0.5
+            for start, size, count, factor in zip(self.start, self.size, window, factors, strict=True)
+        )
+
+    def box_at(self, factors: Triple) -> Box:
+        """Return the smallest box of a level's voxels that holds it; it may leave the scan."""
+        low = [math.floor(start / factor) for start, factor in zip(self.start, factors, strict=True)]
+        high = [
+            math.ceil((start + size) / factor)
+            for start, size, factor in zip(self.start, self.size, factors, strict=True)
+        ]
+        return Box(start=(low[0], low[1], low[2]), stop=(high[0], high[1], high[2]))
+
+    def voxel_ratio(self, window: Triple, factors: Triple) -> float:
+        """Return how many voxels of the window one voxel of a level is."""
+        return math.prod(
+            factor * count / size for factor, count, size in zip(factors, window, self.size, strict=True)
+        )
+
+
+def whole_view(shape: Triple) -> ScanView:
+    """Return the view of a whole scan, and nothing else."""
+    return ScanView(start=(0.0, 0.0, 0.0), size=_triple(shape))
+
+
+def draw_scan_views(
+    shape: Triple, *, max_move: float, wide_fraction: float, generator: np.random.Generator
+) -> tuple[ScanView, ScanView]:
+    """Return the views of a reference and of a target, drawn one without the other.
+
+    Args:
+        shape: Voxels of the scan.
+        max_move: How far a view of the whole scan is moved along y and x, as a part of its length; half of
+            that along z.
+        wide_fraction: Share of pairs that show boxes of 0.4 to 1.3 of the scan along each axis, whose centre
+            lies anywhere in it.
+        generator: Draws.
+    """
+    wide = generator.random() < wide_fraction
+    sizes = np.array(shape, dtype=np.float64)
+    views = []
+    for _ in range(2):
+        scales = np.clip(generator.uniform(0.5, 1.15) * generator.uniform(0.8, 1.25, 3), 0.4, 1.3)
+        centres, moves = generator.uniform(0, 1, 3), generator.uniform(-1, 1, 3)
+        if wide:
+            size, centre = sizes * scales, sizes * centres
+        else:
+            size, centre = sizes, sizes * (0.5 + moves * max_move * np.array([0.5, 1.0, 1.0]))
+        views.append(ScanView(start=_triple(centre - size / 2), size=_triple(size)))
+    return views[0], views[1]
+
+
+def window_for(shapes: Sequence[Triple], max_voxels: int) -> Triple:
+    """Return the window that shows whole scans best: sides in multiples of 16, at most 128.
+
+    Of the windows of at most `max_voxels` voxels it is one whose voxels, with the median scan stretched over
+    it, are the shortest along their longest edge; among equals the largest.
+
+    Args:
+        shapes: Voxels of the scans along z, y, x.
+        max_voxels: Most voxels of the window.
+
+    Raises:
+        DataError: No window is so small.
+    """
+    sides = range(STRIDE_VOXELS, MAX_SIDE_VOXELS + 1, STRIDE_VOXELS)
+    median = np.median(np.array(shapes), axis=0)
+    best: tuple[tuple[float, int], Triple] | None = None
+    for z in sides:
+        for y in sides:
+            for x in sides:
+                if z * y * x > max_voxels:
+                    break
+                key = (float((median / (z, y, x)).max()), -z * y * x)
+                if best is None or key < best[0]:
+                    best = (key, (z, y, x))
+    if best is None:
+        raise DataError(f"max_window_voxels must be at least {STRIDE_VOXELS**3}, got {max_voxels}")
+    return best[1]
+
+
+def to_window(image: NDArray[np.float32], window: Triple) -> NDArray[np.float32]:
+    """Return a whole image (z, y, x) stretched over a window, as `ScanView`s of whole scans are in training.
+
+    Averaged over blocks until it is less than twice as fine as the window, then interpolated.
+    """
+    shape = _shape(image)
+    factors = plan_levels(shape, [2 * side for side in window])[-1]
+    positions = whole_view(shape).positions(window, factors)
+    return sample_linear(_block_means(image, factors), positions, fill=float(image.min()))
+
+
+def labels_to_window(labels: NDArray[Kind], window: Triple) -> NDArray[Kind]:
+    """Return a whole label map (z, y, x) stretched over a window by nearest neighbour."""
+    return sample_nearest(labels, whole_view(_shape(labels)).positions(window, (1, 1, 1)))
+
+
+def from_window(values: NDArray[np.float32], shape: Triple) -> NDArray[np.float32]:
+    """Return values of a window (z, y, x) on the grid of the whole scan that was stretched over it."""
+    window = _shape(values)
+    positions = [(np.arange(n) + 0.5) * w / n - 0.5 for n, w in zip(shape, window, strict=True)]
+    return sample_linear(values, positions, fill=0.0)
+
+
+def _block_means(image: NDArray[np.float32], factors: Triple) -> NDArray[np.float32]:
+    """Return the means of blocks of voxels; the last slices stand for what a block lacks."""
+    short = [-size % factor for size, factor in zip(image.shape, factors, strict=True)]
+    full = np.pad(image, [(0, more) for more in short], mode="edge") if any(short) else image
+    z, y, x = (size // factor for size, factor in zip(full.shape, factors, strict=True))
+    a, b, c = factors
+    means: NDArray[np.float32] = full.reshape(z, a, y, b, x, c).mean(axis=(1, 3, 5), dtype=np.float32)
+    return means
+
+
+def sample_linear(
+    image: NDArray[np.float32], positions: Sequence[NDArray[np.float64]], *, fill: float
+) -> NDArray[np.float32]:
+    """Return an image (z, y, x) at positions along each axis, interpolated; `fill` beyond its outer edges.
+
+    Args:
+        image: Its voxels' centres lie at 0, 1, 2, ...
+        positions: Along z, y, x; the result has as many voxels along each.
+        fill: Value outside.
+    """
+    result = image - np.float32(fill)
+    for axis, places in enumerate(positions):
+        count = result.shape[axis]
+        weights = np.zeros((len(places), count), dtype=np.float32)
+        inside = (places > -0.5) & (places < count - 0.5)
+        low = np.clip(np.floor(places), 0, count - 1).astype(np.int64)
+        high = np.minimum(low + 1, count - 1)
+        part = np.clip(places - low, 0, 1)
+        rows = np.arange(len(places))
+        np.add.at(weights, (rows, low), np.where(inside, 1 - part, 0))
+        np.add.at(weights, (rows, high), np.where(inside, part, 0))
+        result = np.moveaxis(np.tensordot(weights, result, axes=(1, axis)), 0, axis)
+    return np.asarray(result + np.float32(fill), dtype=np.float32)
+
+
+def sample_nearest(
+    labels: NDArray[Kind], positions: Sequence[NDArray[np.float64]], *, fill: int = 0
+) -> NDArray[Kind]:
+    """Return labels (..., z, y, x) at positions along each axis by nearest neighbour; `fill` outside."""
+    shape = labels.shape[-3:]
+    nearest = [np.floor(places + 0.5).astype(np.int64) for places in positions]
+    inside = [(index >= 0) & (index < count) for index, count in zip(nearest, shape, strict=True)]
+    z, y, x = (np.clip(index, 0, count - 1) for index, count in zip(nearest, shape, strict=True))
+    found = labels[..., z[:, None, None], y[:, None], x]
+    there = inside[0][:, None, None] & inside[1][:, None] & inside[2]
+    return np.where(there, found, np.array(fill, dtype=labels.dtype))
+
+
+def _triple(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float, float]:
+    z, y, x = (float(value) for value in values)
+    return z, y, x
+
+
+def _shape(volume: NDArray[Kind]) -> Triple:
+    z, y, x = volume.shape
+    return z, y, x

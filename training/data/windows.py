@@ -1,0 +1,203 @@
+"""Where windows lie on a volume, and how much each of their voxels counts: integers and weights, no image.
+
+Reads:  shapes and boxes in voxels, masks bool (z, y, x).
+Writes: boxes as three slices (z, y, x), weights float32 (z, y, x).
+Bounds: the network halves a volume four times, so every window is a multiple of 16 voxels along each axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import product
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Size: TypeAlias = tuple[int, int, int]
+"""Voxels along z, y, x."""
+
+Slices: TypeAlias = tuple[slice, slice, slice]
+"""Half-open, in voxels along z, y, x; may reach beyond the volume, also below 0, where padding is needed."""
+
+Kind = TypeVar("Kind", bound=np.generic)
+
+STRIDE_VOXELS = 16
+"""What the deepest stage of the network makes one voxel of."""
+
+
+def round_up(size: int) -> int:
+    """Return the next multiple of 16 that is at least `size`."""
+    return -(-size // STRIDE_VOXELS) * STRIDE_VOXELS
+
+
+def fit_window(shape: Size, window: Size) -> Size:
+    """Return the window for a volume: no longer than needed to hold it, and a multiple of 16 along each axis.
+
+    Args:
+        shape: Voxels of the volume.
+        window: Most voxels of a window, multiples of 16.
+
+    Raises:
+        ValueError: A window is no positive multiple of 16.
+    """
+    if any(size < STRIDE_VOXELS or size % STRIDE_VOXELS for size in window):
+        raise ValueError(f"a window must be a positive multiple of {STRIDE_VOXELS} voxels, got {window}")
+    z, y, x = (min(most, round_up(size)) for size, most in zip(shape, window, strict=True))
+    return z, y, x
+
+
+def window_boxes(shape: Size, window: Size, overlap_fraction: float) -> tuple[Slices, ...]:
+    """Return windows that cover a volume, evenly spread, in scan order.
+
+    Neighbours share at least `overlap_fraction` of a window. Where an axis is shorter than the window, one
+    window lies centred over it and reaches beyond on both sides.
+
+    Args:
+        shape: Voxels of the volume.
+        window: Voxels of a window, see `fit_window`.
+        overlap_fraction: In [0, 1).
+
+    Raises:
+        ValueError: The overlap is not in [0, 1).
+    """
+    if not 0 <= overlap_fraction < 1:
+        raise ValueError(f"overlap_fraction must be in [0, 1), got {overlap_fraction}")
+    starts = [_starts(size, wide, overlap_fraction) for size, wide in zip(shape, window, strict=True)]
+    return tuple(_box(corner, window) for corner in product(*starts))
+
+
+def _starts(size: int, window: int, overlap_fraction: float) -> list[int]:
+    """Where windows begin along one axis."""
+    if size <= window:
+        return [-((window - size) // 2)]
+    step = max(1, math.floor(window * (1 - overlap_fraction)))
+    num_steps = -(-(size - window) // step)
+    return [(size - window) * k // num_steps for k in range(num_steps + 1)]
+
+
+def gaussian_weights(window: Size, sigma_fraction: float = 0.125) -> NDArray[np.float32]:
+    """Return the weight of each voxel of a window, 1 in its middle (nnU-Net: Isensee et al., 2021).
+
+    Never below 1/1000 of the largest, so that no voxel of a volume is left without weight.
+
+    Args:
+        window: Voxels of the window.
+        sigma_fraction: Standard deviation as a part of the window's edge.
+    """
+    axes = [np.arange(size) - (size - 1) / 2 for size in window]
+    bells = [
+        np.exp(-0.5 * (axis / (sigma_fraction * size)) ** 2) for axis, size in zip(axes, window, strict=True)
+    ]
+    weights = bells[0][:, None, None] * bells[1][:, None] * bells[2]
+    return np.asarray(np.maximum(weights / weights.max(), 1e-3), dtype=np.float32)
+
+
+def box_of_mask(mask: NDArray[np.bool_]) -> Slices | None:
+    """Return the smallest box that holds a mask (z, y, x), or None where it is empty."""
+    parts = []
+    for axis in range(3):
+        inside = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        if not len(inside):
+            return None
+        parts.append(slice(int(inside[0]), int(inside[-1]) + 1))
+    return parts[0], parts[1], parts[2]
+
+
+def join_boxes(boxes: Sequence[Slices], window: Size) -> tuple[tuple[int, ...], ...]:
+    """Return groups of boxes that one window can hold together: each box joins the first group it fits.
+
+    A box larger than the window is a group by itself.
+
+    Args:
+        boxes: At least one.
+        window: Voxels of a window.
+    """
+    groups: list[list[int]] = []
+    hulls: list[Slices] = []
+    for index, box in enumerate(boxes):
+        for group, hull in enumerate(hulls):
+            joined = hull_of(hull, box)
+            if all(part.stop - part.start <= size for part, size in zip(joined, window, strict=True)):
+                groups[group].append(index)
+                hulls[group] = joined
+                break
+        else:
+            groups.append([index])
+            hulls.append(box)
+    return tuple(tuple(group) for group in groups)
+
+
+def hull_of(*boxes: Slices) -> Slices:
+    """Return the smallest box that holds all of these."""
+    z, y, x = (
+        slice(min(part.start for part in parts), max(part.stop for part in parts))
+        for parts in zip(*boxes, strict=True)
+    )
+    return z, y, x
+
+
+def boxes_over(inner: Slices, window: Size, shape: Size) -> tuple[Slices, ...]:
+    """Return windows over a box: one centred on it where it fits, else as many as cover it.
+
+    Windows are pushed into the volume where it is large enough for them.
+
+    Args:
+        inner: What is to be covered, inside the volume.
+        window: Voxels of a window.
+        shape: Voxels of the volume.
+    """
+    extent = (
+        inner[0].stop - inner[0].start,
+        inner[1].stop - inner[1].start,
+        inner[2].stop - inner[2].start,
+    )
+    corners: dict[Size, None] = {}  # pushed windows may coincide
+    for box in window_boxes(extent, window, 0.0):
+        z, y, x = (
+            _inside(part.start + outer.start, size, limit)
+            for part, outer, size, limit in zip(box, inner, window, shape, strict=True)
+        )
+        corners[z, y, x] = None
+    return tuple(_box(corner, window) for corner in corners)
+
+
+def _inside(start: int, window: int, size: int) -> int:
+    """The start moved so that the window lies in the volume, or is centred over it where it cannot."""
+    if size <= window:
+        return -((window - size) // 2)
+    return min(max(start, 0), size - window)
+
+
+def _box(corner: Sequence[int], window: Size) -> Slices:
+    z, y, x = (slice(start, start + size) for start, size in zip(corner, window, strict=True))
+    return z, y, x
+
+
+def take(volume: NDArray[Kind], box: Slices, *, fill: float) -> NDArray[Kind]:
+    """Return the part of a volume (..., z, y, x) in a box, which meets it and may reach beyond it.
+
+    Args:
+        volume: The last three axes are (z, y, x).
+        box: Half-open, voxels.
+        fill: Value outside the volume.
+    """
+    shape = volume.shape[-3:]
+    inside = [slice(max(part.start, 0), min(part.stop, size)) for part, size in zip(box, shape, strict=True)]
+    around = [(own.start - part.start, part.stop - own.stop) for own, part in zip(inside, box, strict=True)]
+    part = volume[..., inside[0], inside[1], inside[2]]
+    if not any(low or high for low, high in around):
+        return part
+    widths = [(0, 0)] * (volume.ndim - 3) + around
+    return np.pad(part, widths, mode="constant", constant_values=fill)
+
+
+def take_image(image: NDArray[np.float32], box: Slices) -> NDArray[np.float32]:
+    """Return the window of an image (z, y, x) in a box; beyond the scan its darkest value, as in training.
+
+    That is the lower clip bound (air in CT, background elsewhere), which scans reach. It matters: the network
+    norms each window, and a scan smaller than a window is seen with padding all around in every sample.
+    """
+    inside = all(part.start >= 0 and part.stop <= size for part, size in zip(box, image.shape, strict=True))
+    return take(image, box, fill=0.0 if inside else float(image.min()))

@@ -1,0 +1,32 @@
+from .checkpoints import BEST as BEST, read_checkpoint as read_checkpoint
+from .distributed import (
+    DeviceName as DeviceName,
+    Ranks as Ranks,
+    choose_device as choose_device,
+    joined_processes as joined_processes,
+)
+from .losses import LossTerms as LossTerms, segmentation_loss as segmentation_loss
+from .monitoring import TrainingProgress as TrainingProgress
+from .optimisation import OptimisationConfig as OptimisationConfig
+from .precision import (
+    ChosenPrecision as ChosenPrecision,
+    Precision as Precision,
+    autocast as autocast,
+    choose_precision as choose_precision,
+)
+from .run_folder import (
+    CHECKPOINTS as CHECKPOINTS,
+    CONFIG as CONFIG,
+    RECORD as RECORD,
+    RunConfig as RunConfig,
+    RunRecord as RunRecord,
+    begin_run as begin_run,
+    check_run as check_run,
+    has_begun as has_begun,
+    locked_run as locked_run,
+    scan_digests as scan_digests,
+    settle_precision as settle_precision,
+    to_toml as to_toml,
+)
+from .task import Task as Task, TrainingResult as TrainingResult
+from .trainer import Trainer as Trainer

@@ -1,0 +1,8 @@
+from .config import (
+    FinetuneConfig as FinetuneConfig,
+    FinetuneRecipe as FinetuneRecipe,
+    finetune_recipe as finetune_recipe,
+)
+from .report import report_document as report_document
+from .run import Finetuning as Finetuning, finetune as finetune
+from .scans import LabelledScans as LabelledScans

@@ -1,0 +1,80 @@
+"""The tokens that a fine-tuning begins with: those of labelled scans shown as references, or random ones.
+
+*Reads* images and label maps of a store, one scan at a time. *Gives* tokens of K structures and, as the last
+row, of the whole image, at the three deepest stages: (K + 1, 11, C) each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from storage import Store
+from training.finetuning.config import FinetuneConfig
+from training.finetuning.scans import LabelledScans
+from training.inference import Reference, encode_references
+from training.network import NUM_QUERIES, Iris, Priors
+
+OnScan = Callable[[str, int, int], None]
+"""Called with what is done to scans ("encode", "report"), scans done, and scans in all."""
+
+
+def token_shapes(net: Iris, num_structures: int) -> tuple[tuple[int, int, int], ...]:
+    """Return the shapes of the tokens of structures and of the whole image, deepest stage first."""
+    return tuple((num_structures + 1, NUM_QUERIES + 1, width) for width in net.channels[:1:-1])
+
+
+def random_tokens(net: Iris, num_structures: int) -> Priors:
+    """Return tokens drawn from torch's generator, about as large as those of encoded references."""
+    first, second, third = (torch.randn(shape) for shape in token_shapes(net, num_structures))
+    return first, second, third
+
+
+def initial_tokens(
+    net: Iris, store: Store, scans: LabelledScans, config: FinetuneConfig, *, on_scan: OnScan | None = None
+) -> Priors:
+    """Return the tokens that labelled scans, shown as references, give: the mean over those with a structure.
+
+    Args:
+        net: In evaluation mode, on the device to compute on.
+        store: Where the scans are.
+        scans: What is trained on; one scan is in memory at a time.
+        config: `max_token_references`, and the windows of [inference].
+        on_scan: Told after each scan.
+
+    Returns:
+        Deepest stage first, (K + 1, 11, C) each, float32 on the network's device; the last row is the whole
+        image's, averaged over all that was shown.
+    """
+    device = next(net.parameters()).device
+    inference = replace(config.inference, whole_mask=True)
+    structures, at_once = scans.structures, config.data.structures_at_once
+    counts = torch.zeros(len(structures) + 1, device=device)
+    sums = [torch.zeros(shape, device=device) for shape in token_shapes(net, len(structures))]
+    for number, scan_id in enumerate(scans.training):
+        scan = store.scan(scan_id)
+        labels = scan.labels(scans.label)
+        values = set(np.unique(labels).tolist())
+        wanted = [
+            k
+            for k, structure in enumerate(structures)
+            if counts[k] < config.finetune.max_token_references and values & set(structure.values)
+        ]
+        reference = Reference(image=scan.image(normalize=True), labels=labels) if wanted else None
+        for first in range(0, len(wanted), at_once):
+            group = wanted[first : first + at_once]
+            assert reference is not None
+            prompt = encode_references(
+                net, [reference], [structures[k] for k in group], inference, device=device
+            )
+            places = [*group, len(structures)]
+            counts[places] += 1
+            for total, stage in zip(sums, prompt.priors[0], strict=True):
+                total[places] += stage.clone()
+        if on_scan:
+            on_scan("encode", number + 1, len(scans.training))
+    one, two, three = (total / counts[:, None, None] for total in sums)
+    return one, two, three

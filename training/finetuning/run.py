@@ -1,0 +1,404 @@
+"""Fine-tuning: a network and the tokens of some structures, trained on labelled scans of a store.
+
+    checkpoint --> network --------------------+
+    labelled scans --encode, average--> tokens +--> trained on labels --> weights.safetensors
+
+*Reads* a checkpoint and a store's scans with labels. *Writes* a run's folder (`training.engine.run_folder`),
+as pretraining does, and with the same trainer; at the end report.json, Dice, HD95 and ASD of each structure
+on scans that were not trained on. The first tokens are what in-context segmentation with those scans as
+references would use: no step is needed to be as good as that.
+
+Which weights change: "full" all, "decoder" those of decoder and classifier, "tokens" none; the tokens do
+always. What only encodes references (the task encoding) is not used, and stays as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from storage import Store, open_store
+from training.data import Share
+from training.engine import (
+    ChosenPrecision,
+    DeviceName,
+    LossTerms,
+    Ranks,
+    RunRecord,
+    Task,
+    Trainer,
+    TrainingProgress,
+    TrainingResult,
+    begin_run,
+    check_run,
+    has_begun,
+    joined_processes,
+    locked_run,
+    scan_digests,
+    segmentation_loss,
+    settle_precision,
+    to_toml,
+)
+from training.evaluation import TITLES, Evaluation
+from training.files import write_atomically
+from training.finetuning.config import FinetuneConfig
+from training.finetuning.initial_tokens import OnScan, initial_tokens, random_tokens
+from training.finetuning.report import evaluate_tokens, report_document, scalars
+from training.finetuning.samples import (
+    LabelledBatch,
+    LabelledViews,
+    LabelReader,
+    augment_labelled,
+    make_labelled_loader,
+)
+from training.finetuning.scans import LabelledScans, Mode, choose_scans
+from training.inference import FINETUNED, Case, PromptedIris, TokenTable, weights_file, write_png
+from training.network import (
+    MODEL_CARD,
+    WEIGHTS,
+    Iris,
+    ModelCard,
+    TrainedOn,
+    export_weights,
+    installed_versions,
+    load_checkpoint,
+    warning_of,
+)
+
+REPORT = "report.json"
+
+_DRAWN_STRUCTURES = 4
+"""Most structures of a sample in a picture."""
+_USE = """\
+from training import load_finetuned, predict_labels
+
+tuned = load_finetuned("FILE.safetensors")
+config = tuned.inference()
+places = predict_labels(tuned.net, image, tuned.prompt(config), config)  # z-scores (z,y,x); 0 or 1 + place"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetuning:
+    """How a fine-tuning ended."""
+
+    result: TrainingResult
+    """Of the trainer."""
+    scans: LabelledScans
+    """Trained on, and reported on."""
+    resumed: bool
+    """Whether a state was taken up."""
+    is_first: bool
+    """Whether this process is the one that writes and talks."""
+    weights: Path | None
+    """The exported weights; None where the run is not complete."""
+    report: Evaluation | None
+    """On the scans kept out; None where the run is not complete, or none is kept out."""
+
+
+def finetune(
+    checkpoint: Path,
+    store_path: Path,
+    folder: Path,
+    config: FinetuneConfig,
+    *,
+    resume: bool = False,
+    device: DeviceName = "auto",
+    on_progress: Callable[[TrainingProgress], None] | None = None,
+    on_scan: OnScan | None = None,
+    on_warning: Callable[[str], None] | None = None,
+    on_precision: Callable[[ChosenPrecision], None] | None = None,
+) -> Finetuning:
+    """Fine-tune in a run's folder, in this process and those that torchrun has started with it.
+
+    Args:
+        checkpoint: Of Iris: ours, the folder of a complete run, or the published one. From scratch, only its
+            widths are taken.
+        store_path: The store.
+        folder: The run's; made where there is none.
+        config: Every setting.
+        resume: Go on with the run in the folder.
+        device: Where to compute.
+        on_progress: Told after every step, in the first process.
+        on_scan: Told of work before and after the steps, in the first process.
+        on_warning: Told, in the first process and before the first step, how the store's scans differ from
+            those that the checkpoint was trained on, where they do.
+        on_precision: Told before the first step, in the first process.
+
+    Raises:
+        CheckpointError: The checkpoint is not one of Iris.
+        DataError: The store lacks what is asked for, or a scan cannot be read.
+        RunError: There is a run in the folder (or, with `resume`, none), or another process trains in it.
+        ConfigError: Settings, checkpoint or scans differ from the run's, or cannot be.
+        NonFiniteLoss: A loss or gradient is NaN or infinite.
+    """
+    checkpoint = weights_file(checkpoint)
+    net = load_checkpoint(checkpoint)
+    store = open_store(store_path)
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
+    config = replace(config, finetune=replace(config.finetune, checkpoint_digest=digest))
+    scans = choose_scans(store, config.finetune)
+    record = RunRecord(
+        settings=config.values(),
+        store_name=store_path.resolve().name,
+        scans=scan_digests(store, scans.training),
+        versions=installed_versions(),
+        trained_on=TrainedOn.of_store(store, config.data.boxes.crop_zyx),
+    )
+    with joined_processes(device) as (ranks, where):
+        wanted = config.optimisation.precision
+        precision = settle_precision(folder, wanted, where, resume=resume, ranks=ranks)
+        job = _Job(
+            store=store,
+            folder=folder,
+            config=config,
+            record=record,
+            scans=scans,
+            table=token_table(store, scans, config),
+            ranks=ranks,
+            device=where,
+            precision=precision,
+            on_scan=on_scan if ranks.is_first else None,
+        )
+        if not ranks.is_first:
+            ranks.wait()
+            return job.train(net, on_progress)
+        with locked_run(folder):
+            warning = "" if config.finetune.from_scratch else warning_of(net.trained_on, store)
+            if warning and on_warning:
+                on_warning(warning)
+            if resume:
+                check_run(folder, record)
+            else:
+                begin_run(folder, record, precision)
+            if on_precision:
+                on_precision(precision)
+            ranks.wait()
+            return job.train(net, on_progress)
+
+
+def token_table(store: Store, scans: LabelledScans, config: FinetuneConfig) -> TokenTable:
+    """What the tokens of a fine-tuning mean."""
+    return TokenTable(
+        label=scans.label,
+        structures=scans.structures,
+        spacing_mm=store.info.spacing_mm,
+        ingest=store.info.config.get("ingest", {}),
+        modalities=scans.modalities,
+        window_voxels=config.data.boxes.crop_zyx,
+        masks_at_once=config.data.structures_at_once,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A fine-tuning whose folder is ready."""
+
+    store: Store
+    folder: Path
+    config: FinetuneConfig
+    record: RunRecord
+    scans: LabelledScans
+    table: TokenTable
+    ranks: Ranks
+    device: torch.device
+    precision: ChosenPrecision
+    on_scan: OnScan | None
+
+    def train(self, net: Iris, on_progress: Callable[[TrainingProgress], None] | None) -> Finetuning:
+        """Train, export what comes out, and measure it."""
+        config, resumed = self.config, has_begun(self.folder)
+        torch.manual_seed(config.optimisation.seed)
+        if config.finetune.from_scratch:
+            net = Iris(net.channels)
+        net = net.to(self.device).eval()
+        if config.finetune.from_scratch or resumed:
+            tokens = random_tokens(net, len(self.table.structures))
+        else:
+            tokens = initial_tokens(net, self.store, self.scans, config, on_scan=self.on_scan)
+        model = PromptedIris(net, tokens).to(self.device)
+        freeze(model, config.finetune.mode)
+        trainer = Trainer(
+            finetuning_task(model, self.store, config, self.scans, self.table, self.ranks),
+            self.folder,
+            optimisation=config.optimisation,
+            run=config.run,
+            ranks=self.ranks,
+            settings={
+                **config.values(),
+                "trained_on": self.record.trained_on.to_json(),
+                FINETUNED: self.table.to_json(),
+            },
+            precision=self.precision,
+            on_progress=on_progress,
+        )
+        if resumed:
+            trainer.resume()
+        result = trainer.run()
+        weights, report = None, None
+        if result.complete and self.ranks.is_first:
+            weights, report = self._finish(result)
+        return Finetuning(
+            result=result,
+            scans=self.scans,
+            resumed=resumed,
+            is_first=self.ranks.is_first,
+            weights=weights,
+            report=report,
+        )
+
+    def _finish(self, result: TrainingResult) -> tuple[Path, Evaluation | None]:
+        """Export the averaged weights, then report on the scans kept out."""
+        assert isinstance(result.average, PromptedIris)
+        net = result.average.module
+        weights, card = self.folder / WEIGHTS, self._card(result)
+        export_weights(net, weights, card).replace(self.folder / MODEL_CARD)
+        if not self.scans.held_out:
+            return weights, None
+        report = evaluate_tokens(
+            net,
+            self.store,
+            self.table,
+            self.scans.held_out,
+            self.config.inference,
+            device=self.device,
+            progress=partial(self.on_scan, "report") if self.on_scan else None,
+            distances=True,
+        )
+        document = json.dumps(report_document(report), indent=1).encode() + b"\n"
+        write_atomically(self.folder / REPORT, lambda file: file.write(document))
+        figures = {
+            f"{title} of {part.structure} ({part.num_cases} held-out scans)": getattr(part, measure)
+            for part in report.structures
+            for measure, title in TITLES.items()
+        }
+        text = replace(card, figures=figures).to_markdown(net).replace("FILE.safetensors", weights.name)
+        write_atomically(self.folder / MODEL_CARD, lambda file: file.write(text.encode()))
+        return weights, report
+
+    def _card(self, result: TrainingResult) -> ModelCard:
+        names = ", ".join(part.name for part in self.table.structures)
+        start = "from random weights" if self.config.finetune.from_scratch else "from a checkpoint"
+        return ModelCard(
+            title=f"Iris, fine-tuned on {len(self.scans.training)} scans of {self.record.store_name}",
+            recipe=to_toml(self.record.settings),
+            store_digest=self.record.store_digest,
+            num_scans=len(self.scans.training),
+            num_steps=result.step,
+            weights="ema",
+            versions=self.record.versions,
+            trained_on=self.record.trained_on,
+            summary=f"Trained {start} on labels ({self.table.label}: {names}); needs no references.",
+            use=_USE,
+            metadata={FINETUNED: json.dumps(self.table.to_json())},
+        )
+
+
+def freeze(model: PromptedIris, mode: Mode) -> None:
+    """Let the gradient reach what a mode trains, and nothing else."""
+    net = model.module
+    model.requires_grad_(False)
+    parts: Iterable[nn.Module] = {
+        "full": (net.encoder, net.decoder, net.out),
+        "decoder": (net.decoder, net.out),
+        "tokens": (),
+    }[mode]
+    for part in parts:
+        part.requires_grad_(True)
+    for name, weight in net.named_parameters(recurse=False):
+        assert name.startswith("task_prior_")
+        weight.requires_grad_(True)
+
+
+# ------------------------------------------------------------ the task
+
+
+def finetuning_task(
+    model: PromptedIris,
+    store: Store,
+    config: FinetuneConfig,
+    scans: LabelledScans,
+    table: TokenTable,
+    ranks: Ranks,
+) -> Task[LabelledBatch, LabelledViews]:
+    """Fine-tuning as the trainer takes it.
+
+    Args:
+        model: On the device it is trained on, frozen as the mode wants.
+        store: Where samples come from.
+        config: Every setting.
+        scans: Trained on, and kept out.
+        table: What the tokens mean.
+        ranks: This process among those that train together.
+    """
+    device = next(model.parameters()).device
+    on_gpu = device.type == "cuda"
+    seed = config.optimisation.seed
+    reader = LabelReader(store.path, scans.training, scans.label, scans.structures, config.data, seed=seed)
+    watched = [
+        scan_id
+        for scan_id in scans.held_out
+        if np.prod(store.entries[scan_id].shape_zyx) <= config.run.max_evaluation_voxels
+    ][: config.finetune.num_validation]
+
+    def batches(size: int, first: int, number: int) -> Iterable[LabelledBatch]:
+        share = Share(
+            first_sample=first,
+            num_samples=number,
+            batch_size=size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        )
+        return make_labelled_loader(
+            reader, config.data, share, seed=seed, num_workers=config.run.num_workers, pin_memory=on_gpu
+        )
+
+    def prepare(batch: LabelledBatch) -> LabelledViews:
+        return augment_labelled(batch.to(device, non_blocking=on_gpu), config.augmentation)
+
+    def evaluate(average: nn.Module) -> Mapping[str, float]:
+        assert isinstance(average, PromptedIris)
+        return scalars(
+            evaluate_tokens(average.module, store, table, watched, config.inference, device=device)
+        )
+
+    return Task(
+        net=model,
+        batches=batches,
+        prepare=prepare,
+        loss=labelled_loss,
+        evaluate=evaluate if watched else None,
+        draw=draw_labelled,
+    )
+
+
+def labelled_loss(net: nn.Module, views: LabelledViews) -> LossTerms:
+    """The loss of drawing the structures of the samples, absent ones too."""
+    return segmentation_loss(net(views.image, views.structures), views.masks)
+
+
+def draw_labelled(net: nn.Module, views: LabelledViews, path: Path) -> None:
+    """Draw the first sample: left what is labelled, right what the network draws."""
+    logits = net(views.image[:1], views.structures[:1])[0]
+    image = views.image[0, 0].cpu().numpy()
+    visible = views.masks[0].flatten(1).any(1).nonzero().flatten().tolist()
+    cases = [
+        Case(
+            reference=image,
+            mask=views.masks[0, k].cpu().numpy(),
+            target=image,
+            prediction=(logits[k] > 0).cpu().numpy(),
+            expected=views.masks[0, k].cpu().numpy(),
+            title=f"structure {int(views.structures[0, k])}",
+        )
+        for k in visible[:_DRAWN_STRUCTURES]
+    ]
+    if cases:
+        write_png(path, cases)

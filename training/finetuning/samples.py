@@ -1,0 +1,318 @@
+"""Samples for training on labels: crops of labelled scans, each with some structures as bits of a word.
+
+*Reads* of one scan: its whole label map once a process (where each structure lies, `_POINTS` places of it at
+most are kept), then the codes and labels of each cut. *Gives* batches of codes and words, and, augmented on
+the device like pretraining's targets, images and masks.
+
+Sample i of a run depends on the seed and i only, as in pretraining. Of many structures a sample draws a few:
+the one it is centred on, if any, and others evenly; those that the crop lacks are to be drawn empty.
+
+*Valid* for label maps that are complete: a structure left out by who labelled a scan is taught to be absent.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from storage import IndexEntry, Scan, StorageError, open_store
+from training.data import (
+    MAX_MASKS,
+    BatchReader,
+    Box,
+    Cuts,
+    DataConfig,
+    SampleLoader,
+    ScanChoice,
+    Share,
+    Triple,
+    ViewAugmentation,
+    apply_drawn,
+    cut_out,
+    digest_scans,
+    draw,
+    generator_of,
+    make_choice,
+    stack,
+    unpack_words,
+    whole,
+)
+from training.errors import ConfigError, DataError
+from training.inference import Structure
+
+_POINTS = 512
+"""Most voxels of a structure of a scan that crops are centred on, drawn once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledDataConfig:
+    """What the samples are made of: the table [data]; the defaults suit the published network."""
+
+    crop_voxels: int | tuple[int, int, int] = 128
+    """Voxels of a crop along z, y, x (or all three); multiples of 16, at most 128: what the network takes."""
+    cut_voxels: int | tuple[int, int, int] = 168
+    """Voxels cut around a crop before it is warped; exceeds the crop by an even number, or by none."""
+    foreground_fraction: float = 0.67
+    """Share of the samples whose crop is laid around a voxel of a structure; the others lie anywhere."""
+    structures_at_once: int = 12
+    """Most structures drawn in one sample, 1 to 15; of more, each sample takes some."""
+    dataset_weights: dict[str, float] = field(default_factory=dict)
+    """Share of the samples of each data set, relative. Empty: as many as it has scans."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.foreground_fraction <= 1:
+            raise ConfigError(f"foreground_fraction must be 0 to 1, got {self.foreground_fraction}")
+        if not 1 <= self.structures_at_once < MAX_MASKS:
+            raise ConfigError(
+                f"structures_at_once must be 1 to {MAX_MASKS - 1}, got {self.structures_at_once}: more "
+                "structures take turns"
+            )
+        if any(side % 16 or not 16 <= side <= 128 for side in self.boxes.crop_zyx):
+            raise ConfigError(f"crop_voxels must be multiples of 16, at most 128, got {self.crop_voxels}")
+
+    @property
+    def boxes(self) -> DataConfig:
+        """The same crops and cuts, checked, as pretraining has them."""
+        return DataConfig(
+            crop_voxels=self.crop_voxels, cut_voxels=self.cut_voxels, dataset_weights=self.dataset_weights
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelledSample:
+    """A cut of one scan."""
+
+    index: int
+    """Which sample of the run."""
+    scan_id: str
+    """Whose it is."""
+    codes: NDArray[np.int16]
+    """(z, y, x)"""
+    words: NDArray[np.int16]
+    """(z, y, x): bit k is structure structures[k]; outside of the scan 0."""
+    structures: tuple[int, ...]
+    """Places in the list of structures, in rising order."""
+    scale: float
+    """Z-score units a code step."""
+    offset: float
+    """Z-score of code 0."""
+    padding_code: int
+    """What `codes` holds outside the scan."""
+    crop: Box
+    """What the crop shows of the scan, unwarped."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelledBatch(Cuts):
+    """Cuts of B scans before augmentation; `Batch` of pretraining, with one view."""
+
+    codes: Tensor
+    """int16 (B, 1, Z, Y, X), cut: z-score = code * scale + offset."""
+    words: Tensor
+    """int16 (B, Z, Y, X), cut."""
+    structures: Tensor
+    """int64 (B, k): places in the list of structures, one a bit."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelledViews:
+    """What the network sees, and what it is to draw."""
+
+    image: Tensor
+    """float32 (B, 1, Z, Y, X), z-scores."""
+    masks: Tensor
+    """bool (B, k, Z, Y, X); empty where the crop lacks a structure."""
+    structures: Tensor
+    """int64 (B, k): which structures these are."""
+
+
+def augment_labelled(batch: LabelledBatch, config: ViewAugmentation) -> LabelledViews:
+    """Return the crops of a batch, changed as its seed and sample indices say, on the batch's device."""
+    generators = [generator_of(batch.seed, int(index), "target") for index in batch.sample_indices]
+    image, words = apply_drawn(batch.codes, batch.words, batch, draw(config, generators))
+    masks = unpack_words(words, batch.structures.shape[1] + 1)[:, :-1]
+    return LabelledViews(image=image, masks=masks, structures=batch.structures)
+
+
+class LabelReader:
+    """Reads samples of a run. Holds a path and opens the store when first asked: it may be pickled."""
+
+    def __init__(
+        self,
+        store: str | Path,
+        scan_ids: Sequence[str],
+        label: str,
+        structures: Sequence[Structure],
+        config: LabelledDataConfig,
+        *,
+        seed: int,
+    ) -> None:
+        self._path = Path(store).absolute()
+        self._ids = tuple(scan_ids)
+        self._label = label
+        self._structures = tuple(structures)
+        self._config = config
+        self._seed = seed
+        self._digest = digest_scans(open_store(self._path).entries, self._ids)
+        self._points: dict[str, Mapping[int, NDArray[np.int16]]] = {}
+
+    def read(self, index: int) -> LabelledSample:
+        """Return sample `index` of the run.
+
+        Raises:
+            DataError: A scan that it needs is damaged, gone or replaced.
+        """
+        generator = generator_of(self._seed, index, "scan")
+        scan_id = self._choice.draw(generator)
+        try:
+            return self._read_from(Scan(self._path, self._entries[scan_id]), index, generator)
+        except (StorageError, OSError) as error:
+            raise DataError(
+                f"sample {index} needs scan {scan_id}, which cannot be read: {error}\nRepair the scan and "
+                "resume, or begin a new run without it"
+            ) from error
+
+    @cached_property
+    def _choice(self) -> ScanChoice:
+        return make_choice((self._entries[scan_id] for scan_id in self._ids), self._config.dataset_weights)
+
+    @cached_property
+    def _entries(self) -> Mapping[str, IndexEntry]:
+        entries = open_store(self._path).entries
+        if digest_scans(entries, self._ids) != self._digest:
+            raise DataError(
+                f"{self._path}: scans were replaced since the run began. Begin a new run with the new ones"
+            )
+        return entries
+
+    def _read_from(self, scan: Scan, index: int, generator: np.random.Generator) -> LabelledSample:
+        boxes = self._config.boxes
+        points = self._points_of(scan)
+        centre: int | None = None
+        # Every number is drawn, used or not: a fraction that changes moves no other number.
+        around = generator.random() < self._config.foreground_fraction
+        picks = generator.random(2)
+        inside, anywhere = generator.random(3), generator.random(3)
+        if around and points:
+            centre = sorted(points)[int(picks[0] * len(points))]
+            voxel = points[centre][int(picks[1] * len(points[centre]))]
+            crop = box_around(voxel, scan.shape, boxes.crop_zyx, inside)
+        else:
+            crop = box_anywhere(scan.shape, boxes.crop_zyx, anywhere)
+        chosen = self._draw_structures(centre, generator)
+        cut = crop.grow(boxes.margin_zyx)
+        region = cut.intersect(whole(scan.shape))
+        words = self._lookup(chosen)[scan.labels(self._label, region.slices)]
+        intensity = scan.intensity
+        low = int(np.clip(round((intensity.low - scan.offset) / scan.scale), -32_768, 32_767))
+        return LabelledSample(
+            index=index,
+            scan_id=scan.id,
+            codes=cut_out(scan.image_codes(region.slices), region, cut, low),
+            words=cut_out(words, region, cut, 0),
+            structures=chosen,
+            scale=scan.scale / intensity.std,
+            offset=(scan.offset - intensity.mean) / intensity.std,
+            padding_code=low,
+            crop=crop,
+        )
+
+    def _draw_structures(self, centre: int | None, generator: np.random.Generator) -> tuple[int, ...]:
+        """Return which structures a sample draws: all of them, or some with the one in its centre."""
+        count = min(self._config.structures_at_once, len(self._structures))
+        order = [int(k) for k in generator.permutation(len(self._structures))]
+        if centre is not None:
+            order = [centre, *(k for k in order if k != centre)]
+        return tuple(sorted(order[:count]))
+
+    def _lookup(self, chosen: Sequence[int]) -> NDArray[np.int16]:
+        """Return the word of every label value, (65536,)."""
+        lookup = np.zeros(65_536, np.int16)
+        for bit, k in enumerate(chosen):
+            lookup[list(self._structures[k].values)] |= 1 << bit
+        return lookup
+
+    def _points_of(self, scan: Scan) -> Mapping[int, NDArray[np.int16]]:
+        """Return some voxels (n, 3) of each structure that a scan has, the same ones in every process."""
+        if scan.id not in self._points:
+            labels = scan.labels(self._label)
+            generator = np.random.default_rng(zlib.crc32(scan.id.encode()))
+            found = {}
+            for k, structure in enumerate(self._structures):
+                flat = np.flatnonzero(structure.mask(labels))
+                if len(flat) > _POINTS:
+                    flat = flat[np.sort(generator.choice(len(flat), _POINTS, replace=False))]
+                if len(flat):
+                    found[k] = np.stack(np.unravel_index(flat, labels.shape), axis=1).astype(np.int16)
+            self._points[scan.id] = found
+        return self._points[scan.id]
+
+
+def box_around(voxel: NDArray[np.int16], shape: Triple, crop: Triple, draws: NDArray[np.float64]) -> Box:
+    """Return a crop in whose middle half a voxel lies, or nearer to its border where the scan ends.
+
+    Args:
+        voxel: (3,), (z, y, x).
+        shape: Voxels of the scan.
+        crop: Voxels of the crop. Along an axis it lies in the scan, or the scan in it.
+        draws: (3,) within 0..1.
+    """
+    start = voxel - np.floor((0.25 + 0.5 * draws) * crop).astype(np.int64)
+    return _box(np.clip(start, *_range(shape, crop)), crop)
+
+
+def box_anywhere(shape: Triple, crop: Triple, draws: NDArray[np.float64]) -> Box:
+    """Return a crop anywhere, evenly; arguments as for `box_around`."""
+    low, high = _range(shape, crop)
+    return _box(low + np.floor(draws * (high - low + 1)).astype(np.int64), crop)
+
+
+def _range(shape: Triple, crop: Triple) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Least and greatest start of a crop."""
+    room = np.subtract(shape, crop)
+    return np.minimum(0, room), np.maximum(0, room)
+
+
+def _box(start: NDArray[np.int64], size: Triple) -> Box:
+    z, y, x = (int(value) for value in start)
+    return Box(start=(z, y, x), stop=(z + size[0], y + size[1], x + size[2]))
+
+
+def collate_labelled(
+    samples: Sequence[LabelledSample], *, config: LabelledDataConfig, seed: int
+) -> LabelledBatch:
+    """Return samples as one batch."""
+    return LabelledBatch(
+        codes=stack([sample.codes for sample in samples])[:, None],
+        words=stack([sample.words for sample in samples]),
+        structures=torch.tensor([sample.structures for sample in samples], dtype=torch.int64),
+        scale=torch.tensor([sample.scale for sample in samples], dtype=torch.float32),
+        offset=torch.tensor([sample.offset for sample in samples], dtype=torch.float32),
+        padding_codes=torch.tensor([sample.padding_code for sample in samples], dtype=torch.int16),
+        sample_indices=torch.tensor([sample.index for sample in samples], dtype=torch.int64),
+        scan_ids=tuple(sample.scan_id for sample in samples),
+        seed=seed,
+        crop_zyx=config.boxes.crop_zyx,
+    )
+
+
+def make_labelled_loader(
+    reader: LabelReader,
+    config: LabelledDataConfig,
+    share: Share,
+    *,
+    seed: int,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> SampleLoader[LabelledBatch]:
+    """Return what yields the batches of one rank; `training.data.loader.make_loader` for labelled samples."""
+    collate = partial(collate_labelled, config=config, seed=seed)
+    return SampleLoader(BatchReader(reader, collate, share), num_workers=num_workers, pin=pin_memory)

@@ -1,0 +1,229 @@
+"""Which labelled scans a fine-tuning is trained on, which are kept out, and what their labels mean.
+
+*Reads* a store's index, and the label maps of the scans trained on, once. *Writes* nothing. Which scans are
+drawn depends on the seed and the ids: the first five of ten are the five that `num_scans = 5` takes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from storage import IndexEntry, Store
+from training.data import DataConfig, split_scans
+from training.errors import ConfigError, DataError
+from training.inference import Structure
+
+Mode = Literal["full", "decoder", "tokens"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuningConfig:
+    """What is trained, from where, on which scans: the table [finetune]."""
+
+    mode: Mode = "full"
+    """Which weights change: all ("full"), all but the encoder's ("decoder"), or the tokens only."""
+    from_scratch: bool = False
+    """Whether network and tokens start at random: the same network, to compare with."""
+    label: str = ""
+    """Label map to learn; may be left out where the store has one."""
+    values: tuple[int, ...] = ()
+    """Label values to learn; empty: all that the scans trained on have."""
+    datasets: tuple[str, ...] = ()
+    """Data sets to take scans from; empty: all."""
+    splits: tuple[str, ...] = ()
+    """Splits of the store to train on; empty: all."""
+    scans: tuple[str, ...] = ()
+    """Ids of the scans to train on; empty: drawn."""
+    num_scans: int = 0
+    """How many scans to draw; 0: all that are not kept out."""
+    scan_seed: int = 0
+    """Of that draw."""
+    exclude: tuple[str, ...] = ()
+    """Ids of scans neither to train on nor to report on."""
+    held_out: tuple[str, ...] = ()
+    """Ids of the scans to report on; empty: labelled scans not trained on (see holdout_fraction)."""
+    holdout_fraction: float = 0.2
+    """Share of the labelled scans kept out, chosen by a hash of the id, where neither names them."""
+    num_validation: int = 4
+    """Scans kept out that are looked at while training."""
+    max_reported: int = 100
+    """Most scans kept out that the report at the end is about."""
+    max_token_references: int = 20
+    """Most scans that the first tokens of a structure are averaged over."""
+    checkpoint_digest: str = ""
+    """Filled in: what tells the checkpoint from another. A run goes on from the same one only."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_scans", "scan_seed", "num_validation"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("max_reported", "max_token_references"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.holdout_fraction <= 1:
+            raise ConfigError(f"holdout_fraction must be 0 to 1, got {self.holdout_fraction}")
+        if self.scans and self.num_scans:
+            raise ConfigError("scans and num_scans: name the scans to train on, or say how many, not both")
+        if self.from_scratch and self.mode != "full":
+            raise ConfigError(
+                f"from_scratch trains everything, mode {self.mode!r} would leave random weights as they are"
+            )
+        if any(not 0 < value < 65_536 for value in self.values):
+            raise ConfigError(f"values must be 1 to 65,535 (0 is background), got {list(self.values)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledScans:
+    """What a fine-tuning learns from, and what it is measured on."""
+
+    label: str
+    """Label map."""
+    training: tuple[str, ...]
+    """Ids, sorted."""
+    held_out: tuple[str, ...]
+    """Ids to report on, in the order drawn; the first few are those looked at while training."""
+    structures: tuple[Structure, ...]
+    """In the order of their values."""
+    modalities: tuple[str, ...]
+    """Of the scans trained on, sorted."""
+
+
+def choose_scans(store: Store, config: FinetuningConfig) -> LabelledScans:
+    """Return the scans and structures of a fine-tuning.
+
+    Raises:
+        DataError: No such label, no such scan, too few scans, or labels that contradict each other.
+    """
+    label = _label(store, config)
+    candidates = {
+        scan_id: entry
+        for scan_id, entry in store.entries.items()
+        if label in entry.labels
+        and scan_id not in config.exclude
+        and (not config.datasets or entry.dataset in config.datasets)
+    }
+    _check_ids(store, label, (*config.scans, *config.held_out), candidates)
+    generator = np.random.default_rng(config.scan_seed)
+    pool, held_out = _pools(candidates, config)
+    shuffled = [pool[k] for k in generator.permutation(len(pool))]
+    if config.num_scans > len(pool):
+        raise DataError(
+            f"{store.path}: {config.num_scans} scans with the label {label!r} are asked for, {len(pool)} are "
+            f"there to train on ({len(held_out)} more are kept out to report on). Ask for fewer"
+        )
+    training = tuple(sorted(shuffled[: config.num_scans] if config.num_scans else pool))
+    held_out = held_out or [scan_id for scan_id in shuffled if scan_id not in training]
+    reported = [held_out[k] for k in generator.permutation(len(held_out))][: config.max_reported]
+    return LabelledScans(
+        label=label,
+        training=training,
+        held_out=tuple(reported),
+        structures=find_structures(store, label, training, config.values),
+        modalities=tuple(sorted({store.entries[scan_id].modality for scan_id in training})),
+    )
+
+
+def _label(store: Store, config: FinetuningConfig) -> str:
+    """The label map that is meant."""
+    counts = Counter(
+        name
+        for entry in store.entries.values()
+        if not config.datasets or entry.dataset in config.datasets
+        for name in entry.labels
+    )
+    where = f"{store.path}" + (f", data sets {', '.join(config.datasets)}" if config.datasets else "")
+    if not counts:
+        raise DataError(
+            f"{where}: no scan has labels. Prepare scans with their label maps (`mass prepare`: a column "
+            "label of the manifest, or files paired by name)"
+        )
+    if config.label and config.label not in counts:
+        near = difflib.get_close_matches(config.label, counts, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise DataError(
+            f"{where}: no scan has the label {config.label!r}{hint} There are: {', '.join(sorted(counts))}"
+        )
+    if not config.label and len(counts) > 1:
+        listed = ", ".join(f"{name} ({count} scans)" for name, count in sorted(counts.items()))
+        raise DataError(f"{where}: there are several labels: {listed}. Say which one is meant (--label)")
+    return config.label or next(iter(counts))
+
+
+def _check_ids(store: Store, label: str, ids: Sequence[str], candidates: Mapping[str, IndexEntry]) -> None:
+    for scan_id in ids:
+        if scan_id not in store.entries:
+            near = difflib.get_close_matches(scan_id, store.entries, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise DataError(f"{store.path}: there is no scan {scan_id!r}{hint}")
+        if scan_id not in candidates:
+            raise DataError(
+                f"{store.path}: scan {scan_id!r} is excluded, of another data set, or has no label {label!r}"
+            )
+
+
+def _pools(candidates: Mapping[str, IndexEntry], config: FinetuningConfig) -> tuple[list[str], list[str]]:
+    """Scans to train on or to draw from, and scans to report on, both sorted."""
+    if config.scans:
+        both = set(config.scans) & set(config.held_out)
+        if both:
+            raise ConfigError(f"scan {min(both)!r} is to be trained on and held out: choose one")
+        rest = [scan_id for scan_id in candidates if scan_id not in config.scans]
+        return sorted(set(config.scans)), sorted(config.held_out) or rest
+    split = split_scans(
+        candidates,
+        DataConfig(
+            splits=config.splits,
+            exclude=config.held_out,
+            holdout_fraction=0.0 if config.held_out else config.holdout_fraction,
+        ),
+    )
+    if config.held_out:
+        return list(split.training), sorted(set(config.held_out))
+    known = {*split.training, *split.holdout}
+    others = [scan_id for scan_id in candidates if scan_id not in known]  # of other splits
+    return list(split.training), others or list(split.holdout)
+
+
+def find_structures(
+    store: Store, label: str, scan_ids: Iterable[str], wanted: Sequence[int] = ()
+) -> tuple[Structure, ...]:
+    """Return the structures that label maps of scans have, one a value.
+
+    Args:
+        store: Where they are.
+        label: Label map.
+        scan_ids: Scans.
+        wanted: Values to take; empty: all.
+
+    Raises:
+        DataError: No structure, a wanted value that is nowhere, or a value with two names.
+    """
+    found: set[int] = set()
+    names: dict[int, tuple[str, str]] = {}
+    ids = tuple(scan_ids)
+    for scan_id in ids:
+        scan = store.scan(scan_id)
+        here = {int(value) for value in np.unique(scan.labels(label)) if value}
+        found |= here
+        for value, name in scan.label_values(label).items():
+            before, first = names.setdefault(value, (name, scan_id))
+            if before != name and value in (wanted or [value]):
+                raise DataError(
+                    f"{store.path}: value {value} of the label {label!r} is {before!r} in scan {first} and "
+                    f"{name!r} in scan {scan_id}. Choose scans of one data set (--dataset)"
+                )
+    missing = sorted(set(wanted) - found)
+    if missing or not found:
+        what = f"value {missing[0]}" if missing else "any value but 0"
+        raise DataError(
+            f"{store.path}: none of the {len(ids)} scans trained on has {what} in its label {label!r}. "
+            "Choose other scans"
+        )
+    values = sorted(set(wanted) or found)
+    return tuple(Structure(name=names[v][0] if v in names else str(v), values=(v,)) for v in values)

@@ -1,0 +1,498 @@
+"""From reference images with labels to a segmentation of other images: arrays in, arrays out.
+
+    references --window around each structure--> priors, averaged over windows and references  = a prompt
+    image --sliding window, Gaussian weights--> probability of each structure, K at a time
+
+Reads:  images float32 (z, y, x) z-scores, reference labels uint8/uint16 (z, y, x), all of one spacing.
+Writes: probabilities float32 (K, z, y, x), or labels uint16 (z, y, x): 1 + the structure's place, 0 = none.
+Bounds: beyond the scan's faces a window holds the scan's darkest value, as training's crops do.
+        Memory holds one window's features and the accumulators, at most `max_accumulator_bytes` of them;
+        what exceeds that takes further passes over the image. Nothing random; the network is not changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.data import (
+    STRIDE_VOXELS,
+    Size,
+    Slices,
+    box_of_mask,
+    boxes_over,
+    fit_window,
+    from_window,
+    gaussian_weights,
+    hull_of,
+    join_boxes,
+    labels_to_window,
+    take,
+    take_image,
+    to_window,
+    window_boxes,
+)
+from training.engine import Precision, autocast, choose_precision
+from training.errors import ConfigError, DataError
+
+Flip: TypeAlias = tuple[int, ...]
+"""Axes of (z, y, x) that are mirrored."""
+Priors: TypeAlias = tuple[Tensor, ...]
+"""Of K masks, deepest stage first: (K, 11, C) each."""
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with windows done and windows in all."""
+
+
+class InContextNet(Protocol):
+    """What inference asks of a network; `Iris` is one."""
+
+    def encode(self, image: Tensor) -> Any:
+        """Return the features of (B, 1, Z, Y, X)."""
+
+    def encode_tasks(self, reference_features: Any, masks: Tensor) -> Priors:
+        """Return the priors (B, K, 11, C) of masks (B, K, Z, Y, X)."""
+
+    def decode(self, target_features: Any, priors: Any) -> Tensor:
+        """Return logits (B, K, Z, Y, X)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig:
+    """How prompts are made and images tiled; checked when made."""
+
+    window_voxels: Size = (128, 128, 128)
+    """Most voxels of a target window; multiples of 16. Shorter axes take a shorter window."""
+    reference_voxels: Size = (128, 128, 128)
+    """Most voxels of a window around a reference's structure; multiples of 16, at most 128."""
+    whole_scans: bool = False
+    """Whether references and targets are shown whole, each stretched over one window of `window_voxels`: as
+    trained on views of whole scans. Overlap and windows around structures then mean nothing."""
+    overlap_fraction: float = 0.5
+    """Least part of a window that its neighbour shares."""
+    max_reference_windows: int = 4
+    """A structure larger than a window is shown in so many at most, those with most of it."""
+    masks_at_once: int = 13
+    """Most structures that are decoded together; the published training shows 13."""
+    whole_mask: bool = True
+    """Whether an all-ones mask is decoded beside the structures, as in every training sample."""
+    windows_at_once: int = 1
+    """Windows in one batch."""
+    mirror: bool = False
+    """Whether to average over the eight mirrored copies of references and image: eight times the work."""
+    precision: Precision = "auto"
+    """Of the network's arithmetic (autocast); "auto" is bfloat16 where the device has it, else float32."""
+    threshold: float = 0.5
+    """Least probability of a labelled voxel."""
+    max_accumulator_bytes: int = 1 << 30
+    """Memory for the probabilities that one pass over the image adds up."""
+
+    def __post_init__(self) -> None:
+        for name in ("window_voxels", "reference_voxels"):
+            size = getattr(self, name)
+            if len(size) != 3 or any(side < STRIDE_VOXELS or side % STRIDE_VOXELS for side in size):
+                raise ConfigError(f"{name}: three positive multiples of {STRIDE_VOXELS} expected, got {size}")
+        if max(self.reference_voxels) > 128:
+            raise ConfigError(f"reference_voxels: at most 128 along an axis, got {self.reference_voxels}")
+        if not 0 <= self.overlap_fraction < 1:
+            raise ConfigError(f"overlap_fraction must be in [0, 1), got {self.overlap_fraction}")
+        for name in ("max_reference_windows", "masks_at_once", "windows_at_once", "max_accumulator_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def flips(self) -> tuple[Flip, ...]:
+        """The mirrored copies to average over; none mirrored comes first."""
+        if not self.mirror:
+            return ((),)
+        return tuple(
+            tuple(axis for axis in range(3) if bits[axis]) for bits in product((False, True), repeat=3)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """What is to be found: the voxels with one of some label values."""
+
+    name: str
+    """What it is called."""
+    values: tuple[int, ...]
+    """Its label values in the references; not 0."""
+
+    def mask(self, labels: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+        """Return where it lies, bool, of the labels' shape."""
+        if len(self.values) == 1:
+            return np.asarray(labels == self.values[0])
+        return np.isin(labels, self.values)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reference:
+    """An image with labels."""
+
+    image: NDArray[np.float32]
+    """(z, y, x) z-scores."""
+    labels: NDArray[np.integer[Any]]
+    """(z, y, x) on the image's grid; 0 is background."""
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 3 or self.image.shape != self.labels.shape:
+            raise DataError(
+                f"a reference has an image and labels (z, y, x) on one grid, got {self.image.shape} and "
+                f"{self.labels.shape}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prompt:
+    """References, encoded: the question put to a new image."""
+
+    structures: tuple[Structure, ...]
+    """Those that at least one reference shows, in the order asked for; K of them."""
+    missing: tuple[Structure, ...]
+    """Those that none shows."""
+    priors: tuple[Priors, ...]
+    """One set for each of the config's flips: of the K structures, then, with `whole_mask`, of all ones."""
+
+    def only(self, wanted: Sequence[Structure]) -> Prompt:
+        """The same prompt for those of its structures that are wanted."""
+        kept = [place for place, structure in enumerate(self.structures) if structure in wanted]
+        rows = [*kept, *range(len(self.structures), len(self.priors[0][0]))]  # all ones stays last
+        return Prompt(
+            structures=tuple(self.structures[place] for place in kept),
+            missing=self.missing,
+            priors=tuple(tuple(prior[rows] for prior in priors) for priors in self.priors),
+        )
+
+
+@torch.inference_mode()
+def encode_references(
+    net: InContextNet,
+    references: Sequence[Reference],
+    structures: Sequence[Structure],
+    config: InferenceConfig,
+    *,
+    device: torch.device | str = "cpu",
+) -> Prompt:
+    """Return the prompt that references make; each counts the same for the structures that it shows.
+
+    Args:
+        net: On `device`, in evaluation mode.
+        references: At least one.
+        structures: At least one.
+        config: Windows, flips and precision.
+        device: Where to compute.
+
+    Raises:
+        DataError: No reference shows any of the structures.
+    """
+    views = [view for reference in references for view in _views(reference, structures, config)]
+    totals = np.zeros(len(structures))
+    for view in views:
+        totals[list(view.structures)] += view.shares
+    present = np.flatnonzero(totals)
+    if not len(present):
+        raise DataError(
+            f"none of {len(references)} references shows {', '.join(s.name for s in structures)}: "
+            "their masks are empty"
+        )
+    priors = tuple(_priors(net, views, totals, config, flip, torch.device(device)) for flip in config.flips)
+    return Prompt(
+        structures=tuple(structures[k] for k in present.tolist()),
+        missing=tuple(structures[k] for k in np.flatnonzero(totals == 0).tolist()),
+        priors=priors,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _View:
+    """A window of a reference, with the structures that it shows."""
+
+    image: NDArray[np.float32]
+    masks: NDArray[np.bool_]
+    """(n, z, y, x)"""
+    structures: tuple[int, ...]
+    """(n,) places in the list of structures."""
+    shares: NDArray[np.float64]
+    """(n,) the part of each structure's shown voxels that this window holds."""
+
+
+def _views(reference: Reference, structures: Sequence[Structure], config: InferenceConfig) -> Iterator[_View]:
+    """The windows of one reference: each structure in the middle of one, neighbours in one together.
+
+    Or, where whole scans are shown, one window of all of it.
+    """
+    if config.whole_scans:
+        yield from _whole_views(reference, structures, config)
+        return
+    shape = _size(reference.image.shape)
+    window = fit_window(shape, config.reference_voxels)
+    found = {k: box_of_mask(structure.mask(reference.labels)) for k, structure in enumerate(structures)}
+    boxes: dict[int, Slices] = {k: box for k, box in found.items() if box is not None}
+    places = list(boxes)
+    for group in join_boxes(list(boxes.values()), window) if boxes else ():
+        members = tuple(places[index] for index in group)
+        windows = boxes_over(hull_of(*(boxes[k] for k in members)), window, shape)
+        labels = [take(reference.labels, box, fill=0) for box in windows]
+        voxels = np.array([[structures[k].mask(part).sum() for part in labels] for k in members])
+        best = np.sort(np.argsort(-voxels.sum(axis=0), kind="stable")[: config.max_reference_windows])
+        shares = voxels[:, best] / np.maximum(voxels[:, best].sum(axis=1, keepdims=True), 1)
+        for column, index in enumerate(best):
+            here = np.flatnonzero(shares[:, column])
+            if not len(here):
+                continue
+            yield _View(
+                image=take_image(reference.image, windows[index]),
+                masks=np.stack([structures[members[row]].mask(labels[index]) for row in here]),
+                structures=tuple(members[row] for row in here),
+                shares=shares[here, column],
+            )
+
+
+def _whole_views(
+    reference: Reference, structures: Sequence[Structure], config: InferenceConfig
+) -> Iterator[_View]:
+    """A reference stretched over one window; nothing where no structure has a voxel left."""
+    labels = labels_to_window(reference.labels, config.window_voxels)
+    masks = [structure.mask(labels) for structure in structures]
+    here = [k for k, mask in enumerate(masks) if mask.any()]
+    if here:
+        yield _View(
+            image=to_window(reference.image, config.window_voxels),
+            masks=np.stack([masks[k] for k in here]),
+            structures=tuple(here),
+            shares=np.ones(len(here)),
+        )
+
+
+def _priors(
+    net: InContextNet,
+    views: Sequence[_View],
+    totals: NDArray[np.float64],
+    config: InferenceConfig,
+    flip: Flip,
+    device: torch.device,
+) -> Priors:
+    """The averaged priors of the structures that are shown, then the whole image's."""
+    sums: list[Tensor] | None = None
+    rows = {int(k): row for row, k in enumerate(np.flatnonzero(totals))}
+    weights = torch.zeros(len(rows) + config.whole_mask, device=device)
+    for view in views:
+        masks = view.masks
+        places, shares = [rows[k] for k in view.structures], list(view.shares)
+        if config.whole_mask:
+            masks = np.concatenate([masks, np.ones_like(masks[:1])])
+            places, shares = [*places, len(rows)], [*shares, 1.0]
+        with autocast(choose_precision(config.precision, device), device):
+            features = net.encode(_batch(view.image[None], flip, device))
+            parts = net.encode_tasks(features, _batch(masks, flip, device))
+        share = torch.tensor(shares, device=device, dtype=torch.float32)
+        weights[places] += share
+        if sums is None:
+            sums = [part.new_zeros((len(weights), *part.shape[2:]), dtype=torch.float32) for part in parts]
+        for total, part in zip(sums, parts, strict=True):
+            total[places] += part[0].float() * share[:, None, None]
+    assert sums is not None
+    return tuple(total / weights[:, None, None] for total in sums)
+
+
+def predict_probabilities(
+    net: InContextNet,
+    image: NDArray[np.float32],
+    prompt: Prompt,
+    config: InferenceConfig,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> NDArray[np.float32]:
+    """Return the probability of each of the prompt's structures, (K, z, y, x); independent of each other.
+
+    Args:
+        net: On `device`, in evaluation mode.
+        image: (z, y, x) z-scores.
+        prompt: From `encode_references` with the same config.
+        config: Windows, flips and precision.
+        device: Where to compute.
+        progress: Called after each batch of windows.
+    """
+    result = np.empty((len(prompt.structures), *image.shape), np.float32)
+    for _, part, probabilities in predict(net, image, [prompt], config, device=device, progress=progress):
+        result[part] = probabilities
+    return result
+
+
+def predict_labels(
+    net: InContextNet,
+    image: NDArray[np.float32],
+    prompt: Prompt,
+    config: InferenceConfig,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> NDArray[np.uint16]:
+    """Return for each voxel its most probable structure: 1 + its place in the prompt, 0 below the threshold.
+
+    Arguments as for `predict_probabilities`. Of the probabilities only the largest is kept.
+    """
+    labels = np.zeros(image.shape, np.uint16)
+    best = np.full(image.shape, config.threshold, np.float32)
+    for _, part, probabilities in predict(net, image, [prompt], config, device=device, progress=progress):
+        for place, probability in enumerate(probabilities, start=part.start + 1):
+            # ">=" for the first, so that a voxel at the threshold itself belongs to it.
+            better = np.where(labels == 0, probability >= best, probability > best)
+            labels[better] = place
+            best[better] = probability[better]
+    return labels
+
+
+@torch.inference_mode()
+def predict(
+    net: InContextNet,
+    image: NDArray[np.float32],
+    prompts: Sequence[Prompt],
+    config: InferenceConfig,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, slice, NDArray[np.float32]]]:
+    """Put several prompts to one image; a window is encoded once for all of them in a pass.
+
+    Arguments as for `predict_probabilities`.
+
+    Yields:
+        The prompt's number, some of its structures, and their probabilities (k, z, y, x).
+    """
+    shape, device = _size(image.shape), torch.device(device)
+    if config.whole_scans:
+        yield from _predict_whole(net, image, prompts, config, device, progress)
+        return
+    window = fit_window(shape, config.window_voxels)
+    boxes = window_boxes(shape, window, config.overlap_fraction)
+    weights = gaussian_weights(window)
+    jobs = _jobs(prompts, config, image.size)
+    done, total = 0, len(jobs) * len(boxes)
+    for batch in jobs:
+        sums = [np.zeros((part.stop - part.start, *shape), np.float32) for _, part in batch]
+        norm = np.zeros(shape, np.float32)
+        for first in range(0, len(boxes), config.windows_at_once):
+            some = boxes[first : first + config.windows_at_once]
+            found = _window_probabilities(net, image, some, prompts, batch, config, device)
+            for sum_, probabilities in zip(sums, found, strict=True):
+                for box, probability in zip(some, probabilities, strict=True):
+                    _add(sum_, probability * weights, box)
+            for box in some:
+                _add(norm[None], weights[None], box)
+            done += len(some)
+            if progress is not None:
+                progress(done, total)
+        for (number, part), sum_ in zip(batch, sums, strict=True):
+            sum_ /= norm
+            yield number, part, sum_
+
+
+def _predict_whole(
+    net: InContextNet,
+    image: NDArray[np.float32],
+    prompts: Sequence[Prompt],
+    config: InferenceConfig,
+    device: torch.device,
+    progress: Progress | None,
+) -> Iterator[tuple[int, slice, NDArray[np.float32]]]:
+    """Do what `predict` does, for the whole image in one window."""
+    shape, window = _size(image.shape), config.window_voxels
+    shown = to_window(image, window)
+    everything = window_boxes(window, window, 0.0)
+    jobs = _jobs(prompts, config, image.size)
+    for done, batch in enumerate(jobs, start=1):
+        found = _window_probabilities(net, shown, everything, prompts, batch, config, device)
+        if progress is not None:
+            progress(done, len(jobs))
+        for (number, part), probabilities in zip(batch, found, strict=True):
+            yield number, part, np.stack([from_window(values, shape) for values in probabilities[0]])
+
+
+def _jobs(
+    prompts: Sequence[Prompt], config: InferenceConfig, num_voxels: int
+) -> list[list[tuple[int, slice]]]:
+    """What each pass over the image adds up: (prompt, structures decoded together), within the memory."""
+    room = max(1, config.max_accumulator_bytes // (4 * num_voxels))
+    together = min(config.masks_at_once, room)
+    passes: list[list[tuple[int, slice]]] = []
+    free = 0
+    for number, prompt in enumerate(prompts):
+        for start in range(0, len(prompt.structures), together):
+            part = slice(start, min(start + together, len(prompt.structures)))
+            if part.stop - part.start > free:
+                passes.append([])
+                free = room
+            passes[-1].append((number, part))
+            free -= part.stop - part.start
+    return passes
+
+
+def _window_probabilities(
+    net: InContextNet,
+    image: NDArray[np.float32],
+    boxes: Sequence[Slices],
+    prompts: Sequence[Prompt],
+    jobs: Sequence[tuple[int, slice]],
+    config: InferenceConfig,
+    device: torch.device,
+) -> list[NDArray[np.float32]]:
+    """The probabilities (B, k, z, y, x) of each job in some windows, averaged over the flips."""
+    windows = np.stack([take_image(image, box) for box in boxes])
+    sums: list[NDArray[np.float32] | None] = [None] * len(jobs)
+    for flip_number, flip in enumerate(config.flips):
+        with autocast(choose_precision(config.precision, device), device):
+            features = net.encode(_batch(windows, flip, device).transpose(0, 1))
+            for number, (prompt, part) in enumerate(jobs):
+                priors = [
+                    _asked(prior, part, config).expand(len(boxes), -1, -1, -1)
+                    for prior in prompts[prompt].priors[flip_number]
+                ]
+                logits = net.decode(features, tuple(priors))[:, : part.stop - part.start]
+                probability = _unflip(torch.sigmoid(logits.float()), flip).cpu().numpy()
+                before = sums[number]
+                sums[number] = probability if before is None else before + probability
+    return [sum_ / np.float32(len(config.flips)) for sum_ in sums if sum_ is not None]
+
+
+def _asked(prior: Tensor, part: slice, config: InferenceConfig) -> Tensor:
+    """The priors of some structures, and the whole image's where it is asked for."""
+    return torch.cat([prior[part], prior[-1:]]) if config.whole_mask else prior[part]
+
+
+def _batch(volumes: NDArray[Any], flip: Flip, device: torch.device) -> Tensor:
+    """(n, z, y, x) as (1, n, z, y, x) float32 on the device, mirrored."""
+    tensor = torch.from_numpy(np.ascontiguousarray(volumes)).to(device)[None].float()
+    return tensor.flip([axis + 2 for axis in flip]) if flip else tensor
+
+
+def _unflip(volumes: Tensor, flip: Flip) -> Tensor:
+    return volumes.flip([axis + 2 for axis in flip]) if flip else volumes
+
+
+def _add(total: NDArray[np.float32], values: NDArray[np.float32], box: Slices) -> None:
+    """Add the values of a window to the part of `total` (k, z, y, x) that it covers."""
+    inside = [
+        slice(max(part.start, 0), min(part.stop, size))
+        for part, size in zip(box, total.shape[1:], strict=True)
+    ]
+    own = [
+        slice(part.start - outer.start, part.stop - outer.start)
+        for part, outer in zip(inside, box, strict=True)
+    ]
+    total[:, inside[0], inside[1], inside[2]] += values[:, own[0], own[1], own[2]]
+
+
+def _size(shape: tuple[int, ...]) -> Size:
+    if len(shape) != 3:
+        raise DataError(f"an image is (z, y, x), got shape {shape}")
+    z, y, x = shape
+    return z, y, x

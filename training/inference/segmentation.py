@@ -1,0 +1,498 @@
+"""From reference scans with masks to a segmentation of raw scans, each on its own grid.
+
+    reference scans + masks --prepare, encode--> prompt
+    target --prepare, sliding window--> probability of a structure --back onto the target's grid--> labels
+
+*Reads* raw scans through a reader (`training.inference.raw_scans`). *Writes* nothing; the result knows how to
+save itself. Probabilities are interpolated onto the target's own grid, and only there is each voxel given to
+the most probable structure that reaches the threshold: so an outline is as smooth as the target's voxels
+allow.
+Bounds: beside one window's features and `max_accumulator_bytes` of probabilities, memory holds the target
+three times on its own grid and one structure's probability on it, however many structures there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import cc3d
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from training.data import STRIDE_VOXELS, Size, box_of_mask
+from training.errors import ConfigError, DataError
+from training.inference.in_context import (
+    InContextNet,
+    InferenceConfig,
+    Progress,
+    Prompt,
+    Reference,
+    Structure,
+    encode_references,
+    predict,
+)
+from training.inference.pictures import Case
+from training.inference.prompted import Finetuned
+from training.inference.raw_scans import RawScan, ScanReader, installed_reader
+from training.inference.registration import LOW_AGREEMENT, carry_structures
+from training.network import TrainedOn, load_checkpoint
+
+Labels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
+ProbabilitySink: TypeAlias = Callable[[Structure, NDArray[np.float32]], object]
+"""Takes a structure's probability on the target's own grid, one structure after the other."""
+
+_MAX_REFERENCE_VOXELS = 128
+"""Along an axis: the network's position volume ends there."""
+_DRAWN_STRUCTURES = 6
+"""Most structures in a picture, the largest first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig:
+    """How targets are segmented."""
+
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    """Windows, mirroring, precision, threshold, memory."""
+    by: Literal["network", "registration"] = "network"
+    """Who answers: the network in context, or the references' masks carried over by registration, which
+    needs no training and is the better one where a network is young (docs/results.md)."""
+    largest_component: bool = False
+    """Whether only the largest connected part (over faces, edges and corners) of each structure is kept."""
+    across_modalities: bool = False
+    """Whether a target may be of a modality that no reference has."""
+
+
+def inference_for(trained_on: TrainedOn, **changes: Any) -> InferenceConfig:
+    """Windows as large as the crops that a network was trained on, 128 voxels cubed where that is not known.
+
+    Args:
+        trained_on: What is known of its training.
+        changes: Other fields of the config.
+    """
+    crop = trained_on.crop_voxels or (128, 128, 128)
+    z, y, x = (max(STRIDE_VOXELS, side - side % STRIDE_VOXELS) for side in crop)
+    z_most, y_most, x_most = (min(side, _MAX_REFERENCE_VOXELS) for side in (z, y, x))
+    sizes: dict[str, Any] = {"window_voxels": (z, y, x), "reference_voxels": (z_most, y_most, x_most)}
+    return InferenceConfig(**{**sizes, "whole_scans": trained_on.whole_scans, **changes})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Found:
+    """One structure in one target."""
+
+    structure: Structure
+    """Its name and label value."""
+    num_voxels: int
+    """On the target's own grid."""
+    volume_ml: float
+    """The same in millilitres."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Segmentation:
+    """A segmented target."""
+
+    labels: Labels
+    """(z, y, x) on the target's own grid and array axes; the references' label values, 0 is background."""
+    found: tuple[Found, ...]
+    """Every structure asked for that a reference shows, also those of which nothing was found."""
+    scan: RawScan
+    """The target."""
+    reference: Reference | None
+    """The first reference, for pictures."""
+    probabilities: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
+    """On the target's own grid, by label value, where they were asked for."""
+    agreement: float | None = None
+    """Where masks were carried over: how far the images agree there, -1..1
+    (`training.inference.registration`)."""
+    notes: tuple[str, ...] = ()
+    """What is to be known of it."""
+
+    def save(self, path: Path | str) -> None:
+        """Write the labels as an image file on the target's own grid; the suffix tells the format."""
+        self.scan.write(Path(path), self.labels)
+
+    def dice(self, expected: Labels) -> dict[int, float]:
+        """Dice of each structure that a label map (z, y, x) on the target's own grid has, by label value."""
+        found = {}
+        for structure in (one.structure for one in self.found):
+            drawn, there = structure.mask(self.labels), structure.mask(expected)
+            if there.any():
+                found[structure.values[0]] = 2 * int((drawn & there).sum()) / int(drawn.sum() + there.sum())
+        return found
+
+    def cases_against(self, expected: Labels) -> list[Case]:
+        """The same beside what an expert drew (z, y, x) on the target's own grid."""
+        dice, there = self.dice(expected), self.scan.from_own_grid(expected)
+        return [
+            replace(
+                case,
+                reference=self.scan.image,
+                reference_name="expert",
+                mask=found.structure.mask(there),
+                expected=found.structure.mask(there),
+                own_dice=dice.get(found.structure.values[0]),
+            )
+            for case, found in zip(self.cases(), self._largest, strict=True)
+        ]
+
+    @property
+    def _largest(self) -> list[Found]:
+        """What pictures show."""
+        return sorted(self.found, key=lambda found: -found.num_voxels)[:_DRAWN_STRUCTURES]
+
+    def cases(self) -> list[Case]:
+        """The largest structures as pictures show them (`training.draw_cases`)."""
+        shown = self.scan.from_own_grid(self.labels)
+        reference = self.reference or Reference(image=self.scan.image, labels=np.zeros_like(shown))
+        return [
+            Case(
+                reference=reference.image,
+                mask=found.structure.mask(reference.labels),
+                target=self.scan.image,
+                prediction=found.structure.mask(shown),
+                spacing_zyx_mm=self.scan.spacing_zyx_mm,
+                title=f"{found.structure.name}  {found.volume_ml:.3g} ml",
+            )
+            for found in self._largest
+        ]
+
+
+class Segmenter:
+    """A prompt, ready to be put to any number of targets."""
+
+    def __init__(
+        self,
+        net: InContextNet,
+        prompt: Prompt,
+        config: SegmentConfig,
+        *,
+        modalities: Sequence[str] = (),
+        references: Sequence[Reference] = (),
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Make a segmenter of a prompt that is encoded already.
+
+        Args:
+            net: On `device`, in evaluation mode.
+            prompt: Made with `config.inference`; each structure has one label value, which results bear.
+            config: How.
+            modalities: Those of the references; empty takes targets of any.
+            references: The first for pictures; all of them where masks are carried over.
+            device: Where to compute.
+
+        Raises:
+            ConfigError: Masks are to be carried over, but there is no reference.
+        """
+        if config.by == "registration" and not references:
+            raise ConfigError("by registration: there is no reference to carry over. Give one")
+        self.net, self.prompt, self.config, self.device = net, prompt, config, device
+        self.modalities = tuple(modalities)
+        self.references = tuple(references)
+
+    @classmethod
+    def from_references(
+        cls,
+        net: InContextNet,
+        references: Sequence[RawScan],
+        config: SegmentConfig,
+        *,
+        labels: Sequence[int] = (),
+        device: torch.device | str = "cpu",
+    ) -> Segmenter:
+        """A segmenter that asks for what references show.
+
+        Args:
+            net: On `device`, in evaluation mode.
+            references: Scans with masks; each counts the same for the structures that it shows.
+            config: How.
+            labels: Label values to ask for; empty takes all.
+            device: Where to compute.
+
+        Raises:
+            DataError: There is no reference, no such label value, or nothing of it left at this spacing.
+        """
+        if not references:
+            raise DataError("no reference was given; an image and a mask are needed")
+        structures = _structures(references, labels)
+        shown = [_reference(scan) for scan in references]
+        if not any(structure.mask(part.labels).any() for structure in structures for part in shown):
+            spacing = " x ".join(f"{side:g}" for side in references[0].spacing_zyx_mm)
+            raise DataError(
+                f"{references[0].location}: nothing of label {_listed([s.values[0] for s in structures])} is "
+                f"left at {spacing} mm: the structures are too small, or outside the body that is "
+                "cropped to. Choose a finer spacing, or another reference"
+            )
+        prompt = encode_references(net, shown, structures, config.inference, device=device)
+        return cls(
+            net,
+            prompt,
+            config,
+            modalities=sorted({scan.modality for scan in references}),
+            references=shown,
+            device=device,
+        )
+
+    @classmethod
+    def from_finetuned(
+        cls,
+        tuned: Finetuned,
+        config: SegmentConfig,
+        *,
+        labels: Sequence[int] = (),
+        device: torch.device | str = "cpu",
+    ) -> Segmenter:
+        """A segmenter that asks for what a network was fine-tuned on, without references.
+
+        Args:
+            tuned: From `load_finetuned`; its network is moved to `device`.
+            config: How; as many structures are drawn together as in the training.
+            labels: Label values to ask for; empty takes all.
+            device: Where to compute.
+
+        Raises:
+            DataError: No such label value.
+            ConfigError: Mirrored copies are asked for.
+        """
+        inference = replace(config.inference, masks_at_once=tuned.masks_at_once, whole_mask=True)
+        prompt = tuned.prompt(inference, device)
+        missing = [value for value in labels if value not in tuned.values]
+        if missing:
+            raise DataError(
+                f"the network was not fine-tuned on label {missing[0]}, but on {_listed(tuned.values)}"
+            )
+        if labels:
+            rows = [place for place, value in enumerate(tuned.values) if value in labels]
+            prompt = replace(
+                prompt,
+                structures=tuple(tuned.structures[row] for row in rows),
+                priors=tuple(tuple(stage[[*rows, -1]] for stage in priors) for priors in prompt.priors),
+            )
+        return cls(
+            tuned.net.to(device),
+            prompt,
+            replace(config, inference=inference),
+            modalities=tuned.modalities,
+            device=device,
+        )
+
+    def segment(
+        self,
+        target: RawScan,
+        *,
+        on_probability: ProbabilitySink | None = None,
+        progress: Progress | None = None,
+    ) -> Segmentation:
+        """Segment one target.
+
+        Args:
+            target: Prepared with the settings of the references.
+            on_probability: Given each structure's probability on the target's own grid, in turn.
+            progress: Called with windows done and windows in all.
+
+        Raises:
+            DataError: The target is of another modality than the references.
+        """
+        self._check_modality(target)
+        threshold = self.config.inference.threshold
+        places = np.zeros(target.own_shape, np.uint16)
+        best = np.full(target.own_shape, threshold, np.float32)
+        passes, agreement = self._passes(target, progress)
+        for _, part, probabilities in passes:
+            for place, probability in enumerate(probabilities, start=part.start):
+                above = None if on_probability else threshold
+                placed = target.to_own_grid(probability, above=above)
+                if on_probability:
+                    on_probability(self.prompt.structures[place], _whole(placed, target.own_shape))
+                if placed:
+                    _claim(places[placed[0]], best[placed[0]], placed[1], place + 1)
+        del best
+        if self.config.largest_component:
+            for place in range(len(self.prompt.structures)):
+                _keep_largest(places, place + 1)
+        return self._result(target, places, agreement)
+
+    def _passes(
+        self, target: RawScan, progress: Progress | None
+    ) -> tuple[Iterable[tuple[int, slice, NDArray[np.float32]]], float | None]:
+        """The probabilities (k, z, y, x) of some structures after the other, and how far images agree."""
+        if self.config.by == "registration":
+            structures = self.prompt.structures
+            carried = carry_structures(self.references, structures, target.image, progress=progress)
+            return [(0, slice(0, len(structures)), carried.probabilities)], carried.agreement
+        inference = self.config.inference
+        found = predict(
+            self.net, target.image, [self.prompt], inference, device=self.device, progress=progress
+        )
+        return found, None
+
+    def _check_modality(self, target: RawScan) -> None:
+        if self.config.across_modalities or not self.modalities or target.modality in self.modalities:
+            return
+        how = f" ({target.modality_origin})" if target.modality_origin.startswith("guess") else ""
+        raise DataError(
+            f"{target.location}: the target is {target.modality.upper()}{how}, the references are "
+            f"{' and '.join(self.modalities).upper()}. Give a reference of its modality; name the modality "
+            "where it is guessed wrongly, or allow another one on purpose (--across-modalities)"
+        )
+
+    def _result(self, target: RawScan, places: NDArray[np.uint16], agreement: float | None) -> Segmentation:
+        """Label values in place of the structures' places, and what there is of each."""
+        structures = self.prompt.structures
+        counts = np.bincount(places.ravel(), minlength=len(structures) + 1)
+        values = np.array([0, *(structure.values[0] for structure in structures)])
+        found = tuple(
+            Found(structure=structure, num_voxels=int(n), volume_ml=float(n) * target.own_voxel_ml)
+            for structure, n in zip(structures, counts[1:], strict=True)
+        )
+        notes = [*target.notes]
+        if self.prompt.missing:
+            lost = _listed([structure.values[0] for structure in self.prompt.missing])
+            notes.append(f"nothing of label {lost} is left in the references at this spacing: not looked for")
+        if agreement is not None:
+            notes.append(_told(agreement))
+        return Segmentation(
+            labels=(values.astype(np.uint16) if values.max() > 255 else values.astype(np.uint8))[places],
+            found=found,
+            scan=target,
+            reference=self.references[0] if self.references else None,
+            agreement=agreement,
+            notes=tuple(notes),
+        )
+
+
+def segment(
+    checkpoint: InContextNet | Path | str,
+    *,
+    references: Sequence[tuple[Path | str, Path | str]],
+    target: Path | str,
+    labels: Sequence[int] = (),
+    config: SegmentConfig | None = None,
+    spacing_mm: float | None = None,
+    modality: str | None = None,
+    probabilities: bool = False,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+    reader: ScanReader | None = None,
+) -> Segmentation:
+    """Segment a raw scan as reference scans with masks show it.
+
+    For several targets make a `Segmenter`: it encodes the references once.
+
+    Args:
+        checkpoint: A network (`load_checkpoint`) on `device`, or the file of one.
+        references: Files of images and of masks on their grids; a mask may hold several label values.
+        target: A file, or the folder of a DICOM series.
+        labels: Label values to look for; empty takes all in the masks.
+        config: How; by default windows of the size that the network was trained on.
+        spacing_mm: Voxel edge to work at; by default that of the network's training, 1.5 where unknown.
+        modality: "ct", "mr" or "pet" of all scans, where their files do not tell.
+        probabilities: Whether the result holds each structure's probability on the target's own grid.
+        device: Where to compute.
+        progress: Called with windows done and windows in all.
+        reader: Reads the files; by default the installed one.
+
+    Raises:
+        TrainingError: No checkpoint of Iris, no such label, an empty mask, a target of another modality.
+    """
+    net = load_checkpoint(checkpoint).to(device) if isinstance(checkpoint, Path | str) else checkpoint
+    trained_on: TrainedOn = getattr(net, "trained_on", None) or TrainedOn()
+    ingest = trained_on.ingest_settings
+    if spacing_mm is not None:
+        ingest["spacing_mm"] = spacing_mm
+    read = reader or installed_reader()
+    shown = [read(image, mask=mask, ingest=ingest, modality=modality) for image, mask in references]
+    config = config or SegmentConfig(inference=inference_for(trained_on))
+    segmenter = Segmenter.from_references(net, shown, config, labels=labels, device=device)
+    kept: dict[int, NDArray[np.float32]] = {}
+
+    def keep(structure: Structure, probability: NDArray[np.float32]) -> None:
+        kept[structure.values[0]] = probability
+
+    result = segmenter.segment(
+        read(target, ingest=ingest, modality=modality),
+        on_probability=keep if probabilities else None,
+        progress=progress,
+    )
+    return Segmentation(
+        labels=result.labels,
+        found=result.found,
+        scan=result.scan,
+        reference=result.reference,
+        probabilities=kept,
+        agreement=result.agreement,
+        notes=result.notes,
+    )
+
+
+def _told(agreement: float) -> str:
+    """What to say of how far images agree."""
+    text = f"carried over by registration; the images agree by {agreement:.2f} of 1 there"
+    return text if agreement >= LOW_AGREEMENT else f"{text}, which is low: look whether it is there at all"
+
+
+def _structures(references: Sequence[RawScan], labels: Sequence[int]) -> list[Structure]:
+    """A structure for each label value asked for."""
+    present = sorted({value for scan in references for value in scan.label_values})
+    for value in labels:
+        if value not in present:
+            where = references[0].location if len(references) == 1 else f"{len(references)} references"
+            raise DataError(
+                f"{where}: there is no label {value} in the mask, which holds {_listed(present)}. "
+                "Choose one of these"
+            )
+    names: dict[int, str] = {}
+    for scan in references:
+        names = {**scan.value_names, **names}
+    return [
+        Structure(name=names.get(value, f"label {value}"), values=(value,))
+        for value in sorted(set(labels) or present)
+    ]
+
+
+def _reference(scan: RawScan) -> Reference:
+    if scan.labels is None:
+        raise DataError(f"{scan.location}: a reference needs a mask")
+    return Reference(image=scan.image, labels=scan.labels)
+
+
+def _claim(
+    places: NDArray[np.uint16], best: NDArray[np.float32], probability: NDArray[np.float32], place: int
+) -> None:
+    """Give voxels to a structure where it reaches the threshold and more than any before it."""
+    # ">=" for the first, so that a voxel at the threshold itself belongs to it.
+    better = np.where(places == 0, probability >= best, probability > best)
+    places[better] = place
+    best[better] = probability[better]
+
+
+def _keep_largest(places: NDArray[np.uint16], place: int) -> None:
+    """Leave only the largest connected part of a structure, the first in scan order of several as large."""
+    mask = places == place
+    box = box_of_mask(mask)
+    if box is None:
+        return
+    mask = mask[box]
+    parts = cc3d.connected_components(mask.astype(np.uint8), connectivity=26)
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    places[box][mask & (parts != sizes.argmax())] = 0
+
+
+def _whole(
+    placed: tuple[tuple[slice, slice, slice], NDArray[np.float32]] | None, shape: Size
+) -> NDArray[np.float32]:
+    """The values in their box, and 0 around it."""
+    whole = np.zeros(shape, np.float32)
+    if placed:
+        whole[placed[0]] = placed[1]
+    return whole
+
+
+def _listed(values: Sequence[int]) -> str:
+    more = f" and {len(values) - 12} more" if len(values) > 12 else ""
+    return ", ".join(map(str, values[:12])) + more

@@ -1,0 +1,12 @@
+"""The Iris network: encoder, task encoding, decoder; its weights as files.
+
+Takes:  target and reference (B, 1, Z, Y, X), the reference's masks (B, K, Z, Y, X).
+Gives:  logits (B, K, Z, Y, X).
+
+`Iris` is the network (Gao et al., CVPR 2025, as in MASS). `load_checkpoint` and `export_weights` read and
+write safetensors with a `ModelCard`; `TrainedOn` records how the scans of the training were prepared.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

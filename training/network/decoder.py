@@ -1,0 +1,133 @@
+"""The decoder: tokens of all masks meet the image at the three deepest stages, then the way up.
+
+The fused image tokens replace the feature that is upsampled. The first token of each mask is kept and,
+through the classifier, becomes the weight vector that turns the decoder's output into the mask's logits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.network.blocks import (
+    NORM_EPS,
+    CrossAttention,
+    FeedForward,
+    LayerNorm,
+    Mlp,
+    ResidualBlock,
+    SelfAttention,
+    at_least_float32,
+)
+from training.network.encoder import Features, Widths
+
+Priors = tuple[Tensor, Tensor, Tensor]
+"""Tokens of each mask at the three deepest stages, deepest first: (B, K, 11, C) each."""
+
+
+class FusionBlock(nn.Module):
+    """Tokens attend to the image, the image to the tokens, the tokens to themselves; an MLP after each."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.prior_aggregate_block = CrossAttention(width)
+        self.prior_ffn = FeedForward(width)
+        self.feat_aggregate_block = CrossAttention(width)
+        self.feat_ffn = FeedForward(width)
+        self.prior_attn_block = SelfAttention(width)
+        self.prior_ffn_2 = FeedForward(width)
+
+    def forward(self, image: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Map image tokens (B, N, C) and mask tokens (B, K*11, C) to the same."""
+        tokens = self.prior_ffn(self.prior_aggregate_block(tokens, image))
+        image = self.feat_ffn(self.feat_aggregate_block(image, tokens))
+        tokens = self.prior_ffn_2(self.prior_attn_block(tokens))
+        return image, tokens
+
+
+class Fusion(nn.Module):
+    """Two fusion blocks at one stage."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attn_layers = nn.ModuleList(FusionBlock(width) for _ in range(2))
+
+    def forward(self, feature: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+        """Fuse a feature (B, C, z, y, x) with the tokens of K masks (B, K, 11, C).
+
+        Returns:
+            The fused feature (B, C, z, y, x) and the first token of each mask (B, K, C).
+        """
+        image = feature.flatten(2).transpose(1, 2)
+        tokens = prior.flatten(1, 2)
+        for block in self.attn_layers:
+            image, tokens = block(image, tokens)
+        return image.transpose(1, 2).reshape(feature.shape), tokens.view(prior.shape)[:, :, 0]
+
+
+class Up(nn.Module):
+    """Trilinear upsampling to the skip's size, [skip, upsampled], two blocks, the first of which narrows."""
+
+    def __init__(self, in_width: int, skip_width: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            ResidualBlock(in_width + skip_width, skip_width), ResidualBlock(skip_width, skip_width)
+        )
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Map (B, in, Z/2, Y/2, X/2) and (B, skip, Z, Y, X) to (B, skip, Z, Y, X)."""
+        grid = skip.shape[2:]
+        upsampled = functional.interpolate(
+            at_least_float32(x), size=grid, mode="trilinear", align_corners=True
+        )
+        out: Tensor = self.conv(torch.cat([skip, upsampled.to(skip.dtype)], dim=1))
+        return out
+
+
+class Decoder(nn.Module):
+    """The way up, with the masks' tokens fused in at the three deepest stages."""
+
+    def __init__(self, channels: Widths) -> None:
+        super().__init__()
+        c0, c1, c2, c3, c4 = channels
+        self.prior_fuse = nn.ModuleList(Fusion(width) for width in (c4, c3, c2))
+        self.up1 = Up(c4, c3)
+        self.up2 = Up(c3, c2)
+        self.up3 = Up(c2, c1)
+        self.up4 = Up(c1, c0)
+
+    def forward(self, features: Features, priors: Priors) -> tuple[Tensor, Tensor]:
+        """Draw what the priors ask for.
+
+        Returns:
+            Voxel features (B, channels[0], Z, Y, X), and the kept tokens of each mask, deepest stage first:
+            (B, K, channels[4] + channels[3] + channels[2]).
+        """
+        x, eighth, quarter, half, full = features
+        kept = []
+        for fuse, prior, up, skip in zip(
+            self.prior_fuse, priors, (self.up1, self.up2, self.up3), (eighth, quarter, half), strict=True
+        ):
+            x, tokens = fuse(x, prior)
+            kept.append(tokens)
+            x = up(x, skip)
+        return self.up4(x, full), torch.cat(kept, dim=2)
+
+
+class Classifier(nn.Module):
+    """From the kept tokens of a mask to its logit at every voxel."""
+
+    def __init__(self, channels: Widths) -> None:
+        super().__init__()
+        c0, _, c2, c3, c4 = channels
+        width = c4 + c3 + c2
+        self.norm = LayerNorm(width, eps=NORM_EPS)
+        self.classifier_pred = nn.Sequential(Mlp(width, width, c0), Mlp(c0, c0, c0))
+
+    def forward(self, voxels: Tensor, tokens: Tensor) -> Tensor:
+        """Map voxel features (B, C, Z, Y, X) and tokens (B, K, W) to logits (B, K, Z, Y, X)."""
+        weights = self.classifier_pred(self.norm(tokens))
+        logits: Tensor = weights @ voxels.flatten(2)
+        B, K = logits.shape[:2]
+        return at_least_float32(logits).view(B, K, *voxels.shape[2:])

@@ -1,0 +1,250 @@
+"""Weights of Iris to and from files: the published checkpoint, our runs' checkpoints, exported safetensors.
+
+*Reads* a torch file with the state dicts "model" and "ema_model" (the published `mass_base.pth` and our
+`step-N.pt` alike), a torch file that is one state dict, or a safetensors file. Nothing is ever unpickled
+(`weights_only`). The widths and the number of tasks come from the tensors' shapes. *Writes* NAME.safetensors,
+whose metadata name the architecture, and beside it the model card NAME.md.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from textwrap import indent
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from training.errors import CheckpointError, ConfigError
+from training.files import write_atomically
+from training.network.encoder import Widths
+from training.network.iris import Iris
+from training.network.preparation import TrainedOn, recorded_beside
+
+WhichWeights = Literal["ema", "model"]
+StateDict = dict[str, Tensor]
+
+MODEL_CARD = "MODEL_CARD.md"
+WEIGHTS = "weights.safetensors"
+"""What a complete run exports."""
+
+_ARCHITECTURE = "mass3d"
+_WRAPPERS = ("module.", "_orig_mod.")
+"""What DDP, averaging and torch.compile put before every key."""
+_IN_CONTEXT = """\
+from training import load_checkpoint
+
+net = load_checkpoint("FILE.safetensors")
+logits = net(target, reference, masks)  # z-scores (B,1,Z,Y,X); masks (B,K,Z,Y,X)"""
+_VERSIONED = ("mass3d", "torch", "numpy", "safetensors")
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of the packages that weights depend on."""
+    found = {}
+    for name in _VERSIONED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a checkout that was never installed
+            found[name] = "not installed"
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """Where exported weights come from: enough to train them again."""
+
+    title: str
+    """One line."""
+    recipe: str
+    """The whole training config, as TOML."""
+    store_digest: str
+    """Digest of the store that the network saw."""
+    num_scans: int
+    """Scans that it was trained on."""
+    num_steps: int
+    """Optimiser steps."""
+    weights: WhichWeights
+    """Whether these are the average ("ema") or the last weights ("model")."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """Measured quality, by name, for example the in-context Dice on held-out scans."""
+    versions: Mapping[str, str] = field(default_factory=installed_versions)
+    """Package versions that trained it."""
+    summary: str = "Pretrained without labels."
+    """A sentence or two: what was trained on what."""
+    use: str = _IN_CONTEXT
+    """Python lines that use the file, FILE for its name without .safetensors."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """More for the file's metadata."""
+    trained_on: TrainedOn = field(default_factory=TrainedOn)
+    """How the scans were prepared and cropped: what uses the weights does the same."""
+
+    def to_markdown(self, net: Iris) -> str:
+        """Return the card of these weights of `net`."""
+        num_parameters = sum(parameter.numel() for parameter in net.parameters())
+        rows = {
+            "network": f"Iris, channels {'-'.join(map(str, net.channels))}, {net.num_tasks} task priors",
+            "parameters": f"{num_parameters:,}",
+            "weights": {"ema": "moving average (EMA)", "model": "last step"}[self.weights],
+            "steps": f"{self.num_steps:,}",
+            "scans": f"{self.num_scans:,}",
+            "store digest": f"`{self.store_digest}`",
+            **self.trained_on.rows(),
+            **{name: "-" if math.isnan(value) else f"{value:.4g}" for name, value in self.figures.items()},
+            **{f"version of {name}": value for name, value in self.versions.items()},
+        }
+        table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+        return (
+            f"# {self.title}\n\n{self.summary} Not a medical device; for research.\n\n"
+            f"|  |  |\n|---|---|\n{table}\n\n## Use\n\n"
+            f"{indent(self.use, ' ' * 4)}\n\n"
+            f"## Recipe\n\n```toml\n{self.recipe.strip()}\n```\n"
+        )
+
+
+def export_weights(net: Iris, path: Path | str, card: ModelCard) -> Path:
+    """Write the weights as safetensors, and the card beside them as Markdown.
+
+    Args:
+        net: The network whose weights to write.
+        path: Ends in .safetensors; the card takes its place with .md.
+        card: Where the weights come from.
+
+    Returns:
+        The card's path.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"{path}: the name of exported weights ends in .safetensors")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    architecture: dict[str, Any] = {
+        "channels": net.channels,
+        "num_tasks": net.num_tasks,
+        "store_digest": card.store_digest,
+    }
+    if card.trained_on != TrainedOn():
+        architecture["trained_on"] = card.trained_on.to_json()
+    metadata = {"format": "pt", _ARCHITECTURE: json.dumps(architecture), **card.metadata}
+    written = in_fixed_order(save(tensors, metadata=metadata))
+    write_atomically(path, lambda file: file.write(written))
+    card_path = path.with_suffix(".md")
+    text = card.to_markdown(net).replace("FILE.safetensors", path.name)
+    write_atomically(card_path, lambda file: file.write(text.encode()))
+    return card_path
+
+
+def in_fixed_order(written: bytes) -> bytes:
+    """Return a safetensors file with its metadata sorted: the library writes them in an order drawn anew.
+
+    The format is 8 bytes of the header's length (little endian), the header (JSON, padded with spaces), data.
+    """
+    start = 8 + int.from_bytes(written[:8], "little")
+    header = json.loads(written[8:start])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + written[start:]
+
+
+def load_checkpoint(path: Path | str, *, weights: WhichWeights = "ema") -> Iris:
+    """Return the network of a checkpoint, on the CPU, float32, in evaluation mode.
+
+    Its `trained_on` tells how the scans were prepared that it was trained on, as far as the checkpoint, or
+    the run's folder around it, says so.
+
+    Args:
+        path: A published .pth, a run's step-N.pt or best.pt, exported .safetensors, or the folder of a run
+            that is complete.
+        weights: Which of a checkpoint's two sets; a file of one set has no choice.
+
+    Raises:
+        CheckpointError: No such file, no checkpoint of Iris, or something that is not tensors in it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        folder, path = path, path / WEIGHTS
+        if not path.is_file():
+            raise CheckpointError(
+                f"{folder}: a folder without {WEIGHTS}. Name the folder of a complete run, or a checkpoint"
+            )
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    read = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, weights)
+    net = network_of(read[0], path)
+    net.trained_on = read[1] or recorded_beside(path) or TrainedOn()
+    return net
+
+
+def network_of(state: StateDict, path: Path) -> Iris:
+    """Return Iris with these weights; `path` is what messages name."""
+    state = {_bare(name): tensor.float() for name, tensor in state.items() if name != "n_averaged"}
+    try:
+        with torch.device("meta"):
+            net = Iris(_channels(state), len(state["task_prior_0"]))
+        net.load_state_dict(state, assign=True)
+    except KeyError as error:
+        raise CheckpointError(f"{path}: not a checkpoint of Iris: it has no {error}") from error
+    except (RuntimeError, ConfigError) as error:
+        lines = str(error).splitlines()
+        raise CheckpointError(f"{path}: does not fit Iris: {' '.join(lines[:4])}") from error
+    return net.eval()
+
+
+def _channels(state: StateDict) -> Widths:
+    widths = [state["encoder.inc.conv1.weight"].shape[0]]
+    widths += [state[f"encoder.down{stage}.conv.1.conv1.conv.weight"].shape[0] for stage in (1, 2, 3, 4)]
+    c0, c1, c2, c3, c4 = widths
+    return c0, c1, c2, c3, c4
+
+
+def _bare(name: str) -> str:
+    """Return a key without what wrappers put before it."""
+    for wrapper in _WRAPPERS:
+        name = name.removeprefix(wrapper)
+    return name
+
+
+def _read_safetensors(path: Path) -> tuple[StateDict, TrainedOn | None]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file, or a damaged one: {error}") from error
+    try:
+        about = json.loads(metadata.get(_ARCHITECTURE, "{}"))
+        return state, TrainedOn.from_json(about.get("trained_on"))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its metadata are damaged: {error}") from error
+
+
+def _read_torch(path: Path, weights: WhichWeights) -> tuple[StateDict, TrainedOn | None]:
+    try:
+        document = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds more than tensors and plain values, or is damaged; such a file could run code "
+            "when read, and is refused"
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: no torch file, or a damaged one") from error
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path}: holds a {type(document).__name__}; a dict of state dicts is expected")
+    chosen: object = document
+    if "model" in document or "ema_model" in document:
+        name = {"ema": "ema_model", "model": "model"}[weights]
+        chosen = document.get(name)
+        if chosen is None:
+            raise CheckpointError(f"{path}: has no {name!r} weights; ask for the other set")
+    if not isinstance(chosen, dict) or not all(isinstance(value, Tensor) for value in chosen.values()):
+        raise CheckpointError(f"{path}: not a checkpoint of Iris: no state dict in it")
+    config = document.get("config")
+    return chosen, TrainedOn.from_json(config.get("trained_on") if isinstance(config, dict) else None)

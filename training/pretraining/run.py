@@ -1,0 +1,345 @@
+"""Pretraining: in-context segmentation of the masks that a store proposes; no label is read.
+
+*Reads* a store. *Writes* a run's folder (`training.engine.run_folder`). A sample shows two overlapping places
+of a scan: the network sees the reference with its masks, and draws the same masks in the target. Where two
+scans of the store share a label map, the averaged network is asked now and then to find labelled structures,
+from one labelled scan: that measures, and trains nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from storage import Store, open_store
+from training.data import Batch, ScanSplit, Views, augment, make_loader, split_scans, window_for
+from training.engine import (
+    ChosenPrecision,
+    DeviceName,
+    LossTerms,
+    Ranks,
+    RunRecord,
+    Task,
+    Trainer,
+    TrainingProgress,
+    TrainingResult,
+    begin_run,
+    check_run,
+    has_begun,
+    joined_processes,
+    locked_run,
+    scan_digests,
+    segmentation_loss,
+    settle_precision,
+    to_toml,
+)
+from training.evaluation import EvaluationConfig, evaluate_in_context
+from training.inference import Case, write_png
+from training.network import (
+    MODEL_CARD,
+    WEIGHTS,
+    Iris,
+    ModelCard,
+    TrainedOn,
+    export_weights,
+    installed_versions,
+)
+from training.pretraining.config import PretrainConfig
+
+_CUT_MARGIN = 0.19
+"""Of a window's side, on each side: 44 voxels around 32, as in the small recipe."""
+
+_DRAWN_MASKS = 4
+"""Most masks of a sample in a picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """How a pretraining ended."""
+
+    result: TrainingResult
+    """Of the trainer."""
+    num_scans: int
+    """Scans trained on."""
+    resumed: bool
+    """Whether a state was taken up."""
+    is_first: bool
+    """Whether this process is the one that writes and talks."""
+    precision: ChosenPrecision
+    """Of the network's arithmetic."""
+    weights: Path | None
+    """The exported weights; None where the run is not complete."""
+
+
+def pretrain(
+    store_path: Path,
+    folder: Path,
+    config: PretrainConfig,
+    *,
+    resume: bool = False,
+    device: DeviceName = "auto",
+    on_progress: Callable[[TrainingProgress], None] | None = None,
+    on_precision: Callable[[ChosenPrecision], None] | None = None,
+) -> Pretraining:
+    """Pretrain in a run's folder, in this process and those that torchrun has started with it.
+
+    Args:
+        store_path: The store.
+        folder: The run's; made where there is none.
+        config: Every setting.
+        resume: Go on with the run in the folder.
+        device: Where to compute.
+        on_progress: Told after every step, in the first process.
+        on_precision: Told before the first step, in the first process.
+
+    Raises:
+        RunError: There is a run in the folder (or, with `resume`, none), or another process trains in it.
+        ConfigError: Settings or scans differ from the run's, or cannot be.
+        DataError: A scan cannot be read.
+        NonFiniteLoss: A loss or gradient is NaN or infinite.
+    """
+    store = open_store(store_path)
+    split = split_scans(store.entries, config.data)
+    config = settled(config, [store.entries[scan_id].shape_zyx for scan_id in split.training])
+    record = RunRecord(
+        settings=config.values(),
+        store_name=store_path.resolve().name,
+        scans=scan_digests(store, split.training),
+        versions=installed_versions(),
+        trained_on=TrainedOn.of_store(
+            store, config.data.crop_zyx, whole_scans=config.data.whole_fraction > 0
+        ),
+    )
+    with joined_processes(device) as (ranks, where):
+        wanted = config.optimisation.precision
+        precision = settle_precision(folder, wanted, where, resume=resume, ranks=ranks)
+        job = _Job(
+            store=store,
+            folder=folder,
+            config=config,
+            record=record,
+            split=split,
+            ranks=ranks,
+            device=where,
+            precision=precision,
+        )
+        if not ranks.is_first:
+            ranks.wait()
+            return job.train(on_progress)
+        with locked_run(folder):
+            if resume:
+                check_run(folder, record)
+            else:
+                begin_run(folder, record, precision)
+            if on_precision:
+                on_precision(precision)
+            ranks.wait()
+            return job.train(on_progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A pretraining whose folder is ready."""
+
+    store: Store
+    folder: Path
+    config: PretrainConfig
+    record: RunRecord
+    split: ScanSplit
+    ranks: Ranks
+    device: torch.device
+    precision: ChosenPrecision
+
+    def train(self, on_progress: Callable[[TrainingProgress], None] | None) -> Pretraining:
+        """Train, and export what comes out."""
+        config, record = self.config, self.record
+        torch.manual_seed(config.optimisation.seed)
+        net = config.model.make().to(self.device)
+        trainer = Trainer(
+            pretraining_task(net, self.store, config, self.split, self.ranks),
+            self.folder,
+            optimisation=config.optimisation,
+            run=config.run,
+            ranks=self.ranks,
+            settings={**config.values(), "trained_on": record.trained_on.to_json()},
+            precision=self.precision,
+            on_progress=on_progress,
+        )
+        resumed = has_begun(self.folder)
+        if resumed:
+            trainer.resume()
+        result = trainer.run()
+        return Pretraining(
+            result=result,
+            num_scans=len(record.scans),
+            resumed=resumed,
+            is_first=self.ranks.is_first,
+            precision=self.precision,
+            weights=self._export(result) if result.complete and self.ranks.is_first else None,
+        )
+
+    def _export(self, result: TrainingResult) -> Path:
+        """Write the averaged weights and their card."""
+        record, weights = self.record, self.folder / WEIGHTS
+        card = ModelCard(
+            title=f"Iris, pretrained on {len(record.scans)} scans of {record.store_name}",
+            recipe=to_toml(record.settings),
+            store_digest=record.store_digest,
+            num_scans=len(record.scans),
+            num_steps=result.step,
+            weights="ema",
+            versions=record.versions,
+            trained_on=record.trained_on,
+        )
+        assert isinstance(result.average, Iris)
+        export_weights(result.average, weights, card).replace(self.folder / MODEL_CARD)
+        return weights
+
+
+def settled(config: PretrainConfig, shapes: Sequence[tuple[int, int, int]]) -> PretrainConfig:
+    """The settings with the window that suits the scans, where it is left to be chosen; else the same.
+
+    Args:
+        config: Every setting.
+        shapes: Voxels along z, y, x of the scans trained on.
+    """
+    if not config.data.max_window_voxels:
+        return config
+    z, y, x = window = window_for(shapes, config.data.max_window_voxels)
+    cut = (_margined(z), _margined(y), _margined(x))
+    inference = replace(
+        config.evaluation.inference,
+        window_voxels=window,
+        reference_voxels=window,
+        whole_scans=config.data.whole_fraction > 0,
+    )
+    return replace(
+        config,
+        data=replace(config.data, crop_voxels=window, cut_voxels=cut),
+        evaluation=replace(config.evaluation, inference=inference),
+    )
+
+
+def _margined(side: int) -> int:
+    """A side of the cut around a view: what turning and widening it may look at."""
+    return side + 2 * round(side * _CUT_MARGIN)
+
+
+def pretraining_task(
+    net: Iris, store: Store, config: PretrainConfig, split: ScanSplit, ranks: Ranks
+) -> Task[Batch, Views]:
+    """Pretraining as the trainer takes it.
+
+    Args:
+        net: On the device it is trained on.
+        store: Where samples come from.
+        config: Every setting.
+        split: Scans trained on, and kept out.
+        ranks: This process among those that train together.
+    """
+    device = next(net.parameters()).device
+    on_gpu = device.type == "cuda"
+    questions = asked(store, config, split)
+
+    def batches(size: int, first: int, number: int) -> Iterable[Batch]:
+        return make_loader(
+            store.path,
+            split.training,
+            config.data,
+            batch_size=size,
+            seed=config.optimisation.seed,
+            first_sample=first,
+            num_samples=number,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            num_workers=config.run.num_workers,
+            pin_memory=on_gpu,
+        )
+
+    def prepare(batch: Batch) -> Views:
+        return augment(batch.to(device, non_blocking=on_gpu), config.augmentation)
+
+    def evaluate(average: nn.Module) -> Mapping[str, float]:
+        assert questions is not None
+        return evaluate_scalars(average, store, questions, device)
+
+    return Task(
+        net=net,
+        batches=batches,
+        prepare=prepare,
+        loss=in_context_loss,
+        evaluate=evaluate if questions else None,
+        draw=draw_views,
+    )
+
+
+def in_context_loss(net: nn.Module, views: Views) -> LossTerms:
+    """The loss of drawing, in the target, the masks that the reference shows."""
+    logits = net(views.target, views.reference, views.reference_masks)
+    return segmentation_loss(logits, views.target_masks)
+
+
+def asked(store: Store, config: PretrainConfig, split: ScanSplit) -> EvaluationConfig | None:
+    """The evaluation that goes with a training, None where no two scans share a label map.
+
+    Targets that are not chosen are scans kept out of training, where these have labels, else any; of at most
+    `max_evaluation_voxels`. References are drawn from the other scans: their labels train nothing.
+    """
+    wanted = config.evaluation
+    labelled = {
+        scan_id: entry
+        for scan_id, entry in sorted(store.entries.items())
+        if entry.labels
+        and wanted.label in ("", *entry.labels)
+        and (not wanted.datasets or entry.dataset in wanted.datasets)
+    }
+    partners = Counter((entry.dataset, label) for entry in labelled.values() for label in entry.labels)
+    possible = [
+        scan_id
+        for scan_id, entry in labelled.items()
+        if math.prod(entry.shape_zyx) <= config.run.max_evaluation_voxels
+        and any(partners[entry.dataset, label] > 1 for label in entry.labels)
+    ]
+    if wanted.targets or not possible:
+        return wanted if wanted.targets else None
+    kept_out = [scan_id for scan_id in possible if scan_id in split.holdout]
+    targets: dict[str, list[str]] = {}
+    for scan_id in kept_out or possible:
+        targets.setdefault(labelled[scan_id].dataset, []).append(scan_id)
+    chosen = tuple(scan_id for ids in targets.values() for scan_id in ids[: wanted.num_targets])
+    return replace(wanted, targets=chosen)
+
+
+def evaluate_scalars(
+    net: nn.Module, store: Store, config: EvaluationConfig, device: torch.device
+) -> dict[str, float]:
+    """In-context Dice on labelled scans: "dice", the mean over structures, and each structure's."""
+    evaluation = evaluate_in_context(net, store, config, device=device)
+    each = {f"dice/{part.dataset}/{part.label}/{part.structure}": part.dice for part in evaluation.structures}
+    return {"dice": evaluation.mean_dice, **each}
+
+
+def draw_views(net: nn.Module, views: Views, path: Path) -> None:
+    """Draw the first sample: the reference with some masks, the target with what the network draws."""
+    visible = (views.reference_masks[0].flatten(1).any(1) & views.target_masks[0].flatten(1).any(1)).nonzero()
+    chosen = visible.flatten()[:_DRAWN_MASKS]
+    reference, target = views.reference[:1], views.target[:1]
+    drawn = net(target, reference, views.reference_masks[:1, chosen]) > 0
+    cases = [
+        Case(
+            reference=reference[0, 0].cpu().numpy(),
+            mask=views.reference_masks[0, mask].cpu().numpy(),
+            target=target[0, 0].cpu().numpy(),
+            prediction=drawn[0, place].cpu().numpy(),
+            expected=views.target_masks[0, mask].cpu().numpy(),
+            title=f"mask {int(mask)}",
+        )
+        for place, mask in enumerate(chosen)
+    ]
+    write_png(path, cases)
