@@ -26,7 +26,7 @@ from benchmarks.quality import finish, heading, parser
 from benchmarks.quality_cells import labelled_sources, make_cells, read_cells
 from benchmarks.quality_tables import columns_of, set_means, table
 from pipeline.hierarchies.trees import TreeSpec
-from pipeline.proposals.proposal_set import ProposalConfig
+from pipeline.proposals.config import ProposalConfig
 from pipeline.proposals.selection import Candidates
 
 NUM_SCANS = 2

@@ -28,6 +28,7 @@ from speed import STEPS, timed
 import pipeline.hierarchies.boundaries
 import pipeline.proposals.proposal_set as steps
 from pipeline.compute.backend import Backend, NoGpu, get_backend
+from pipeline.proposals.config import ProposalConfig
 from pipeline.quality.intervals import num_atoms
 from storage import open_store
 from storage.orders import pack_orders
@@ -53,11 +54,10 @@ class Volume:
             self.image,
             scale=self.scale,
             offset=self.offset,
-            intensity_low=self.low,
-            intensity_high=self.high,
+            intensity_range=(self.low, self.high),
             spacing_zyx_mm=self.spacing_zyx_mm,
             unit=self.unit,
-            config=steps.ProposalConfig(),
+            config=ProposalConfig(),
             backend=backend,
         )
 

@@ -27,7 +27,7 @@ from benchmarks.mask_methods import Entry, methods, proposed_entry
 from benchmarks.quality import finish, heading
 from benchmarks.quality_cells import labelled_sources, make_cells, read_cells
 from benchmarks.quality_tables import table
-from pipeline.proposals.proposal_set import ProposalConfig
+from pipeline.proposals.config import ProposalConfig
 
 DEFAULT = "ours"
 

@@ -38,7 +38,8 @@ from benchmarks.felzenszwalb import FelzenszwalbConfig, felzenszwalb_scales
 from pipeline.compute.backend import get_backend
 from pipeline.errors import NoProposals
 from pipeline.ingest.standard_scan import StandardScan
-from pipeline.proposals.proposal_set import ProposalConfig, propose
+from pipeline.proposals.config import ProposalConfig
+from pipeline.proposals.proposal_set import propose
 from pipeline.quality.slic_baseline import SlicConfig, slic_scales
 from pipeline.quality.stored_scan import IntArray
 from storage import LabelVolume, ScanRecord, commit_scan, create_store
@@ -146,8 +147,7 @@ def with_proposals(scan: Masked, config: ProposalConfig) -> Masked:
             scan.image,
             scale=scan.scale,
             offset=scan.offset,
-            intensity_low=intensity["low"],
-            intensity_high=intensity["high"],
+            intensity_range=(intensity["low"], intensity["high"]),
             spacing_zyx_mm=scan.spacing_zyx_mm,
             unit=intensity["unit"],
             config=config,

@@ -42,7 +42,7 @@ STEPS = {
     "selection": ("choose", "with_second", "worth_keeping"),
     "atoms": ("refine", "arrange"),
 }
-"""Functions that `pipeline.proposals.proposal_set` calls, by what the table calls them."""
+"""Functions that `growing` and `proposal_set` call, by what the table calls them."""
 
 
 def main() -> None:
@@ -110,9 +110,11 @@ def measure_propose(path: Path, threads: int | None) -> dict[str, float]:
     import SimpleITK as sitk
 
     import pipeline.hierarchies.boundaries
+    import pipeline.proposals.growing
     import pipeline.proposals.proposal_set as steps
     from commands.prepare.allocator import return_large_arrays
     from pipeline.compute.backend import get_backend
+    from pipeline.proposals.config import ProposalConfig
 
     return_large_arrays()
     image = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
@@ -120,8 +122,9 @@ def measure_propose(path: Path, threads: int | None) -> dict[str, float]:
     taken = dict.fromkeys(STEPS, 0.0)
     for step, names in STEPS.items():
         for name in names:
-            if hasattr(steps, name):
-                setattr(steps, name, timed(getattr(steps, name), step, taken))
+            for module in (pipeline.proposals.growing, steps):
+                if hasattr(module, name):
+                    setattr(module, name, timed(getattr(module, name), step, taken))
     levels: Any = pipeline.hierarchies.boundaries.Levels
     levels.evidence = timed(levels.evidence, "gradient", taken)
 
@@ -130,11 +133,10 @@ def measure_propose(path: Path, threads: int | None) -> dict[str, float]:
             voxels,
             scale=1.0,
             offset=0.0,
-            intensity_low=-991.0,
-            intensity_high=500.0,
+            intensity_range=(-991.0, 500.0),
             spacing_zyx_mm=(1.5, 1.5, 1.5),
             unit="HU",
-            config=steps.ProposalConfig(),
+            config=ProposalConfig(),
             backend=get_backend("cpu", num_threads=threads),
         )
 

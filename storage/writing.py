@@ -9,6 +9,7 @@ level 6, crc32c on every chunk. Whatever the settings, readers are the same.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -166,10 +167,24 @@ def _write_group(store: LocalStore, path: str, attributes: dict[str, Any]) -> No
     zarr.create_group(store, path=path, zarr_format=3, attributes=attributes)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """How an array lies on disk."""
+
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None = None
+    level: int
+    """Of Zstandard."""
+    shuffle: Shuffle
+    fill: int = 0
+    """Value of chunks that are not there."""
+
+
 def _write_volume(store: LocalStore, path: str, array: NDArray[Any], *, shuffle: Shuffle, fill: int) -> None:
     chunks = tuple(min(CHUNK_VOXELS, size) for size in array.shape)
     shards = tuple(-(-size // chunk) * chunk for size, chunk in zip(array.shape, chunks, strict=True))
-    _write_array(store, path, array, chunks, shards, (_VOLUME_LEVEL, shuffle), fill, _AXES, {})
+    layout = _Layout(chunks=chunks, shards=shards, level=_VOLUME_LEVEL, shuffle=shuffle, fill=fill)
+    _write_array(store, path, array, layout, _AXES, {})
 
 
 def _write_small(
@@ -181,24 +196,22 @@ def _write_small(
     *,
     shuffle: Shuffle,
 ) -> None:
-    _write_array(store, path, array, array.shape, None, (_TABLE_LEVEL, shuffle), 0, names, attributes)
+    layout = _Layout(chunks=array.shape, level=_TABLE_LEVEL, shuffle=shuffle)
+    _write_array(store, path, array, layout, names, attributes)
 
 
 def _write_array(
     store: LocalStore,
     path: str,
     array: NDArray[Any],
-    chunks: tuple[int, ...],
-    shards: tuple[int, ...] | None,
-    compression: tuple[int, Shuffle],
-    fill: int,
+    layout: _Layout,
     names: Sequence[str],
     attributes: dict[str, Any],
 ) -> None:
     compressor = BloscCodec(
         cname="zstd",
-        clevel=compression[0],
-        shuffle=BloscShuffle[compression[1]],
+        clevel=layout.level,
+        shuffle=BloscShuffle[layout.shuffle],
         typesize=array.dtype.itemsize,
     )
     target = zarr.create_array(
@@ -206,10 +219,10 @@ def _write_array(
         name=path,
         shape=array.shape,
         dtype=array.dtype.newbyteorder("<"),
-        chunks=chunks,
-        shards=shards,
+        chunks=layout.chunks,
+        shards=layout.shards,
         compressors=(compressor, Crc32cCodec()),
-        fill_value=array.dtype.type(fill),
+        fill_value=array.dtype.type(layout.fill),
         # One file in the array's own folder instead of three nested folders.
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=list(names),

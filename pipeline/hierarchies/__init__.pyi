@@ -10,11 +10,13 @@ from .merging import merge_weakest as merge_weakest
 from .minhash import leaf_sketches as leaf_sketches, similar_pairs as similar_pairs
 from .region_graphs import (
     RegionGraph as RegionGraph,
+    merge_graph as merge_graph,
+    region_graph as region_graph,
+)
+from .region_totals import (
     RegionSums as RegionSums,
     count_inside as count_inside,
-    merge_graph as merge_graph,
     merge_sums as merge_sums,
-    region_graph as region_graph,
     region_sums as region_sums,
     tally as tally,
 )

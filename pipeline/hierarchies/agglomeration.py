@@ -23,6 +23,13 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.hierarchies.pair_lists import (
+    empty_table,
+    fill_table,
+    half_edge_lists,
+    move_half_edge,
+    pairs_of,
+)
 from pipeline.hierarchies.supervoxels import join
 
 Linkage: TypeAlias = Literal[
@@ -51,20 +58,6 @@ _CODES: dict[Linkage, int] = {
 _VOXELS, _SURFACE, _NECK, _SIZE, _MEANS = range(5)
 """Columns of a body: volume, faces in common with others, the volume to the power of 2/3 and to that of the
 size exponent (where they are wanted: powers are slow), and from there on the mean features."""
-
-_PAIR = np.dtype(
-    [
-        ("regions", np.int32, 2),
-        ("after", np.int32, 2),
-        ("faces", np.float64),
-        ("strength", np.float64),
-        ("weight", np.float64),
-        ("entry", np.float64),
-    ]
-)
-"""A pair of touching regions, the first -1 once it is gone; the half-edge that follows in the list of each,
--1 at the end; what they have in common; how unlike they are; the weight of its entry in the heap, which is no
-larger, or infinity where it has none."""
 
 _PART = 8
 """One of so many pairs that are left goes into the heap at once."""
@@ -264,67 +257,6 @@ def _bodies(
 
 
 @numba.njit(cache=True, nogil=True)
-def _lists(pairs: Any, num_regions: int) -> NDArray[np.int32]:
-    """(R, 3) first and last half-edge of each region's list of pairs, -1 for none, and how many there are.
-
-    Half-edge 2e is in the list of pair e's first region, 2e + 1 in that of its second.
-    """
-    lists = np.full((num_regions, 3), -1, np.int32)
-    lists[:, 2] = 0
-    for e in range(len(pairs)):
-        for side in range(2):
-            _append(pairs, lists, pairs[e].regions[side], 2 * e + side)
-    return lists
-
-
-@numba.njit(cache=True, nogil=True)
-def _append(pairs: Any, lists: NDArray[np.int32], region: Any, half: Any) -> None:
-    """Put a half-edge at the end of a region's list."""
-    pairs[half >> 1].after[half & 1] = -1
-    last = lists[region, 1]
-    if last < 0:
-        lists[region, 0] = half
-    else:
-        pairs[last >> 1].after[last & 1] = half
-    lists[region, 1] = half
-    lists[region, 2] += 1
-
-
-@numba.njit(cache=True, nogil=True)
-def _slot(table: NDArray[np.int32], pairs: Any, one: Any, other: Any) -> Any:
-    """Where a hash table of pairs has the one of two regions, or else has room for it.
-
-    Pairs that are gone, or have other regions by now, keep their old slots too.
-    """
-    mask = len(table) - 1
-    i = _first_slot(mask, one, other)
-    while table[i] >= 0:
-        a, b = pairs[table[i]].regions[0], pairs[table[i]].regions[1]
-        if (a == one and b == other) or (a == other and b == one):
-            break
-        i = (i + 1) & mask
-    return i
-
-
-@numba.njit(cache=True, nogil=True)
-def _first_slot(mask: int, one: Any, other: Any) -> Any:
-    key = (np.uint64(min(one, other)) << np.uint64(32)) | np.uint64(max(one, other))
-    return np.int64((key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(24)) & mask
-
-
-@numba.njit(cache=True, nogil=True)
-def _fill_table(table: NDArray[np.int32], pairs: Any) -> int:
-    """Put the pairs that are not gone into the table, and nothing else; how many there are."""
-    table[:] = -1
-    used = 0
-    for e in range(len(pairs)):
-        if pairs[e].regions[0] >= 0:
-            table[_slot(table, pairs, pairs[e].regions[0], pairs[e].regions[1])] = e
-            used += 1
-    return used
-
-
-@numba.njit(cache=True, nogil=True)
 def _refill(
     pairs: Any, rest: NDArray[np.int32], left: int, weights: NDArray[np.float64], entries: NDArray[np.int32]
 ) -> tuple[int, int, float]:
@@ -390,6 +322,27 @@ def _lightest(
 
 
 @numba.njit(cache=True, nogil=True)
+def _absorb(
+    bodies: NDArray[np.float64], features: NDArray[np.float64], gone: Any, kept: Any, faces: Any
+) -> None:
+    """Add the volume, surface and summed features of a region to those of the one that it becomes part of."""
+    bodies[kept, _VOXELS] += bodies[gone, _VOXELS]
+    bodies[kept, _SURFACE] += bodies[gone, _SURFACE] - 2.0 * faces
+    for k in range(features.shape[1]):
+        features[kept, k] += features[gone, k]
+
+
+@numba.njit(cache=True, nogil=True)
+def _join_roots(parent: NDArray[np.int64], new: int) -> int:
+    """Put all roots under one, of the number `new`; returns the number of nodes."""
+    for i in range(new):
+        if parent[i] == i:
+            parent[i] = new
+    parent[new] = new
+    return new + 1
+
+
+@numba.njit(cache=True, nogil=True)
 def _agglomerate(
     ends: NDArray[np.int32], faces: NDArray[np.int32], strength: NDArray[np.int64],
     voxels: NDArray[np.float64], features: NDArray[np.float64], linkage: int, exponent: float, remaining: int,
@@ -398,17 +351,11 @@ def _agglomerate(
     num_regions, num_pairs = len(voxels), len(ends)
     parent = np.arange(2 * num_regions)
     node = np.arange(num_regions)  # the tree node that a region's slot stands for now
-    pairs: Any = np.empty(num_pairs, _PAIR)
-    for e in range(num_pairs):
-        pairs[e].regions[0], pairs[e].regions[1] = ends[e, 0], ends[e, 1]
-        pairs[e].faces, pairs[e].strength = faces[e], strength[e]
+    pairs: Any = pairs_of(ends, faces, strength)
     bodies = _bodies(pairs, voxels, features, linkage, exponent)
-    lists = _lists(pairs, num_regions)
-    size = 16
-    while size < 2 * num_pairs:
-        size *= 2
-    table = np.empty(size, np.int32)
-    used = _fill_table(table, pairs)
+    lists = half_edge_lists(pairs, num_regions)
+    table = empty_table(num_pairs)
+    used = fill_table(table, pairs)
     for pair in pairs:
         one, other = bodies[pair.regions[0]], bodies[pair.regions[1]]
         pair.weight, pair.entry = _unlikeness(pair, one, other, linkage, exponent), np.inf
@@ -430,10 +377,7 @@ def _agglomerate(
         parent[node[a]], parent[node[b]], node[b] = new, new, new
         new, left = new + 1, left - 1
         pair.regions[0] = -1
-        bodies[b, _VOXELS] += bodies[a, _VOXELS]
-        bodies[b, _SURFACE] += bodies[a, _SURFACE] - 2.0 * pair.faces
-        for k in range(features.shape[1]):
-            features[b, k] += features[a, k]
+        _absorb(bodies, features, a, b, pair.faces)
         _weigh_body(bodies[b], features[b], linkage, exponent)
         if count + lists[a, 2] > room:  # many entries are stale: anew, of the pairs that are left
             count, ceiling = 0, -np.inf
@@ -447,29 +391,15 @@ def _agglomerate(
             if pair.regions[0] < 0:
                 continue
             other = pair.regions[1 - side]
-            slot = _slot(table, pairs, b, other)
-            if table[slot] >= 0:
-                joined = pairs[table[slot]]
-                joined.faces += pair.faces
-                joined.strength += pair.strength
-                pair.regions[0] = -1
-                e, pair = table[slot], joined
-            else:
-                table[slot] = e
-                used += 1
-                pair.regions[side] = b
-                _append(pairs, lists, b, 2 * e + side)
+            e, added = move_half_edge(pairs, lists, table, 2 * e + side, b)
+            pair, used = pairs[e], used + added
             pair.weight = _unlikeness(pair, bodies[b], bodies[other], linkage, exponent)
             if pair.weight <= ceiling and pair.weight < pair.entry:
                 weights[count], entries[count], pair.entry = pair.weight, e, pair.weight
                 _rise(weights, entries, count)
                 count += 1
-        if used * 10 > size * 7:  # slots of pairs long gone fill the table
-            used = _fill_table(table, pairs)
+        if used * 10 > len(table) * 7:  # slots of pairs long gone fill the table
+            used = fill_table(table, pairs)
     if remaining == 1 and left > 1:  # parts that do not touch: under one root, in order
-        for i in range(new):
-            if parent[i] == i:
-                parent[i] = new
-        parent[new] = new
-        new += 1
+        new = _join_roots(parent, new)
     return parent, new

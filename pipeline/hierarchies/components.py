@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compute import Backend, unite
-from pipeline.hierarchies.region_graphs import tally
+from pipeline.hierarchies.region_totals import tally
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from pipeline.compute import Backend
 from pipeline.hierarchies.agglomeration import agglomerate, join_nearest
-from pipeline.hierarchies.region_graphs import RegionGraph, RegionSums, merge_graph, merge_sums
+from pipeline.hierarchies.region_graphs import RegionGraph, merge_graph
+from pipeline.hierarchies.region_totals import RegionSums, merge_sums
 
 
 def merge_weakest(

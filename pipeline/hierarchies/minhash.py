@@ -99,7 +99,7 @@ def similar_pairs(
     while done < count:  # a compiled loop that makes its own lists longer is far slower
         first, second, share = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.float32)
         done, found = _similar_pairs(
-            sketches, voxels, least, heads, following, seen_by, first, second, share, done
+            sketches, voxels, least, (heads, following, seen_by), (first, second, share), done
         )
         parts.append((first[:found], second[:found], share[:found]))
     if not parts:
@@ -110,11 +110,10 @@ def similar_pairs(
 
 @numba.njit(cache=True, nogil=True)
 def _similar_pairs(
-    sketches: NDArray[np.uint32], voxels: NDArray[np.int64], least: float, heads: NDArray[np.int32],
-    following: NDArray[np.int32], seen_by: NDArray[np.int32], first: NDArray[np.int32],
-    second: NDArray[np.int32], share: NDArray[np.float32], done: int,
-) -> Any:  # fmt: skip
+    sketches: NDArray[np.uint32], voxels: NDArray[np.int64], least: float, buckets: Any, out: Any, done: int
+) -> Any:
     """Pairs of the regions from `done` on, until all are or the room is used up: (regions done, pairs)."""
+    (heads, following, seen_by), (first, second, share) = buckets, out
     count = len(voxels)
     bands = NUM_HASHES // _BAND
     found = 0

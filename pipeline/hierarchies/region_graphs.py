@@ -2,13 +2,12 @@
 
 Reads:  labels, int32 (z, y, x), 0..R-1, every voxel labelled; evidence volumes, int32 or uint16 (z, y, x).
 Writes: a `RegionGraph`: pairs of touching regions with the number of their common faces, the sum and the
-        least of the evidence over them; and `RegionSums`: voxels, intensity and place of each region.
+        least of the evidence over them.
 Bounds: sums are int64. The strength of a face is the larger evidence of its two voxels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compute import HOST, Backend, slabs_of, summed_over_slabs
+from pipeline.compute import HOST, Backend, slabs_of
 
 
 @dataclass(kw_only=True)
@@ -45,18 +44,6 @@ class RegionGraph:
         return column
 
 
-@dataclass(frozen=True, kw_only=True)
-class RegionSums:
-    """What regions hold, summed over their voxels."""
-
-    voxels: NDArray[np.int64]
-    """(R,)"""
-    levels: NDArray[np.int64]
-    """(R, W) intensity levels, one column a window."""
-    places: NDArray[np.int64]
-    """(R, 3) voxel indices z, y, x."""
-
-
 def region_graph(labels: Any, num_regions: int, evidence: Any, backend: Backend) -> RegionGraph:
     """The graph of touching regions on the backend, with a column of strengths for each evidence volume.
 
@@ -80,106 +67,6 @@ def _graph_of(num_regions: int, gathered: tuple[Any, Any, Any, Any], backend: Ba
         faces=faces.astype(xp.int32),
         sums=xp.ascontiguousarray(sums.T),
         lows=xp.ascontiguousarray(lows.T.astype(xp.int32)),
-    )
-
-
-def region_sums(
-    labels: Any, num_regions: int, window_volumes: Sequence[WindowVolume], backend: Backend
-) -> RegionSums:
-    """Voxels, intensity levels and voxel indices summed over each region.
-
-    Args:
-        labels: int32 (z, y, x) on the backend.
-        num_regions: How many there are.
-        window_volumes: W volumes of integers (z, y, x) on the backend, or what makes some planes of one.
-        backend: Where it runs.
-    """
-    made = [volume if callable(volume) else _planes_of(volume) for volume in window_volumes]
-    if backend.name != "cpu":
-        whole = (0, labels.shape[0])
-        return _region_sums(labels, num_regions, [planes(whole) for planes in made], backend)
-    width = len(made)
-
-    def add(total: NDArray[np.int64], start: int, stop: int) -> None:
-        part = labels[start:stop]
-        for k, planes in enumerate(made):
-            _add_levels(part.reshape(-1), planes((start, stop)).reshape(-1), total[:, k])
-        _add_places(part, start, total[:, width:])
-
-    totals = summed_over_slabs(
-        lambda: np.zeros((num_regions, width + 4), np.int64), add, labels.shape, backend.num_threads
-    )
-    total = totals[0]
-    for other in totals[1:]:
-        total += other
-    return RegionSums(
-        voxels=total[:, -1].copy(),
-        levels=np.ascontiguousarray(total[:, :width]),
-        places=np.ascontiguousarray(total[:, width:-1]),
-    )
-
-
-def count_inside(labels: Any, mask: Any, num_regions: int, backend: Backend = HOST) -> NDArray[np.int64]:
-    """(R,) voxels of each region that a mask (z, y, x) has, or all where it is None; both on the backend."""
-    if backend.name == "gpu":
-        if mask is not None:
-            labels = backend.xp.where(mask, labels, num_regions)
-        sizes, _ = tally(labels, num_regions + 1, backend)
-        return np.asarray(backend.to_host(sizes))[:num_regions].astype(np.int64)
-    counts = np.zeros(num_regions, np.int64)
-    if mask is None:
-        mask = np.broadcast_to(np.True_, labels.shape)
-    _count_inside(labels.reshape(-1), mask.reshape(-1), counts)
-    return counts
-
-
-def tally(labels: Any, num_labels: int, backend: Backend) -> tuple[Any, Any]:
-    """(R,) voxels of each label and index of its first, the number of voxels where there is none.
-
-    Args:
-        labels: Integers (z, y, x), 0..num_labels-1, on the backend.
-        num_labels: How many there may be.
-        backend: Where it runs: the GPU, or NumPy.
-
-    Returns:
-        Two int32 arrays on the backend.
-    """
-    xp = backend.xp
-    flat = labels.ravel().astype(xp.int32, copy=False)
-    sizes, first = xp.zeros(num_labels, dtype=xp.int32), xp.full(num_labels, flat.size, dtype=xp.int32)
-    if backend.name == "gpu":
-        backend.launch("tally", -(-flat.size // 32), flat, np.int64(flat.size), sizes, first)
-    else:
-        sizes[:] = xp.bincount(flat, minlength=num_labels)
-        backend.scatter_min(first, flat, xp.arange(flat.size, dtype=xp.int32))
-    return sizes, first
-
-
-def _planes_of(volume: Any) -> Callable[[tuple[int, int]], Any]:
-    return lambda planes: volume[planes[0] : planes[1]]
-
-
-def _region_sums(labels: Any, num_regions: int, window_volumes: list[Any], backend: Backend) -> RegionSums:
-    xp = backend.xp
-    flat = labels.ravel()
-
-    def summed(values: Any) -> NDArray[np.int64]:
-        # Sums stay far below 2^53, so double precision holds them exactly.
-        total = xp.bincount(flat, weights=values.ravel().astype(xp.float64), minlength=num_regions)
-        return np.asarray(backend.to_host(total)).astype(np.int64)
-
-    voxels = np.asarray(backend.to_host(xp.bincount(flat, minlength=num_regions))).astype(np.int64)
-    levels = [summed(volume) for volume in window_volumes]
-    places = []
-    for axis in range(3):
-        shape = [1, 1, 1]
-        shape[axis] = labels.shape[axis]
-        index = xp.arange(labels.shape[axis], dtype=xp.int32).reshape(shape)
-        places.append(summed(xp.broadcast_to(index, labels.shape)))
-    return RegionSums(
-        voxels=voxels,
-        levels=np.stack(levels, axis=1) if levels else np.zeros((num_regions, 0), np.int64),
-        places=np.stack(places, axis=1),
     )
 
 
@@ -219,22 +106,6 @@ def merge_graph(
     _least_joined(place, graph.taken("lows"), lows)
     return RegionGraph(num_regions=num_regions, pairs=pairs, faces=faces[:, 0], sums=sums, lows=lows)
 
-
-def merge_sums(sums: RegionSums, new_region: NDArray[np.int32], num_regions: int) -> RegionSums:
-    """What regions hold after they are joined (see `merge_graph`)."""
-
-    def joined(values: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.bincount(new_region, weights=values, minlength=num_regions).astype(np.int64)
-
-    return RegionSums(
-        voxels=joined(sums.voxels),
-        levels=np.stack([joined(column) for column in sums.levels.T], axis=1),
-        places=np.stack([joined(column) for column in sums.places.T], axis=1),
-    )
-
-
-WindowVolume = Any
-"""Integers (z, y, x), or a function that gives the planes (start, stop) of such a volume."""
 
 _SHORT = 48
 """Lists of no more pairs are sorted by insertion."""
@@ -354,7 +225,7 @@ def _touching_graph(labels: NDArray[np.int32], evidence: NDArray[Any], num_regio
     table = _Table.of(8 * num_regions + 64, evidence.shape[0])
     row, used = 0, 0
     while True:
-        row, used = _touching_numba(labels, evidence, head, *table.columns, row, used)
+        row, used = _touching_numba(labels, evidence, head, table.columns, row, used)
         if row == labels.shape[0] * labels.shape[1]:
             return table.graph(head, used)
         table.grow(3 * labels.shape[2])
@@ -441,15 +312,20 @@ def _least_joined(place: NDArray[np.int32], old: NDArray[Any], new: NDArray[Any]
 
 @numba.njit(cache=True, nogil=True)
 def _touching_numba(
-    labels: NDArray[np.int32], evidence: NDArray[Any], head: NDArray[np.int32], links: NDArray[np.int32],
-    faces: NDArray[np.int32], sums: NDArray[np.int64], lows: NDArray[np.int32], row: int, used: int,
-) -> Any:  # fmt: skip
+    labels: NDArray[np.int32],
+    evidence: NDArray[Any],
+    head: NDArray[np.int32],
+    columns: Any,
+    row: int,
+    used: int,
+) -> Any:
     """The pairs met from a row of voxels on, until all are done or there is no room for another row's.
 
     Neighbouring faces mostly part the same two regions: `recent` has regions and pair of the last face at
-    each x, so that few lists have to be walked. `links` are (following, higher region) of each pair. Returns
-    (rows done, pairs used).
+    each x, so that few lists have to be walked. `columns` are those of `_Table`. Returns (rows done, pairs
+    used).
     """
+    links, faces, sums, lows = columns
     num_z, num_y, num_x = labels.shape
     width = evidence.shape[0]
     recent = np.full((num_x, 3, 3), -1, np.int32)
@@ -491,28 +367,3 @@ def _touching_numba(
                     lows[e, k] = min(lows[e, k], value)
         row += 1
     return row, used
-
-
-@numba.njit(cache=True, nogil=True)
-def _add_levels(labels: NDArray[np.int32], levels: NDArray[Any], total: NDArray[np.int64]) -> None:
-    for i in range(len(labels)):
-        total[labels[i]] += levels[i]
-
-
-@numba.njit(cache=True, nogil=True)
-def _add_places(labels: NDArray[np.int32], plane: int, total: NDArray[np.int64]) -> None:
-    """Voxel indices z, y, x and the number of voxels, (R, 4)."""
-    for z in range(labels.shape[0]):
-        for y in range(labels.shape[1]):
-            for x in range(labels.shape[2]):
-                place = total[labels[z, y, x]]
-                place[0] += z + plane
-                place[1] += y
-                place[2] += x
-                place[3] += 1
-
-
-@numba.njit(cache=True, nogil=True)
-def _count_inside(labels: NDArray[Any], mask: NDArray[np.bool_], counts: NDArray[np.int64]) -> None:
-    for i in range(len(labels)):
-        counts[labels[i]] += mask[i]

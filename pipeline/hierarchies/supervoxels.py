@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compute import Backend, over_slabs, slabs_of, summed_over_slabs, unite
-from pipeline.hierarchies.region_graphs import tally
+from pipeline.hierarchies.region_totals import tally
 
 
 def basins(evidence: Any, backend: Backend, ties: Any = None) -> tuple[Any, int]:

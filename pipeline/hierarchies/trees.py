@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from pipeline.hierarchies.agglomeration import Linkage, agglomerate
 from pipeline.hierarchies.boundaries import NUM_LEVELS
-from pipeline.hierarchies.region_graphs import RegionGraph, RegionSums
+from pipeline.hierarchies.region_graphs import RegionGraph
+from pipeline.hierarchies.region_totals import RegionSums
 
 Method = Literal[
     "boundary", "contrast", "neck", "contact", "round", "piecewise", "compact", "volume", "dynamics",

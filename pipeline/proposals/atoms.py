@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numba
 import numpy as np
@@ -85,7 +85,7 @@ def worth_keeping(
         )
     members, spans = members_of(refinement.ranks, refinement.nests, count, threads)
     regions = members, spans, refinement.atom_voxels, voxels, boxes
-    return np.flatnonzero(_no_twins(*regions, duplicate_iou, within, backend.num_threads))
+    return np.flatnonzero(_no_twins(regions, duplicate_iou, within, backend.num_threads))
 
 
 def arrange(
@@ -162,24 +162,25 @@ def _looked_up(
     return out
 
 
+_Regions: TypeAlias = tuple[
+    NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]
+]
+"""Members (M,), spans (N, 2) of each region in them, voxels (A,) of the atoms, voxels (N,) and boxes (N,
+6)."""
+
+
 def _no_twins(
-    members: NDArray[np.int32],
-    spans: NDArray[np.int64],
-    atom_voxels: NDArray[np.int64],
-    voxels: NDArray[np.int64],
-    boxes: NDArray[np.int64],
-    iou: float,
-    within: NDArray[np.bool_],
-    num_threads: int,
+    regions: _Regions, iou: float, within: NDArray[np.bool_], num_threads: int
 ) -> NDArray[np.bool_]:
     """(N,) whether a region is within the limits, and no kept one before it has a larger IoU with it."""
+    _, spans, atom_voxels, _, _ = regions
     twins: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(spans)
 
     def find(first: int) -> None:
         inside = np.zeros(len(atom_voxels), np.bool_)
         for b in range(first, len(spans), num_threads):
             if within[b]:
-                twins[b] = _twins(b, members, spans, atom_voxels, voxels, boxes, iou, within, inside)
+                twins[b] = _twins(b, regions, iou, within, inside)
 
     for_each(find, range(num_threads), num_threads)
     kept = within.copy()
@@ -190,11 +191,10 @@ def _no_twins(
 
 @numba.njit(cache=True, nogil=True)
 def _twins(
-    b: int, members: NDArray[np.int32], spans: NDArray[np.int64], atom_voxels: NDArray[np.int64],
-    voxels: NDArray[np.int64], boxes: NDArray[np.int64], iou: float, within: NDArray[np.bool_],
-    inside: NDArray[np.bool_],
-) -> NDArray[np.int64]:  # fmt: skip
+    b: int, regions: _Regions, iou: float, within: NDArray[np.bool_], inside: NDArray[np.bool_]
+) -> NDArray[np.int64]:
     """Regions before b, within the limits, that have a larger IoU with it; `inside` is false and stays so."""
+    members, spans, atom_voxels, voxels, boxes = regions
     own = members[spans[b, 0] : spans[b, 1]]
     for atom in own:
         inside[atom] = True

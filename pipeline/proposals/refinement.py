@@ -83,23 +83,21 @@ def refine(
     innermost = [_innermost(nest, hierarchies[nest.tree]) for nest in nests]
     hierarchies.clear()
 
-    def painted(column: int) -> Any:
-        nest, partition, around = nests[column], partition_of[column], innermost[column]
-        labels = partitions[partition]
-        blurs = sigmas[nest.place]
-        if not blurs.any():
-            return gathered(around, labels, backend)
-        boxes = region_boxes(leaves[partition][1], around, nest.parent)
-        ways = outlines[nest.style]
-        return paint_smoothed(labels, around, nest.parent, nest.last, blurs, boxes, ways, backend)
-
     at_once = min(at_once, backend.volume_threads)
     pieces = Pieces(partitions[0].shape, backend, at_once=at_once)
     waiting = Counter(partition_of)
     turn = Lock()
 
     def paint_and_split(column: int) -> None:
-        volume, partition = painted(column), partition_of[column]
+        nest, partition, around = nests[column], partition_of[column], innermost[column]
+        if sigmas[nest.place].any():
+            boxes = region_boxes(leaves[partition][1], around, nest.parent)
+            blurs, way = sigmas[nest.place], outlines[nest.style]
+            volume = paint_smoothed(
+                partitions[partition], around, nest.parent, nest.last, blurs, boxes, way, backend
+            )
+        else:
+            volume = gathered(around, partitions[partition], backend)
         with turn:
             waiting[partition] -= 1
             if not waiting[partition]:

@@ -71,34 +71,40 @@ class Candidates:
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Leaves:
+    """The leaves that trees are grown over: R regions and the E pairs that touch."""
+
+    voxels: NDArray[np.int64]
+    """(R,)"""
+    body_voxels: NDArray[np.int64]
+    """(R,) those inside the body."""
+    sketches: NDArray[np.uint32]
+    """(R, 32) see `pipeline.hierarchies.minhash`."""
+    pairs: NDArray[np.int32]
+    """(E, 2) touching leaves."""
+    pair_values: NDArray[np.int64]
+    """(E, 2) common faces of each pair, and the boundary evidence summed over them."""
+
+
 def candidates_of(
     hierarchy: Hierarchy,
-    tree: int,
+    leaves: Leaves,
     *,
-    leaf_voxels: NDArray[np.int64],
-    leaf_body_voxels: NDArray[np.int64],
-    leaf_sketches: NDArray[np.uint32],
-    pairs: NDArray[np.int32],
-    pair_values: NDArray[np.int64],
     least_body_fraction: float,
     voxel_limits: tuple[int, int],
     per_half_octave: int,
 ) -> Candidates:
-    """The longest-lived nodes of a tree in each half octave of volume.
+    """Return the longest-lived nodes of a tree in each half octave of volume, as candidates of tree 0.
 
     Args:
         hierarchy: The tree.
-        tree: Its number, kept in the result.
-        leaf_voxels: (R,) voxels of the leaves.
-        leaf_body_voxels: (R,) those of them that are in the body.
-        leaf_sketches: (R, 32) of the leaves.
-        pairs: (E, 2) touching leaves.
-        pair_values: (E, 2) their common faces, and the boundary evidence summed over them.
+        leaves: Its leaves.
         least_body_fraction: Nodes with a smaller part in the body are left out (table, air, streaks).
         voxel_limits: Least and largest volume, in voxels.
         per_half_octave: How many are kept for each factor of sqrt(2) in volume.
     """
-    voxels, body = hierarchy.sums(np.stack([leaf_voxels, leaf_body_voxels], axis=1)).T
+    voxels, body = hierarchy.sums(np.stack([leaves.voxels, leaves.body_voxels], axis=1)).T
     with np.errstate(divide="ignore"):
         growth = np.log(voxels[hierarchy.parents] / np.maximum(voxels, 1))
     inside = (voxels >= voxel_limits[0]) & (voxels <= voxel_limits[1])
@@ -111,12 +117,12 @@ def candidates_of(
     rank = np.arange(len(order)) - np.searchsorted(ranked, ranked, side="left")
     nodes = np.sort(nodes[order[rank < per_half_octave]])
     return Candidates(
-        tree=np.full(len(nodes), tree, np.int32),
+        tree=np.zeros(len(nodes), np.int32),
         node=nodes,
         voxels=voxels[nodes],
         growth=growth[nodes],
-        clarity=_clarity(hierarchy.outline_sums(pairs, pair_values)[nodes], voxels[nodes]),
-        sketches=_node_sketches(hierarchy, leaf_sketches, nodes),
+        clarity=_clarity(hierarchy.outline_sums(leaves.pairs, leaves.pair_values)[nodes], voxels[nodes]),
+        sketches=_node_sketches(hierarchy, leaves.sketches, nodes),
     )
 
 

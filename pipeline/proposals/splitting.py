@@ -272,7 +272,7 @@ def _intersect_on_cpu(
     voxels = atoms.reshape(-1), volume.reshape(-1), atoms.shape[1:]
     done, used = 0, 0
     while True:
-        done, used = _split(*voxels, sizes, keys, free, table, done, used)
+        done, used = _split(voxels, sizes, (keys, free, table), done, used)
         if done == atoms.size:
             break
         keys = np.concatenate((keys, np.full(room, -1)))
@@ -298,13 +298,16 @@ def _table_of(keys: NDArray[np.int64], numbers: NDArray[np.int64], size: int) ->
 
 @numba.njit(cache=True, nogil=True)
 def _split(
-    flat: NDArray[np.int32], values: NDArray[np.uint16], plane: Any, sizes: NDArray[np.int32],
-    keys: NDArray[np.int64], free: NDArray[np.int64], table: NDArray[np.int32], done: int, used: int,
+    voxels: tuple[NDArray[np.int32], NDArray[np.uint16], Any], sizes: NDArray[np.int32],
+    numbers: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]], done: int, used: int,
 ) -> Any:  # fmt: skip
     """Split voxels from `done` on, until all are or the room is used up: (voxels done, numbers used).
 
-    `flat` holds the new atoms before `done`, and the old ones from there on; `free` the numbers for new ones.
+    `voxels` are the flat atoms (new ones before `done`, old ones from there on), the flat values and the size
+    of a plane; `numbers` the key of each new atom, the numbers that are free for new ones, and a hash table
+    of them.
     """
+    (flat, values, plane), (keys, free, table) = voxels, numbers
     row = plane[1]
     behind = (row, plane[0] * row)  # the voxels before along y and z
     for first in range(done // row * row, len(flat), row):

@@ -8,7 +8,7 @@ from benchmarks.ablation import change_table, other_parts, parts, replaced, rule
 from benchmarks.held_out import GRID, held_out_table, leave_one_out, settings
 from benchmarks.mask_methods import proposed_entry
 from benchmarks.quality_cells import drawn_scan
-from pipeline.proposals.proposal_set import ProposalConfig
+from pipeline.proposals.config import ProposalConfig
 
 MEANS = {
     "wide": {"a": 0.9, "b": 0.1, "c": 0.1},

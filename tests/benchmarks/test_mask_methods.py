@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.mask_methods import code_digest, flat, methods, ranked, with_proposals, with_segments
 from benchmarks.quality_cells import drawn_scan, score
-from pipeline.proposals.proposal_set import ProposalConfig
+from pipeline.proposals.config import ProposalConfig
 from pipeline.quality.intervals import proposal_mask
 
 LIMITS = ProposalConfig(min_volume_mm3=100.0, max_volume_fraction=0.6)

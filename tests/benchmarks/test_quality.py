@@ -26,7 +26,7 @@ from benchmarks.quality_cells import (
     with_more,
 )
 from benchmarks.quality_tables import columns_of, compare, comparisons, document, markdown, summary_line
-from pipeline.proposals.proposal_set import ProposalConfig
+from pipeline.proposals.config import ProposalConfig
 from pipeline.quality.scoring import ScanScore
 
 

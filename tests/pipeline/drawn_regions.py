@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from pipeline.compute.backend import get_backend
-from pipeline.hierarchies.region_graphs import RegionGraph, RegionSums, region_graph, region_sums
+from pipeline.hierarchies.region_graphs import RegionGraph, region_graph
+from pipeline.hierarchies.region_totals import RegionSums, region_sums
 from pipeline.hierarchies.supervoxels import basins
 from pipeline.hierarchies.trees import Hierarchy
 

@@ -18,7 +18,8 @@ from pipeline.compute.backend import Backend, get_backend, gpu_is_at_hand
 from pipeline.hierarchies.boundaries import boundary_evidence, smooth, window_levels
 from pipeline.hierarchies.components import component_tree, connected_components
 from pipeline.hierarchies.minhash import leaf_sketches
-from pipeline.hierarchies.region_graphs import count_inside, merge_graph, region_graph, region_sums
+from pipeline.hierarchies.region_graphs import merge_graph, region_graph
+from pipeline.hierarchies.region_totals import count_inside, region_sums
 from pipeline.hierarchies.supervoxels import basins, number_in_scan_order
 from pipeline.proposals import splitting as pieces
 from pipeline.proposals.outlines import Outlines, paint_smoothed, region_boxes

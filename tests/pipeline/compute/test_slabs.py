@@ -9,7 +9,7 @@ from pipeline.compute import slabs
 from pipeline.compute.backend import Backend, get_backend
 from pipeline.hierarchies.boundaries import Levels, boundary_evidence, smooth, window_levels
 from pipeline.hierarchies.minhash import leaf_sketches
-from pipeline.hierarchies.region_graphs import region_sums
+from pipeline.hierarchies.region_totals import region_sums
 from pipeline.hierarchies.supervoxels import basins, join_lowest_pass
 from tests.pipeline.drawn_proposals import COARSE, bytes_of, patient_proposals
 from tests.pipeline.drawn_regions import CPU, NUMPY

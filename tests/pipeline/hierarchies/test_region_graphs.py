@@ -9,14 +9,8 @@ from hypothesis import given, strategies as st
 from numpy.typing import NDArray
 
 from pipeline.compute.backend import Backend
-from pipeline.hierarchies.region_graphs import (
-    RegionGraph,
-    RegionSums,
-    merge_graph,
-    merge_sums,
-    region_graph,
-    region_sums,
-)
+from pipeline.hierarchies.region_graphs import RegionGraph, merge_graph, region_graph
+from pipeline.hierarchies.region_totals import RegionSums, merge_sums, region_sums
 from pipeline.hierarchies.supervoxels import number_in_scan_order
 from tests.pipeline.drawn_regions import CPU, NUMPY, ON_MANY, random_evidence, random_regions, volumes
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.hierarchies.region_graphs import region_graph, region_sums
+from pipeline.hierarchies.region_graphs import region_graph
+from pipeline.hierarchies.region_totals import region_sums
 from pipeline.hierarchies.trees import Hierarchy, TreeSpec, grow
 from pipeline.proposals.config import DEFAULT_TREES
 from tests.pipeline.drawn_regions import CPU, leaf_sets, random_evidence, random_regions

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.hierarchies.minhash import leaf_sketches, similar_pairs
 from pipeline.hierarchies.trees import Hierarchy
-from pipeline.proposals.selection import Candidates, candidates_of, choose, with_second
+from pipeline.proposals.selection import Candidates, Leaves, candidates_of, choose, with_second
 from tests.pipeline.hierarchies.test_minhash import boxes, sketches_of, volumes_of
 
 #             8
@@ -39,18 +39,21 @@ def drawn_candidates(count: int = 40, seed: int = 0, num_trees: int = 3) -> Cand
 
 def looked_at(hierarchy: Hierarchy | None = None, **changes: Any) -> Candidates:
     options: dict[str, Any] = {
-        "leaf_voxels": LEAF_VOXELS,
-        "leaf_body_voxels": LEAF_VOXELS,
-        "pairs": PAIRS,
-        "pair_values": FACES_AND_EVIDENCE,
         "least_body_fraction": 0.5,
         "voxel_limits": (1, 1000),
         "per_half_octave": 10,
     }
-    options |= changes
+    drawn: dict[str, Any] = {
+        "voxels": LEAF_VOXELS,
+        "body_voxels": LEAF_VOXELS,
+        "pairs": PAIRS,
+        "pair_values": FACES_AND_EVIDENCE,
+    }
+    drawn |= {name: value for name, value in changes.items() if name in drawn}
+    options |= {name: value for name, value in changes.items() if name not in drawn}
     tree = hierarchy or Hierarchy.of("drawn", 0, 4, PARENTS)
     sketches = leaf_sketches(np.arange(tree.num_leaves, dtype=np.int32).reshape(1, 1, -1), tree.num_leaves)
-    return candidates_of(tree, 5, leaf_sketches=sketches, **options)
+    return candidates_of(tree, Leaves(sketches=sketches, **drawn), **options)
 
 
 def naive_choice(c: Candidates, num_wanted: int) -> tuple[list[int], list[float]]:
@@ -135,7 +138,7 @@ def test_the_root_and_what_its_parent_does_not_outgrow_are_no_candidates() -> No
     found = looked_at()
     assert found.node.tolist() == [0, 1, 4, 5, 6, 7]  # 2 and 3 are the same as 5 and 7
     assert found.voxels.tolist() == [10, 30, 40, 60, 100, 100]
-    assert set(found.tree.tolist()) == {5}
+    assert set(found.tree.tolist()) == {0}
     np.testing.assert_allclose(found.growth, np.log([4, 4 / 3, 2.5, 100 / 60, 2, 2]))
 
 
@@ -169,16 +172,16 @@ def test_candidates_are_within_the_volume_limits() -> None:
 
 
 def test_regions_mostly_out_of_the_body_are_left_out() -> None:
-    found = looked_at(leaf_body_voxels=np.array([10, 0, 40, 20]))
+    found = looked_at(body_voxels=np.array([10, 0, 40, 20]))
     assert found.node.tolist() == [0, 5, 6]  # 10/10, 40/60, 50/100; but 0/30, 10/40, 20/100
 
 
 def test_the_longest_lived_of_each_half_octave_are_looked_at() -> None:
     leaves = np.array([64, 65, 66, 200])
     tree = Hierarchy.of("comb", 0, 4, np.array([4, 4, 5, 6, 5, 6, 6]))
-    one = looked_at(tree, leaf_voxels=leaves, leaf_body_voxels=leaves, per_half_octave=1)
+    one = looked_at(tree, voxels=leaves, body_voxels=leaves, per_half_octave=1)
     assert one.node.tolist() == [2, 4, 5]  # of volumes {64, 65, 66}, {129} and {195, 200}
-    two = looked_at(tree, leaf_voxels=leaves, leaf_body_voxels=leaves, per_half_octave=2)
+    two = looked_at(tree, voxels=leaves, body_voxels=leaves, per_half_octave=2)
     assert two.node.tolist() == [0, 2, 3, 4, 5]
 
 
