@@ -97,7 +97,7 @@ def prepare(raw: Path, out: Path, workers: int, scans: int | None) -> Store:
         raw = cut_set(raw, out / "cut.npz", scans)
     settings = out / "prepare.toml"
     settings.write_text(PREPARE)
-    command = [sys.executable, "-m", "flows", "prepare", str(raw), str(out / "store")]
+    command = [sys.executable, "-m", "commands", "prepare", str(raw), str(out / "store")]
     more = ["--config", str(settings), "--workers", str(workers)]
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     if subprocess.run([*command, *more], check=False, env=os.environ | {"PYTHONPATH": paths}).returncode:

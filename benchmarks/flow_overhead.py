@@ -18,16 +18,18 @@ import tempfile
 import time
 from pathlib import Path
 
+from commands.prepare import scheduler
+from commands.prepare.command import prepare_store, run_flow
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import flows
 from commands.arguments import EXAMPLES
 from commands.prepare.outcomes import RunReport
 from commands.prepare.plan import Job, Plan
 from commands.prepare.run import Options, Work
 from commands.prepare.scan_task import Setup
 from commands.prepare.settings import Settings, found_now, wanted_digests
-from pipeline.discovery.from_path import discover
+from pipeline.discovery import Discovery, discover
 
 TASKS = 50
 
@@ -42,6 +44,8 @@ def idle_work(raw: Path, store: Path, settings: Settings, options: Options) -> W
         options=options,
         setup=Setup(settings=settings, wanted=wanted_digests(settings.values()), device="auto"),
         plan=Plan(jobs=(job,) * TASKS, done=(), failed=(), absent=()),
+        raw=raw,
+        discovery=Discovery(sources=(), failures=(), notes=()),
     )
 
 
@@ -49,17 +53,17 @@ def measure(raw: Path, store: Path, options: Options) -> tuple[float, float]:
     """Seconds of start-up and of one task without work."""
     settings = Settings.read(None)
     times = []
-    whole = flows.submit
+    whole = scheduler.submit
 
     def submit(*arguments: object) -> object:
         times.append(time.monotonic())
         return whole(*arguments)  # type: ignore[arg-type]
 
-    flows.BATCH_SCANS, flows.submit = 1, submit
+    scheduler.BATCH_SCANS, scheduler.submit = 1, submit
     began = time.monotonic()
     with contextlib.redirect_stderr(io.StringIO()):
-        flows.run_flow(idle_work(raw, store, settings, options))
-    flows.submit = whole
+        run_flow(idle_work(raw, store, settings, options))
+    scheduler.submit = whole
     # The first tasks wait for the cluster and for imports in its workers: start-up.
     settled = 10
     return times[settled] - began, (times[-1] - times[settled]) / (len(times) - 1 - settled)
@@ -75,7 +79,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         store = Path(scratch) / "store"
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            report: RunReport = flows.prepare(raw, store, Settings.read(None), Options())
+            report: RunReport = prepare_store(raw, store, Settings.read(None), Options())
         work = sum(outcome.seconds for outcome in report.committed) / len(report.committed)
         print(f"work: {work:.2f} s a scan over {len(report.committed)} scans")
         for name, options in (("in this process", Options()), ("2 Dask workers", Options(workers=2))):

@@ -26,7 +26,7 @@ EXAMPLES = ROOT / "examples" / "manifest.csv"
 
 def start(raw: Path, store: Path, more: Sequence[str]) -> subprocess.Popen[bytes]:
     """Begin a run."""
-    command = [sys.executable, str(ROOT / "flows.py"), "prepare", str(raw), str(store), *more]
+    command = [sys.executable, "-m", "commands", "prepare", str(raw), str(store), *more]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

@@ -41,7 +41,7 @@ def main() -> None:
         write_image(folder / "ct.mha", image, grid)
         write_image(folder / "mask.mha", labels, grid)
         torch.save(Iris((8, 16, 32, 64, 96), 1).state_dict(), folder / "net.pt")
-        command = [sys.executable, "-m", "flows", "segment", folder / "net.pt"]
+        command = [sys.executable, "-m", "commands", "segment", folder / "net.pt"]
         command += ["--reference-image", folder / "ct.mha", "--reference-mask", folder / "mask.mha"]
         command += [folder / "ct.mha", "--out", folder / "out", "--modality", "ct"]
         command += ["--window", *arguments.window, "--overlap", arguments.overlap]

@@ -180,7 +180,12 @@ def timed(function: Callable[..., Any], step: str, taken: dict[str, float]) -> C
 
 def measure_prepare(path: Path, store: Path, num_voxels: int) -> dict[str, float]:
     """Time of `mass prepare` on the file, with and without start-up, on processors, and its peak memory."""
-    command = [sys.executable, "-c", "import flows, sys; sys.exit(flows.main())", "prepare"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from commands.main import main; sys.exit(main())",
+        "prepare",
+    ]
     report = store.with_name(f"{store.name}.json")
     began = time.monotonic()
     process = subprocess.Popen(

@@ -98,7 +98,7 @@ class Split:
 
 def mass(*arguments: object, tree: Path = ROOT) -> None:
     """Run a `mass` command, this checkout's or that of another tree; its failure ends this script."""
-    command = [sys.executable, "-m", "flows", *map(str, arguments)]
+    command = [sys.executable, "-m", "commands", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(tree)}
     code = subprocess.run(command, cwd=tree, env=environment, check=False).returncode
     if code:

@@ -32,7 +32,9 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     add = command(
-        "prepare", "flows:run_prepare", "bring a store up to date with a folder or manifest of scans"
+        "prepare",
+        "commands.prepare.command:run_prepare",
+        "bring a store up to date with a folder or manifest of scans",
     )
     add.add_argument(
         "raw", type=Path, metavar="RAW", help="a folder, a manifest (.csv, .tsv, .jsonl), or one file"
@@ -163,7 +165,7 @@ def parser() -> argparse.ArgumentParser:
     add_device(add)
 
     add = command(
-        "demo", "flows:run_demo", "go the whole way on bundled scans, to the labels of one kept out"
+        "demo", "commands.demo:run_demo", "go the whole way on bundled scans, to the labels of one kept out"
     )
     add.add_argument("--raw", type=Path, default=EXAMPLES, metavar="RAW", help="other scans")
     add.add_argument(

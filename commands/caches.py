@@ -31,6 +31,13 @@ def cache_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix=f"{PROGRAM}-"))
 
 
+def set_process_defaults() -> None:
+    """Set what compiled code of this process needs, before it is imported; what is set already stays."""
+    # Threads that spin while they wait for each other starve all where cores are shared: 20 times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    choose_numba_cache(Path(__file__).parents[1] / "pipeline" / "hierarchies")
+
+
 def choose_numba_cache(package: Path) -> None:
     """Let Numba keep compiled code in `cache_folder` where it cannot keep it beside a package's source.
 

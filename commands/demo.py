@@ -1,4 +1,6 @@
-"""The last part of `mass demo`: a short fine-tuning, and a scan that it never saw, segmented from its file.
+"""`mass demo`: all stages on the bundled scans, to the segmentation of one that was kept out.
+
+The last part is a short fine-tuning, and a scan that it never saw, segmented from its file.
 
 *Reads* a store with labels, pretrained weights, and the raw file of a scan that is not in the store, with the
 label map that an expert drew of it. *Writes* the run of the fine-tuning; NAME_seg with the labels on the
@@ -7,6 +9,7 @@ scan's own grid, and NAME_seg.png, where green is what was expected and red what
 
 from __future__ import annotations
 
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +18,18 @@ from typing import Any
 
 import numpy as np
 
+from commands import pretrain
 from commands.arguments import EXAMPLES
 from commands.finetune import Shown, tell, to_document
+from commands.inspect import inspect_store
+from commands.prepare.command import prepare_store
+from commands.prepare.run import Options
+from commands.prepare.settings import Settings, print_report
+from commands.pretrain import pretrain_for_demo
+from commands.score import score_scans
 from commands.terminal import CommandError, print_precision, print_table
 from pipeline.ingest import LoadedScan, find_one, ingest_config, load_source, read_own_labels
+from pipeline.quality import summarize, to_markdown
 from storage import open_store
 from training.engine import RECORD
 from training.finetuning import FinetuneConfig, Finetuning, LabelledScans, finetune, finetune_recipe
@@ -37,6 +48,65 @@ from training.network import TrainedOn, load_checkpoint
 
 _LOW_DICE = 0.5
 """Below it a result is called what it is."""
+
+
+def run_demo(arguments: Namespace) -> tuple[int, dict[str, Any]]:
+    """Mass demo."""
+    if not arguments.raw.exists():
+        raise CommandError(
+            f"{arguments.raw}: no bundled scans here. Run `mass demo` from a checkout, or give --raw"
+        )
+    began = time.monotonic()
+    code, document = demonstrate_proposals(arguments)
+    if arguments.steps:
+        ended, told = demonstrate_training(arguments)
+        document |= told
+        code = code or ended
+    print(f"done in {time.monotonic() - began:.0f} s")
+    return code, document
+
+
+def demonstrate_proposals(arguments: Namespace) -> tuple[int, dict[str, Any]]:
+    """Prepare, score, draw; returns the exit code and the results for machines."""
+    print(f"1. prepare {arguments.raw} in {arguments.store}")
+    options = Options(workers=arguments.workers)
+    report = prepare_store(arguments.raw, arguments.store, Settings.read(None), options)
+    print_report(report)
+    print("2. score the proposals against the labels")
+    ids = open_store(arguments.store).scan_ids
+    scores, damaged = score_scans(arguments.store, ids, slic=False, workers=1)
+    print(to_markdown(summarize(scores)).split("## By structure")[0])
+    print("3. draw pictures")
+    written = inspect_store(arguments.store, [], arguments.out, full=3)
+    print(f"page: {written[0]}\npicture: {written[1]}")
+    document = report.to_json() | {"written": [str(path) for path in written]}
+    return report.exit_code or int(bool(damaged)), document
+
+
+def demonstrate_training(arguments: Namespace) -> tuple[int, dict[str, Any]]:
+    """Pretrain, fine-tune, segment the scan kept out; returns the exit code and the results for machines."""
+    unseen, datasets = bundled_or_named(arguments)
+    if unseen:
+        check_unseen(arguments.store, unseen)
+    print(f"4. pretrain a small network for {arguments.steps} steps, in {arguments.run_folder}")
+    done = pretrain_for_demo(
+        arguments.store, arguments.run_folder, steps=arguments.steps, workers=arguments.workers
+    )
+    document: dict[str, Any] = {"pretrain": pretrain.to_document(arguments.run_folder, done)}
+    code = 128 + done.result.signal_number if done.result.signal_number else 0
+    if done.weights and unseen:
+        ended, told = demonstrate_use(
+            arguments.store,
+            done.weights,
+            unseen,
+            arguments.run_folder,
+            datasets=datasets,
+            steps=arguments.finetune_steps,
+            workers=arguments.workers,
+        )
+        document |= told
+        code = code or ended
+    return code, document
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,9 @@ def run_inspect(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     return 0, {"written": [str(path) for path in written]}
 
 
-def inspect_store(store_path: Path, scan_ids: Sequence[str], out: Path, *, full: int) -> list[Path]:
+def inspect_store(
+    store_path: Path, scan_ids: Sequence[str], out: Path, *, full: int, most: int | None = None
+) -> list[Path]:
     """Write the page, and the pictures of the scans shown in full beside it.
 
     Args:
@@ -30,9 +32,11 @@ def inspect_store(store_path: Path, scan_ids: Sequence[str], out: Path, *, full:
         scan_ids: Scans to show; none for a page on the whole store.
         out: The page.
         full: How many scans of a store are shown in full, below the table of all.
+        most: How many scans a page on the whole store has at most; they are taken evenly.
     """
     store = open_store(store_path)
-    chosen = list(scan_ids) or list(store.scan_ids)
+    ids = list(store.scan_ids)
+    chosen = list(scan_ids) or spread(ids, len(ids) if most is None else most)
     in_full = set(scan_ids) or set(spread(chosen, full))
     reports, overviews, scores = [], [], []
     for scan_id in counted("inspect", chosen):
@@ -47,9 +51,14 @@ def inspect_store(store_path: Path, scan_ids: Sequence[str], out: Path, *, full:
         page = scan_page(reports[0])
     else:
         failures = [known.failure for known in known_scans(store).values() if known.failure]
+        shown = (("scans", f"{len(chosen)} of {len(ids)}"),) if len(chosen) < len(ids) else ()
         facts = StoreFacts(
             name=store_path.name,
-            facts=(("spacing", f"{store.info.spacing_mm:g} mm"), ("format", str(store.info.format_version))),
+            facts=(
+                ("spacing", f"{store.info.spacing_mm:g} mm"),
+                ("format", str(store.info.format_version)),
+                *shown,
+            ),
             failures=tuple((failure.scan_id, failure.reason, failure.remedy) for failure in failures),
         )
         page = store_page(facts, overviews, score=summarize(scores), reports=reports)

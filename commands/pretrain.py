@@ -15,18 +15,46 @@ from training.pretraining import PretrainConfig, Pretraining, Recipe, pretrain, 
 
 def run_pretrain(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     """Mass pretrain."""
-    config = read_settings(
-        arguments.config, arguments.recipe, resumed=arguments.run_folder if arguments.resume else None
-    )
-    if arguments.workers is not None:
-        config = replace(config, run=replace(config.run, num_workers=arguments.workers))
-    done = pretrain_shown(
-        arguments.store, arguments.run_folder, config, resume=arguments.resume, device=arguments.device
+    done = pretrain_with(
+        arguments.store,
+        arguments.run_folder,
+        arguments.recipe,
+        arguments.config,
+        resume=arguments.resume,
+        workers=arguments.workers,
+        device=arguments.device,
     )
     if not done.is_first:
         arguments.json = None  # the first process writes it
     signal_number = done.result.signal_number
     return 128 + signal_number if signal_number else 0, to_document(arguments.run_folder, done)
+
+
+def pretrain_with(
+    store: Path,
+    folder: Path,
+    name: Recipe | None,
+    file: Path | None,
+    *,
+    resume: bool = False,
+    workers: int | None = None,
+    device: DeviceName = "auto",
+) -> Pretraining:
+    """Pretrain with the settings of a recipe and a file; for the command and the flow.
+
+    Args:
+        store: The store.
+        folder: The run's.
+        name: The recipe; None for the published one, or a resumed run's own settings.
+        file: TOML, with settings that differ.
+        resume: Go on with the run in `folder`.
+        workers: Processes that read samples, where not the recipe's.
+        device: Where to compute.
+    """
+    config = read_settings(file, name, resumed=folder if resume else None)
+    if workers is not None:
+        config = replace(config, run=replace(config.run, num_workers=workers))
+    return pretrain_shown(store, folder, config, resume=resume, device=device)
 
 
 def read_settings(path: Path | None, name: Recipe | None, *, resumed: Path | None = None) -> PretrainConfig:

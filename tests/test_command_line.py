@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import flows
 from commands.arguments import parser
+from commands.main import main
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
@@ -35,7 +35,7 @@ HEAVY = (
 
 
 def mass(
-    *arguments: str, code: str = "import flows, sys; sys.exit(flows.main())"
+    *arguments: str, code: str = "import sys; from commands.main import main; sys.exit(main())"
 ) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
@@ -58,21 +58,21 @@ def test_every_command_explains_itself_and_can_write_json(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        flows.main([command, "--help"])
+        main([command, "--help"])
     assert ended.value.code == 0
     assert "--json FILE" in capsys.readouterr().out
 
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import sys, flows\n"
-        "try: flows.main(['prepare', '--help'])\n"
+        "import sys\nfrom commands.main import main\n"
+        "try: main(['prepare', '--help'])\n"
         "except SystemExit: pass\n"
         "print('LOADED', *(m for m in sys.modules if '.' not in m))"
     )
     run = mass(code=code)
     loaded = run.stdout.split("LOADED")[1].split()
-    assert "flows" in loaded
+    assert "commands" in loaded
     assert not set(HEAVY) & set(loaded)
 
 
@@ -117,7 +117,7 @@ def test_a_command_that_cannot_be_carried_out_says_why_and_leaves_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert flows.main(arguments) == 2
+    assert main(arguments) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -127,7 +127,7 @@ def test_a_misspelt_setting_is_an_error_that_names_the_nearest(
 ) -> None:
     config = tmp_path / "c.toml"
     config.write_text("[ingest]\nspacing = 2\n")
-    assert flows.main(["prepare", str(tmp_path), str(tmp_path / "store"), "--config", str(config)]) == 2
+    assert main(["prepare", str(tmp_path), str(tmp_path / "store"), "--config", str(config)]) == 2
     assert "[ingest]: unknown setting 'spacing'; did you mean 'spacing_mm'?" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
 

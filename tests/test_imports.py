@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 OURS = ("commands", "flows", "pipeline", "storage", "training")
 ARROWS = {
     "flows": {"commands", "pipeline", "storage", "training"},
-    "commands": {"pipeline", "storage", "training"},
+    "commands": {"flows", "pipeline", "storage", "training"},
     "training": {"storage"},
     "pipeline": set(),
     "storage": set(),
@@ -25,10 +25,15 @@ ARROWS = {
 
 HOMES = {
     "zarr": {"storage"},
-    "prefect": {"flows", "commands.prepare.prefect_server"},
-    "prefect_dask": {"flows"},
-    "dask": {"flows"},
-    "distributed": {"flows"},
+    "prefect": {
+        "flows",
+        "commands.prepare.command",
+        "commands.prepare.prefect_server",
+        "commands.prepare.scheduler",
+    },
+    "prefect_dask": {"commands.prepare.scheduler"},
+    "dask": {"commands.prepare.scheduler"},
+    "distributed": set(),
     "uvicorn": {"commands.prepare.prefect_server"},
     "torch": {"training"},
     "safetensors": {"training"},

@@ -102,6 +102,24 @@ class RunReport:
             for name, group in sorted(members.items())
         ]
 
+    def rows(self, most: int = 1000) -> list[dict[str, Any]]:
+        """Return a row per scan: failures, scans not done, then at most `most` that are committed."""
+        failed: list[dict[str, Any]] = [{**row, "state": "failed"} for row in failure_values(self.failed)]
+        left: list[dict[str, Any]] = [
+            {"scan": o.scan_id, "state": "not done", "reason": o.reason} for o in self.not_done
+        ]
+        done: list[dict[str, Any]] = [
+            {
+                "scan": o.scan_id,
+                "state": o.state,
+                "proposals": o.num_proposals,
+                "seconds": round(o.seconds, 1),
+            }
+            for o in self.committed[:most]
+        ]
+        columns = ("scan", "state", "proposals", "seconds", "reason", "remedy", "file", "kind")
+        return [{name: row.get(name, "") for name in columns} for row in (*failed, *left, *done)]
+
     def to_json(self) -> dict[str, Any]:
         """The run for machines."""
         return {

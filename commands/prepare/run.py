@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from commands.prepare.outcomes import Outcome, RunReport
 from commands.prepare.plan import Plan
 from commands.prepare.scan_task import Device, Setup
-from commands.prepare.settings import ledger_line
+from commands.prepare.settings import (
+    Settings,
+    ledger_line,
+    make_the_plan,
+    outcome_of_done,
+    outcome_of_failure,
+    print_plan,
+    wanted_digests,
+    write_log,
+)
 from commands.progress import Progress
-from pipeline.discovery import Discovery
-from storage import LedgerEntry, StoreFull, finish, sweep, write_ledger
+from commands.terminal import CommandError
+from pipeline.compute import gpu_is_at_hand
+from pipeline.discovery import Discovery, discover
+from storage import LedgerEntry, StoreFull, create_store, finish, remove_scan, sweep, write_ledger
 
 LEDGER_SECONDS = 30.0
 """The ledger is written at least so often: after a kill, few sources' bytes have to be looked at again."""
@@ -43,6 +57,14 @@ class Work:
     options: Options
     setup: Setup
     plan: Plan
+    raw: Path
+    """What was searched for scans."""
+    discovery: Discovery
+    gone: tuple[str, ...] = ()
+    """Scans that the store has and the search did not find."""
+    server_is_kept: bool = True
+    """Whether Prefect's server outlives the run, so that somebody can look at what is left with it."""
+    began: float = field(default_factory=time.monotonic)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     lines: list[LedgerEntry] = field(default_factory=list)
     """Of the ledger, not written yet."""
@@ -53,9 +75,10 @@ class Work:
     """Whether someone asked for the end."""
     ended: bool = False
     """Whether the last task has come back."""
+    closed: bool = False
 
-    def take_up(self, outcomes: Iterable[Outcome]) -> None:
-        """Note what became of some scans."""
+    def record(self, outcomes: Iterable[Outcome]) -> None:
+        """Record the outcomes of some scans."""
         for outcome in outcomes:
             self.outcomes[outcome.scan_id] = outcome
             if outcome.state == "not done":
@@ -75,8 +98,12 @@ class Work:
         else:
             self.lines.clear()
 
-    def tidy_up(self) -> None:
-        """Leave ledger and index complete and in order, and nothing of writers that died."""
+    def close(self) -> None:
+        """Complete log, ledger and index, and remove what writers that died have left; once."""
+        if self.closed:
+            return
+        self.closed = True
+        write_log(self.outcomes.values())
         self.write_ledger()
         try:
             sweep(self.store_path)
@@ -96,8 +123,8 @@ class Work:
             seconds=time.monotonic() - began,
         )
 
-    def report(self, discovery: Discovery, *, absent: Sequence[str], seconds: float) -> RunReport:
-        """The run, told."""
+    def report(self) -> RunReport:
+        """Return the outcome of every scan."""
         left = [job for job in self.plan.jobs if job.scan_id not in self.outcomes]
         not_done = [outcome for outcome in self.outcomes.values() if outcome.state == "not done"] + [
             Outcome(
@@ -118,9 +145,79 @@ class Work:
             failed=tuple(sorted([*failures, *self.plan.failed], key=lambda failure: failure.scan_id)),
             not_done=tuple(not_done),
             reasons=self.plan.reasons(),
-            notes=discovery.notes,
-            absent=tuple(absent),
-            seconds=seconds,
+            notes=self.discovery.notes,
+            absent=() if self.options.prune else self.gone,
+            seconds=time.monotonic() - self.began,
             stopped=self.stop if not_done else "",
             interrupted=self.interrupted and bool(not_done),
         )
+
+
+_WORK: ContextVar[Work | None] = ContextVar("work", default=None)
+
+
+def current_work() -> Work | None:
+    """Return the run that this process works on, if it is planned already.
+
+    It is no parameter of the flow, since Prefect sends those to every worker.
+    """
+    return _WORK.get()
+
+
+@contextmanager
+def working_on(work: Work) -> Iterator[None]:
+    """Make a run the current one inside the block."""
+    token = _WORK.set(work)
+    try:
+        yield
+    finally:
+        _WORK.reset(token)
+
+
+def plan_work(raw: Path, store_path: Path, settings: Settings, options: Options) -> Work:
+    """Search for scans, compare them with the store, and print what there is to do.
+
+    Args:
+        raw: A folder, a manifest, or one file.
+        store_path: The store; made where there is none.
+        settings: Of ingest and proposals.
+        options: How it is run.
+
+    Raises:
+        CommandError: There is no such device.
+    """
+    began = time.monotonic()
+    if options.device == "gpu" and not options.scheduler and not gpu_is_at_hand():
+        raise CommandError(
+            "--device gpu: there is no CUDA device that CuPy can use here. Leave it out, or use cpu"
+        )
+    print(f"looking for scans in {raw.name}", file=sys.stderr)
+    discovery = discover(raw, settings.ingest.series_rules)
+    config = settings.values()
+    store = create_store(store_path, spacing_mm=settings.ingest.spacing_mm, config=config)
+    store.require_current()
+    before = store.info.config
+    if before != config:
+        store.set_config(config, spacing_mm=settings.ingest.spacing_mm)
+    sweep(store_path)
+    wanted = wanted_digests(config, before if before != config else None)
+    plan = make_the_plan(discovery, store, wanted, retry_failed=options.retry_failed)
+    gone = tuple(scan_id for scan_id in plan.absent if scan_id in store.entries)
+    forgotten = sorted(set(plan.absent) - set(gone))
+    print_plan(discovery, plan, gone=gone, forgotten=forgotten, pruned=options.prune)
+    work = Work(
+        store_path=store_path,
+        options=options,
+        setup=Setup(settings=settings, wanted=wanted, device=options.device),
+        plan=plan,
+        raw=raw,
+        discovery=discovery,
+        gone=gone,
+        began=began,
+    )
+    work.record(outcome_of_failure(failure) for failure in discovery.failures)
+    work.record(outcome_of_done(done) for done in plan.done if not done.recorded)
+    write_ledger(store_path, (), remove=[*forgotten, *(gone if options.prune else [])])
+    for scan_id in gone if options.prune else ():
+        remove_scan(store_path, scan_id)
+    return work

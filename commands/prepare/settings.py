@@ -1,7 +1,6 @@
 """The ends of `mass prepare`: settings, what the store knows, the plan, the ledger, what is told of it all.
 
-The work between is in `commands.prepare.scan_task` (what a task does) and `flows` (which tasks, where, how
-often).
+What a task does is in `scan_task`, which tasks run where in `scheduler`.
 """
 
 from __future__ import annotations
@@ -158,7 +157,7 @@ def outcome_of_done(done: Done) -> Outcome:
     )
 
 
-def tell_plan(
+def print_plan(
     discovery: Discovery, plan: Plan, *, gone: Sequence[str], forgotten: Sequence[str], pruned: bool
 ) -> None:
     """Print what was found and what is going to be done, before it is."""
@@ -180,7 +179,7 @@ def tell_plan(
         print(f"  {counted_scans(len(forgotten))} failed in an earlier run and the source is gone: forgotten")
 
 
-def tell_report(report: RunReport) -> None:
+def print_report(report: RunReport) -> None:
     """Print what became of the scans."""
     if report.committed:
         columns = ("data set", "scans", "proposals a scan", "seconds a scan")

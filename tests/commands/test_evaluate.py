@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import flows
 from commands import evaluate as evaluating
+from commands.main import main
 from storage import commit_scan, create_store
 from tests.training.evaluation.test_in_context import draw_scan
 from tests.training.like_intensity import LikeIntensity
@@ -42,7 +42,7 @@ def net(monkeypatch: pytest.MonkeyPatch) -> LikeIntensity:
 
 def mass(store: Path, tmp_path: Path, *options: str) -> tuple[int, dict]:
     told = tmp_path / "told.json"
-    code = flows.main(["evaluate", "checkpoint", str(store), *options, "--json", str(told)])
+    code = main(["evaluate", "checkpoint", str(store), *options, "--json", str(told)])
     return code, json.loads(told.read_text()) if told.exists() else {}
 
 
@@ -116,6 +116,6 @@ def test_a_real_network_is_evaluated(store: Path, tmp_path: Path) -> None:
     torch.save(Iris((2, 4, 4, 8, 32), 1).state_dict(), tmp_path / "net.pt")
     told = tmp_path / "told.json"
     options = ["--dataset", "other", "--window", "32", "32", "48", "--prompts", "1", "--json", str(told)]
-    assert flows.main(["evaluate", str(tmp_path / "net.pt"), str(store), *options]) == 0
+    assert main(["evaluate", str(tmp_path / "net.pt"), str(store), *options]) == 0
     (structure,) = json.loads(told.read_text())["structures"]
     assert (structure["structure"], structure["num_cases"]) == ("liver", 1)

@@ -16,8 +16,8 @@ import SimpleITK as sitk
 import torch
 from PIL import Image
 
-import flows
 from commands import segment as segmenting
+from commands.main import main
 from commands.segment import WindowProgress, staged
 from tests.phantom import Phantom, phantom, write_dicom
 from tests.training.like_intensity import LikeInside
@@ -63,7 +63,7 @@ def mass(folder: Path, *arguments: str, mask: str = "mask.nii.gz", image: str = 
     shown = ["--reference-image", str(folder / image), "--reference-mask", str(folder / mask)]
     out = ["--out", str(folder / "out"), "--json", str(folder / "told.json"), "--modality", "ct"]
     places = [str(folder / a) if (folder / a).exists() else a for a in arguments]
-    return flows.main(["segment", "checkpoint", *shown, *places, *out])
+    return main(["segment", "checkpoint", *shown, *places, *out])
 
 
 def dice(first: np.ndarray, second: np.ndarray) -> float:
@@ -183,8 +183,8 @@ def test_staged_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
 SLOW = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
-import flows
 from commands import segment as segmenting
+from commands.main import main
 from tests.commands.test_segment import stand_in
 
 net = stand_in()
@@ -196,7 +196,7 @@ def slowly(features, priors):
     return decode(features, priors)
 net.decode = slowly
 segmenting.load_checkpoint = lambda path, weights: net
-sys.exit(flows.main(sys.argv[1:]))
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -255,7 +255,7 @@ def test_a_checkpoint_of_another_kind(folder: Path, capsys: pytest.CaptureFixtur
         ("nowhere.pt", "nowhere.pt: there is no such file"),
     ):
         arguments = [str(folder / name), *shown, str(folder / "scans"), "--out", str(folder / "out")]
-        assert flows.main(["segment", *arguments]) == 2
+        assert main(["segment", *arguments]) == 2
         assert words in refused(capsys, folder)
 
 
@@ -332,12 +332,12 @@ def test_a_target_of_another_modality_is_told_of_by_itself(
     draw().write(folder / "ref_ct" / "x.mha")
     shown = ["--reference-image", str(folder / "ct"), "--reference-mask", str(folder / "mask.nii.gz")]
     arguments = ["segment", "c", *shown, str(folder / "mr"), str(folder / "ct"), "--out", str(folder / "out")]
-    assert flows.main([*arguments, "--json", str(folder / "told.json")]) == 1
+    assert main([*arguments, "--json", str(folder / "told.json")]) == 1
     (failure,) = json.loads((folder / "told.json").read_text())["failed"]
     assert failure["reason"] == "the target is MR, the references are CT"
     assert "--across-modalities" in failure["remedy"]
     assert files_in(folder / "out") == {"ct_seg.nii.gz", "ct_seg.png"}
-    assert flows.main([*arguments, "--across-modalities"]) == 0
+    assert main([*arguments, "--across-modalities"]) == 0
 
 
 def test_a_real_checkpoint_without_a_record_is_used_at_the_published_spacing(
@@ -359,7 +359,7 @@ def test_a_real_checkpoint_without_a_record_is_used_at_the_published_spacing(
         folder / "told.json",
     ]
     arguments = ["segment", folder / "net.pt", *shown, folder / "scans", "--out", folder / "out", *options]
-    assert flows.main([str(argument) for argument in arguments]) == 0
+    assert main([str(argument) for argument in arguments]) == 0
     assert json.loads((folder / "told.json").read_text())["spacing_mm"] == 1.5
     assert "the published 1.5 mm are taken" in capsys.readouterr().out
     assert files_in(folder / "out") == {"a_seg.mha", "a_seg.png"}

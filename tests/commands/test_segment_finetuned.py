@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-import flows
+from commands.main import main
 from tests.phantom import phantom
 from tests.training.finetuning.test_run import TINY, export
 from tests.training.phantom_store import make_phantom_store
@@ -43,7 +43,7 @@ def segment(folder: Path, out: Path, *options: str, checkpoint: str = "run") -> 
         str(out),
     ]
     place = ["--json", str(out.with_suffix(".json")), "--modality", "ct", "--overlap", "0", "--spacing", "3"]
-    return flows.main([*command, *place, "--device", "cpu", *options])
+    return main([*command, *place, "--device", "cpu", *options])
 
 
 def test_a_raw_scan_is_answered_on_its_own_grid_with_the_label_values(folder: Path, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def mass() -> Callable[..., subprocess.Popen[str]]:
 
     def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, str(ROOT / "flows.py"), *map(str, arguments)],
+            [sys.executable, "-m", "commands", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -12,9 +12,10 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-import flows
 from commands.arguments import EXAMPLES, parser
 from commands.demo import bundled_or_named
+from commands.main import main
+from commands.prepare.command import prepare_store
 from commands.prepare.run import Options
 from commands.prepare.settings import Settings
 from storage import open_store
@@ -34,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     phantom(seed=2).write(raw / "ben_ct.nii.gz")
     (raw / "dud_ct.nii.gz").write_bytes(b"no image")
     config.write_text(FAST)
-    assert flows.prepare(raw, folder / "store", Settings.read(config), Options()).exit_code == 1
+    assert prepare_store(raw, folder / "store", Settings.read(config), Options()).exit_code == 1
     return folder / "store"
 
 
@@ -46,7 +47,7 @@ def store(made: Path, tmp_path: Path) -> Path:
 
 def run(*arguments: object, out: Path) -> tuple[int, dict[str, object]]:
     """Exit code and JSON of a command."""
-    code = flows.main([*map(str, arguments), "--json", str(out)])
+    code = main([*map(str, arguments), "--json", str(out)])
     return code, json.loads(out.read_text())
 
 
@@ -110,7 +111,7 @@ def test_prepare_asks_for_an_old_store_to_be_lifted(
 ) -> None:
     store = Path(shutil.copytree(OLD_STORE, tmp_path / "store"))
     phantom().write(tmp_path / "raw" / "ann_ct.nii.gz")
-    assert flows.main(["prepare", str(tmp_path / "raw"), str(store)]) == 2
+    assert main(["prepare", str(tmp_path / "raw"), str(store)]) == 2
     told = capsys.readouterr().err
     assert "format version 1" in told
     assert "mass lift" in told
@@ -150,7 +151,7 @@ def test_score_takes_the_scans_that_fit_a_pattern(
         code, told = run("score", made, *options, out=tmp_path / "s.json")
         assert code == 0
         assert [scan["scan_id"] for scan in told["scans"]] == expected
-    assert flows.main(["score", str(made), "--scan", "nobody*"]) == 2
+    assert main(["score", str(made), "--scan", "nobody*"]) == 2
     assert "no scan fits nobody*" in capsys.readouterr().err
 
 
@@ -185,7 +186,7 @@ def test_inspect_draws_a_scan_or_the_whole_store(made: Path, tmp_path: Path) -> 
 def test_an_unknown_scan_is_an_error_that_names_it(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert flows.main(["inspect", str(made), "--scan", "zoe", "--out", str(tmp_path / "x.html")]) == 2
+    assert main(["inspect", str(made), "--scan", "zoe", "--out", str(tmp_path / "x.html")]) == 2
     assert "'zoe'" in capsys.readouterr().err
     assert not (tmp_path / "x.html").exists()
 
@@ -233,7 +234,7 @@ def test_the_demo_ends_with_the_segmentation_of_a_scan_it_never_saw(
     assert unseen["picture"] in shown
 
     arguments[-2:] = [raw / "ann_ct.nii.gz", raw / "ann_ct_label.nii.gz"]
-    assert flows.main(list(map(str, arguments))) == 2
+    assert main(list(map(str, arguments))) == 2
     assert "a scan ann_ct is in" in capsys.readouterr().err
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import flows
-from commands.prepare import scan_task as one_scan
+from commands.prepare import command, scan_task as one_scan, scheduler
+from commands.prepare.command import prepare_store
 from commands.prepare.run import Options
 from commands.prepare.settings import Settings
 from pipeline.errors import TransientReadError
@@ -72,7 +72,7 @@ def test_bad_scans_are_listed_and_stop_no_other(
 ) -> None:
     expected = spoil(raw)
     store = tmp_path / "store"
-    report = flows.prepare(raw, store, settings, Options())
+    report = prepare_store(raw, store, settings, Options())
     assert report.exit_code == 1
     assert {failure.scan_id: failure.kind for failure in report.failed} == expected
     assert all(failure.reason and failure.remedy and failure.location for failure in report.failed)
@@ -91,17 +91,17 @@ def test_failures_are_told_again_without_being_done_again(
     good = phantom()
     good.replace(image=np.full_like(good.image, 7)).write(raw / "flat_ct.nii.gz")
     store = tmp_path / "store"
-    first = flows.prepare(raw, store, settings, Options())
+    first = prepare_store(raw, store, settings, Options())
     with monkeypatch.context() as patch:
-        patch.setattr(flows, "run_flow", lambda work: pytest.fail("a known failure was tried again"))
-        second = flows.prepare(raw, store, settings, Options())
+        patch.setattr(command, "run_flow", lambda work: pytest.fail("a known failure was tried again"))
+        second = prepare_store(raw, store, settings, Options())
     assert (second.exit_code, second.failed) == (1, first.failed)
 
-    third = flows.prepare(raw, store, settings, Options(retry_failed=True))
+    third = prepare_store(raw, store, settings, Options(retry_failed=True))
     assert (third.reasons, third.failed) == ({"failed before": 1}, first.failed)
 
     good.write(raw / "flat_ct.nii.gz")
-    mended = flows.prepare(raw, store, settings, Options())
+    mended = prepare_store(raw, store, settings, Options())
     assert (mended.exit_code, mended.failed) == (0, ())
     assert read_ledger(store)["flat_ct"].state == "committed"
 
@@ -110,10 +110,10 @@ def test_a_failure_is_forgotten_when_its_source_is_gone(
     raw: Path, tmp_path: Path, settings: Settings
 ) -> None:
     (raw / "text_ct.nii.gz").write_bytes(b"no image at all")
-    flows.prepare(raw, tmp_path / "store", settings, Options())
+    prepare_store(raw, tmp_path / "store", settings, Options())
     assert "text_ct" in read_ledger(tmp_path / "store")
     (raw / "text_ct.nii.gz").unlink()
-    assert flows.prepare(raw, tmp_path / "store", settings, Options()).exit_code == 0
+    assert prepare_store(raw, tmp_path / "store", settings, Options()).exit_code == 0
     assert "text_ct" not in read_ledger(tmp_path / "store")
 
 
@@ -121,9 +121,9 @@ def test_a_bad_new_version_keeps_the_committed_scan_and_fails(
     raw: Path, tmp_path: Path, settings: Settings
 ) -> None:
     store = tmp_path / "store"
-    flows.prepare(raw, store, settings, Options())
+    prepare_store(raw, store, settings, Options())
     (raw / "ben_ct.nii.gz").write_bytes(b"no image any more")
-    report = flows.prepare(raw, store, settings, Options())
+    report = prepare_store(raw, store, settings, Options())
     assert [failure.scan_id for failure in report.failed] == ["ben_ct"]
     assert "ben_ct" in open_store(store).scan_ids
 
@@ -142,7 +142,7 @@ def sabotage(
         return whole(*arguments, **options)
 
     monkeypatch.setattr(one_scan, name, step)
-    monkeypatch.setattr(flows, "RETRY_DELAYS_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr(scheduler, "RETRY_DELAYS_SECONDS", (0.01, 0.01))
     return seen
 
 
@@ -151,7 +151,7 @@ def test_a_disk_that_comes_back_is_tried_again_and_finished_scans_are_not(
 ) -> None:
     error = TransientReadError("the disk is away", path="ben", remedy="wait")
     seen = sabotage(monkeypatch, "read_source", read_source, error, times=2)
-    report = flows.prepare(raw, tmp_path / "store", settings, Options())
+    report = prepare_store(raw, tmp_path / "store", settings, Options())
     assert (report.exit_code, len(report.committed)) == (0, 3)
     assert sorted(seen) == ["ann_ct", "ben_ct", "ben_ct", "ben_ct", "cis_ct"]
 
@@ -161,12 +161,12 @@ def test_a_disk_that_stays_away_fails_its_scan_only_and_the_next_run_tries_again
 ) -> None:
     error = TransientReadError("the disk is away", path="ben", remedy="wait")
     sabotage(monkeypatch, "read_source", read_source, error, times=99)
-    report = flows.prepare(raw, tmp_path / "store", settings, Options())
+    report = prepare_store(raw, tmp_path / "store", settings, Options())
     assert [failure.scan_id for failure in report.failed] == ["ben_ct"]
     assert "given up after 3 tries" in report.failed[0].reason
     assert len(report.committed) == 2
     monkeypatch.undo()
-    assert flows.prepare(raw, tmp_path / "store", settings, Options()).exit_code == 0
+    assert prepare_store(raw, tmp_path / "store", settings, Options()).exit_code == 0
 
 
 def test_a_bug_in_one_scan_is_a_failure_of_that_scan_with_its_traceback_outside_of_the_store(
@@ -183,7 +183,7 @@ def test_a_bug_in_one_scan_is_a_failure_of_that_scan_with_its_traceback_outside_
         return read_source(source, config)
 
     monkeypatch.setattr(one_scan, "read_source", broken)
-    report = flows.prepare(raw, tmp_path / "store", settings, Options())
+    report = prepare_store(raw, tmp_path / "store", settings, Options())
     assert report.exit_code == 1
     (failure,) = report.failed
     assert failure.kind == "ZeroDivisionError"
@@ -201,16 +201,16 @@ def test_a_full_disk_stops_the_run_and_the_rest_is_listed_as_not_done(
     raw: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(flows, "BATCH_SCANS", 1)
+    monkeypatch.setattr(scheduler, "BATCH_SCANS", 1)
     full = StoreFull("no space left on the disk of the store")
     seen = sabotage(monkeypatch, "commit_scan", commit_scan, full, times=1)
-    report = flows.prepare(raw, tmp_path / "store", settings, Options())
+    report = prepare_store(raw, tmp_path / "store", settings, Options())
     assert (report.exit_code, report.failed) == (1, ())
     assert report.stopped == "no space left on the disk of the store"
     assert {outcome.scan_id for outcome in report.not_done} | set(seen) == {"ann_ct", "ben_ct", "cis_ct"}
     assert "ben_ct" in {outcome.scan_id for outcome in report.not_done}
     monkeypatch.undo()
-    again = flows.prepare(raw, tmp_path / "store", settings, Options())
+    again = prepare_store(raw, tmp_path / "store", settings, Options())
     assert (again.exit_code, len(again.committed)) == (0, len(report.not_done))
 
 
@@ -220,7 +220,7 @@ def test_a_worker_that_is_killed_costs_its_scan_only(
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(SABOTAGE)
-    path = os.pathsep.join([str(hook), str(Path(flows.__file__).parent)])
+    path = os.pathsep.join([str(hook), str(Path(__file__).parents[2])])
     store = tmp_path / "store"
     run = mass("prepare", raw, store, "--config", config, "--workers", 2, PYTHONPATH=path)
     out, _ = run.communicate(timeout=120)

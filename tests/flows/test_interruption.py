@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-import flows
+from commands.prepare import scheduler
+from commands.prepare.command import prepare_store
 from commands.prepare.run import Options
 from commands.prepare.settings import Settings
 from tests.flows.conftest import FAST
 from tests.phantom import phantom
 
-ROOT = Path(flows.__file__).parent
+ROOT = Path(__file__).parents[2]
 
 HOLD_A_SERVER = """
 import os, subprocess, sys, time
@@ -69,7 +70,7 @@ def undisturbed(many: Path) -> dict[str, bytes]:
     """What a store of them must come out as."""
     config = many.parent / "fast.toml"
     config.write_text(FAST)
-    flows.prepare(many, many.parent / "store", Settings.read(config), Options())
+    prepare_store(many, many.parent / "store", Settings.read(config), Options())
     return store_bytes(many.parent / "store")
 
 
@@ -86,7 +87,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_bytes(
         run.communicate()
         before, finished = finished, commits(store)
         assert before.items() <= finished.items(), "a finished scan was done again"
-    flows.prepare(many, store, settings, Options())
+    prepare_store(many, store, settings, Options())
     assert finished.items() <= commits(store).items(), "a finished scan was done again"
     assert store_bytes(store) == undisturbed
 
@@ -104,7 +105,7 @@ def test_an_interrupted_run_finishes_the_scan_in_hand_and_lists_the_rest(
     assert run.returncode == 130, out
     assert f"stopped before the end: interrupted by {number.name}" in out
     assert not (store / "tmp").exists()
-    assert flows.prepare(many, store, settings, Options()).exit_code == 0
+    assert prepare_store(many, store, settings, Options()).exit_code == 0
     assert store_bytes(store) == undisturbed
 
 
@@ -148,7 +149,7 @@ def test_a_dask_scheduler_elsewhere_does_the_same_work(
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", scheduler_port=0
     ) as cluster:
-        report = flows.prepare(
+        report = prepare_store(
             many, tmp_path / "store", settings, Options(scheduler=cluster.scheduler_address)
         )
     assert (report.exit_code, len(report.committed)) == (0, 9)
@@ -160,9 +161,9 @@ def test_a_run_without_workers_ends_and_says_so(
 ) -> None:
     import distributed
 
-    monkeypatch.setattr(flows, "UNMANNED_SECONDS", 1.0)
+    monkeypatch.setattr(scheduler, "NO_WORKER_SECONDS", 1.0)
     with distributed.LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", scheduler_port=0) as cluster:
-        report = flows.prepare(
+        report = prepare_store(
             raw, tmp_path / "store", settings, Options(scheduler=cluster.scheduler_address)
         )
     assert report.exit_code == 1

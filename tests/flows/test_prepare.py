@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import flows
+from commands.main import main
+from commands.prepare import command
+from commands.prepare.command import prepare_store
 from commands.prepare.run import Options
 from commands.prepare.settings import Settings
 from storage import open_store, read_ledger
@@ -33,14 +35,14 @@ def test_every_scan_is_committed_and_a_second_run_does_nothing(
     raw: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = tmp_path / "store"
-    first = flows.prepare(raw, store, settings, Options())
+    first = prepare_store(raw, store, settings, Options())
     assert (first.exit_code, len(first.committed), first.failed) == (0, 3, ())
     assert open_store(store).scan_ids == ("ann_ct", "ben_ct", "cis_ct")
     assert open_store(store).entries["ann_ct"].labels == ("label",)
     before, times = store_bytes(store), folder_times(store)
 
-    monkeypatch.setattr(flows, "run_flow", lambda work: pytest.fail("Prefect was started for nothing"))
-    second = flows.prepare(raw, store, settings, Options())
+    monkeypatch.setattr(command, "run_flow", lambda work: pytest.fail("Prefect was started for nothing"))
+    second = prepare_store(raw, store, settings, Options())
     assert (second.exit_code, second.committed) == (0, ())
     assert second.skipped == ("ann_ct", "ben_ct", "cis_ct")
     assert store_bytes(store) == before
@@ -49,10 +51,10 @@ def test_every_scan_is_committed_and_a_second_run_does_nothing(
 
 def test_a_changed_source_redoes_that_scan_only(raw: Path, tmp_path: Path, settings: Settings) -> None:
     store = tmp_path / "store"
-    flows.prepare(raw, store, settings, Options())
+    prepare_store(raw, store, settings, Options())
     times = folder_times(store)
     phantom(seed=9).write(raw / "ben_ct.nii.gz")
-    report = flows.prepare(raw, store, settings, Options())
+    report = prepare_store(raw, store, settings, Options())
     assert report.reasons == {"source changed": 1}
     assert [outcome.scan_id for outcome in report.committed] == ["ben_ct"]
     after = folder_times(store)
@@ -63,10 +65,10 @@ def test_a_touched_source_is_recognised_by_its_bytes(
     raw: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = tmp_path / "store"
-    flows.prepare(raw, store, settings, Options())
+    prepare_store(raw, store, settings, Options())
     os.utime(raw / "ben_ct.nii.gz", (1, 1))
-    monkeypatch.setattr(flows, "run_flow", lambda work: pytest.fail("something is done again"))
-    flows.prepare(raw, store, settings, Options())
+    monkeypatch.setattr(command, "run_flow", lambda work: pytest.fail("something is done again"))
+    prepare_store(raw, store, settings, Options())
     assert read_ledger(store)["ben_ct"].files[0].mtime_ns == 1_000_000_000
 
 
@@ -74,13 +76,13 @@ def test_other_proposal_settings_redo_proposals_without_a_look_at_the_source(
     raw: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = tmp_path / "store"
-    flows.prepare(raw, store, settings, Options())
+    prepare_store(raw, store, settings, Options())
     images = {
         scan_id: open_store(store).scan(scan_id).image_codes().copy() for scan_id in ("ann_ct", "cis_ct")
     }
     fewer = replace(settings, proposals=replace(settings.proposals, max_proposals=20))
     monkeypatch.setattr("commands.prepare.scan_task.read_source", lambda *a: pytest.fail("a source was read"))
-    report = flows.prepare(raw, store, fewer, Options())
+    report = prepare_store(raw, store, fewer, Options())
     (reason,) = report.reasons
     assert reason.startswith("proposals settings changed (max_proposals ")
     assert reason.endswith(" -> 20)")
@@ -92,15 +94,15 @@ def test_other_proposal_settings_redo_proposals_without_a_look_at_the_source(
 
     fresh = tmp_path / "fresh"
     monkeypatch.undo()
-    flows.prepare(raw, fresh, fewer, Options())
+    prepare_store(raw, fresh, fewer, Options())
     assert store_bytes(fresh) == store_bytes(store), "the way there leaves no trace"
 
 
 def test_other_ingest_settings_redo_everything(raw: Path, tmp_path: Path, settings: Settings) -> None:
     store = tmp_path / "store"
-    flows.prepare(raw, store, settings, Options())
+    prepare_store(raw, store, settings, Options())
     wider = replace(settings, ingest=replace(settings.ingest, spacing_mm=5.0))
-    report = flows.prepare(raw, store, wider, Options())
+    report = prepare_store(raw, store, wider, Options())
     assert report.reasons == {"ingest settings changed (spacing_mm 4 -> 5)": 3}
     assert open_store(store).info.spacing_mm == 5.0
     assert open_store(store).scan("ann_ct").spacing_zyx_mm == (5.0, 5.0, 5.0)
@@ -110,12 +112,12 @@ def test_scans_without_a_source_are_kept_until_they_are_pruned(
     raw: Path, tmp_path: Path, settings: Settings
 ) -> None:
     store = tmp_path / "store"
-    flows.prepare(raw, store, settings, Options())
+    prepare_store(raw, store, settings, Options())
     (raw / "cis_ct.nii.gz").unlink()
-    report = flows.prepare(raw, store, settings, Options())
+    report = prepare_store(raw, store, settings, Options())
     assert report.absent == ("cis_ct",)
     assert "cis_ct" in open_store(store).scan_ids
-    flows.prepare(raw, store, settings, Options(prune=True))
+    prepare_store(raw, store, settings, Options(prune=True))
     assert open_store(store).scan_ids == ("ann_ct", "ben_ct")
     assert set(read_ledger(store)) == {"ann_ct", "ben_ct"}
 
@@ -127,7 +129,7 @@ def test_two_workers_and_one_give_the_same_bytes(
     for workers in ("1", "2"):
         stores.append(tmp_path / f"store{workers}")
         arguments = ["prepare", str(raw), str(stores[-1]), "--config", str(config), "--workers", workers]
-        assert flows.main(arguments) == 0
+        assert main(arguments) == 0
     assert store_bytes(stores[0]) == store_bytes(stores[1])
 
 
@@ -135,7 +137,7 @@ def test_the_report_for_machines_tells_of_every_scan(raw: Path, tmp_path: Path, 
     (raw / "dud_ct.nii.gz").write_bytes(b"no image")
     out = tmp_path / "report.json"
     arguments = ["prepare", str(raw), str(tmp_path / "store"), "--config", str(config), "--json", str(out)]
-    assert flows.main(arguments) == 1
+    assert main(arguments) == 1
     told = json.loads(out.read_text())
     assert [scan["scan"] for scan in told["committed"]] == ["ann_ct", "ben_ct", "cis_ct"]
     assert all(scan["num_proposals"] > 0 and scan["seconds"] > 0 for scan in told["committed"])
@@ -150,7 +152,7 @@ def test_the_report_for_machines_tells_of_every_scan(raw: Path, tmp_path: Path, 
 def test_a_store_made_elsewhere_from_the_same_scans_has_the_same_bytes(
     raw: Path, tmp_path: Path, settings: Settings
 ) -> None:
-    flows.prepare(raw, tmp_path / "one", settings, Options())
+    prepare_store(raw, tmp_path / "one", settings, Options())
     shutil.copytree(raw, tmp_path / "copy" / "raw", copy_function=shutil.copy2)
-    flows.prepare(tmp_path / "copy" / "raw", tmp_path / "two", settings, Options())
+    prepare_store(tmp_path / "copy" / "raw", tmp_path / "two", settings, Options())
     assert store_bytes(tmp_path / "one") == store_bytes(tmp_path / "two")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-import flows
+from commands.main import main
+from commands.prepare.command import prepare_store
 from commands.prepare.run import Options
 from commands.prepare.settings import Settings, wanted_digests
 from storage import open_store
@@ -36,21 +37,21 @@ def test_a_set_is_prepared_once_and_its_classes_are_told(
     nodules: Path, tmp_path: Path, settings: Settings
 ) -> None:
     store = tmp_path / "store"
-    report = flows.prepare(nodules, store, settings, Options())
+    report = prepare_store(nodules, store, settings, Options())
     assert (report.exit_code, len(report.committed), report.failed) == (0, 10, ())
     made = open_store(store)
     entry = made.entries["nodule_test_0001"]
     assert (entry.shape_zyx, entry.dataset, entry.split) == ((20, 20, 20), "nodule", "test")
     assert made.scan("nodule_test_0001").attributes["class"] == "1"
     assert made.scan("nodule_test_0002").attributes["class"] == "0"
-    again = flows.prepare(nodules, store, settings, Options())
+    again = prepare_store(nodules, store, settings, Options())
     assert (again.exit_code, again.committed, len(again.skipped)) == (0, (), 10)
 
     torch.manual_seed(0)
     export_encoder(tmp_path / "net.safetensors", Iris((4, 8, 16, 16, 16), 1))
     run = tmp_path / "run"
     arguments = ["classify", tmp_path / "net.safetensors", store, run, "--mode", "frozen-linear"]
-    assert flows.main([*map(str, arguments), "--device", "cpu"]) == 0
+    assert main([*map(str, arguments), "--device", "cpu"]) == 0
     assert "| 1 | 2 | 1.000" in (run / "results.md").read_text()
 
 

@@ -35,7 +35,14 @@ def prepared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for row in rows:
             paths = {name: str(ROOT / "examples" / row[name]) for name in ("image", "label") if row[name]}
             writer.writerow(row | paths)
-    command = [sys.executable, "-m", "flows", "prepare", str(folder / "manifest.csv"), str(folder / "store")]
+    command = [
+        sys.executable,
+        "-m",
+        "commands",
+        "prepare",
+        str(folder / "manifest.csv"),
+        str(folder / "store"),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "store"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import flows
+from commands.main import main
 from storage import Store
 from tests.training.finetuning.test_run import export
 from training.classification.embedding import (
@@ -125,7 +125,7 @@ def test_the_command_writes_the_features_of_every_scan(
     checkpoint, out = tmp_path / "net.safetensors", tmp_path / f"f.{suffix}"
     export(net, checkpoint, TrainedOn(spacing_mm=1.5 if suffix == "npz" else 1.0))
     arguments = [str(checkpoint), str(phantom_store.path), "--out", str(out), "--window", "32"]
-    assert flows.main(["embed", *arguments, "--device", "cpu"]) == 0
+    assert main(["embed", *arguments, "--device", "cpu"]) == 0
     assert ("trained on 1 mm" in capsys.readouterr().out) == (suffix == "csv")
     if suffix == "npz":
         with np.load(out) as file:
@@ -172,5 +172,5 @@ def test_a_file_of_another_kind_is_refused_before_any_work(
 ) -> None:
     (tmp_path / "folder.csv").mkdir()
     arguments = ["embed", "nowhere.pt", str(phantom_store.path), "--out", str(tmp_path / name)]
-    assert flows.main(arguments) == 2
+    assert main(arguments) == 2
     assert message in capsys.readouterr().err

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-import flows
+from commands.main import main
 from storage import Store
 from tests.training.blob_store import COUNTS, blob_image, kind_of, write_labels
 from training.classification.config import ClassifyConfig, Mode, classify_config
@@ -353,7 +353,7 @@ def test_the_command_takes_classes_and_splits_that_the_store_knows(
 ) -> None:
     arguments = ["classify", str(checkpoint), str(blobs.path), str(tmp_path / "run")]
     more = ["--mode", "frozen-linear", "--device", "cpu", "--json", str(tmp_path / "out.json")]
-    assert flows.main([*arguments, *more]) == 0
+    assert main([*arguments, *more]) == 0
     told = json.loads((tmp_path / "out.json").read_text())
     assert (told["complete"], told["tested_on"], told["checkpoint"]) == (True, "test", "net.safetensors")
     assert told["auc"] > 0.95
@@ -361,7 +361,7 @@ def test_the_command_takes_classes_and_splits_that_the_store_knows(
     shown = capsys.readouterr().out
     assert "mean over classes" in shown
     assert "balanced accuracy: " in shown
-    assert flows.main([*arguments, *more]) == 2
+    assert main([*arguments, *more]) == 2
     assert "there is a run here already" in capsys.readouterr().err
 
 
@@ -371,7 +371,7 @@ def test_the_command_takes_settings_and_trains(blobs: Store, checkpoint: Path, t
         "[classification]\nhidden = 8\n[optimisation]\nnum_steps = 3\n[run]\nevaluate_every = 0\n"
     )
     labels = write_labels(tmp_path / "labels.csv", blobs, **{"class": kind_of})
-    code = flows.main(
+    code = main(
         [
             *("classify", str(checkpoint), str(blobs.path), str(tmp_path / "run"), "--labels", str(labels)),
             *("--config", str(config), "--test-fraction", "0.25", "--seed", "7", "--device", "cpu"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import flows
+from commands.main import main
 from storage import Store, commit_scan, finish, open_store
 from tests.training.phantom_store import make_phantom_store, phantom_record
 from training.data.augmentation import ViewAugmentation
@@ -444,7 +444,7 @@ def test_the_command_trains_tells_and_writes_its_report(
     config.write_text(to_toml(values))
     command = ["finetune", str(checkpoint), str(phantom_store.path), str(tmp_path / "run")]
     options = ["--config", str(config), "--num", "1", "--seed", "3", "--mode", "tokens", "--device", "cpu"]
-    assert flows.main([*command, *options, "--json", str(result)]) == 0
+    assert main([*command, *options, "--json", str(result)]) == 0
     out = capsys.readouterr().out
     for part in (
         *("label structures: 1 organ, 3 lung", "trained on 1 scans", "on 1 scans not trained on"),
@@ -455,8 +455,8 @@ def test_the_command_trains_tells_and_writes_its_report(
     document = json.loads(result.read_text())
     assert (document["mode"], document["step"], document["complete"]) == ("tokens", 2, True)
     assert [case["structure"] for case in document["report"]["cases"]] == ["organ", "lung"]
-    assert flows.main([*command, "--resume", "--device", "cpu"]) == 0  # done already: reported on again
-    assert flows.main([*command, "--resume", "--mode", "full", "--device", "cpu"]) == 2
+    assert main([*command, "--resume", "--device", "cpu"]) == 0  # done already: reported on again
+    assert main([*command, "--resume", "--mode", "full", "--device", "cpu"]) == 2
     assert "finetune.mode tokens -> full" in capsys.readouterr().err
 
 
@@ -468,13 +468,13 @@ def test_a_store_of_another_voxel_size_is_warned_of_before_the_first_step(
     config, result = tmp_path / "c.toml", tmp_path / "result.json"
     config.write_text(to_toml(tuned(TINY, num_steps=1).values()))
     command = ["finetune", str(path), str(phantom_store.path), "--config", str(config), "--device", "cpu"]
-    assert flows.main([*command, str(tmp_path / "run"), "--json", str(result)]) == 0
+    assert main([*command, str(tmp_path / "run"), "--json", str(result)]) == 0
     told = "voxels measure 1.5 mm, those that the network was trained on 1 mm"
     out = capsys.readouterr().out
     assert out.index(told) < out.index("fine-tuned")
     (warning,) = json.loads(result.read_text())["warnings"]
     assert told in warning
-    assert flows.main([*command, str(tmp_path / "scratch"), "--from-scratch"]) == 0
+    assert main([*command, str(tmp_path / "scratch"), "--from-scratch"]) == 0
     assert "warning" not in capsys.readouterr().out, "of the checkpoint only the widths are taken"
 
 
@@ -495,7 +495,7 @@ def test_what_cannot_be_is_said_and_leaves_no_folder(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     command = ["finetune", str(checkpoint), str(phantom_store.path), str(tmp_path / "run"), *options]
-    assert flows.main(command) == 2
+    assert main(command) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -505,7 +505,7 @@ def test_a_file_that_is_no_network_is_refused(
 ) -> None:
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
     command = ["finetune", str(tmp_path / "other.pth"), str(phantom_store.path), str(tmp_path / "run")]
-    assert flows.main(command) == 2
+    assert main(command) == 2
     assert "not a checkpoint of Iris" in capsys.readouterr().err
 
 

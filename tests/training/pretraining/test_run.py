@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import flows
 import training.engine.distributed
+from commands.main import main
 from storage import Store, commit_scan, finish
 from tests.training.phantom_store import make_phantom_store, phantom_record
 from training.data.augmentation import AugmentationConfig, ViewAugmentation, augment
@@ -63,7 +63,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def command(store: Store, folder: Path, *more: str, processes: int = 1) -> list[str]:
-    start = ["-m", "flows"]
+    start = ["-m", "commands"]
     if processes > 1:
         start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *start]
     return [sys.executable, *start, "pretrain", str(store.path), str(folder), "--device", "cpu", *more]
@@ -116,9 +116,7 @@ def test_a_run_killed_and_stopped_and_gone_on_with_ends_with_the_same_weights(
     if second.returncode:  # else it was done before the signal came
         assert second.returncode == 143, err
         assert "--resume goes on from here" in out
-        assert (
-            flows.main(["pretrain", str(phantom_store.path), str(folder), "--resume", "--device", "cpu"]) == 0
-        )
+        assert main(["pretrain", str(phantom_store.path), str(folder), "--resume", "--device", "cpu"]) == 0
     ours, theirs = (load_file(run / "weights.safetensors") for run in (folder, undisturbed))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -199,7 +197,7 @@ def test_one_batch_is_learned_in_few_steps(phantom_store: Store) -> None:
 def test_a_run_in_a_folder_with_a_run_says_how_to_go_on(
     phantom_store: Store, undisturbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert flows.main(["pretrain", str(phantom_store.path), str(undisturbed), "--recipe", "small"]) == 2
+    assert main(["pretrain", str(phantom_store.path), str(undisturbed), "--recipe", "small"]) == 2
     assert "there is a run here already. Go on with it (--resume)" in capsys.readouterr().err
 
 
@@ -207,10 +205,7 @@ def test_a_run_that_is_done_is_not_done_again(
     phantom_store: Store, undisturbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (undisturbed / METRICS).read_text()
-    assert (
-        flows.main(["pretrain", str(phantom_store.path), str(undisturbed), "--resume", "--device", "cpu"])
-        == 0
-    )
+    assert main(["pretrain", str(phantom_store.path), str(undisturbed), "--resume", "--device", "cpu"]) == 0
     assert "6/6" in capsys.readouterr().out
     assert (undisturbed / METRICS).read_text() == before
 
@@ -221,7 +216,7 @@ def test_going_on_with_other_settings_says_which(
     config = tmp_path / "c.toml"
     config.write_text((undisturbed / CONFIG).read_text().replace("num_steps = 6", "num_steps = 60"))
     arguments = ["pretrain", str(phantom_store.path), str(undisturbed), "--config", str(config), "--resume"]
-    assert flows.main(arguments) == 2
+    assert main(arguments) == 2
     assert "optimisation.num_steps 6 -> 60" in capsys.readouterr().err
 
 
@@ -239,7 +234,7 @@ def test_a_misspelt_setting_names_the_nearest_and_leaves_no_run(
     config = tmp_path / "c.toml"
     config.write_text("[optimisation]\npeek_rate = 0.1\n")
     arguments = ["pretrain", str(phantom_store.path), str(tmp_path / "run"), "--config", str(config)]
-    assert flows.main(arguments) == 2
+    assert main(arguments) == 2
     assert "[optimisation]: unknown setting 'peek_rate'; did you mean 'peak_rate'?" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 

@@ -1,0 +1,45 @@
+"""The `mass` command: parse, run one command, return its exit code.
+
+Nothing heavy is imported before a command runs, so that `mass --help` answers at once. Exit codes: 0 all is
+well, 1 something failed (a table says what), 2 the command cannot be carried out, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code.
+
+    Args:
+        argv: Its arguments; by default those of the process.
+    """
+    from commands.arguments import parser
+    from commands.caches import set_process_defaults
+
+    arguments = parser().parse_args(argv)
+    from commands.terminal import CommandError
+    from pipeline.errors import PipelineError
+    from storage import StorageError
+    from training import TrainingError
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # lines appear at once, also through a pipe
+    set_process_defaults()
+    module, _, name = arguments.run.partition(":")
+    try:
+        code, document = getattr(import_module(module), name)(arguments)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    except (CommandError, PipelineError, StorageError, TrainingError) as error:
+        print(f"mass: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mass: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return int(code)

@@ -1,0 +1,87 @@
+"""The command `mass prepare`: plan, run the flow where there is work, report.
+
+Prefect is started only where there is work, and brings its own server unless PREFECT_API_URL names one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from commands.prepare.outcomes import RunReport
+from commands.prepare.prefect_server import prefect_server
+from commands.prepare.run import Options, Work, plan_work, working_on
+from commands.prepare.settings import Settings, print_report
+
+
+def run_prepare(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    """Mass prepare."""
+    options = Options(
+        workers=arguments.workers,
+        scheduler=arguments.scheduler,
+        device=arguments.device,
+        retry_failed=arguments.retry_failed,
+        prune=arguments.prune,
+    )
+    report = prepare_store(arguments.raw, arguments.store, Settings.read(arguments.config), options)
+    print_report(report)
+    return report.exit_code, {"store": str(arguments.store), **report.to_json()}
+
+
+def prepare_store(raw: Path, store: Path, settings: Settings, options: Options) -> RunReport:
+    """Bring a store up to date with the scans in `raw`; safe to be killed and run again at any time.
+
+    Args:
+        raw: A folder, a manifest, or one file.
+        store: The store; made where there is none.
+        settings: Of ingest and proposals.
+        options: How it is run.
+
+    Returns:
+        The outcome of every scan.
+    """
+    work = plan_work(raw, store, settings, options)
+    try:
+        if work.plan.jobs:
+            run_flow(work)
+    finally:
+        work.close()
+    return work.report()
+
+
+def run_flow(work: Work) -> None:
+    """Run the flow `prepare` on a plan that is made."""
+    work.server_is_kept = bool(os.environ.get("PREFECT_API_URL"))
+    options = work.options
+    with prefect_server(options.scheduler, lambda: import_for_tasks(options)) as settings:
+        from prefect.settings import temporary_settings
+
+        from flows import prepare
+
+        try:
+            with working_on(work), temporary_settings(updates=settings):
+                prepare(
+                    work.raw,
+                    work.store_path,
+                    workers=options.workers,
+                    scheduler=options.scheduler,
+                    device=options.device,
+                    retry_failed=options.retry_failed,
+                    prune=options.prune,
+                )
+        except Exception:
+            if not work.ended:
+                raise
+            print("Prefect's server is gone; all the work is done without it", file=sys.stderr)
+
+
+def import_for_tasks(options: Options) -> None:
+    """Import what takes seconds, where tasks run in this process: while the server starts."""
+    import_module("flows")
+    if options.workers == 1 and not options.scheduler:
+        import_module("commands.prepare.scan_task")
+        import_module("storage.writing")

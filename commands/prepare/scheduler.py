@@ -1,0 +1,225 @@
+"""Batches of scans on their way to the workers and back: where tasks run, how many, how often they are tried.
+
+Reads:  a `Work`, and the Prefect task that prepares a batch.
+Writes: outcomes into the work.
+Bounds: runs in the process of the flow, inside a flow run whose task runner is `task_runner(options)`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import queue
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from commands.prepare.outcomes import Outcome
+from commands.prepare.plan import Job, batches
+from commands.prepare.run import Options, Work
+from commands.prepare.scan_task import without_paths
+from commands.terminal import shown
+
+BATCH_SCANS, BATCH_VOXELS = 8, 2_000_000
+"""Most small scans that share a task, and most (estimated) voxels: a few seconds of work."""
+
+RETRY_DELAYS_SECONDS = (2.0, 10.0)
+"""Waits before another try where a disk or network failed."""
+
+NO_WORKER_SECONDS = 90.0
+"""Longest wait for a Dask worker to come or to come back."""
+
+POLL_SECONDS = 0.5
+
+
+class BatchScheduler:
+    """Submits batches, a few ahead of the workers, and records what comes back."""
+
+    def __init__(self, work: Work, task: Any) -> None:
+        self.work = work
+        self.task = task
+        """Prefect's; takes a payload of `payload_of`, returns outcomes."""
+        self.waiting = deque(batches(work.plan.jobs, max_scans=BATCH_SCANS, max_weight=BATCH_VOXELS))
+        self.in_flight: dict[Any, tuple[Job, ...]] = {}
+        """Batches by the id of their task run."""
+        self.finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        """Futures that are done."""
+        self.deaths: Counter[str] = Counter()
+        """How often a scan was in a batch whose task died."""
+        self.last_worker_seen = time.monotonic()
+
+    def run(self) -> None:
+        """Work until all batches are done, or the run is stopped and those in flight are done."""
+        began = time.monotonic()
+        with shown("prepare") as show, stopped_by_signals(self.work):
+            while self.in_flight or (self.waiting and not self.work.stop):
+                self.submit_batches()
+                self.collect_one()
+                show(self.work.progress(began))
+        self.work.ended = True
+
+    def submit_batches(self) -> None:
+        """Submit one batch per worker and, on Dask, one more, so that no worker has to wait for the next."""
+        spare = 0 if in_this_process(self.work.options) else 1
+        while self.waiting and not self.work.stop:
+            if len(self.in_flight) >= num_workers(self.work.options) + spare:
+                return
+            batch = self.waiting.popleft()
+            future = submit(self.task, self.work, batch)
+            self.in_flight[future.task_run_id] = batch
+            future.add_done_callback(self.finished.put)
+
+    def collect_one(self) -> None:
+        """Record the next batch that is done; stop the run where no worker has been there for long."""
+        try:
+            future = self.finished.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            if num_workers(self.work.options):
+                self.last_worker_seen = time.monotonic()
+            elif time.monotonic() - self.last_worker_seen > NO_WORKER_SECONDS:
+                self.work.stop = f"no Dask worker has been there for {NO_WORKER_SECONDS:.0f} s"
+                self.in_flight.clear()
+            return
+        batch = self.in_flight.pop(future.task_run_id)
+        try:
+            outcomes = future.result()
+        except Exception as error:  # noqa: BLE001 - whatever a task dies of, the others go on
+            outcomes = self.after_death(batch, error)
+        self.work.record(outcomes)
+
+    def after_death(self, batch: tuple[Job, ...], error: Exception) -> list[Outcome]:
+        """Return the outcomes of a batch whose task died as a whole: worker killed, disk away.
+
+        Its scans are submitted again one by one, so that only the one at fault fails; the one that killed its
+        worker, once more.
+        """
+        self.deaths.update(job.scan_id for job in batch)
+        if len(batch) == 1 and not (was_killed(error) and self.deaths[batch[0].scan_id] <= 2):
+            return [outcome_of_death(batch[0], error)]
+        self.waiting.extendleft((job,) for job in reversed(batch))
+        return []
+
+
+def submit(task: Any, work: Work, batch: Sequence[Job]) -> Any:
+    """Submit a batch to the task runner of the flow, named after its scans; returns the future."""
+    more = f" and {len(batch) - 1} more" if len(batch) > 1 else ""
+    named = task.with_options(
+        task_run_name=f"prepare {batch[0].scan_id}{more}",
+        retries=len(RETRY_DELAYS_SECONDS),
+        retry_delay_seconds=list(RETRY_DELAYS_SECONDS),
+    )
+    return named.submit(pickle.dumps((work.store_path.resolve(), work.setup, batch)))
+
+
+def in_this_process(options: Options) -> bool:
+    """Return whether tasks run here, without Dask."""
+    return options.workers == 1 and not options.scheduler
+
+
+def task_runner(options: Options) -> Any:
+    """Return the Prefect task runner: a thread of this process, processes on this machine, or a cluster."""
+    if in_this_process(options):
+        from prefect.task_runners import ThreadPoolTaskRunner
+
+        return ThreadPoolTaskRunner(max_workers=1)
+    import dask
+    from prefect_dask.task_runners import DaskTaskRunner
+
+    for name in ("distributed", "distributed.scheduler", "distributed.nanny"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what happens to a scan is in our own table
+    if options.scheduler:
+        return DaskTaskRunner(address=options.scheduler)
+    threads = str(max(1, (os.cpu_count() or 1) // options.workers))
+    limits = dict.fromkeys(["NUMBA_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"], threads)
+    limits |= dict.fromkeys(["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"], threads)
+    dask.config.set(
+        {
+            "distributed.nanny.pre-spawn-environ": limits,
+            "distributed.worker.memory.target": False,  # results are small: there is nothing to move to disk
+            "distributed.worker.memory.spill": False,
+            # A scan that kills its worker is tried once more by us, and alone.
+            "distributed.scheduler.allowed-failures": 0,
+            "distributed.scheduler.worker-saturation": 1.0,  # nothing waits at a worker, to be killed with it
+        }
+    )
+    return DaskTaskRunner(
+        cluster_kwargs={
+            "n_workers": options.workers,
+            "threads_per_worker": 1,
+            "processes": True,
+            "preload": ["import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"],  # Ctrl-C is for us
+            "host": "127.0.0.1",
+            "dashboard_address": "127.0.0.1:0",  # a free port, for nobody: two runs must not want the same
+            "scheduler_kwargs": {"dashboard": False},
+            "silence_logs": logging.CRITICAL,
+            "local_directory": tempfile.gettempdir(),
+        }
+    )
+
+
+def num_workers(options: Options) -> int:
+    """Return how many tasks can run at once, right now."""
+    if in_this_process(options):
+        return 1
+    from prefect.context import FlowRunContext
+
+    context: Any = FlowRunContext.get()
+    threads: Mapping[str, int] = context.task_runner.client.nthreads()
+    return sum(threads.values())
+
+
+def was_killed(error: Exception) -> bool:
+    """Return whether the worker died, rather than the task failed."""
+    return type(error).__name__ == "KilledWorker"
+
+
+def outcome_of_death(job: Job, error: Exception) -> Outcome:
+    """Return the failure of a scan whose task ended without an outcome of its own."""
+    if was_killed(error):
+        reason = "the worker process died twice while it worked on this scan, most likely for lack of memory"
+        remedy = "Use fewer --workers or a larger spacing_mm, or a machine with more memory"
+    else:
+        reason = f"given up after {len(RETRY_DELAYS_SECONDS) + 1} tries: {type(error).__name__}: {error}"
+        remedy = "Check disk and network, then run the same command again"
+    source = job.found.source
+    return Outcome(
+        scan_id=job.scan_id,
+        location=source.location,
+        state="failed",
+        kind=type(error).__name__,
+        reason=without_paths(reason, source),
+        remedy=remedy,
+        why=job.why,
+    )
+
+
+@contextmanager
+def stopped_by_signals(work: Work) -> Iterator[None]:
+    """Finish the scans in flight after the first Ctrl-C or SIGTERM; the second ends the process at once.
+
+    Does nothing outside of the main thread, where Python lets nobody handle signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        if work.stop:
+            os._exit(128 + number)  # safe: what is committed is whole, the rest is swept by the next run
+        work.stop, work.interrupted = f"interrupted by {signal.Signals(number).name}", True
+        print("\nstopping: the scans in hand are finished; once more to stop at once", file=sys.stderr)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
