@@ -17,7 +17,7 @@ What a task does is in `commands.prepare.scan_task`, how batches reach workers i
 link to the report.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: Prefect reads the types of a flow from a module that it loads.
 
 from pathlib import Path
 from typing import Any, Literal

@@ -139,7 +139,8 @@ def structures_of(store: Store, pairs: Pairs, count: int) -> dict[str, tuple[int
 def network(folder: Path) -> Method:
     """A network of ours as a method: shown the reference, asked about the target."""
     from training import load_checkpoint
-    from training.inference.in_context import Reference, Structure, encode_references, predict_labels
+    from training.inference.prediction import predict_labels
+    from training.inference.prompts import Reference, Structure, encode_references
     from training.inference.segmentation import inference_for
 
     net = load_checkpoint(folder).eval()

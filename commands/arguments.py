@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+
+from commands.options import add_checkpoint, add_count, add_device, add_training, add_workers, at_least
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "manifest.csv"
 """The bundled scans, where this is a checkout."""
@@ -16,26 +19,8 @@ DEMO_FINETUNE_STEPS = 250
 """Of its fine-tuning."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """Every command and its options."""
-    top = argparse.ArgumentParser(
-        prog="mass",
-        description="Annotation-free pretraining on 3D medical scans: from raw scans to a store of masks.",
-        epilog="Exit codes: 0 all well, 1 something failed, 2 cannot be carried out, 130 interrupted.",
-    )
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(name: str, run: str, help: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
-        added.set_defaults(run=run)
-        added.add_argument("--json", type=Path, metavar="FILE", help="write the result for machines")
-        return added
-
-    add = command(
-        "prepare",
-        "commands.prepare.command:run_prepare",
-        "bring a store up to date with a folder or manifest of scans",
-    )
+def add_prepare(add: argparse.ArgumentParser) -> None:
+    """The options of `mass prepare`."""
     add.add_argument(
         "raw", type=Path, metavar="RAW", help="a folder, a manifest (.csv, .tsv, .jsonl), or one file"
     )
@@ -56,18 +41,24 @@ def parser() -> argparse.ArgumentParser:
     )
     add.add_argument("--prune", action="store_true", help="remove scans whose sources are gone")
 
-    add = command("status", "commands.status:run_status", "show what a store has, what failed, what is stale")
+
+def add_status(add: argparse.ArgumentParser) -> None:
+    """The options of `mass status`."""
     add.add_argument("store", type=Path, metavar="STORE")
 
-    add = command("verify", "commands.verify:run_verify", "check every committed byte of a store")
+
+def add_verify(add: argparse.ArgumentParser) -> None:
+    """The options of `mass verify`."""
     add.add_argument("store", type=Path, metavar="STORE")
 
-    add = command(
-        "lift", "commands.lift:run_lift", "bring a store of an older format version to the newest one"
-    )
+
+def add_lift(add: argparse.ArgumentParser) -> None:
+    """The options of `mass lift`."""
     add.add_argument("store", type=Path, metavar="STORE", help="nothing is prepared anew; may be interrupted")
 
-    add = command("score", "commands.score:run_score", "score proposals against the labels in a store")
+
+def add_score(add: argparse.ArgumentParser) -> None:
+    """The options of `mass score`."""
     add.add_argument("store", type=Path, metavar="STORE")
     for what, of in (("scan", "ids"), ("dataset", "data sets")):
         add.add_argument(
@@ -86,9 +77,9 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--csv", type=Path, metavar="FILE", help="write a row a structure of a scan")
     add_workers(add, "scans scored at once (default: 1)")
 
-    add = command(
-        "inspect", "commands.inspect:run_inspect", "draw proposals: a page, and PNG files beside it"
-    )
+
+def add_inspect(add: argparse.ArgumentParser) -> None:
+    """The options of `mass inspect`."""
     add.add_argument("store", type=Path, metavar="STORE")
     add.add_argument(
         "--scan", action="append", default=[], metavar="ID", help="this scan in full (may be repeated)"
@@ -98,25 +89,18 @@ def parser() -> argparse.ArgumentParser:
         "--full", type=int, default=3, metavar="N", help="without --scan: so many scans in full (3)"
     )
 
-    add = command("pretrain", "commands.pretrain:run_pretrain", "train a network on a store's proposals")
+
+def add_pretrain(add: argparse.ArgumentParser) -> None:
+    """The options of `mass pretrain`."""
     add.add_argument("store", type=Path, metavar="STORE")
     add.add_argument(
         "run_folder", type=Path, metavar="RUN", help="checkpoints, metrics, pictures, weights; made new"
     )
     add_training(add, ("published", "small", "whole"))
 
-    add_finetune(command)
 
-    add = command(
-        "segment", "commands.segment:run_segment", "find in raw scans what a reference and its mask show"
-    )
-    add_segment(add)
-
-    add = command(
-        "evaluate", "commands.evaluate:run_evaluate", "measure in-context segmentation on labelled scans"
-    )
-    add_evaluate(add)
-    add = command("embed", "commands.classify:run_embed", "write an encoder's features of a store's scans")
+def add_embed(add: argparse.ArgumentParser) -> None:
+    """The options of `mass embed`."""
     add.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, exported, or published one"
     )
@@ -131,7 +115,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add_device(add)
 
-    add = command("classify", "commands.classify:run_classify", "train a classifier of whole scans")
+
+def add_classify(add: argparse.ArgumentParser) -> None:
+    """The options of `mass classify`."""
     add.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, exported, or published one"
     )
@@ -164,9 +150,9 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--resume", action="store_true", help="go on with the run in RUN")
     add_device(add)
 
-    add = command(
-        "demo", "commands.demo:run_demo", "go the whole way on bundled scans, to the labels of one kept out"
-    )
+
+def add_demo(add: argparse.ArgumentParser) -> None:
+    """The options of `mass demo`."""
     add.add_argument("--raw", type=Path, default=EXAMPLES, metavar="RAW", help="other scans")
     add.add_argument(
         "--store", type=Path, default=Path("demo-store"), metavar="STORE", help="default: demo-store"
@@ -204,14 +190,10 @@ def parser() -> argparse.ArgumentParser:
         help=f"of fine-tuning ({DEMO_FINETUNE_STEPS})",
     )
     add_workers(add, "processes on this machine (default: 1)")
-    return top
 
 
-def add_finetune(command: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
-    """The command finetune."""
-    add = command(
-        "finetune", "commands.finetune:run_finetune", "train a network on labelled scans of a store"
-    )
+def add_finetune(add: argparse.ArgumentParser) -> None:
+    """The options of `mass finetune`."""
     add.add_argument(
         "checkpoint",
         type=Path,
@@ -242,24 +224,6 @@ def add_finetune(command: Callable[[str, str, str], argparse.ArgumentParser]) ->
         "--from-scratch", action="store_true", help="the same network, its weights drawn at random"
     )
     add_training(add)
-
-
-def add_training(add: argparse.ArgumentParser, recipes: Sequence[str] = ("published", "small")) -> None:
-    """What every command takes that trains with a recipe, in a run's folder."""
-    add.add_argument("--recipe", choices=recipes, help="settings to begin with (default: published)")
-    add.add_argument(
-        "--config", type=Path, metavar="C.toml", help="settings that differ from the recipe's, by table"
-    )
-    add.add_argument("--resume", action="store_true", help="go on with the run in RUN, with its own settings")
-    add_workers(add, "processes that read samples (default: the recipe's)", default=None)
-    add_device(add)
-
-
-def add_device(command: argparse.ArgumentParser) -> None:
-    """Give a command the option --device."""
-    command.add_argument(
-        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: auto)"
-    )
 
 
 def add_segment(add: argparse.ArgumentParser) -> None:
@@ -296,9 +260,10 @@ def add_segment(add: argparse.ArgumentParser) -> None:
     )
     add.add_argument(
         "--by",
-        choices=("network", "registration"),
+        choices=("network", "registration", "both"),
         default="network",
-        help="who answers: the network in context, or the references' masks carried over by registration",
+        help="how structures are found: by the network in context (default); by registration, which carries "
+        "the references' masks over; by both: it also tries the place where the network sees them",
     )
     add.add_argument(
         "--largest-component", action="store_true", help="keep the largest connected part of each structure"
@@ -353,50 +318,88 @@ def add_evaluate(add: argparse.ArgumentParser) -> None:
     add.add_argument("--csv", type=Path, metavar="FILE", help="write a row a case and structure")
 
 
-def add_checkpoint(add: argparse.ArgumentParser) -> None:
-    """What every command takes that uses a checkpoint in context."""
-    add.add_argument(
-        "checkpoint",
-        type=Path,
-        metavar="CHECKPOINT",
-        help="a run's folder, its weights.safetensors, a .pt file, or the published .pth",
+COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] = {
+    "prepare": (
+        "commands.prepare.command:run_prepare",
+        "bring a store up to date with a folder or manifest of scans",
+        add_prepare,
+    ),
+    "status": (
+        "commands.status:run_status",
+        "show what a store has, what failed, what is stale",
+        add_status,
+    ),
+    "verify": (
+        "commands.verify:run_verify",
+        "check every committed byte of a store",
+        add_verify,
+    ),
+    "lift": (
+        "commands.lift:run_lift",
+        "bring a store of an older format version to the newest one",
+        add_lift,
+    ),
+    "score": (
+        "commands.score:run_score",
+        "score proposals against the labels in a store",
+        add_score,
+    ),
+    "inspect": (
+        "commands.inspect:run_inspect",
+        "draw proposals: a page, and PNG files beside it",
+        add_inspect,
+    ),
+    "pretrain": (
+        "commands.pretrain:run_pretrain",
+        "train a network on a store's proposals",
+        add_pretrain,
+    ),
+    "finetune": (
+        "commands.finetune:run_finetune",
+        "train a network on labelled scans of a store",
+        add_finetune,
+    ),
+    "segment": (
+        "commands.segment:run_segment",
+        "find in raw scans what a reference and its mask show",
+        add_segment,
+    ),
+    "evaluate": (
+        "commands.evaluate:run_evaluate",
+        "measure in-context segmentation on labelled scans",
+        add_evaluate,
+    ),
+    "embed": (
+        "commands.classify:run_embed",
+        "write an encoder's features of a store's scans",
+        add_embed,
+    ),
+    "classify": (
+        "commands.classify:run_classify",
+        "train a classifier of whole scans",
+        add_classify,
+    ),
+    "demo": (
+        "commands.demo:run_demo",
+        "go the whole way on bundled scans, to the labels of one kept out",
+        add_demo,
+    ),
+}
+"""By name: `module:function` that runs it, help, what adds its options."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of every command and its options."""
+    top = argparse.ArgumentParser(
+        prog="mass",
+        description="Annotation-free pretraining on 3D medical scans: from raw scans to a store of masks.",
+        epilog="Exit codes: 0 all well, 1 something failed, 2 cannot be carried out, 130 interrupted.",
     )
-    add.add_argument(
-        "--weights", choices=("ema", "model"), default="ema", help="averaged (default) or last weights"
-    )
-    add.add_argument(
-        "--window",
-        type=int,
-        nargs=3,
-        metavar=("Z", "Y", "X"),
-        help="voxels of a sliding window, multiples of 16 (default: the training's crop)",
-    )
-    add.add_argument(
-        "--overlap", type=float, default=0.5, metavar="F", help="part that neighbouring windows share (0.5)"
-    )
-    add.add_argument("--mirror", action="store_true", help="average over all mirrorings: 8 times the work")
-    add_device(add)
-
-
-def add_count(
-    add: argparse.ArgumentParser, name: str, default: int, metavar: str, help: str, *, least: int = 1
-) -> None:
-    """An option that takes a whole number of at least `least`."""
-    add.add_argument(name, type=at_least(least), default=default, metavar=metavar, help=help)
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """A type of whole numbers for argparse."""
-
-    def count(text: str) -> int:
-        number = int(text)
-        if number < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, got {number}")
-        return number
-
-    return count
-
-
-def add_workers(group: argparse._ActionsContainer, help: str, *, default: int | None = 1) -> None:
-    """Give a command the option --workers."""
-    group.add_argument("--workers", type=at_least(1), default=default, metavar="N", help=help)
+    top.add_argument("--version", action="version", version=f"mass {version('mass3d')}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    for name, (run, help, add_options) in COMMANDS.items():
+        added = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+        added.set_defaults(run=run)
+        added.add_argument("--json", type=Path, metavar="FILE", help="write the result for machines")
+        add_options(added)
+    return top

@@ -143,8 +143,10 @@ def _segmenter_of_tokens(arguments: Namespace) -> tuple[Segmenter, IngestConfig,
     """A segmenter that asks for what a network was fine-tuned on."""
     if arguments.reference_image or arguments.reference_mask:
         raise CommandError("--finetuned: such a network needs no references. Leave them or --finetuned out")
-    if arguments.by == "registration":
-        raise CommandError("--by registration carries references over; --finetuned has none. Leave one out")
+    if arguments.by != "network":
+        raise CommandError(
+            f"--by {arguments.by} carries references over; --finetuned has none. Leave one of them out"
+        )
     tuned = load_finetuned(arguments.checkpoint, weights=arguments.weights)
     config, ingest = settings(arguments, tuned.net.trained_on)
     device = choose_device(arguments.device)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,27 @@ ARROWS = {
     "storage": set(),
 }
 """Who may import whom, beside itself."""
+
+ROOMS = {
+    "pipeline.compute": set(),
+    "pipeline.volumes": set(),
+    "pipeline.quality": set(),
+    "pipeline.formats": {"volumes"},
+    "pipeline.hierarchies": {"compute"},
+    "pipeline.report": {"quality", "volumes"},
+    "pipeline.discovery": {"formats"},
+    "pipeline.proposals": {"compute", "hierarchies", "volumes"},
+    "pipeline.ingest": {"discovery", "formats", "volumes"},
+    "training.network": set(),
+    "training.data": set(),
+    "training.engine": {"network"},
+    "training.inference": {"data", "engine", "network"},
+    "training.evaluation": {"data", "inference"},
+    "training.pretraining": {"data", "engine", "evaluation", "inference", "network"},
+    "training.finetuning": {"data", "engine", "evaluation", "inference", "network"},
+    "training.classification": {"data", "engine", "network"},
+}
+"""Rooms of a package, each with the rooms that it may import, beside the files at the top of the package."""
 
 HOMES = {
     "zarr": {"storage"},
@@ -89,6 +111,65 @@ def test_imports_follow_the_arrows(module: str) -> None:
     package = module.split(".")[0]
     ours = {name.split(".")[0] for name in imports(MODULES[module])} & {*OURS, "tests", "benchmarks"}
     assert ours - {package} <= ARROWS[package]
+
+
+def room_of(module: str) -> str:
+    """The room of a module; "" for the files at the top of a package, and where there are no rooms."""
+    room = ".".join(module.split(".")[:2])
+    return room if room in ROOMS else ""
+
+
+def wrong_arrows(module: str, imported: Iterable[str]) -> list[str]:
+    """What a module imports against the order of the rooms."""
+    room = room_of(module)
+    package = module.split(".")[0]
+    if package not in ("pipeline", "training"):
+        return []
+    allowed = {room, "", *(f"{package}.{name}" for name in ROOMS.get(room, set()))}
+    return [name for name in imported if name.split(".")[0] == package and room_of(name) not in allowed]
+
+
+def not_through_the_door(module: str, imported: Iterable[str]) -> list[str]:
+    """Modules inside another room that a module imports, past the names that the room offers."""
+    return [name for name in imported if room_of(name) and room_of(name) not in (room_of(module), name)]
+
+
+def test_every_folder_is_a_room() -> None:
+    folders = {
+        f"{package}.{path.parent.name}"
+        for package in ("pipeline", "training")
+        for path in (ROOT / package).glob("*/__init__.py")
+    }
+    assert folders == set(ROOMS)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_rooms_import_each_other_in_one_direction_and_through_the_door(module: str) -> None:
+    imported = list(imports(MODULES[module]))
+    assert wrong_arrows(module, imported) == []
+    assert not_through_the_door(module, imported) == []
+
+
+def test_an_arrow_against_the_order_of_the_rooms_would_be_seen() -> None:
+    assert wrong_arrows("pipeline.volumes.grid", ["pipeline.formats", "pipeline.errors"]) == [
+        "pipeline.formats"
+    ]
+    assert wrong_arrows("training.errors", ["training.network"]) == ["training.network"]
+    assert not_through_the_door("commands.score", ["pipeline.quality.scoring", "pipeline.quality"]) == [
+        "pipeline.quality.scoring"
+    ]
+
+
+DOORS = sorted(path for package in OURS for path in (ROOT / package).rglob("__init__.pyi"))
+
+
+@pytest.mark.parametrize("door", DOORS, ids=lambda path: path.parent.name)
+def test_every_name_of_a_door_can_be_loaded(door: Path) -> None:
+    room = importlib.import_module(".".join(door.parent.relative_to(ROOT).parts))
+    assert room.__all__
+    for name in room.__all__:
+        assert getattr(room, name) is not None
+    assert room.__doc__
 
 
 @pytest.mark.parametrize("library", HOMES)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from training.data import Size
 from training.engine import read_checkpoint
 from training.errors import CheckpointError, ConfigError
-from training.inference.in_context import InferenceConfig, Prompt, Structure
+from training.inference.prompts import InferenceConfig, Prompt, Structure
 from training.network import WEIGHTS, Iris, Priors, WhichWeights, load_checkpoint
 
 FINETUNED = "mass3d_finetuned"

@@ -1,6 +1,7 @@
 """A reference's masks carried over to a target by registration, with how far the images then agree.
 
-    places    middle on middle, and where the surroundings of the structures correlate best with the target
+    places    middle on middle; where the surroundings of the structures correlate best with the target;
+              where a network sees the structures, if it is asked
     at each   demons in a window around the place -> correlation of both images around the structures
     answer    the masks through the best of them; that correlation is its agreement
 
@@ -27,7 +28,7 @@ from scipy import ndimage
 from skimage.feature import match_template, peak_local_max
 
 from training.data import box_of_mask
-from training.inference.in_context import Progress, Reference, Structure
+from training.inference.prompts import Progress, Reference, Structure
 
 Image: TypeAlias = NDArray[np.float32]
 Offset: TypeAlias = tuple[int, int, int]
@@ -39,6 +40,8 @@ PATCH_MARGIN = 0.3
 """Of the structures' length along an axis: what is shown around them when they are looked for."""
 WINDOW_MARGIN = 0.5
 """The same for the window that is registered."""
+SEEN_FRACTION = 0.3
+"""Of the highest probability: voxels below it do not count for the centre of what a network sees."""
 NEAR_VOXELS = 3
 """How far around the structures the images have to agree."""
 LEAST_SHOWN = 0.7
@@ -69,13 +72,14 @@ class Carried:
     shows a part of the structures only, 0 where nothing could be registered. It ranks answers."""
 
 
-def carry(image: Image, masks: NDArray[np.bool_], target: Image) -> Carried:
+def carry(image: Image, masks: NDArray[np.bool_], target: Image, *, seen: Image | None = None) -> Carried:
     """Return masks of an image where a target shows the same.
 
     Args:
         image: The reference, (z, y, x).
         masks: Its masks, (K, z, y, x).
         target: (z, y, x), of any size.
+        seen: (z, y, x) of the target, 0..1: where something else sees the structures; one more place.
     """
     probabilities = np.zeros((len(masks), *target.shape), np.float32)
     together = np.asarray(masks.any(axis=0))
@@ -87,6 +91,8 @@ def carry(image: Image, masks: NDArray[np.bool_], target: Image) -> Carried:
         _middle_on_middle(image.shape, target.shape),
         *_peaks(image, _around(together, PATCH_MARGIN), target),
     ]
+    if seen is not None and (centre := _centre_of(seen)) is not None:
+        places.append(_from_centre(together, centre))
     best: tuple[float, Window, sitk.Transform, sitk.Image] | None = None
     for offset in places:
         there = _moved(window, offset, target.shape)
@@ -111,6 +117,7 @@ def carry_structures(
     structures: Sequence[Structure],
     target: Image,
     *,
+    seen: Image | None = None,
     progress: Progress | None = None,
 ) -> Carried:
     """Return what several references say of a target: their answers' mean, weighed by how far they agree.
@@ -121,6 +128,7 @@ def carry_structures(
         references: At least one.
         structures: K of them; a reference counts for those that it shows.
         target: (z, y, x).
+        seen: As for `carry`.
         progress: Called with references done and references in all.
     """
     sums = np.zeros((len(structures), *target.shape), np.float32)
@@ -128,7 +136,7 @@ def carry_structures(
     agreements = []
     for done, reference in enumerate(references, start=1):
         masks = np.stack([structure.mask(reference.labels) for structure in structures])
-        carried = carry(reference.image, masks, target)
+        carried = carry(reference.image, masks, target, seen=seen)
         weight = np.float32(max(carried.agreement, 1e-3))
         shown = masks.any(axis=(1, 2, 3))
         sums[shown] += weight * carried.probabilities[shown]
@@ -142,6 +150,21 @@ def carry_structures(
 
 def _middle_on_middle(shape: tuple[int, ...], target: tuple[int, ...]) -> Offset:
     z, y, x = ((there - here) // 2 for here, there in zip(shape, target, strict=True))
+    return z, y, x
+
+
+def _centre_of(seen: Image) -> tuple[float, float, float] | None:
+    """Return the centre of what reaches a part of the highest value; None where nothing is seen."""
+    highest = float(seen.max())
+    if highest <= 0:
+        return None
+    z, y, x = ndimage.center_of_mass(np.where(seen >= SEEN_FRACTION * highest, seen, 0.0))
+    return float(z), float(y), float(x)
+
+
+def _from_centre(mask: NDArray[np.bool_], centre: tuple[float, float, float]) -> Offset:
+    """Return the offset that brings the centre of a mask onto another."""
+    z, y, x = (round(there - here) for here, there in zip(ndimage.center_of_mass(mask), centre, strict=True))
     return z, y, x
 
 

@@ -13,7 +13,7 @@ three times on its own grid and one structure's probability on it, however many 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -22,10 +22,13 @@ import cc3d
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from training.data import STRIDE_VOXELS, Size, box_of_mask
 from training.errors import ConfigError, DataError
-from training.inference.in_context import (
+from training.inference.prediction import predict
+from training.inference.prompted import Finetuned
+from training.inference.prompts import (
     InContextNet,
     InferenceConfig,
     Progress,
@@ -33,22 +36,18 @@ from training.inference.in_context import (
     Reference,
     Structure,
     encode_references,
-    predict,
 )
-from training.inference.pictures import Case
-from training.inference.prompted import Finetuned
-from training.inference.raw_scans import RawScan, ScanReader, installed_reader
+from training.inference.raw_scans import RawScan, installed_reader
 from training.inference.registration import LOW_AGREEMENT, carry_structures
+from training.inference.results import Found, Segmentation
 from training.network import TrainedOn, load_checkpoint
 
-Labels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
+Method: TypeAlias = Literal["network", "registration", "both"]
 ProbabilitySink: TypeAlias = Callable[[Structure, NDArray[np.float32]], object]
 """Takes a structure's probability on the target's own grid, one structure after the other."""
 
 _MAX_REFERENCE_VOXELS = 128
 """Along an axis: the network's position volume ends there."""
-_DRAWN_STRUCTURES = 6
-"""Most structures in a picture, the largest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +56,10 @@ class SegmentConfig:
 
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     """Windows, mirroring, precision, threshold, memory."""
-    by: Literal["network", "registration"] = "network"
-    """Who answers: the network in context, or the references' masks carried over by registration, which
-    needs no training and is the better one where a network is young (docs/results.md)."""
+    by: Method = "network"
+    """How structures are found. network: in context. registration: the references' masks are carried over,
+    without a network. both: the same, and the place where the network sees the structures is tried too
+    (docs/results.md compares them)."""
     largest_component: bool = False
     """Whether only the largest connected part (over faces, edges and corners) of each structure is kept."""
     across_modalities: bool = False
@@ -78,88 +78,6 @@ def inference_for(trained_on: TrainedOn, **changes: Any) -> InferenceConfig:
     z_most, y_most, x_most = (min(side, _MAX_REFERENCE_VOXELS) for side in (z, y, x))
     sizes: dict[str, Any] = {"window_voxels": (z, y, x), "reference_voxels": (z_most, y_most, x_most)}
     return InferenceConfig(**{**sizes, "whole_scans": trained_on.whole_scans, **changes})
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Found:
-    """One structure in one target."""
-
-    structure: Structure
-    """Its name and label value."""
-    num_voxels: int
-    """On the target's own grid."""
-    volume_ml: float
-    """The same in millilitres."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Segmentation:
-    """A segmented target."""
-
-    labels: Labels
-    """(z, y, x) on the target's own grid and array axes; the references' label values, 0 is background."""
-    found: tuple[Found, ...]
-    """Every structure asked for that a reference shows, also those of which nothing was found."""
-    scan: RawScan
-    """The target."""
-    reference: Reference | None
-    """The first reference, for pictures."""
-    probabilities: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
-    """On the target's own grid, by label value, where they were asked for."""
-    agreement: float | None = None
-    """Where masks were carried over: how far the images agree there, -1..1
-    (`training.inference.registration`)."""
-    notes: tuple[str, ...] = ()
-    """What is to be known of it."""
-
-    def save(self, path: Path | str) -> None:
-        """Write the labels as an image file on the target's own grid; the suffix tells the format."""
-        self.scan.write(Path(path), self.labels)
-
-    def dice(self, expected: Labels) -> dict[int, float]:
-        """Dice of each structure that a label map (z, y, x) on the target's own grid has, by label value."""
-        found = {}
-        for structure in (one.structure for one in self.found):
-            drawn, there = structure.mask(self.labels), structure.mask(expected)
-            if there.any():
-                found[structure.values[0]] = 2 * int((drawn & there).sum()) / int(drawn.sum() + there.sum())
-        return found
-
-    def cases_against(self, expected: Labels) -> list[Case]:
-        """The same beside what an expert drew (z, y, x) on the target's own grid."""
-        dice, there = self.dice(expected), self.scan.from_own_grid(expected)
-        return [
-            replace(
-                case,
-                reference=self.scan.image,
-                reference_name="expert",
-                mask=found.structure.mask(there),
-                expected=found.structure.mask(there),
-                own_dice=dice.get(found.structure.values[0]),
-            )
-            for case, found in zip(self.cases(), self._largest, strict=True)
-        ]
-
-    @property
-    def _largest(self) -> list[Found]:
-        """What pictures show."""
-        return sorted(self.found, key=lambda found: -found.num_voxels)[:_DRAWN_STRUCTURES]
-
-    def cases(self) -> list[Case]:
-        """The largest structures as pictures show them (`training.draw_cases`)."""
-        shown = self.scan.from_own_grid(self.labels)
-        reference = self.reference or Reference(image=self.scan.image, labels=np.zeros_like(shown))
-        return [
-            Case(
-                reference=reference.image,
-                mask=found.structure.mask(reference.labels),
-                target=self.scan.image,
-                prediction=found.structure.mask(shown),
-                spacing_zyx_mm=self.scan.spacing_zyx_mm,
-                title=f"{found.structure.name}  {found.volume_ml:.3g} ml",
-            )
-            for found in self._largest
-        ]
 
 
 class Segmenter:
@@ -188,8 +106,8 @@ class Segmenter:
         Raises:
             ConfigError: Masks are to be carried over, but there is no reference.
         """
-        if config.by == "registration" and not references:
-            raise ConfigError("by registration: there is no reference to carry over. Give one")
+        if config.by != "network" and not references:
+            raise ConfigError(f"by {config.by}: there is no reference to carry over. Give one")
         self.net, self.prompt, self.config, self.device = net, prompt, config, device
         self.modalities = tuple(modalities)
         self.references = tuple(references)
@@ -320,15 +238,19 @@ class Segmenter:
         self, target: RawScan, progress: Progress | None
     ) -> tuple[Iterable[tuple[int, slice, NDArray[np.float32]]], float | None]:
         """The probabilities (k, z, y, x) of some structures after the other, and how far images agree."""
-        if self.config.by == "registration":
-            structures = self.prompt.structures
-            carried = carry_structures(self.references, structures, target.image, progress=progress)
-            return [(0, slice(0, len(structures)), carried.probabilities)], carried.agreement
-        inference = self.config.inference
+        inference, structures = self.config.inference, self.prompt.structures
         found = predict(
             self.net, target.image, [self.prompt], inference, device=self.device, progress=progress
         )
-        return found, None
+        if self.config.by == "network":
+            return found, None
+        seen = None
+        if self.config.by == "both":
+            seen = np.zeros(target.image.shape, np.float32)
+            for _, _, probabilities in found:
+                np.maximum(seen, probabilities.max(axis=0), out=seen)
+        carried = carry_structures(self.references, structures, target.image, seen=seen, progress=progress)
+        return [(0, slice(0, len(structures)), carried.probabilities)], carried.agreement
 
     def _check_modality(self, target: RawScan) -> None:
         if self.config.across_modalities or not self.modalities or target.modality in self.modalities:
@@ -375,16 +297,14 @@ def segment(
     spacing_mm: float | None = None,
     modality: str | None = None,
     probabilities: bool = False,
-    device: torch.device | str = "cpu",
-    progress: Progress | None = None,
-    reader: ScanReader | None = None,
 ) -> Segmentation:
     """Segment a raw scan as reference scans with masks show it.
 
-    For several targets make a `Segmenter`: it encodes the references once.
+    For several targets make a `Segmenter`: it encodes the references once, reports progress, and takes scans
+    of any reader.
 
     Args:
-        checkpoint: A network (`load_checkpoint`) on `device`, or the file of one.
+        checkpoint: A network (`load_checkpoint`), or the file of one. Computed is where the network is.
         references: Files of images and of masks on their grids; a mask may hold several label values.
         target: A file, or the folder of a DICOM series.
         labels: Label values to look for; empty takes all in the masks.
@@ -392,19 +312,18 @@ def segment(
         spacing_mm: Voxel edge to work at; by default that of the network's training, 1.5 where unknown.
         modality: "ct", "mr" or "pet" of all scans, where their files do not tell.
         probabilities: Whether the result holds each structure's probability on the target's own grid.
-        device: Where to compute.
-        progress: Called with windows done and windows in all.
-        reader: Reads the files; by default the installed one.
 
     Raises:
         TrainingError: No checkpoint of Iris, no such label, an empty mask, a target of another modality.
     """
-    net = load_checkpoint(checkpoint).to(device) if isinstance(checkpoint, Path | str) else checkpoint
+    net = load_checkpoint(checkpoint) if isinstance(checkpoint, Path | str) else checkpoint
     trained_on: TrainedOn = getattr(net, "trained_on", None) or TrainedOn()
     ingest = trained_on.ingest_settings
     if spacing_mm is not None:
         ingest["spacing_mm"] = spacing_mm
-    read = reader or installed_reader()
+    read = installed_reader()
+    weight = next(net.parameters(), None) if isinstance(net, nn.Module) else None
+    device = torch.device("cpu") if weight is None else weight.device
     shown = [read(image, mask=mask, ingest=ingest, modality=modality) for image, mask in references]
     config = config or SegmentConfig(inference=inference_for(trained_on))
     segmenter = Segmenter.from_references(net, shown, config, labels=labels, device=device)
@@ -416,21 +335,12 @@ def segment(
     result = segmenter.segment(
         read(target, ingest=ingest, modality=modality),
         on_probability=keep if probabilities else None,
-        progress=progress,
     )
-    return Segmentation(
-        labels=result.labels,
-        found=result.found,
-        scan=result.scan,
-        reference=result.reference,
-        probabilities=kept,
-        agreement=result.agreement,
-        notes=result.notes,
-    )
+    return replace(result, probabilities=kept)
 
 
 def _told(agreement: float) -> str:
-    """What to say of how far images agree."""
+    """Return a note on how well the images agree."""
     text = f"carried over by registration; the images agree by {agreement:.2f} of 1 there"
     return text if agreement >= LOW_AGREEMENT else f"{text}, which is low: look whether it is there at all"
 

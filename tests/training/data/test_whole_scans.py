@@ -24,13 +24,8 @@ from training.data.whole_scans import (
 )
 from training.data.windows import box_of_mask
 from training.errors import ConfigError, DataError
-from training.inference.in_context import (
-    InferenceConfig,
-    Reference,
-    Structure,
-    encode_references,
-    predict_labels,
-)
+from training.inference.prediction import predict_labels
+from training.inference.prompts import InferenceConfig, Reference, Structure, encode_references
 from training.network.preparation import TrainedOn
 from training.pretraining.config import PretrainConfig, recipe, small
 from training.pretraining.run import settled

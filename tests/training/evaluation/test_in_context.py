@@ -17,7 +17,7 @@ from tests.storage.drawn_record import draw_record
 from tests.training.like_intensity import LikeIntensity
 from training.errors import ConfigError, DataError
 from training.evaluation.in_context import EvaluationConfig, evaluate_in_context
-from training.inference.in_context import InferenceConfig
+from training.inference.prompts import InferenceConfig
 
 SHAPE = (20, 25, 41)
 CONFIG = EvaluationConfig(

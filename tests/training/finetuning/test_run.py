@@ -27,14 +27,9 @@ from training.finetuning.initial_tokens import initial_tokens
 from training.finetuning.report import evaluate_tokens, report_document
 from training.finetuning.run import finetune
 from training.finetuning.scans import FinetuningConfig, choose_scans, find_structures
-from training.inference.in_context import (
-    InferenceConfig,
-    Reference,
-    Structure,
-    encode_references,
-    predict_labels,
-)
+from training.inference.prediction import predict_labels
 from training.inference.prompted import PromptedIris, TokenTable, load_finetuned, tokens_of
+from training.inference.prompts import InferenceConfig, Reference, Structure, encode_references
 from training.network.iris import Iris
 from training.network.preparation import TrainedOn
 from training.network.weights import ModelCard, export_weights, load_checkpoint

@@ -19,7 +19,7 @@ from training.finetuning.samples import (
     make_labelled_loader,
 )
 from training.finetuning.scans import find_structures
-from training.inference.in_context import Structure
+from training.inference.prompts import Structure
 
 CONFIG = LabelledDataConfig(crop_voxels=32, cut_voxels=36)
 

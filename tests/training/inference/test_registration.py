@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from training.inference.in_context import Reference, Structure
+from training.inference.prompts import Reference, Structure
 from training.inference.registration import carry, carry_structures
 
 
@@ -53,6 +53,19 @@ def test_a_target_of_another_size_is_answered_on_its_own_grid() -> None:
     target, expected = scene(2, (9, 20, 12), shape=(18, 40, 72))
     carried = carry(image, masks_of(labels), target)
     assert dice((carried.probabilities >= 0.5).any(axis=0), expected > 0) > 0.8
+
+
+def test_where_something_else_sees_the_structures_is_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.inference.registration._peaks", lambda *arguments: [])
+    image, labels = scene(0, (12, 28, 30))
+    target, expected = scene(1, (10, 16, 44), bend=2.5)
+    seen = np.where(expected > 0, 0.4, 0.05).astype(np.float32)  # faint is enough
+    alone = carry(image, masks_of(labels), target)
+    led = carry(image, masks_of(labels), target, seen=seen)
+    assert dice((led.probabilities >= 0.5).any(axis=0), expected > 0) > 0.8
+    assert led.agreement > alone.agreement + 0.1
+    nothing = carry(image, masks_of(labels), target, seen=np.zeros_like(target))
+    np.testing.assert_array_equal(nothing.probabilities, alone.probabilities)
 
 
 def test_agreement_tells_a_target_that_lacks_the_structure() -> None:

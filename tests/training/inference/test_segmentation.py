@@ -21,9 +21,10 @@ from tests.phantom import Phantom, phantom, write_dicom
 from tests.storage.drawn_record import draw_record
 from tests.training.like_intensity import LikeInside
 from training.errors import ConfigError, DataError
-from training.inference.in_context import InferenceConfig, Reference
+from training.inference.prompts import InferenceConfig, Reference
 from training.inference.raw_scans import installed_reader
-from training.inference.segmentation import Segmentation, SegmentConfig, Segmenter, inference_for, segment
+from training.inference.results import Segmentation
+from training.inference.segmentation import SegmentConfig, Segmenter, inference_for, segment
 from training.network.preparation import TrainedOn
 
 WINDOW = InferenceConfig(window_voxels=(48, 64, 48), reference_voxels=(96, 96, 96))
@@ -335,6 +336,19 @@ def test_registration_answers_in_place_of_the_network(segmenter: Segmenter, refe
     assert any("low: look" in note for note in doubted.notes)
     assert min(result.dice(own).values()) > 0.8
     assert segmenter.segment(shown).agreement is None
+
+
+def test_registration_tries_the_place_where_the_network_sees_the_structures(
+    reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.inference.registration._peaks", lambda *arguments: [])
+    shown = read(*reference)
+    moved = replace(shown, image=np.roll(shown.image, (0, 9, -8), axis=(0, 1, 2)))
+    agreements = {}
+    for by in ("registration", "both"):
+        config = SegmentConfig(inference=WINDOW, by=by)
+        agreements[by] = Segmenter.from_references(LikeInside(), [shown], config).segment(moved).agreement
+    assert agreements["both"] > agreements["registration"]
 
 
 def test_registration_asks_for_a_reference(segmenter: Segmenter) -> None:

@@ -33,7 +33,7 @@ from training.engine.precision import ChosenPrecision, Precision, Support
 from training.engine.run_folder import CONFIG, to_toml
 from training.errors import ConfigError
 from training.evaluation.in_context import EvaluationConfig
-from training.inference.in_context import InferenceConfig
+from training.inference.prompts import InferenceConfig
 from training.inference.segmentation import inference_for
 from training.network.weights import load_checkpoint
 from training.pretraining.config import PretrainConfig, published, small

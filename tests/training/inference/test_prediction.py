@@ -12,15 +12,8 @@ from tests.training.phantom_store import make_phantom_store
 from training.data.augmentation import ViewAugmentation
 from training.errors import ConfigError, DataError
 from training.finetuning.samples import LabelledDataConfig, LabelReader, augment_labelled, collate_labelled
-from training.inference.in_context import (
-    InferenceConfig,
-    Reference,
-    Structure,
-    encode_references,
-    predict,
-    predict_labels,
-    predict_probabilities,
-)
+from training.inference.prediction import predict, predict_labels, predict_probabilities
+from training.inference.prompts import InferenceConfig, Reference, Structure, encode_references
 
 SMALL = InferenceConfig(window_voxels=(16, 32, 16), reference_voxels=(16, 16, 32))
 LIVER, SPLEEN = Structure(name="liver", values=(3,)), Structure(name="spleen", values=(7, 9))

@@ -1,13 +1,11 @@
-"""From reference images with labels to a segmentation of other images: arrays in, arrays out.
+"""From reference images with labels to a prompt: what a network is shown before it is asked about a target.
 
     references --window around each structure--> priors, averaged over windows and references  = a prompt
-    image --sliding window, Gaussian weights--> probability of each structure, K at a time
 
 Reads:  images float32 (z, y, x) z-scores, reference labels uint8/uint16 (z, y, x), all of one spacing.
-Writes: probabilities float32 (K, z, y, x), or labels uint16 (z, y, x): 1 + the structure's place, 0 = none.
-Bounds: beyond the scan's faces a window holds the scan's darkest value, as training's crops do.
-        Memory holds one window's features and the accumulators, at most `max_accumulator_bytes` of them;
-        what exceeds that takes further passes over the image. Nothing random; the network is not changed.
+Writes: a `Prompt`: priors of each structure, for each flip.
+Bounds: beyond the faces of a scan a window holds its lowest value, as crops do in training. Memory holds
+        one window's features. Nothing is random; the network is not changed.
 """
 
 from __future__ import annotations
@@ -29,15 +27,12 @@ from training.data import (
     box_of_mask,
     boxes_over,
     fit_window,
-    from_window,
-    gaussian_weights,
     hull_of,
     join_boxes,
     labels_to_window,
     take,
     take_image,
     to_window,
-    window_boxes,
 )
 from training.engine import Precision, autocast, choose_precision
 from training.errors import ConfigError, DataError
@@ -231,7 +226,7 @@ def _views(reference: Reference, structures: Sequence[Structure], config: Infere
     if config.whole_scans:
         yield from _whole_views(reference, structures, config)
         return
-    shape = _size(reference.image.shape)
+    shape = size_of(reference.image.shape)
     window = fit_window(shape, config.reference_voxels)
     found = {k: box_of_mask(structure.mask(reference.labels)) for k, structure in enumerate(structures)}
     boxes: dict[int, Slices] = {k: box for k, box in found.items() if box is not None}
@@ -290,8 +285,8 @@ def _priors(
             masks = np.concatenate([masks, np.ones_like(masks[:1])])
             places, shares = [*places, len(rows)], [*shares, 1.0]
         with autocast(choose_precision(config.precision, device), device):
-            features = net.encode(_batch(view.image[None], flip, device))
-            parts = net.encode_tasks(features, _batch(masks, flip, device))
+            features = net.encode(to_batch(view.image[None], flip, device))
+            parts = net.encode_tasks(features, to_batch(masks, flip, device))
         share = torch.tensor(shares, device=device, dtype=torch.float32)
         weights[places] += share
         if sums is None:
@@ -302,196 +297,18 @@ def _priors(
     return tuple(total / weights[:, None, None] for total in sums)
 
 
-def predict_probabilities(
-    net: InContextNet,
-    image: NDArray[np.float32],
-    prompt: Prompt,
-    config: InferenceConfig,
-    *,
-    device: torch.device | str = "cpu",
-    progress: Progress | None = None,
-) -> NDArray[np.float32]:
-    """Return the probability of each of the prompt's structures, (K, z, y, x); independent of each other.
-
-    Args:
-        net: On `device`, in evaluation mode.
-        image: (z, y, x) z-scores.
-        prompt: From `encode_references` with the same config.
-        config: Windows, flips and precision.
-        device: Where to compute.
-        progress: Called after each batch of windows.
-    """
-    result = np.empty((len(prompt.structures), *image.shape), np.float32)
-    for _, part, probabilities in predict(net, image, [prompt], config, device=device, progress=progress):
-        result[part] = probabilities
-    return result
-
-
-def predict_labels(
-    net: InContextNet,
-    image: NDArray[np.float32],
-    prompt: Prompt,
-    config: InferenceConfig,
-    *,
-    device: torch.device | str = "cpu",
-    progress: Progress | None = None,
-) -> NDArray[np.uint16]:
-    """Return for each voxel its most probable structure: 1 + its place in the prompt, 0 below the threshold.
-
-    Arguments as for `predict_probabilities`. Of the probabilities only the largest is kept.
-    """
-    labels = np.zeros(image.shape, np.uint16)
-    best = np.full(image.shape, config.threshold, np.float32)
-    for _, part, probabilities in predict(net, image, [prompt], config, device=device, progress=progress):
-        for place, probability in enumerate(probabilities, start=part.start + 1):
-            # ">=" for the first, so that a voxel at the threshold itself belongs to it.
-            better = np.where(labels == 0, probability >= best, probability > best)
-            labels[better] = place
-            best[better] = probability[better]
-    return labels
-
-
-@torch.inference_mode()
-def predict(
-    net: InContextNet,
-    image: NDArray[np.float32],
-    prompts: Sequence[Prompt],
-    config: InferenceConfig,
-    *,
-    device: torch.device | str = "cpu",
-    progress: Progress | None = None,
-) -> Iterator[tuple[int, slice, NDArray[np.float32]]]:
-    """Put several prompts to one image; a window is encoded once for all of them in a pass.
-
-    Arguments as for `predict_probabilities`.
-
-    Yields:
-        The prompt's number, some of its structures, and their probabilities (k, z, y, x).
-    """
-    shape, device = _size(image.shape), torch.device(device)
-    if config.whole_scans:
-        yield from _predict_whole(net, image, prompts, config, device, progress)
-        return
-    window = fit_window(shape, config.window_voxels)
-    boxes = window_boxes(shape, window, config.overlap_fraction)
-    weights = gaussian_weights(window)
-    jobs = _jobs(prompts, config, image.size)
-    done, total = 0, len(jobs) * len(boxes)
-    for batch in jobs:
-        sums = [np.zeros((part.stop - part.start, *shape), np.float32) for _, part in batch]
-        norm = np.zeros(shape, np.float32)
-        for first in range(0, len(boxes), config.windows_at_once):
-            some = boxes[first : first + config.windows_at_once]
-            found = _window_probabilities(net, image, some, prompts, batch, config, device)
-            for sum_, probabilities in zip(sums, found, strict=True):
-                for box, probability in zip(some, probabilities, strict=True):
-                    _add(sum_, probability * weights, box)
-            for box in some:
-                _add(norm[None], weights[None], box)
-            done += len(some)
-            if progress is not None:
-                progress(done, total)
-        for (number, part), sum_ in zip(batch, sums, strict=True):
-            sum_ /= norm
-            yield number, part, sum_
-
-
-def _predict_whole(
-    net: InContextNet,
-    image: NDArray[np.float32],
-    prompts: Sequence[Prompt],
-    config: InferenceConfig,
-    device: torch.device,
-    progress: Progress | None,
-) -> Iterator[tuple[int, slice, NDArray[np.float32]]]:
-    """Do what `predict` does, for the whole image in one window."""
-    shape, window = _size(image.shape), config.window_voxels
-    shown = to_window(image, window)
-    everything = window_boxes(window, window, 0.0)
-    jobs = _jobs(prompts, config, image.size)
-    for done, batch in enumerate(jobs, start=1):
-        found = _window_probabilities(net, shown, everything, prompts, batch, config, device)
-        if progress is not None:
-            progress(done, len(jobs))
-        for (number, part), probabilities in zip(batch, found, strict=True):
-            yield number, part, np.stack([from_window(values, shape) for values in probabilities[0]])
-
-
-def _jobs(
-    prompts: Sequence[Prompt], config: InferenceConfig, num_voxels: int
-) -> list[list[tuple[int, slice]]]:
-    """What each pass over the image adds up: (prompt, structures decoded together), within the memory."""
-    room = max(1, config.max_accumulator_bytes // (4 * num_voxels))
-    together = min(config.masks_at_once, room)
-    passes: list[list[tuple[int, slice]]] = []
-    free = 0
-    for number, prompt in enumerate(prompts):
-        for start in range(0, len(prompt.structures), together):
-            part = slice(start, min(start + together, len(prompt.structures)))
-            if part.stop - part.start > free:
-                passes.append([])
-                free = room
-            passes[-1].append((number, part))
-            free -= part.stop - part.start
-    return passes
-
-
-def _window_probabilities(
-    net: InContextNet,
-    image: NDArray[np.float32],
-    boxes: Sequence[Slices],
-    prompts: Sequence[Prompt],
-    jobs: Sequence[tuple[int, slice]],
-    config: InferenceConfig,
-    device: torch.device,
-) -> list[NDArray[np.float32]]:
-    """The probabilities (B, k, z, y, x) of each job in some windows, averaged over the flips."""
-    windows = np.stack([take_image(image, box) for box in boxes])
-    sums: list[NDArray[np.float32] | None] = [None] * len(jobs)
-    for flip_number, flip in enumerate(config.flips):
-        with autocast(choose_precision(config.precision, device), device):
-            features = net.encode(_batch(windows, flip, device).transpose(0, 1))
-            for number, (prompt, part) in enumerate(jobs):
-                priors = [
-                    _asked(prior, part, config).expand(len(boxes), -1, -1, -1)
-                    for prior in prompts[prompt].priors[flip_number]
-                ]
-                logits = net.decode(features, tuple(priors))[:, : part.stop - part.start]
-                probability = _unflip(torch.sigmoid(logits.float()), flip).cpu().numpy()
-                before = sums[number]
-                sums[number] = probability if before is None else before + probability
-    return [sum_ / np.float32(len(config.flips)) for sum_ in sums if sum_ is not None]
-
-
-def _asked(prior: Tensor, part: slice, config: InferenceConfig) -> Tensor:
-    """The priors of some structures, and the whole image's where it is asked for."""
-    return torch.cat([prior[part], prior[-1:]]) if config.whole_mask else prior[part]
-
-
-def _batch(volumes: NDArray[Any], flip: Flip, device: torch.device) -> Tensor:
+def to_batch(volumes: NDArray[Any], flip: Flip, device: torch.device) -> Tensor:
     """(n, z, y, x) as (1, n, z, y, x) float32 on the device, mirrored."""
     tensor = torch.from_numpy(np.ascontiguousarray(volumes)).to(device)[None].float()
     return tensor.flip([axis + 2 for axis in flip]) if flip else tensor
 
 
-def _unflip(volumes: Tensor, flip: Flip) -> Tensor:
-    return volumes.flip([axis + 2 for axis in flip]) if flip else volumes
+def size_of(shape: tuple[int, ...]) -> Size:
+    """Return the shape of an image (z, y, x).
 
-
-def _add(total: NDArray[np.float32], values: NDArray[np.float32], box: Slices) -> None:
-    """Add the values of a window to the part of `total` (k, z, y, x) that it covers."""
-    inside = [
-        slice(max(part.start, 0), min(part.stop, size))
-        for part, size in zip(box, total.shape[1:], strict=True)
-    ]
-    own = [
-        slice(part.start - outer.start, part.stop - outer.start)
-        for part, outer in zip(inside, box, strict=True)
-    ]
-    total[:, inside[0], inside[1], inside[2]] += values[:, own[0], own[1], own[2]]
-
-
-def _size(shape: tuple[int, ...]) -> Size:
+    Raises:
+        DataError: It has other axes.
+    """
     if len(shape) != 3:
         raise DataError(f"an image is (z, y, x), got shape {shape}")
     z, y, x = shape

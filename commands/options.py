@@ -1,0 +1,74 @@
+"""Options that several `mass` commands have."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A type of whole numbers for argparse."""
+
+    def count(text: str) -> int:
+        number = int(text)
+        if number < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {number}")
+        return number
+
+    return count
+
+
+def add_count(
+    add: argparse.ArgumentParser, name: str, default: int, metavar: str, help: str, *, least: int = 1
+) -> None:
+    """An option that takes a whole number of at least `least`."""
+    add.add_argument(name, type=at_least(least), default=default, metavar=metavar, help=help)
+
+
+def add_workers(group: argparse._ActionsContainer, help: str, *, default: int | None = 1) -> None:
+    """Give a command the option --workers."""
+    group.add_argument("--workers", type=at_least(1), default=default, metavar="N", help=help)
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    """Give a command the option --device."""
+    command.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: auto)"
+    )
+
+
+def add_training(add: argparse.ArgumentParser, recipes: Sequence[str] = ("published", "small")) -> None:
+    """What every command takes that trains with a recipe, in a run's folder."""
+    add.add_argument("--recipe", choices=recipes, help="settings to begin with (default: published)")
+    add.add_argument(
+        "--config", type=Path, metavar="C.toml", help="settings that differ from the recipe's, by table"
+    )
+    add.add_argument("--resume", action="store_true", help="go on with the run in RUN, with its own settings")
+    add_workers(add, "processes that read samples (default: the recipe's)", default=None)
+    add_device(add)
+
+
+def add_checkpoint(add: argparse.ArgumentParser) -> None:
+    """What every command takes that uses a checkpoint in context."""
+    add.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a run's folder, its weights.safetensors, a .pt file, or the published .pth",
+    )
+    add.add_argument(
+        "--weights", choices=("ema", "model"), default="ema", help="averaged (default) or last weights"
+    )
+    add.add_argument(
+        "--window",
+        type=int,
+        nargs=3,
+        metavar=("Z", "Y", "X"),
+        help="voxels of a sliding window, multiples of 16 (default: the training's crop)",
+    )
+    add.add_argument(
+        "--overlap", type=float, default=0.5, metavar="F", help="part that neighbouring windows share (0.5)"
+    )
+    add.add_argument("--mirror", action="store_true", help="average over all mirrorings: 8 times the work")
+    add_device(add)
