@@ -75,8 +75,8 @@ def commands() -> tuple[Command, ...]:
     return (
         Command(
             name="prepare",
-            text="`mass prepare RAW STORE --config C.toml`. A changed setting makes those scans stale that it "
-            "affects; `mass prepare` then makes them again.",
+            text="`mass prepare RAW STORE --config C.toml`. A changed setting makes those scans stale that "
+            "it affects; `mass prepare` then makes them again.",
             recipes={"default": Settings.read(None)},
         ),
         Command(
@@ -118,7 +118,7 @@ def tables_of(command: Command) -> Iterator[tuple[str, dict[str, object]]]:
     if command.own_table:
         yield command.own_table, dict(command.recipes)
     first = next(iter(command.recipes.values()))
-    for field in fields(first):  # type: ignore[arg-type]
+    for field in fields(first):
         configs = {name: getattr(config, field.name) for name, config in command.recipes.items()}
         if is_dataclass(getattr(first, field.name)):
             yield from _nested(field.name, configs)
@@ -128,7 +128,7 @@ def _nested(table: str, configs: dict[str, object]) -> Iterator[tuple[str, dict[
     first = next(iter(configs.values()))
     if plain_fields(type(first)):
         yield table, configs
-    for field in fields(first):  # type: ignore[arg-type]
+    for field in fields(first):
         if is_dataclass(getattr(first, field.name)):
             inner = {name: getattr(config, field.name) for name, config in configs.items()}
             yield from _nested(f"{table}.{field.name}", inner)
@@ -172,9 +172,7 @@ def wrapped(text: str) -> str:
     if not text.startswith('["'):
         return text
     items = text[1:-1].split(", ")
-    return "[
-" + "".join(f"  {item},
-" for item in items) + "]"
+    return "[\n" + "".join(f"  {item},\n" for item in items) + "]"
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -272,7 +270,7 @@ def slug(heading: str) -> str:
 
 def main() -> int:
     """Write the page, or check it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where it differs")
     check = parser.parse_args().check
     text = page()

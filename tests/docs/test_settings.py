@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 import tomllib
 from dataclasses import fields, is_dataclass, make_dataclass
 from pathlib import Path
@@ -14,22 +15,14 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 
 
-def load() -> ModuleType:
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
     """The script; docs/ is no package."""
     spec = importlib.util.spec_from_file_location("make_settings", ROOT / "docs" / "make_settings.py")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules["make_settings"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    import sys
-
-    module = load()
-    sys.modules["make_settings"] = module
     return module
 
 
