@@ -5,6 +5,7 @@
 #   make test    the whole test suite, in two processes; WORKERS=8 for more, WORKERS=0 for one
 #   make test-without-bfloat16   the tests of training on a CPU whose newer instructions are hidden
 #   make lint    ruff and mypy
+#   make docs    the site of docs/ in site/, with every link checked
 #   make bench   speed, memory, bytes and kills; the other scripts of benchmarks/ ask for data, --help tells which
 #   make quality MANIFEST=M.csv OUT=DIR   proposals against labels, beside other methods; also ablation, held-out
 
@@ -17,7 +18,7 @@ WORKERS ?= 2
 # A file stays in one process, which keeps its fixtures.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-without-bfloat16 lint format bench quality ablation held-out clean
+.PHONY: demo test test-without-bfloat16 lint format docs bench quality ablation held-out clean
 
 demo: $(STAMP)
 	$(BIN)/mass demo
@@ -38,6 +39,9 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: $(STAMP)
 	@for name in speed components store step flow_overhead kill; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
@@ -48,8 +52,8 @@ quality ablation held-out: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "mass3d needs Python 3.11, 3.12 or 3.13 with venv (on Debian: apt-get install python3-venv)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build site *.egg-info

@@ -1,7 +1,7 @@
-"""Draw the rooms of the code and who imports whom into docs/architecture.md.
+"""Draw the rooms of the code and who imports whom, for docs/architecture.md.
 
-    python docs/make_rooms.py            writes the picture between the markers of the page
-    python docs/make_rooms.py --check    exit code 1 where the page is stale
+    python docs/make_rooms.py            writes rooms-*.svg and the table between the markers of the page
+    python docs/make_rooms.py --check    exit code 1 where one of them is stale
 
 An arrow is an import of one room by another, anywhere in its files. Rooms stand in an order in which every
 arrow points to a row above.
@@ -20,6 +20,8 @@ PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- rooms:begin -->", "<!-- rooms:end -->"
 PACKAGES = ("storage", "pipeline", "training", "commands")
 WITH_ROOMS = ("pipeline", "training")
+STEP_X, STEP_Y, BOX_X, BOX_Y = 150, 84, 118, 34
+"""Distances between boxes and their size, in the units of the drawing."""
 
 
 def room_of(module: str) -> str:
@@ -75,40 +77,79 @@ def first_line(room: str) -> str:
     return text.split("\n")[0].rstrip(".")
 
 
-def picture() -> str:
-    """Return the table of rooms and a Mermaid graph of those inside of pipeline and training."""
-    found = arrows()
+def level_of(room: str, found: dict[str, set[str]]) -> int:
+    """Return how many rooms of its package stand on top of each other below a room."""
+    below = [name for name in found[room] if name in found and name.split(".")[0] == room.split(".")[0]]
+    return 1 + max((level_of(name, found) for name in below if "." in name), default=-1)
+
+
+def drawing(package: str, found: dict[str, set[str]]) -> str:
+    """Return an SVG of the rooms of a package: each stands above all that it imports."""
+    rooms = [room for room in in_order(found) if room.startswith(f"{package}.")]
+    rows: dict[int, list[str]] = {}
+    for room in rooms:
+        rows.setdefault(level_of(room, found), []).append(room)
+    width = STEP_X * max(len(row) for row in rows.values())
+    height = STEP_Y * len(rows)
+    places = {
+        room: (
+            round(width * (number + 0.5) / len(row)),
+            height - STEP_Y * level - STEP_Y // 2,
+        )
+        for level, row in rows.items()
+        for number, room in enumerate(row)
+    }
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">',
+        f'<rect width="{width}" height="{height}" rx="8" fill="#f6f8fa"/>',
+        '<g fill="none" stroke="#8a939e" stroke-width="1.2">',
+    ]
+    for room in rooms:
+        for other in sorted(found[room] & set(rooms)):
+            (x, y), (to_x, to_y) = places[room], places[other]
+            lines.append(
+                f'<path d="M{x} {y + BOX_Y // 2} C{x} {y + STEP_Y // 2} {to_x} {to_y - STEP_Y // 2} '
+                f'{to_x} {to_y - BOX_Y // 2}"/>'
+            )
+    lines += ["</g>", '<g text-anchor="middle" font-size="13" fill="#1f2933">']
+    for room, (x, y) in places.items():
+        lines.append(
+            f'<rect x="{x - BOX_X // 2}" y="{y - BOX_Y // 2}" width="{BOX_X}" height="{BOX_Y}" rx="5" '
+            f'fill="#ffffff" stroke="#00796b"/><text x="{x}" y="{y + 5}">{room.split(".")[1]}</text>'
+        )
+    return "\n".join([*lines, "</g></svg>"]) + "\n"
+
+
+def table(found: dict[str, set[str]]) -> str:
+    """Return the table of rooms, with the drawings above it."""
     order = [room for room in in_order(found) if room not in WITH_ROOMS]
-    lines = ["| room | what it does | imports |", "| --- | --- | --- |"]
+    lines = [
+        f"![The rooms of {name}, each above those that it imports](rooms-{name}.svg)\n" for name in WITH_ROOMS
+    ]
+    lines += ["| room | what it does | imports |", "| --- | --- | --- |"]
     for room in order:
         needs = ", ".join(f"`{name}`" for name in order if name in found[room])
         lines.append(f"| `{room}` | {first_line(room)} | {needs} |")
-    lines += ["", "```mermaid", "graph BT"]
-    for package in WITH_ROOMS:
-        lines.append(f"  subgraph {package}_package [{package}]")
-        lines += [f'    {room.replace(".", "_")}["{room.split(".")[1]}"]' for room in order if "." in room
-                  and room.startswith(package)]  # fmt: skip
-        lines.append("  end")
-    for room in order:
-        inside = [name for name in order if name in found[room] and "." in room and "." in name]
-        lines += [f"  {room.replace('.', '_')} --> {name.replace('.', '_')}" for name in inside]
-    return "\n".join([*lines, "```"])
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Write the picture, or check it."""
+    """Write the page and the drawings, or check them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where the page is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a file is stale")
     check = parser.parse_args().check
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
+    found = arrows()
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     after = rest.split(END)[1]
-    wanted = f"{before}{BEGIN}\n{picture()}\n{END}{after}"
-    if check and wanted != text:
-        sys.exit("docs/architecture.md is stale: run python docs/make_rooms.py")
-    PAGE.write_text(wanted, encoding="utf-8")
+    wanted = {PAGE: f"{before}{BEGIN}\n{table(found)}\n{END}{after}"}
+    wanted |= {PAGE.with_name(f"rooms-{name}.svg"): drawing(name, found) for name in WITH_ROOMS}
+    for path, text in wanted.items():
+        if check and (not path.exists() or path.read_text(encoding="utf-8") != text):
+            sys.exit(f"{path.name} is stale: run python docs/make_rooms.py")
+        if not check:
+            path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
