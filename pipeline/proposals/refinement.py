@@ -90,14 +90,9 @@ def refine(
 
     def paint_and_split(column: int) -> None:
         nest, partition, around = nests[column], partition_of[column], innermost[column]
-        if sigmas[nest.place].any():
-            boxes = region_boxes(leaves[partition][1], around, nest.parent)
-            blurs, way = sigmas[nest.place], outlines[nest.style]
-            volume = paint_smoothed(
-                partitions[partition], around, nest.parent, nest.last, blurs, boxes, way, backend
-            )
-        else:
-            volume = gathered(around, partitions[partition], backend)
+        labels, leaf_boxes = partitions[partition], leaves[partition][1]
+        volume = _painted(nest, around, labels, leaf_boxes, sigmas[nest.place], outlines, backend)
+        del labels
         with turn:
             waiting[partition] -= 1
             if not waiting[partition]:
@@ -115,6 +110,33 @@ def refine(
         atom_voxels=voxels,
         atom_boxes=boxes,
     )
+
+
+def _painted(
+    nest: Nest,
+    innermost: NDArray[np.uint16],
+    labels: Any,
+    leaf_boxes: NDArray[np.int32],
+    sigmas: NDArray[np.float64],
+    outlines: Sequence[Outlines],
+    backend: Backend,
+) -> Any:
+    """Return uint16 (z, y, x): 1 + rank of the innermost region of a nest at each voxel, smoothed; or 0.
+
+    Args:
+        nest: Chosen regions of one tree.
+        innermost: (R,) 1 + rank of the smallest of them around each leaf, or 0.
+        labels: (z, y, x) leaf of each voxel, on the backend.
+        leaf_boxes: (R, 6) of the leaves.
+        sigmas: (N,) width of the blur of each region, in voxels.
+        outlines: The ways in which regions are smoothed.
+        backend: Where it runs.
+    """
+    if not sigmas.any():
+        return gathered(innermost, labels, backend)
+    boxes = region_boxes(leaf_boxes, innermost, nest.parent)
+    way = outlines[nest.style]
+    return paint_smoothed(labels, innermost, nest.parent, nest.last, sigmas, boxes, way, backend)
 
 
 def _innermost(nest: Nest, hierarchy: Hierarchy) -> NDArray[np.uint16]:
