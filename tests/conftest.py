@@ -14,8 +14,13 @@ from tests.phantom import Phantom, phantom as make_phantom
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # No test depends on the speed of the machine: examples may take any time to draw and to check.
+# A failing example prints the line that reproduces it; in CI examples are the same in every run.
 hypothesis.settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "any machine",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    print_blob=True,
+    derandomize=bool(os.environ.get("CI")),
 )
 hypothesis.settings.load_profile("any machine")
 

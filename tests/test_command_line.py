@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -43,10 +43,10 @@ def mass(
     )
 
 
-def test_help_names_every_command_in_under_a_second() -> None:
-    began = time.monotonic()
+def test_help_names_every_command_in_under_a_second_of_processor_time() -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     run = mass("--help")
-    seconds = time.monotonic() - began
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     assert run.returncode == 0
     for command in COMMANDS:
         assert re.search(rf"^ +{command} ", run.stdout, re.MULTILINE), command

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from commands.main import main
 from commands.segment import WindowProgress, staged
 from tests.phantom import Phantom, phantom, write_dicom
 from tests.training.like_intensity import LikeInside
+from tests.waits import PATIENT_SECONDS
 from training.network.iris import Iris
 from training.network.preparation import TrainedOn
 
@@ -205,7 +205,7 @@ def test_a_signal_ends_it_with_nothing_half_written(folder: Path, number: int, c
     shown = ["--reference-image", folder / "ref.nii.gz", "--reference-mask", folder / "mask.nii.gz"]
     arguments = ["segment", "c", *shown, folder / "scans", "--out", folder / "out", "--modality", "ct"]
     run = subprocess.Popen(
-        [sys.executable, "-c", SLOW.format(seconds=60), *map(str, arguments)],
+        [sys.executable, "-c", SLOW.format(seconds=2 * PATIENT_SECONDS), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -214,10 +214,8 @@ def test_a_signal_ends_it_with_nothing_half_written(folder: Path, number: int, c
     assert run.stdout is not None
     while "deciding" not in run.stdout.readline():
         assert run.poll() is None
-    began = time.monotonic()
     run.send_signal(number)
-    out, _ = run.communicate(timeout=60)
-    assert time.monotonic() - began < 50
+    out, _ = run.communicate(timeout=PATIENT_SECONDS)
     assert run.returncode == code
     assert files_in(folder / "out") == set()
     assert ("interrupted" in out) == (number == signal.SIGINT)

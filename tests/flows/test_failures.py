@@ -20,6 +20,7 @@ from pipeline.errors import TransientReadError
 from pipeline.ingest.reading import read_source
 from storage import StoreFull, commit_scan, open_store, read_ledger
 from tests.phantom import phantom, write_dicom
+from tests.waits import PATIENT_SECONDS
 
 SABOTAGE = """
 import os, sys
@@ -223,7 +224,7 @@ def test_a_worker_that_is_killed_costs_its_scan_only(
     path = os.pathsep.join([str(hook), str(Path(__file__).parents[2])])
     store = tmp_path / "store"
     run = mass("prepare", raw, store, "--config", config, "--workers", 2, PYTHONPATH=path)
-    out, _ = run.communicate(timeout=120)
+    out, _ = run.communicate(timeout=PATIENT_SECONDS)
     assert run.returncode == 1, out
     assert open_store(store).scan_ids == ("ann_ct", "cis_ct")
     line = read_ledger(store)["ben_ct"]

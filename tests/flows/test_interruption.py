@@ -18,6 +18,7 @@ from commands.prepare.run import Options
 from commands.prepare.settings import Settings
 from tests.flows.conftest import FAST
 from tests.phantom import phantom
+from tests.waits import PATIENT_SECONDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +50,7 @@ def commits(store: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def wait_for(holds: Callable[[], bool], *, seconds: float = 60) -> None:
+def wait_for(holds: Callable[[], bool], *, seconds: float = PATIENT_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it did not come to that"
@@ -101,7 +102,7 @@ def test_an_interrupted_run_finishes_the_scan_in_hand_and_lists_the_rest(
     run = mass("prepare", many, store, "--config", config)
     wait_for(lambda: len(commits(store)) >= 1 or run.poll() is not None)
     run.send_signal(number)
-    out, _ = run.communicate(timeout=60)
+    out, _ = run.communicate(timeout=PATIENT_SECONDS)
     assert run.returncode == 130, out
     assert f"stopped before the end: interrupted by {number.name}" in out
     assert not (store / "tmp").exists()
@@ -115,7 +116,7 @@ def test_two_runs_at_once_on_one_store_do_no_harm(
 ) -> None:  # fmt: skip
     store = tmp_path / "store"
     runs = [mass("prepare", many, store, "--config", config) for _ in range(2)]
-    told = [run.communicate(timeout=120)[0] for run in runs]
+    told = [run.communicate(timeout=PATIENT_SECONDS)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], told
     assert store_bytes(store) == undisturbed
 
@@ -131,7 +132,7 @@ def test_the_embedded_server_does_not_outlive_a_killed_run() -> None:
     os.kill(server, 0)
     holder.kill()
     holder.communicate()
-    wait_for(lambda: not is_running(server), seconds=10)
+    wait_for(lambda: not is_running(server))
 
 
 def is_running(process: int) -> bool:

@@ -16,6 +16,7 @@ import pytest
 from nbclient import NotebookClient
 
 from tests.pipeline.drawn_scan import drawn_scan
+from tests.waits import PATIENT_SECONDS
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "notebooks" / "inspect_proposals.ipynb"
@@ -56,7 +57,10 @@ def executed(prepared_store: Path) -> Iterator[Any]:
     try:
         notebook = nbformat.read(NOTEBOOK, as_version=4)
         client = NotebookClient(
-            notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": NOTEBOOK.parent}}
+            notebook,
+            timeout=int(PATIENT_SECONDS),
+            kernel_name="python3",
+            resources={"metadata": {"path": NOTEBOOK.parent}},
         )
         client.execute()
         yield notebook

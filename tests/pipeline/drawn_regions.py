@@ -18,7 +18,7 @@ from pipeline.hierarchies.trees import Hierarchy
 CPU = get_backend("cpu", num_threads=1)
 NUMPY = get_backend("numpy", num_threads=1)
 
-ON_MANY = settings(max_examples=60, deadline=None)
+ON_MANY = settings(max_examples=60)
 """The first example compiles, so there is no deadline."""
 
 

@@ -36,6 +36,7 @@ from storage import (
     verify,
 )
 from tests.storage.drawn_record import SMALL, differently, draw_record, store_bytes
+from tests.waits import PATIENT_SECONDS
 
 IDS = ("b", "a", "d", "c")
 
@@ -47,7 +48,7 @@ def writer(store: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def run_writer(store: Path, *arguments: str) -> int:
     process = writer(store, *arguments)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENT_SECONDS)
     return process.returncode
 
 
@@ -242,7 +243,7 @@ def test_writers_at_once_end_in_the_same_store(tmp_path: Path, undisturbed: dict
     path = create_store(tmp_path / "store", spacing_mm=1.5, config={"max_atoms": 100}).path
     writers = [writer(path, *ids) for ids in (IDS, IDS, IDS[::-1])]
     for process in writers:
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENT_SECONDS)
         assert process.returncode == 0
     assert list(verify(path)) == []
     finish(path)

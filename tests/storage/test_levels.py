@@ -45,7 +45,7 @@ def halvings(factors: Triple) -> list[Triple]:
     return steps
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 99), shape=SHAPES, factors=FACTORS)
 def test_a_coarse_code_is_the_mean_of_its_block_rounded_to_even(
     seed: int, shape: Triple, factors: Triple
@@ -62,7 +62,7 @@ def test_a_coarse_code_is_the_mean_of_its_block_rounded_to_even(
     np.testing.assert_array_equal(found, expected)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     seed=st.integers(0, 99),
     shape=SHAPES,
@@ -85,7 +85,7 @@ def test_a_coarse_id_is_the_most_frequent_around_the_centre_of_its_block(
     np.testing.assert_array_equal(found, expected)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     shape=st.tuples(*[st.integers(1, 700)] * 3),
     window=st.tuples(*[st.integers(1, 130)] * 3),
@@ -121,7 +121,7 @@ def test_factors_must_be_powers_of_two() -> None:
         downsample_image(np.zeros((3, 3, 3), np.int16), (3, 1, 1))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     shape=st.tuples(*[st.integers(1, 700)] * 3), window=st.tuples(*[st.integers(1, 130)] * 3), data=st.data()
 )
@@ -199,7 +199,7 @@ def test_the_finest_level_that_fits_is_a_stored_one_where_there_is_one(scan: Sca
     assert scan.level_for((64, 64, 160)).factors_zyx == (2, 1, 1)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_region_of_a_level_is_what_slicing_the_whole_gives(
     scan: Scan, drawn: ScanRecord, level: Level, data: st.DataObject
@@ -215,7 +215,7 @@ def test_a_region_of_a_level_is_what_slicing_the_whole_gives(
     np.testing.assert_array_equal(real, scan.image_codes(region, level=level) * np.float32(0.5) - 3)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), ids=st.lists(st.integers(0, 6), max_size=16))
 def test_a_mask_at_a_level_is_the_union_of_its_atoms_there(
     scan: Scan, drawn: ScanRecord, level: Level, data: st.DataObject, ids: list[int]

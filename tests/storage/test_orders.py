@@ -35,7 +35,7 @@ def drawn(draw: st.DrawFn) -> tuple[tuple[np.ndarray, ...], list[int], np.ndarra
     return orders, sizes, table_of(runs)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(drawn())
 def test_every_proposal_has_the_same_atoms_after_packing(drawn) -> None:
     orders, sizes, table = drawn
@@ -50,7 +50,7 @@ def test_every_proposal_has_the_same_atoms_after_packing(drawn) -> None:
         assert row.dtype == np.uint16
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(drawn())
 def test_packing_again_changes_nothing(drawn) -> None:
     orders, sizes, table = drawn

@@ -38,7 +38,7 @@ def truth() -> np.ndarray:
     return record_masks(draw_record())
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(region=regions(), ids=st.lists(st.integers(0, 6), max_size=16))
 def test_bit_k_of_a_word_is_mask_k(scan: Scan, truth: np.ndarray, region: Region, ids: list[int]) -> None:
     words = scan.words(ids, region)
@@ -49,7 +49,7 @@ def test_bit_k_of_a_word_is_mask_k(scan: Scan, truth: np.ndarray, region: Region
     np.testing.assert_array_equal(words, expected)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(region=regions(), ids=st.lists(st.integers(0, 6), max_size=20))
 def test_masks_are_those_of_the_definition(
     scan: Scan, truth: np.ndarray, region: Region, ids: list[int]
@@ -57,7 +57,7 @@ def test_masks_are_those_of_the_definition(
     np.testing.assert_array_equal(scan.masks(ids, region), truth[ids][(slice(None), *region)])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(region=regions())
 def test_a_region_is_what_slicing_the_whole_gives(scan: Scan, record: ScanRecord, region: Region) -> None:
     np.testing.assert_array_equal(scan.image_codes(region), record.image[region])
@@ -69,7 +69,7 @@ def test_a_region_is_what_slicing_the_whole_gives(scan: Scan, record: ScanRecord
     np.testing.assert_array_equal(crop.words, scan.words([0, 5])[region])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     data=st.data(),
     shape=st.tuples(*[st.integers(1, 20)] * 3),

@@ -209,7 +209,7 @@ def test_downsampling_leaves_no_alias_of_a_fine_grating() -> None:
     assert np.abs(out[0, 0, 2:-2]).max() < 15
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)),
     spacing=st.tuples(*[st.floats(0.3, 6.0)] * 3),

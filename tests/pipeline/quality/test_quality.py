@@ -59,7 +59,7 @@ def masks_of(proposals: Drawn) -> NDArray[np.bool_]:
     return np.array(masks)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6))
 def test_overlap_from_prefix_sums_equals_overlap_from_masks(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -116,7 +116,7 @@ def test_a_label_on_another_grid_is_refused() -> None:
         interval_overlap(proposals, np.ones((5, 6, 8), dtype=np.uint8))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6))
 def test_lookups_agree_with_the_masks(seed: int) -> None:
     rng = np.random.default_rng(seed)

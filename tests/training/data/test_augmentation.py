@@ -95,7 +95,7 @@ def test_the_grid_of_the_identity_is_the_identity() -> None:
     assert torch.equal(words, middle_of(batch.target_words))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32))
 def test_image_and_words_are_warped_as_scipy_warps_them(seed) -> None:
     batch = drawn_batch(1, seed=seed % 5)
@@ -111,7 +111,7 @@ def test_image_and_words_are_warped_as_scipy_warps_them(seed) -> None:
     assert (words[0].numpy() != nearest).mean() < 2e-3  # ties
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32))
 def test_a_mask_stays_on_its_structure(seed) -> None:
     batch = drawn_batch(2, seed=seed % 5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -124,10 +123,8 @@ def test_a_killed_worker_is_an_error_and_a_job_that_ends_is_not(store: Store) ->
     for _ in range(8):
         next(iterator)
     os.kill(worker.pid, signal.SIGKILL)
-    began = time.monotonic()
     with pytest.raises(DataError, match=r"a worker of the data loader died.*then resume"):
         list(iterator)
-    assert time.monotonic() - began < 30
 
 
 def test_an_empty_store_and_no_store_are_errors_at_once(tmp_path: Path) -> None:

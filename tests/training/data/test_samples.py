@@ -68,7 +68,7 @@ def same_sample(first: Sample, second: Sample) -> bool:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(index=st.integers(0, 2**40))
 def test_words_and_codes_are_the_stores(store: Store, index: int) -> None:
     sample = reader_of(store).read(index)
@@ -84,7 +84,7 @@ def test_words_and_codes_are_the_stores(store: Store, index: int) -> None:
         np.testing.assert_allclose(z_scores, expected, atol=0.51 * sample.scale)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(index=st.integers(0, 2**40))
 def test_every_mask_is_visible_in_both_views(store: Store, index: int) -> None:
     sample = reader_of(store).read(index)

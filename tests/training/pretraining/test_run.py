@@ -23,6 +23,7 @@ import training.engine.distributed
 from commands.main import main
 from storage import Store, commit_scan, finish
 from tests.training.phantom_store import make_phantom_store, phantom_record
+from tests.waits import PATIENT_SECONDS
 from training.data.augmentation import AugmentationConfig, ViewAugmentation, augment
 from training.data.loader import make_loader
 from training.data.sampling import DataConfig, split_scans
@@ -78,7 +79,7 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
 
 def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
     """Return when the run's metrics tell of a step."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENT_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         path = folder / METRICS
         if path.exists() and any(line["step"] >= step for line in read_metrics(path)):
@@ -108,11 +109,11 @@ def test_a_run_killed_and_stopped_and_gone_on_with_ends_with_the_same_weights(
     first = start(command(phantom_store, folder, "--config", str(config)))
     wait_for_step(first, folder, int(np.random.default_rng().integers(1, 4)))
     first.kill()
-    first.communicate(timeout=30)  # returns when the workers, too, have let go of the pipes
+    first.communicate(timeout=PATIENT_SECONDS)  # returns when the workers, too, have let go of the pipes
     second = start(command(phantom_store, folder, "--resume"))
     wait_for_step(second, folder, 4)
     second.send_signal(signal.SIGTERM)
-    out, err = second.communicate(timeout=60)
+    out, err = second.communicate(timeout=PATIENT_SECONDS)
     if second.returncode:  # else it was done before the signal came
         assert second.returncode == 143, err
         assert "--resume goes on from here" in out
@@ -130,7 +131,7 @@ def test_two_processes_have_the_curve_of_one(phantom_store: Store, undisturbed: 
     run = start(
         command(phantom_store, tmp_path / "run", "--config", str(config), "--json", str(result), processes=2)
     )
-    out, err = run.communicate(timeout=180)
+    out, err = run.communicate(timeout=PATIENT_SECONDS)
     assert run.returncode == 0, err
     assert out.count("weights:") == 1
     assert json.loads(result.read_text())["complete"]
