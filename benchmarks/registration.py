@@ -70,10 +70,10 @@ def affine_demons(reference: Image, labels: Labels, target: Image) -> Labels:
     return _carried(labels, fixed, sitk.CompositeTransform([first, warp]))
 
 
-def located(reference: Image, labels: Labels, target: Image) -> Labels:
-    """Return the reference's labels where `mass segment --by registration` finds them."""
+def located(reference: Image, labels: Labels, target: Image, *, seen: Image | None = None) -> Labels:
+    """Return what `mass segment --by registration` draws (`--by both`: with `seen`)."""
     values = np.unique(labels[labels > 0])
-    found = carry(reference, np.stack([labels == value for value in values]), target).probabilities
+    found = carry(reference, np.stack([labels == value for value in values]), target, seen=seen).probabilities
     best = found.argmax(axis=0)
     return np.where(found.max(axis=0) >= 0.5, values[best], 0).astype(np.uint16)
 

@@ -1,7 +1,7 @@
 """One-shot segmentation beside what costs nothing: copying the reference's labels, and registration.
 
     python benchmarks/rivals.py STORE OUT                             copied, affine, affine + demons
-    python benchmarks/rivals.py STORE OUT --checkpoint RUN            a network of ours too, in context
+    python benchmarks/rivals.py STORE OUT --checkpoint RUN            a network of ours too, alone and joined
     python benchmarks/rivals.py STORE OUT --variants stored border    targets where it lies elsewhere
     python benchmarks/rivals.py STORE OUT --structures 30 --targets 4 --references 3
     python benchmarks/rivals.py STORE OUT --shots 5                   five references: answers by majority
@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.registration import METHODS, Image, Labels, Method, majority
+from benchmarks.registration import METHODS, Image, Labels, Method, located, majority
 from storage import Store, open_store
 
 WHOLE = "whole"
@@ -62,7 +62,9 @@ def main() -> None:
     pairs = draw_pairs(store, options)
     methods = {name: METHODS[name] for name in options.methods}
     if options.checkpoint:
-        methods[f"ours ({options.checkpoint.name})"] = network(options.checkpoint)
+        ours = Network(options.checkpoint)
+        methods[f"ours ({options.checkpoint.name})"] = ours
+        methods[f"ours + located + demons ({options.checkpoint.name})"] = ours.with_registration
     structures = structures_of(store, pairs, options.structures)
     options.out.mkdir(parents=True, exist_ok=True)
     cells = run(store, pairs, methods, structures, options.variants, options.out / "cells.jsonl")
@@ -136,25 +138,44 @@ def structures_of(store: Store, pairs: Pairs, count: int) -> dict[str, tuple[int
     return ({WHOLE: tuple(sorted(largest))} if len(parts) > 1 else {}) | parts
 
 
-def network(folder: Path) -> Method:
+class Network:
     """A network of ours as a method: shown the reference, asked about the target."""
-    from training import load_checkpoint
-    from training.inference.prediction import predict_labels
-    from training.inference.prompts import Reference, Structure, encode_references
-    from training.inference.segmentation import inference_for
 
-    net = load_checkpoint(folder).eval()
-    config = inference_for(net.trained_on)
+    def __init__(self, folder: Path) -> None:
+        from training import load_checkpoint
+        from training.inference.segmentation import inference_for
 
-    def segment(reference: Image, labels: Labels, target: Image) -> Labels:
-        values = [int(value) for value in np.unique(labels) if value]
-        structures = [Structure(name=str(value), values=(value,)) for value in values]
-        prompt = encode_references(net, [Reference(image=reference, labels=labels)], structures, config)
-        found = predict_labels(net, target, prompt, config)
+        self.net = load_checkpoint(folder).eval()
+        self.config = inference_for(self.net.trained_on)
+
+    def __call__(self, reference: Image, labels: Labels, target: Image) -> Labels:
+        """Return the labels that the network draws in the target."""
+        from training.inference import predict_labels
+
+        prompt = self._prompt(reference, labels)
+        found = predict_labels(self.net, target, prompt, self.config)
         known = np.array([0, *(int(structure.name) for structure in prompt.structures)], np.uint16)
         return known[found]
 
-    return segment
+    def seen(self, reference: Image, labels: Labels, target: Image) -> Image:
+        """Return the largest probability of any structure at each voxel of the target."""
+        from training.inference import predict_probabilities
+
+        prompt = self._prompt(reference, labels)
+        return predict_probabilities(self.net, target, prompt, self.config).max(axis=0)
+
+    def with_registration(self, reference: Image, labels: Labels, target: Image) -> Labels:
+        """Return what `mass segment --by both` draws."""
+        return located(reference, labels, target, seen=self.seen(reference, labels, target))
+
+    def _prompt(self, reference: Image, labels: Labels) -> Any:
+        from training.inference import Reference, Structure, encode_references
+
+        values = [int(value) for value in np.unique(labels) if value]
+        structures = [Structure(name=str(value), values=(value,)) for value in values]
+        return encode_references(
+            self.net, [Reference(image=reference, labels=labels)], structures, self.config
+        )
 
 
 def cut_to_border(image: Image, labels: Labels, seed: int) -> tuple[Image, Labels]:

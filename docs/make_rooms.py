@@ -100,7 +100,8 @@ def drawing(package: str, found: dict[str, set[str]]) -> str:
         for number, room in enumerate(row)
     }
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" font-family="sans-serif">',
         f'<rect width="{width}" height="{height}" rx="8" fill="#f6f8fa"/>',
         '<g fill="none" stroke="#8a939e" stroke-width="1.2">',
     ]
