@@ -158,7 +158,7 @@ class ProposalConfig:
             raise ConfigError(f"trees: {error}") from error
         for spec in specs:
             _require(
-                not spec.looks_at_a_scale or spec.scale_mm in self.scales_mm,
+                not spec.uses_boundary_evidence or spec.scale_mm in self.scales_mm,
                 f"trees: {spec.name} needs the scale {spec.scale_mm:g} in scales_mm",
             )
 
