@@ -250,10 +250,10 @@ def batch_task() -> Any:
 
 def worth_another_try(task: Any, task_run: Any, state: Any) -> bool:
     """Whether a task failed by what may pass."""
-    from pipeline.formats import may_pass
+    from pipeline.formats import is_transient
 
     error = state.result(raise_on_failure=False)
-    return isinstance(error, BaseException) and may_pass(error)
+    return isinstance(error, BaseException) and is_transient(error)
 
 
 def submit(task: Any, work: Work, batch: Sequence[Job]) -> Any:
