@@ -66,9 +66,8 @@ def source_stat(source: Source) -> list[tuple[str, int, int]]:
 
 
 def _choices(source: Source) -> dict[str, Any]:
-    later: dict[str, Any] = (
-        {"classes": list(source.classes)} if source.classes else {}
-    )  # so digests without classes stay equal
+    # A source without classes or item has the digest that it had before these were added.
+    later: dict[str, Any] = {"classes": list(source.classes)} if source.classes else {}
     if source.item is not None:
         later["item"] = [source.item.array, source.item.index]
     return later | {

@@ -51,7 +51,7 @@ class Row:
 
     @property
     def modality(self) -> str | None:
-        """ "ct", "mr" or "pet", or None if the cell is empty.
+        """Modality "ct", "mr" or "pet", or None if the cell is empty.
 
         Raises:
             ManifestError: The cell holds another word.
