@@ -31,7 +31,7 @@ class Intervals(Protocol):
 
     @property
     def atoms(self) -> Sequence[IntArray]:
-        """Label volumes (z, y, x), one per layer; in uint16, 65534 and above are no atom (background, missing)."""
+        """Label volumes (z, y, x), one per layer; in uint16, ids from 65534 on are no atoms."""
 
     @property
     def orders(self) -> Sequence[Rows]:
