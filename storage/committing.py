@@ -253,8 +253,8 @@ def _sweep_temporary(root: Path) -> int:
         old, target = parent / (base + _OLD), root / scan_key(base.rsplit(".", 1)[0])
         if (old / COMMIT_FILE).is_file() and not target.exists():
             old.rename(target)
-    # All other paths belong to no running writer: a writer has a lock here or holds the store's lock, which we
-    # hold now.
+    # All other paths belong to no running writer: it would have a lock here, or hold the store's lock, which
+    # we hold now.
     for path in sorted(parent.iterdir()):
         if path.name not in in_use:
             remove_tree(path)
