@@ -33,7 +33,7 @@ from commands.prepare.run import Options, current_work, plan_work, working_on
 from commands.prepare.scan_task import Device
 from commands.prepare.scheduler import BatchScheduler, task_runner
 from commands.prepare.settings import Settings
-from pipeline.formats import may_pass
+from pipeline.formats import is_transient
 
 MOST_REPORTED_SCANS = 24
 """Scans drawn on the page that a run of `prepare` links to; the page takes a quarter of a second for each."""
@@ -94,7 +94,7 @@ def prepare_scans() -> None:
 def _passes(task: Any, task_run: Any, state: Any) -> bool:
     """Whether a task failed by something that may pass: a disk or network that is away."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, BaseException) and may_pass(error)
+    return isinstance(error, BaseException) and is_transient(error)
 
 
 @task(

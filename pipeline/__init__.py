@@ -1,1 +1,1 @@
-"""Array in, array out: ingest, proposals, quality and pictures. Nothing heavy is imported here."""
+"""From scans to arrays: ingest, mask proposals, quality scores and pictures. Imports nothing heavy."""

@@ -1,28 +1,28 @@
-"""What can be wrong with an input, one class per cause.
+"""Errors of inputs: one class per cause.
 
-Every message says which scan, what must hold, what was found, and what to do about it.
+Every message says which scan, what must hold, what was found, and what to do.
 
     PipelineError
-    ├── ConfigError (also ValueError)      a setting that cannot be
-    └── ScanError                          one scan, label or manifest row; the others go on
-        ├── UnreadableFile (also OSError)  missing, a broken link, no permission, a folder in a file's place
-        │   └── TransientReadError         the disk or network failed under us; worth another try
-        ├── NotAnImage                     the bytes are no image of a known format
-        ├── CorruptImage                   the right format, but truncated or damaged
+    ├── ConfigError (also ValueError)      a setting has an impossible value
+    └── ScanError                          one scan, label or manifest row; other scans are not affected
+        ├── UnreadableFile (also OSError)  missing, a broken link, no permission, a folder instead of a file
+        │   └── TransientReadError         the disk or network failed; another try may succeed
+        ├── NotAnImage                     the bytes are not an image of a known format
+        ├── CorruptImage                   a known format, but truncated or damaged
         ├── NotVolumetric                  2D, a single slice, more than four axes
-        │   └── NoSuchFrame                4D or colour, and no choice of a volume that is there
+        │   └── NoSuchFrame                4D or colour, and no existing volume of it is chosen
         ├── BadSpacing                     zero, negative, missing or absurd voxel size
         ├── BadGeometry                    axes that are not at right angles to each other
         ├── NotFinite                      NaN or infinite voxels
         ├── ConstantImage                  one value everywhere
         ├── EmptyForeground                nothing, or too little, left after the crop
-        ├── LooksLikeLabel                 a label map in a scan's place
+        ├── LooksLikeLabel                 a label map instead of a scan
         ├── LabelMismatch                  a label on another grid, or with values that were not declared
         ├── DicomSeriesError               missing slices, uneven gaps, gantry tilt, several series
-        ├── ManifestError                  a row or a file of the manifest that makes no sense
-        ├── DuplicateId                    two scans that claim one id
+        ├── ManifestError                  a manifest, or a row of it, that cannot be understood
+        ├── DuplicateId                    two scans with one id
         ├── UnsafeId                       an id that could leave its folder
-        └── NoProposals                    no region within the size limits: too small or too flat
+        └── NoProposals                    no region within the size limits: scan too small or too flat
 """
 
 # ruff: noqa: N818 - the name says what is wrong; "Error" would only lengthen every except clause.
@@ -34,20 +34,21 @@ from typing import Any
 
 
 class PipelineError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base class of all errors that this package raises on purpose."""
 
 
 class ConfigError(PipelineError, ValueError):
-    """A setting outside of what it may be."""
+    """A setting has an impossible value."""
 
 
 class ScanError(PipelineError):
-    """One input cannot be used, for a reason that its owner can understand and mend.
+    """One input cannot be used.
 
     Attributes:
         reason: What must hold and what was found.
-        path: What to show of the place: relative to the folder searched, without a patient's name.
-        remedy: What to do about it.
+        path: Name of the input in the message: a path relative to the searched folder, without a patient's
+            name.
+        remedy: What the user can do.
     """
 
     def __init__(self, message: str, *, path: Path | str | None, remedy: str) -> None:
@@ -65,44 +66,44 @@ class ScanError(PipelineError):
 
 
 def _rebuild(kind: type[ScanError], message: str, path: Path | str | None, remedy: str) -> ScanError:
-    """An equal error; exceptions with keyword arguments do not pickle by themselves."""
+    """Return an equal error; exceptions with keyword arguments cannot be pickled without this."""
     return kind(message, path=path, remedy=remedy)
 
 
 class UnreadableFile(ScanError, OSError):
-    """A file is missing, is a broken link, may not be read, or is a folder."""
+    """A file is missing, is a broken link, cannot be opened, or is a folder."""
 
 
 class TransientReadError(UnreadableFile):
-    """The operating system failed in a way that may pass (input/output error, stale handle, time-out)."""
+    """Reading failed, but may succeed in another try (input/output error, stale handle, time-out)."""
 
 
 class NotAnImage(ScanError):
-    """The bytes are no image of a format that we read."""
+    """The bytes are not an image of a known format."""
 
 
 class CorruptImage(ScanError):
-    """An image of a known format that is truncated or damaged."""
+    """An image of a known format is truncated or damaged."""
 
 
 class NotVolumetric(ScanError):
-    """Not one scalar 3D volume: 2D, a single slice, more than four axes."""
+    """The image is not one scalar 3D volume: 2D, a single slice, more than four axes."""
 
 
 class NoSuchFrame(NotVolumetric):
-    """Several volumes in one file or series, and no choice of one of them that is there."""
+    """A file or series holds several volumes, and no existing one is chosen."""
 
 
 class BadSpacing(ScanError):
-    """A voxel size that is zero, negative, not a number, or of no body."""
+    """The voxel size is zero, negative, not a number, or impossible for a body."""
 
 
 class BadGeometry(ScanError):
-    """Axes that are sheared or no orthonormal frame."""
+    """The axes are not at right angles to each other."""
 
 
 class NotFinite(ScanError):
-    """NaN or infinite voxels."""
+    """Some voxels are NaN or infinite."""
 
 
 class ConstantImage(ScanError):
@@ -114,28 +115,28 @@ class EmptyForeground(ScanError):
 
 
 class LooksLikeLabel(ScanError):
-    """What was taken for a scan is a label map."""
+    """An image that should be a scan is a label map."""
 
 
 class LabelMismatch(ScanError):
-    """A label map that does not fit its scan or its declared values."""
+    """A label map does not fit its scan or its declared values."""
 
 
 class DicomSeriesError(ScanError):
-    """DICOM slices that do not make one regular volume."""
+    """DICOM slices do not form one regular volume."""
 
 
 class ManifestError(ScanError):
-    """A manifest, or a row of it, that cannot be understood."""
+    """A manifest, or a row of it, cannot be understood."""
 
 
 class DuplicateId(ScanError):
-    """Several scans claim one id."""
+    """Several scans have the same id."""
 
 
 class UnsafeId(ScanError):
-    """An id that is empty, too long, or could leave its folder."""
+    """An id is empty, too long, or could leave its folder."""
 
 
 class NoProposals(ScanError):
-    """The scan holds no region that could be a proposal."""
+    """The scan has no region that could be a proposal."""

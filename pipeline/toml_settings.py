@@ -1,7 +1,7 @@
-"""From a TOML file to frozen dataclasses: typed, and an unknown name is an error that names the nearest one.
+"""From a TOML file to frozen, typed dataclasses; an error of an unknown name suggests the nearest one.
 
-A table of the file is a config, its keys the fields; what is left out keeps the default that the dataclass
-gives it. Reads: text. Writes: configs, their values as JSON, and the differences of two of them in words.
+A table of the file is a config, and its keys are the fields. A missing key keeps the dataclass's default.
+Reads: text. Writes: configs, their values as JSON, and a description of the differences of two configs.
 
     [ingest]
     spacing_mm = 1.5
@@ -24,10 +24,14 @@ Config = TypeVar("Config")
 
 
 def read_tables(path: Path, known: Iterable[str]) -> dict[str, Mapping[str, Any]]:
-    """The tables of a TOML file by name; a known table that is not in the file is empty.
+    """Return the tables of a TOML file by name; a known table that is missing is empty.
+
+    Args:
+        path: The file.
+        known: Names of the tables that may occur.
 
     Raises:
-        ConfigError: The file cannot be read, is not TOML, or has a table that is not known.
+        ConfigError: The file cannot be read, is not TOML, or has an unknown table.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -47,13 +51,13 @@ def read_tables(path: Path, known: Iterable[str]) -> dict[str, Mapping[str, Any]
 def parse_config(
     table: Mapping[str, Any], kind: type[Config], *, where: str, base: Config | None = None
 ) -> Config:
-    """A config of the class `kind` from a table's values.
+    """Return a config of the class `kind` with a table's values.
 
     Args:
         table: Values by field name.
         kind: A frozen, keyword-only dataclass with a default for every field.
-        where: What to call the table in errors, as "[ingest]".
-        base: What the values that are left out are taken from, in place of the defaults.
+        where: Name of the table in error messages, such as "[ingest]".
+        base: Config that missing values are taken from; None for the defaults.
 
     Raises:
         ConfigError: A name is unknown, or a value has the wrong type or is refused by the dataclass.
@@ -76,7 +80,7 @@ def parse_config(
 
 
 def config_values(config: object) -> dict[str, Any]:
-    """All settings of a config by name, as JSON values (tuples become lists)."""
+    """Return all settings of a config by name, as JSON values (tuples become lists)."""
     if not is_dataclass(config) or isinstance(config, type):
         raise TypeError(f"a config is a dataclass, got {config!r}")
     values = _plain(asdict(config))
@@ -85,7 +89,7 @@ def config_values(config: object) -> dict[str, Any]:
 
 
 def describe_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """The settings that differ, in words: "max_proposals 1000 -> 2000, margin_mm 5 -> 10"."""
+    """Return the settings that differ as text: "max_proposals 1000 -> 2000, margin_mm 5 -> 10"."""
     old, new = _flat(before), _flat(after)
     changed = [
         f"{name} {_show(old.get(name))} -> {_show(new.get(name))}"
@@ -101,7 +105,7 @@ def _nearest(name: str, known: list[str]) -> str:
 
 
 def _parse(value: Any, hint: Any, where: str, base: Any = None) -> Any:
-    """The value as the type that the dataclass declares; whole numbers pass for floats, lists for tuples."""
+    """Return the value in the type that the dataclass declares; ints become floats, lists become tuples."""
     origin, arguments = get_origin(hint), get_args(hint)
     if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
         return parse_config(value, hint, where=where, base=base)

@@ -1,4 +1,6 @@
-"""The store: the only code that knows how scans lie on disk (format version 2, one Zarr v3 group a scan).
+"""The store: the only code that knows how scans are stored on disk.
+
+Format version 2, one Zarr v3 group per scan (`storage.layout`).
 
     from storage import open_store
 
@@ -11,9 +13,8 @@
     level = scan.level_for((64, 64, 64))     # the finest level at which the whole scan fits a window
     scan.image(level=level), scan.masks([3, 17], level=level), scan.voxels_at(level)
 
-Writers use `create_store`, `commit_scan`, `finish`; `sweep` and `verify` look after a store,
-`lift_scan` brings its scans to the newest version. Names are loaded
-when first used, so that importing `storage` costs nothing.
+Writers use `create_store`, `commit_scan`, `finish`. `sweep` repairs a store, `verify` checks it, `lift_scan`
+rewrites its scans in the newest version. Names are loaded at first use, so that importing `storage` is fast.
 """
 
 import lazy_loader

@@ -1,8 +1,8 @@
-"""Does a table of proposals say the truth about its atoms? Exact, for every proposal, in under a second.
+"""Exact check that a table of proposals fits its atoms, for every proposal, in under a second.
 
 *Reads* atom layers uint16 (z, y, x), rows of atom ids uint16, table int32 (N, 11), scores float32 (N,).
-*Raises* InvalidRecord at the first thing that does not hold. A box that is too small would cut masks off, as
-readers skip the chunks outside it.
+*Raises* InvalidRecord at the first error. A box that is too small would cut masks off, since readers skip the
+chunks outside it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ def check_proposals(
     scores: NDArray[np.float32],
     num_sources: int,
 ) -> None:
-    """Raise InvalidRecord unless orders fit their atoms and every proposal its atoms."""
+    """Raise InvalidRecord unless the orders fit the atoms and the table fits both.
+
+    Args:
+        atoms: (z, y, x) ids, one volume per layer.
+        orders: Rows of each layer.
+        table: (N, 11), columns as in PROPOSAL_COLUMNS.
+        scores: (N,), non-increasing.
+        num_sources: Number of source codes.
+    """
     if len(atoms) != len(orders) or not atoms:
         raise InvalidRecord(f"needs orders for each atom layer, got {len(orders)} for {len(atoms)} layers")
     _check_table(table, scores, num_sources, sum(len(order) for order in orders))
@@ -64,10 +72,10 @@ def _check_table(
 
 
 def count_atoms(layer: int, volume: NDArray[np.uint16]) -> int:
-    """Return the atoms A of a layer: one more than its highest id.
+    """Return the number of atoms A of a layer: one more than its highest id.
 
     Raises:
-        InvalidRecord: The volume is none of atoms.
+        InvalidRecord: It is not a volume of atoms.
     """
     if volume.dtype != np.uint16 or volume.ndim != 3 or volume.size == 0:
         raise InvalidRecord(
@@ -101,38 +109,39 @@ def _check_rows(layer: int, rows: Rows, num_atoms: int) -> None:
 def atom_extents(
     volume: NDArray[np.uint16], num_atoms: int, *, has_background: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
-    """Return the voxels, first and last place along each axis of every atom.
+    """Return the number of voxels and the bounding box of every atom.
 
     Args:
         volume: (z, y, x) ids.
-        num_atoms: Ids go from 0 to this less one.
+        num_atoms: Number of atoms A; ids are 0..A-1.
         has_background: Whether 65534 may occur.
 
     Returns:
-        sizes (A,) in voxels, 0 for an id that does not occur; lows (A, 3) and highs (A, 3), half-open.
+        sizes int64 (A,) in voxels, 0 for an id that does not occur; lows and highs int32 (A, 3), the box's
+        first index along z, y, x and one past its last.
 
     Raises:
-        InvalidRecord: An id out of range.
+        InvalidRecord: An id is out of range.
     """
-    # Room for every uint16: no bounds to check while scattering.
+    # An entry for every uint16, so that no index has to be checked.
     lows = np.zeros((65_536, 3), dtype=np.int32)
     highs = np.zeros((65_536, 3), dtype=np.int32)
     sizes = np.zeros(65_536, dtype=np.int64)
     for axis in range(3):
-        # Slices laid out one after the other; a plain scatter keeps the last writer, so the ends are found by
-        # walking up and then down.
+        # A scatter keeps the last value written: going up the slices gives the last slice of each atom, going
+        # down gives the first.
         slices = np.ascontiguousarray(np.moveaxis(volume, axis, 0)).reshape(volume.shape[axis], -1)
-        for place, ids in enumerate(slices):
-            highs[ids, axis] = place + 1
+        for index, ids in enumerate(slices):
+            highs[ids, axis] = index + 1
             if axis == 0:
                 sizes += np.bincount(ids, minlength=65_536)
-        for place in range(len(slices) - 1, -1, -1):
-            lows[slices[place], axis] = place
-    strangers = np.flatnonzero(sizes[num_atoms:]) + num_atoms
+        for index in range(len(slices) - 1, -1, -1):
+            lows[slices[index], axis] = index
+    invalid = np.flatnonzero(sizes[num_atoms:]) + num_atoms
     if has_background:
-        strangers = strangers[strangers != BACKGROUND_ATOM]
-    if len(strangers):
-        raise InvalidRecord(f"atoms: ids must lie in 0..{num_atoms - 1}, got {int(strangers[0])}")
+        invalid = invalid[invalid != BACKGROUND_ATOM]
+    if len(invalid):
+        raise InvalidRecord(f"atoms: ids must lie in 0..{num_atoms - 1}, got {int(invalid[0])}")
     return sizes[:num_atoms], lows[:num_atoms], highs[:num_atoms]
 
 
@@ -143,7 +152,7 @@ def _check_intervals(
     lows: NDArray[np.int32],
     highs: NDArray[np.int32],
 ) -> None:
-    """Compare the proposals of one order, rows `chosen` of the table, with its atoms in depth-first order."""
+    """Compare the proposals of one order, rows `chosen` of the table, with the order's atoms."""
     start, stop = table[chosen, 1], table[chosen, 2]
     wrong = (start < 0) | (start >= stop) | (stop > len(sizes))
     if wrong.any():
@@ -166,17 +175,20 @@ def interval_extents(
     lows: NDArray[np.int32],
     highs: NDArray[np.int32],
 ) -> NDArray[np.int64]:
-    """Return z0, y0, x0, z1, y1, x1, voxels, (n, 7), of runs of atoms.
+    """Return boxes and voxels of intervals of atoms.
 
     Args:
-        start: (n,) first place of each run in the order.
-        stop: (n,) place after its last, > start.
+        start: (n,) first index of each interval in the order.
+        stop: (n,) one past its last index, > start.
         sizes: (A,) voxels of the atoms, in the order.
-        lows: (A, 3) their first places.
-        highs: (A, 3) their places after the last.
+        lows: (A, 3) first index of each atom along z, y, x, in the order.
+        highs: (A, 3) one past its last index, in the order.
+
+    Returns:
+        int64 (n, 7): z0, y0, x0, z1, y1, x1, voxels.
     """
-    # reduceat over start, stop, start, stop, ...: every other result is a run's. The extra row lets the last
-    # stop be the end.
+    # reduceat over start, stop, start, stop, ...: every second result is that of an interval. The extra row
+    # allows a stop at the end.
     pairs = np.stack([start, stop], axis=1).ravel()
     extents = np.empty((len(start), 7), dtype=np.int64)
     extents[:, :3] = np.minimum.reduceat(np.pad(lows, ((0, 1), (0, 0))), pairs, axis=0)[::2]

@@ -1,12 +1,12 @@
-"""Puts whole scans into a store, and nothing else, whatever is killed, full or busy beside.
+"""Commits scans to a store: a scan is stored completely or not at all, also after a kill or on a full disk.
 
 A commit: write everything under STORE/tmp, fsync, COMMIT.json last; then, holding the store's lock, rename
-the folder to its place and append its line to the index. What each crash leaves, and who repairs it:
+the folder to its final path and append its line to the index. What a crash leaves, and what repairs it:
 
     while writing             a folder in tmp/ whose lock nobody holds     sweep removes it
-    between rename and line   a committed folder that the index lacks      sweep writes the line
+    between rename and line   a committed folder without an index line     sweep writes the line
     within the line           a line without newline                       readers skip it, writers cut it
-    while replacing a scan    the old folder in tmp/, none in its place    sweep puts the old one back
+    while replacing a scan    the old folder in tmp/, none at its path     sweep moves the old one back
 """
 
 from __future__ import annotations
@@ -56,23 +56,23 @@ _OLD, _LOCK = ".old", ".lock"
 
 
 def commit_scan(store: str | Path, record: ScanRecord, *, replace: bool = False) -> IndexEntry:
-    """Store a scan: afterwards it is there whole, or, after an error or a crash, not at all.
+    """Store a scan: afterwards it is stored completely or, after an error or a crash, not at all.
 
-    Safe from any number of processes at once. If the very same scan is committed already and undamaged,
-    nothing changes.
+    Safe from any number of processes at once. If the same scan is committed already and undamaged, nothing
+    changes.
 
     Args:
         store: Folder of the store.
         record: The scan.
-        replace: Whether a different scan of this id gives way; its readers get an error, never a mixture.
+        replace: Whether a different scan with this id is replaced; its readers get an error, never a mixture.
 
     Returns:
         The scan's line in the index.
 
     Raises:
-        ScanExists: Another scan of this id is committed, and `replace` is false.
-        FormatVersionError: The store is of an older version, see `lift`.
-        StoreFull: No space left; nothing of the scan stays.
+        ScanExists: A different scan with this id is committed, and `replace` is false.
+        FormatVersionError: The store has an older version, see `lift_scan`.
+        StoreFull: There is no space left; nothing of the scan remains.
     """
     from storage.writing import write_scan
 
@@ -115,20 +115,20 @@ def _commit_document(folder: Path, record: ScanRecord) -> bytes:
 
 @dataclass(frozen=True)
 class _Temporary:
-    """A place in tmp/ that belongs to one live writer."""
+    """Paths in tmp/ that belong to one running writer."""
 
     folder: Path
-    """Where the scan is written."""
+    """The scan is written here."""
     old: Path
-    """Where the scan that it replaces waits for its removal."""
+    """The scan that it replaces is moved here until it is removed."""
 
 
 @contextmanager
 def _temporary(root: Path, scan_id: str) -> Iterator[_Temporary]:
-    """Make a place in tmp/ for one scan, and clear it at the end whatever happens."""
+    """Make a folder in tmp/ for one scan; remove it at the end in any case."""
     parent = root / TEMPORARY_FOLDER
     base = f"{scan_id}.{secrets.token_hex(8)}"
-    place = _Temporary(parent / base, parent / (base + _OLD))
+    temporary = _Temporary(parent / base, parent / (base + _OLD))
     lock = parent / (base + _LOCK)
     with store_lock(root):  # no sweep between making the lock file and locking it
         parent.mkdir(exist_ok=True)
@@ -138,11 +138,11 @@ def _temporary(root: Path, scan_id: str) -> Iterator[_Temporary]:
             remove_if_empty(parent)
     assert handle is not None
     try:
-        place.folder.mkdir()
-        yield place
+        temporary.folder.mkdir()
+        yield temporary
     finally:
-        remove_tree(place.folder)
-        remove_tree(place.old)
+        remove_tree(temporary.folder)
+        remove_tree(temporary.old)
         with store_lock(root):
             lock.unlink()
             remove_if_empty(parent)
@@ -150,7 +150,7 @@ def _temporary(root: Path, scan_id: str) -> Iterator[_Temporary]:
 
 
 def _publish(root: Path, temporary: _Temporary, entry: IndexEntry, *, replace: bool) -> None:
-    """Rename a written scan to its place and add its line; undo the one if the other fails."""
+    """Rename a written scan to its final path and add its index line; undo the rename if the line fails."""
     target = root / entry.path
     present = _read_commit(target)
     if present is not None and present.entry == entry and not damaged_keys(target, present):
@@ -166,7 +166,7 @@ def _publish(root: Path, temporary: _Temporary, entry: IndexEntry, *, replace: b
     sync_folder(root / SCANS_FOLDER)
     sync_folder(root)
     try:
-        if target.exists():  # another scan, a damaged one, or a folder without COMMIT.json, which is none
+        if target.exists():  # another scan, a damaged one, or a folder without COMMIT.json
             target.rename(temporary.old)
         temporary.folder.rename(target)
         sync_folder(target.parent)
@@ -181,7 +181,7 @@ def _publish(root: Path, temporary: _Temporary, entry: IndexEntry, *, replace: b
 
 
 def _read_commit(folder: Path) -> Commit | None:
-    """Return a folder's COMMIT.json, or None where it is no committed scan."""
+    """Return a folder's COMMIT.json, or None if it is not a committed scan."""
     try:
         return parse_commit((folder / COMMIT_FILE).read_bytes(), where=f"scan {folder.name}")
     except (FileNotFoundError, NotADirectoryError, CorruptScan):
@@ -189,7 +189,7 @@ def _read_commit(folder: Path) -> Commit | None:
 
 
 def damaged_keys(folder: Path, commit: Commit) -> list[str]:
-    """Return the committed files that are missing or have other bytes."""
+    """Return the committed files that are missing or have different bytes."""
     damaged = []
     for key, committed in commit.keys.items():
         try:
@@ -202,7 +202,7 @@ def damaged_keys(folder: Path, commit: Commit) -> list[str]:
 
 
 def remove_scan(store: str | Path, scan_id: str) -> None:
-    """Remove a committed scan from the store, its index line and its folder."""
+    """Remove a committed scan from the store: its index line and its folder."""
     root = open_store(store).path
     if not is_safe_name(scan_id):
         raise ScanNotFound(f"scan {scan_id!r}: not an id that a store can hold")
@@ -223,13 +223,13 @@ def remove_scan(store: str | Path, scan_id: str) -> None:
 
 
 def sweep(store: str | Path) -> int:
-    """Repair what crashed writers left behind; live ones are not disturbed.
+    """Repair what crashed writers have left; running writers are not affected.
 
-    Removes their temporary folders, puts back a scan that was being replaced, and makes the index say what
-    the committed folders say: a missing or outdated line is written, a line without a committed scan dropped.
+    Removes their temporary folders, moves back a scan that was being replaced, and makes the index agree with
+    the committed folders: a missing or outdated line is written, a line without a committed scan is removed.
 
     Returns:
-        How many such things were repaired.
+        Number of repairs.
     """
     root = open_store(store).path
     with full_disk_named(root, "sweep"), store_lock(root):
@@ -241,21 +241,22 @@ def _sweep_temporary(root: Path) -> int:
     if not parent.is_dir():
         return 0
     repaired = 0
-    alive: set[str] = set()
+    in_use: set[str] = set()
     for lock in sorted(parent.glob("*" + _LOCK)):
         base = lock.name.removesuffix(_LOCK)
         handle = take_lock(lock, create=False)
         if handle is None:
-            alive |= {base, base + _OLD, lock.name}
+            in_use |= {base, base + _OLD, lock.name}
             continue
         os.close(handle)
         repaired += 1
         old, target = parent / (base + _OLD), root / scan_key(base.rsplit(".", 1)[0])
         if (old / COMMIT_FILE).is_file() and not target.exists():
             old.rename(target)
-    # Without a live lock, all else is dead: whoever writes here without one holds the store's lock, as we do.
+    # All other paths belong to no running writer: it would have a lock here, or hold the store's lock, which
+    # we hold now.
     for path in sorted(parent.iterdir()):
-        if path.name not in alive:
+        if path.name not in in_use:
             remove_tree(path)
     remove_if_empty(parent)
     return repaired
@@ -274,19 +275,20 @@ def _sweep_index(root: Path) -> int:
 
 
 def committed_scans(root: Path) -> Iterator[Commit]:
-    """Yield the COMMIT.json of every folder under scans/ that has a sound one in its right place."""
+    """Yield the COMMIT.json of every folder under scans/ that has a valid one and the right path."""
     for parent in sorted((root / SCANS_FOLDER).glob("*")):
         for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
-            # A damaged one is no scan: verify reports it, a commit replaces it.
+            # Damaged ones are left out: verify reports them, a commit replaces them.
             commit = _read_commit(folder)
             if commit is not None and root / commit.entry.path == folder:
                 yield commit
 
 
 def finish(store: str | Path) -> None:
-    """Bring the index into its one canonical form: sorted, a line a scan.
+    """Write the index in its canonical form: sorted, one line per scan.
 
-    Two stores of the same scans then have the same bytes, whatever order and whoever they were written by.
+    Two stores of the same scans then have the same bytes, whatever the order of writing and the number of
+    writers.
     """
     root = open_store(store).path
     with full_disk_named(root, "finish"), store_lock(root):

@@ -1,26 +1,26 @@
-"""What can go wrong with a store. Every message names the scan or file and says what to do.
+"""Errors of a store. Every message names the scan or file and says what to do.
 
     StorageError
     ├── StoreNotFound       (FileNotFoundError)  no store at this path
     ├── StoreExists         (FileExistsError)    there is something at this path already
     ├── FormatVersionError  (ValueError)         written by a newer version, or not a mass3d store
-    ├── StoreFull           (OSError)            no space or quota left; nothing half-written stays
-    ├── ScanNotFound        (KeyError)           no committed scan of this id
-    ├── ScanExists          (FileExistsError)    another scan of this id is committed
-    ├── InvalidRecord       (ValueError)         a scan that breaks the rules of the format
+    ├── StoreFull           (OSError)            no space or quota left; no incomplete files remain
+    ├── ScanNotFound        (KeyError)           no committed scan with this id
+    ├── ScanExists          (FileExistsError)    a different scan with this id is committed
+    ├── InvalidRecord       (ValueError)         a scan that violates the rules of the format
     ├── InvalidSelection    (ValueError)         a region, mask id, layer or label name outside the scan
     └── CorruptStore        (ValueError)         bytes on disk that contradict the index or each other
         └── CorruptScan                          the same, of one scan
 
-Each takes one message, so that it survives pickling on its way back from a worker.
+Each takes one message, so that it can be pickled on its way back from a worker.
 """
 
-# ruff: noqa: N818 - "ScanNotFound" says it all; "Error" would only lengthen every except clause.
+# ruff: noqa: N818 - "ScanNotFound" is clear; "Error" would only lengthen every except clause.
 from __future__ import annotations
 
 
 class StorageError(Exception):
-    """Anything this package raises on purpose."""
+    """Base class of all errors that this package raises on purpose."""
 
     def __str__(self) -> str:
         # KeyError would show the repr of its message, OSError a tuple.
@@ -40,19 +40,19 @@ class FormatVersionError(StorageError, ValueError):
 
 
 class StoreFull(StorageError, OSError):
-    """No space or quota left on the store's file system; nothing half-written stays."""
+    """No space or quota left on the store's file system; no incomplete files remain."""
 
 
 class ScanNotFound(StorageError, KeyError):
-    """No committed scan of this id."""
+    """No committed scan with this id."""
 
 
 class ScanExists(StorageError, FileExistsError):
-    """Another scan of this id is committed."""
+    """A different scan with this id is committed."""
 
 
 class InvalidRecord(StorageError, ValueError):
-    """A scan that breaks the rules of the format."""
+    """A scan that violates the rules of the format."""
 
 
 class InvalidSelection(StorageError, ValueError):

@@ -1,6 +1,6 @@
-"""Moving bytes so that a crash, a full disk or a second writer leaves either the old state or the new one.
+"""File operations that leave either the old or the new state after a crash, a full disk or a second writer.
 
-Locks are `flock`: the kernel lets them go when their holder dies. On NFS they need Linux 2.6.12 or later, on
+Locks are `flock`: the kernel releases them when their holder dies. On NFS they need Linux 2.6.12 or later, on
 Lustre the mount option `flock`.
 """
 
@@ -18,13 +18,18 @@ from pathlib import Path
 from storage.errors import StoreFull
 from storage.layout import LOCK_FILE, TEMPORARY_FOLDER
 
-# EFBIG: a limit on the size of one file (ulimit -f) is met like a quota.
+# EFBIG: a limit on the size of one file (ulimit -f) is treated like a quota.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
 def full_disk_named(store: Path, doing: str) -> Iterator[None]:
-    """Turn "no space left" inside the block into StoreFull, naming the store and the remedy."""
+    """Turn "no space left" inside the block into StoreFull with the store's path and the remedy.
+
+    Args:
+        store: Folder of the store.
+        doing: What is done inside the block, for the message.
+    """
     try:
         yield
     except OSError as error:
@@ -38,7 +43,7 @@ def full_disk_named(store: Path, doing: str) -> Iterator[None]:
 
 @contextmanager
 def reader_lock(store: Path) -> Iterator[None]:
-    """Keep writers from publishing for a moment; needs no right to write, nor the lock file."""
+    """Keep writers from publishing inside the block; needs no write permission, and no existing lock file."""
     try:
         handle = os.open(store / LOCK_FILE, os.O_RDONLY)
     except FileNotFoundError:
@@ -53,7 +58,7 @@ def reader_lock(store: Path) -> Iterator[None]:
 
 @contextmanager
 def store_lock(store: Path) -> Iterator[None]:
-    """Hold the store's lock, for the moments of renames and index lines. Not reentrant."""
+    """Hold the store's lock inside the block, for renames and index lines. Not reentrant."""
     handle = os.open(store / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -63,7 +68,7 @@ def store_lock(store: Path) -> Iterator[None]:
 
 
 def take_lock(path: Path, *, create: bool) -> int | None:
-    """Return an open, locked handle on `path`, or None where another live process holds it."""
+    """Return an open, locked handle on `path`, or None if another running process holds the lock."""
     handle = os.open(path, os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0), 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -74,7 +79,7 @@ def take_lock(path: Path, *, create: bool) -> int | None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power cut."""
+    """Flush the names in `folder` to disk, so that they survive a power failure."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -83,7 +88,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_tree(root: Path) -> None:
-    """Make every file and name under `root` survive a power cut, leaves first."""
+    """Flush every file and name under `root` to disk, files first, so that they survive a power failure."""
     for folder, _, names in os.walk(root, topdown=False):
         for name in names:
             handle = os.open(os.path.join(folder, name), os.O_RDONLY)
@@ -95,7 +100,7 @@ def sync_tree(root: Path) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a new file and make its bytes survive a power cut (its name does after `sync_folder`)."""
+    """Write a new file and flush its bytes to disk (its name is flushed by `sync_folder`)."""
     with open(path, "xb") as file:
         file.write(data)
         file.flush()
@@ -120,13 +125,13 @@ def replace_file(store: Path, name: str, data: bytes) -> None:
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Remove `folder` unless something is in it."""
+    """Remove `folder` if it is empty."""
     with suppress(OSError):
         folder.rmdir()
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file or a folder with all in it; nothing there is fine."""
+    """Remove a file, or a folder with its contents; a missing path is not an error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

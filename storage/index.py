@@ -1,8 +1,8 @@
-"""The index: one committed scan a line, so that a store of 100,000 scans opens without a look at any of them.
+"""The index: one line per committed scan, so that a store of 100,000 scans opens without reading any of them.
 
-A line is appended once a scan's folder is in place; a later line of the same id replaces an earlier one. A
-line without its newline at the end of the file was cut off by a crash: readers pass over it, the next writer
-cuts it off, `sweep` writes it again from the scan's COMMIT.json.
+A line is appended when a scan's folder has its final path; a later line with the same id replaces an earlier
+one. A line without newline at the end of the file was cut off by a crash: readers skip it, the next writer
+removes it, `sweep` writes it again from the scan's COMMIT.json.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from storage.layout import FORMAT_VERSION, INDEX_FILE, READ_VERSIONS, dump_line,
 
 @dataclass(frozen=True, kw_only=True)
 class IndexEntry:
-    """What the index says about a committed scan."""
+    """The index line of a committed scan."""
 
     scan_id: str
     shape_zyx: tuple[int, int, int]
     """Voxels along each axis."""
     spacing_zyx_mm: tuple[float, float, float]
-    """Voxel size along each axis."""
+    """Voxel size along each axis, in mm."""
     modality: str
-    """"ct", "mr", "pet", ..."""
+    """Modality: "ct", "mr", "pet", ..."""
     dataset: str
-    """The collection it comes from."""
+    """Data set of the scan."""
     split: str
-    """Its part of the collection."""
+    """Its part of the data set, such as "train"."""
     num_proposals: int
     """Rows of the proposals table."""
     labels: tuple[str, ...]
     """Names of its expert labels."""
     digests: Mapping[str, str]
-    """Digest of what each stage was given."""
+    """Digest of the inputs of each stage."""
     digest: str
-    """sha256 of its COMMIT.json, and with it of every byte of the scan."""
+    """sha256 of its COMMIT.json, and so of every byte of the scan."""
     format_version: int = FORMAT_VERSION
-    """How its folder is laid out."""
+    """Format version of its folder."""
 
     @property
     def path(self) -> str:
@@ -53,7 +53,7 @@ class IndexEntry:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> IndexEntry:
-        """Return the entry in a parsed line; KeyError, TypeError or ValueError where it is none."""
+        """Return the entry in a parsed line; raises KeyError, TypeError or ValueError if it is not one."""
         depth, height, width = (int(size) for size in value["shape"])
         dz, dy, dx = (float(size) for size in value["spacing_zyx_mm"])
         entry = cls(
@@ -78,11 +78,11 @@ class IndexEntry:
     def to_json(self) -> dict[str, object]:
         """Return the entry as one JSON object."""
         line = self.summary() | {"path": self.path, "digest": self.digest}
-        # Lines of version 1 did not name it.
+        # Lines of version 1 have no format_version.
         return line if self.format_version == 1 else line | {"format_version": self.format_version}
 
     def summary(self) -> dict[str, object]:
-        """Return what COMMIT.json repeats of the entry, so that a lost line can be written again."""
+        """Return the part of the entry that COMMIT.json repeats, so that a lost line can be written again."""
         return {
             "id": self.scan_id,
             "shape": list(self.shape_zyx),
@@ -98,22 +98,30 @@ class IndexEntry:
 
 @dataclass(frozen=True)
 class Commit:
-    """A scan's COMMIT.json: what makes the scan exist."""
+    """Contents of a scan's COMMIT.json; a folder without it is not a scan."""
 
     entry: IndexEntry
-    """What belongs into the index."""
+    """The scan's index line."""
     keys: Mapping[str, tuple[int, str]]
     """Size in bytes and sha256 of every other file of the scan."""
 
 
 def parse_commit(data: bytes, *, where: str) -> Commit:
-    """Return what a COMMIT.json says, or raise CorruptScan."""
+    """Return the contents of a COMMIT.json.
+
+    Args:
+        data: Bytes of the file.
+        where: Name of the scan in error messages.
+
+    Raises:
+        CorruptScan: The file is damaged.
+    """
     try:
         document = json.loads(data)
         digest = hashlib.sha256(data).hexdigest()
         scan_id = document["scan"]["id"]
-        around = {"path": scan_key(scan_id), "digest": digest, "format_version": document["format_version"]}
-        entry = IndexEntry.from_json(document["scan"] | around)
+        rest = {"path": scan_key(scan_id), "digest": digest, "format_version": document["format_version"]}
+        entry = IndexEntry.from_json(document["scan"] | rest)
         keys = {key: (int(value["size"]), str(value["sha256"])) for key, value in document["keys"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptScan(f"{where}: COMMIT.json is damaged ({error!r}). Prepare the scan again") from error
@@ -125,15 +133,15 @@ class Index:
     """The parsed index."""
 
     entries: Mapping[str, IndexEntry]
-    """By scan id."""
+    """Entries by scan id."""
     damaged_lines: tuple[int, ...]
-    """Numbers, from 1, of lines that are no entries; the last may be one that a crash cut off."""
+    """Numbers, from 1, of lines that are not entries; the last may be one that a crash cut off."""
     torn: bool
-    """Whether the file ends within a line."""
+    """Whether the last line has no newline."""
 
 
 def read_index(store: Path) -> Index:
-    """Return the store's index as it is; nothing there is an empty one."""
+    """Return the store's index as it is; empty if there is none."""
     try:
         data = (store / INDEX_FILE).read_bytes()
     except FileNotFoundError:
@@ -164,7 +172,7 @@ def read_sound_index(store: Path) -> Index:
 
 
 def append_entry(store: Path, entry: IndexEntry) -> None:
-    """Add a line to the index, whole or not at all. The caller holds the store's lock."""
+    """Add a line to the index, completely or not at all. The caller holds the store's lock."""
     line = dump_line(entry.to_json())
     handle = os.open(store / INDEX_FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
@@ -172,7 +180,7 @@ def append_entry(store: Path, entry: IndexEntry) -> None:
         try:
             written = os.write(handle, line)
             if written < len(line):
-                os.write(handle, line[written:])  # raises what cut the first write short
+                os.write(handle, line[written:])  # raises the error that shortened the first write
             os.fsync(handle)
         except BaseException:
             os.ftruncate(handle, end)
@@ -182,7 +190,7 @@ def append_entry(store: Path, entry: IndexEntry) -> None:
 
 
 def _cut_torn_line(handle: int) -> int:
-    """Cut off a last line without newline; return the size of what stays."""
+    """Remove a last line without newline; return the size of the file in bytes."""
     size = os.fstat(handle).st_size
     end, step = size, 4096
     while end and os.pread(handle, 1, end - 1) != b"\n":

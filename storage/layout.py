@@ -1,26 +1,26 @@
-"""The store on paper: names, numbers and paths of format version 2, and its canonical JSON. No I/O.
+"""Names, numbers and paths of format version 2, and its canonical JSON. No I/O.
 
     STORE/
       store.json                     format version, target spacing, the prepare config and its digest
-      index.jsonl                    one committed scan a line
-      ledger.jsonl                   one known source a line: committed or failed, and why
-      store.lock                     always empty; writers hold flock on it for moments
-      tmp/                           scans being written; gone when nobody writes
+      index.jsonl                    one line per committed scan
+      ledger.jsonl                   one line per known source: committed, or failed with the reason
+      store.lock                     always empty; writers hold flock on it for a short time
+      tmp/                           scans being written; absent if there is no writer
       scans/<aa>/<scan_id>/          <aa>: first two hex digits of sha256(scan_id)
         zarr.json                    OME-NGFF 0.5 multiscales, and our `mass` attributes
-        0/, 1/, ...                  image, int16 (z, y, x), a level each
+        0/, 1/, ...                  image, int16 (z, y, x), one array per level
         labels/atoms/0/, 1/, ...     uint16 (z, y, x), ids 0..A-1 everywhere
         labels/atoms_<k>/0/, ...     uint16 (z, y, x), ids 0..A-1 or 65534 = background
         labels/<name>/0/, ...        expert labels, uint8 or uint16 (z, y, x), 0 = background
-        segments/<k>/                (A, T) uint8 or uint16: what the orders of layer k are made of
+        segments/<k>/                (A, T) uint8 or uint16: the orders of layer k (see `storage.orders`)
         proposals/                   (N, 11) int32, columns as in PROPOSAL_COLUMNS
         scores/                      (N,) float32, best first
         level_voxels/                (N, levels) int32: voxels of each proposal at each level
         COMMIT.json                  every key with its size and checksum; written last
 
-Format version 1 has level 0 only, no level_voxels, and orders/<k>/, (T, A) uint16 rows that are permutations
-of the atoms, in place of segments. An array keeps its chunks as one file beside its `zarr.json` (`c.0.0.0`):
-a scan is few files and few folders.
+Format version 1 has level 0 only, no level_voxels, and instead of segments orders/<k>/, (T, A) uint16 rows
+that are permutations of the atoms. An array has its chunks in one file next to its `zarr.json` (`c.0.0.0`),
+so a scan has few files and few folders.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from typing import Final
 
 FORMAT: Final = "mass3d-store"
 FORMAT_VERSION: Final = 2
-"""What is written."""
+"""Version that is written."""
 
 READ_VERSIONS: Final = (1, 2)
-"""What is read."""
+"""Versions that can be read."""
 
 OME_VERSION: Final = "0.5"
 
@@ -49,22 +49,23 @@ COMMIT_FILE: Final = "COMMIT.json"
 METADATA_FILE: Final = "zarr.json"
 
 CHUNK_VOXELS: Final = 64
-"""Edge of an inner chunk of a volume, voxels; less along an axis that is shorter."""
+"""Edge of an inner chunk of a volume, in voxels; smaller along an axis that is shorter."""
 
 LEVEL_WINDOW_VOXELS: Final = 64
-"""Longest axis of a scan's coarsest level, voxels: each level halves the axes that are longer than this."""
+"""Longest axis of a scan's coarsest level, in voxels: each level halves the axes that are longer than
+this."""
 
 MISSING_ATOM: Final = 65_535
-"""Fill value of atom volumes: never a valid id, so that lost data cannot pass for an atom."""
+"""Fill value of atom volumes; it is no valid id, so that lost data is never taken for an atom."""
 
 BACKGROUND_ATOM: Final = 65_534
-"""No atom here; only in layers k >= 1."""
+"""Id of voxels without an atom; only in layers k >= 1."""
 
 MAX_ATOMS: Final = 65_534
-"""Most atoms in a layer: ids 0..65533."""
+"""The most atoms in a layer: ids 0..65533."""
 
 MAX_WORD_BITS: Final = 16
-"""Most masks in one word."""
+"""The most masks in one word."""
 
 PROPOSAL_COLUMNS: Final = ("order", "start", "stop", "z0", "y0", "x0", "z1", "y1", "x1", "voxels", "source")
 
@@ -73,12 +74,12 @@ _ATOMS_NAME = re.compile(r"atoms(_\d+)?")
 
 
 def is_safe_name(name: str) -> bool:
-    """Return whether `name` can be a folder: it cannot leave its parent, hide, or need quoting."""
+    """Return whether `name` is safe as a folder name: inside its parent, not hidden, without quoting."""
     return _SAFE_NAME.fullmatch(name) is not None
 
 
 def is_label_name(name: str) -> bool:
-    """Return whether an expert label may be called so (not like an atom layer or a Zarr file)."""
+    """Return whether an expert label may have this name (not that of an atom layer or a Zarr file)."""
     return is_safe_name(name) and not _ATOMS_NAME.fullmatch(name) and name != METADATA_FILE
 
 
@@ -108,15 +109,15 @@ def chunk_name(num_axes: int) -> str:
 
 
 def dump_document(value: object) -> bytes:
-    """Return JSON for people: sorted keys, indented, newline at the end. NaN is an error (ValueError)."""
+    """Return readable JSON: sorted keys, indented, newline at the end. NaN raises ValueError."""
     return (json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
 
 
 def dump_line(value: object) -> bytes:
-    """Return JSON as one line: sorted keys, no spaces, newline at the end. NaN is an error (ValueError)."""
+    """Return JSON as one line: sorted keys, no spaces, newline at the end. NaN raises ValueError."""
     return (json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n").encode()
 
 
 def digest_of(value: object) -> str:
-    """Return the sha256 (hex) of a JSON value, the same for every order of its keys."""
+    """Return the sha256 (hex) of a JSON value; it does not depend on the order of keys."""
     return hashlib.sha256(dump_line(value)).hexdigest()

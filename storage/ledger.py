@@ -1,7 +1,7 @@
-"""The ledger: one known source a line, committed or failed and why; nothing vanishes from the report.
+"""The ledger: one line per known source, committed or failed with the reason.
 
-Sorted by id, replaced in one step, merged under the store's lock with what others wrote meanwhile. It holds
-no time of writing: the same work gives the same bytes.
+So every source is reported. Sorted by id, replaced in one step. Under the store's lock it is merged with what
+other processes have written. It holds no time of writing, so the same work gives the same bytes.
 """
 
 from __future__ import annotations
@@ -22,39 +22,40 @@ State = Literal["committed", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerFile:
-    """A source's file as it was when it was read; size and time tell cheaply whether it changed."""
+    """Size and time of a source's file when it was read; they show quickly whether it has changed."""
 
     location: str
-    """Where it is, relative to the raw folder, without patients' names."""
+    """Path relative to the raw folder, without patients' names."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     mtime_ns: int
-    """Time of its last change, nanoseconds since 1970."""
+    """Time of its last change, in nanoseconds since 1970."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerEntry:
-    """What became of one source."""
+    """Result of one source."""
 
     scan_id: str
     location: str
-    """Where the source is, relative to the raw folder, without patients' names."""
+    """Path relative to the raw folder, without patients' names."""
     state: State
-    """Whether its scan is in the store."""
+    """"committed" if its scan is in the store, else "failed"."""
     kind: str = ""
-    """Of the failure: the name of its exception."""
+    """Class name of the error, if it failed."""
     reason: str = ""
-    """Of the failure."""
+    """Reason of the failure."""
     remedy: str = ""
-    """Of the failure."""
+    """Remedy for the failure."""
     source_digest: str = ""
-    """Digest of its bytes, where they were read."""
+    """Digest of its bytes, if they were read."""
     files: tuple[LedgerFile, ...] = ()
-    """Its files, where they were read."""
+    """Its files, if they were read."""
     choices_digest: str = ""
-    """Digest of what was said of its files (modality, names of label values, ...), beside their bytes."""
+    """Digest of the choices made for its files (modality, names of label values, ...), apart from their
+    bytes."""
     config_digest: str = ""
-    """Of the failure: digest of the settings and code under which it was tried."""
+    """If it failed: digest of the settings and the code version of the attempt."""
 
     def __post_init__(self) -> None:
         if self.state not in get_args(State):
@@ -64,7 +65,7 @@ class LedgerEntry:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> LedgerEntry:
-        """Return the entry in a parsed line; KeyError or TypeError where it is none."""
+        """Return the entry in a parsed line; raises KeyError or TypeError if it is not one."""
         fields = dict(value)
         files = tuple(LedgerFile(**file) for file in fields.pop("files"))
         return cls(scan_id=fields.pop("id"), files=files, **fields)
@@ -76,12 +77,12 @@ class LedgerEntry:
 
 
 def read_ledger(store: str | Path) -> dict[str, LedgerEntry]:
-    """Return the ledger by scan id, in the order of the ids; empty where there is none."""
+    """Return the ledger by scan id, sorted by id; empty if there is none."""
     return _read(open_store(store).path)
 
 
 def write_ledger(store: str | Path, entries: Iterable[LedgerEntry], *, remove: Iterable[str] = ()) -> None:
-    """Merge entries into the ledger: those of other ids stay, except the ids to remove."""
+    """Merge entries into the ledger: entries with other ids are kept, except those to remove."""
     root = open_store(store).path
     added = {entry.scan_id: entry for entry in entries}
     with full_disk_named(root, "ledger"), store_lock(root):

@@ -1,16 +1,17 @@
-"""Levels of a scan: which there are, how big, and how a coarse one is made of a finer one. No I/O.
+"""Levels of a scan: their number and size, and how a coarse level is computed from a finer one. No I/O.
 
-A level is named by its factors: how many voxels of level 0 one of its voxels spans along z, y, x, each a
-power of two. A step halves some axes. An axis of odd length is continued by its last slice, so that n voxels
-become ceil(n / 2) and the last of them stands for one slice. Coarse voxel i spans the fine voxels i * f to
-i * f + f - 1, and its centre is their mean: world = (i * f + (f - 1) / 2) * spacing.
+A level is identified by its factors: how many voxels of level 0 one of its voxels spans along z, y, x, each a
+power of two. A step halves some axes. An axis of odd length is extended by repeating its last slice, so that
+n voxels become ceil(n / 2), and the last of them stands for one slice. Coarse voxel i spans the fine voxels
+i * f to i * f + f - 1, and its centre is their mean: world = (i * f + (f - 1) / 2) * spacing.
 
     the image    mean of each block in whole numbers, halves to the even code; each level from the one before
     label maps   the most frequent of the 8 (4, 2) ids around the block's centre, of several the lowest; each
                  level from level 0. Never a mean of ids
 
-Why not the most frequent id of the whole block: a proposal is many small atoms, and loses the block to one
-larger atom beside it (docs/decisions/0002). A level beyond the planned ones is made of the last before it.
+The most frequent id of the whole block is not used: a proposal consists of many small atoms, and would lose
+the block to one larger atom next to it (docs/decisions/0002). A level beyond the planned ones is computed
+from the last planned level.
 
 *Reads* int16 codes or uint8/uint16 ids, (z, y, x). *Writes* arrays of the same type.
 """
@@ -35,7 +36,7 @@ FULL: Triple = (1, 1, 1)
 """Factors of level 0."""
 
 _SLAB_VOXELS = 2**21
-"""Fine voxels worked on at a time: what a step needs besides its input and output stays small."""
+"""Fine voxels processed at a time, to keep the working memory of a step small."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +44,17 @@ class Level:
     """One resolution of a scan."""
 
     factors_zyx: Triple
-    """Voxels of level 0 that a voxel spans along each axis, powers of two."""
+    """Voxels of level 0 that one voxel spans along each axis; powers of two."""
     shape_zyx: Triple
     """Voxels along each axis."""
     spacing_zyx_mm: tuple[float, float, float]
-    """Voxel size along each axis."""
+    """Voxel size along each axis, in mm."""
     index: int | None = None
-    """Its place among the scan's levels; None for one that `level_for` made up for a window."""
+    """Index of the level in the scan; None for a level that `level_for` has added for a window."""
 
     @property
     def origin_zyx_mm(self) -> tuple[float, float, float]:
-        """Centre of its first voxel, counted from that of level 0's."""
+        """Centre of its first voxel relative to the centre of level 0's first voxel, in mm."""
         z, y, x = (
             spacing * (factor - 1) / (2 * factor)
             for spacing, factor in zip(self.spacing_zyx_mm, self.factors_zyx, strict=True)
@@ -64,13 +65,13 @@ class Level:
 def plan_levels(
     shape: Sequence[int], window: Sequence[int] = (LEVEL_WINDOW_VOXELS,) * 3
 ) -> tuple[Triple, ...]:
-    """Return the factors of every level from 0 on until the whole array fits the window.
+    """Return the factors of all levels from 0 on, until the whole array fits into the window.
 
     Each level halves the axes that are still longer than the window.
 
     Args:
         shape: Voxels along z, y, x.
-        window: Most voxels of the last level along each, >= 1.
+        window: The most voxels of the last level along each axis, >= 1.
     """
     if len(shape) != 3 or len(window) != 3 or min(*shape, *window) < 1:
         raise ValueError(f"needs three sizes >= 1 each, got shape {shape}, window {window}")
@@ -95,7 +96,7 @@ def coarse_shape(shape: Sequence[int], factors: Triple) -> Triple:
 def make_level(
     shape: Sequence[int], spacing_zyx_mm: Sequence[float], factors: Triple, index: int | None
 ) -> Level:
-    """Return the level with these factors of a scan of this shape and spacing."""
+    """Return the level with these factors, for a scan with this shape and spacing (mm)."""
     z, y, x = (size * factor for size, factor in zip(spacing_zyx_mm, factors, strict=True))
     return Level(
         index=index,
@@ -106,32 +107,38 @@ def make_level(
 
 
 def divides(finer: Triple, coarser: Triple) -> bool:
-    """Return whether a level can be made of another one: no factor of it is smaller."""
+    """Return whether a level can be computed from a finer one: no factor of the finer one is larger."""
     return all(small <= large for small, large in zip(finer, coarser, strict=True))
 
 
 def steps_to(
     target: Triple, plan: Sequence[Triple], available: Sequence[Triple], *, averaged: bool
 ) -> tuple[Triple, ...]:
-    """Return the levels by which one is made: the first is available, the last is the target.
+    """Return the levels through which a level is computed: the first can be read, the last is the target.
 
-    The way leads over the planned levels, so that a level comes out the same whether those before it were
-    stored or not.
+    The steps are planned levels, so that the result does not depend on which levels are stored.
 
     Args:
-        target: Factors wanted.
-        plan: Factors of the scan's levels, as `plan_levels` gives them.
-        available: Those of them that can be read; level 0 among them.
-        averaged: Whether it is the image, whose way has every planned level; a label map's has the last.
+        target: Factors of the wanted level.
+        plan: Factors of the scan's levels, from `plan_levels`.
+        available: Factors of the levels that can be read; level 0 is one of them.
+        averaged: True for the image, which passes through every planned level; False for a label map, which
+            goes from level 0 to the last planned level in one step.
     """
     planned = [factors for factors in plan if divides(factors, target)]
-    way = planned if averaged else list(dict.fromkeys((FULL, planned[-1])))
-    first = max(i for i, factors in enumerate(way) if factors in available)
-    return (*way[first:], *([] if way[-1] == target else [target]))
+    path = planned if averaged else list(dict.fromkeys((FULL, planned[-1])))
+    first = max(i for i, factors in enumerate(path) if factors in available)
+    return (*path[first:], *([] if path[-1] == target else [target]))
 
 
 def fine_region(region: Region, factors: Triple, shape: Sequence[int]) -> Region:
-    """Return what a box of a level spans of a finer array of this shape; `factors` lie between both."""
+    """Return the box in a finer array that a box of a level spans.
+
+    Args:
+        region: Box of the coarse level, in its voxels.
+        factors: Fine voxels per coarse voxel along each axis.
+        shape: Shape of the finer array.
+    """
     return tuple(
         slice(part.start * factor, max(part.start * factor, min(part.stop * factor, size)))
         for part, factor, size in zip(region, factors, shape, strict=True)
@@ -139,29 +146,34 @@ def fine_region(region: Region, factors: Triple, shape: Sequence[int]) -> Region
 
 
 def coarse_boxes(boxes: NDArray[np.int32], factors: Triple) -> NDArray[np.int32]:
-    """Return boxes (K, 6) of level 0 in voxels of a level: what they enclose there lies within."""
+    """Return boxes of level 0 in voxels of a coarser level, rounded outwards.
+
+    Args:
+        boxes: int32 (K, 6) z0, y0, x0, z1, y1, x1, half-open.
+        factors: Factors of the level.
+    """
     by = np.array(factors, dtype=np.int32)
     return np.concatenate([boxes[:, :3] // by, -(-boxes[:, 3:] // by)], axis=1)
 
 
 def ratio(finer: Triple, coarser: Triple) -> Triple:
-    """Return how many voxels of the finer level one of the coarser spans along each axis."""
+    """Return the number of voxels of the finer level per voxel of the coarser one, along each axis."""
     z, y, x = (large // small for small, large in zip(finer, coarser, strict=True))
     return z, y, x
 
 
 def downsample_image(codes: NDArray[np.int16], factors: Triple) -> NDArray[np.int16]:
-    """Return the means of blocks of codes, int16 (z, y, x): step by step, all axes that need it at once."""
+    """Return the means of blocks of codes, int16 (z, y, x), in steps of 2 along all axes that need it."""
     for step in _halvings(factors):
         codes = _halve(codes, step)
     return codes
 
 
 def downsample_labels(labels: NDArray[LabelType], factors: Triple) -> NDArray[LabelType]:
-    """Return the most frequent id around the centre of each block, (z, y, x), of several the lowest.
+    """Return the most frequent id around the centre of each block, (z, y, x); of several the lowest.
 
-    Around the centre are, along an axis with factor f > 1, the voxels f / 2 - 1 and f / 2 of the block; those
-    beyond the array are its last.
+    Along an axis with factor f > 1, the voxels f / 2 - 1 and f / 2 of the block are around the centre; those
+    beyond the array are replaced by its last.
     """
     _check(factors)
     axes = [
@@ -203,7 +215,7 @@ def _halve(codes: NDArray[np.int16], step: Triple) -> NDArray[np.int16]:
     for first in range(0, len(result), thickness):
         last = min(first + thickness, len(result))
         slab = codes[first * step[0] : last * step[0]]
-        # To whole blocks: the last slice again, where an axis is odd.
+        # Repeat the last slice of an odd axis, so that all blocks are complete.
         missing = [(0, -size % part) for size, part in zip(slab.shape, step, strict=True)]
         slab = np.pad(slab, missing, mode="edge") if np.any(missing) else slab
         members = [
@@ -226,14 +238,14 @@ def _mean(members: list[NDArray[np.int16]]) -> NDArray[np.int32]:
 
 
 def _mode(members: list[NDArray[Any]]) -> NDArray[np.uint16]:
-    """Return the value that most of 1, 2, 4 or 8 arrays of ids have at a place, of several the lowest."""
+    """Return, for each voxel, the most frequent of 1, 2, 4 or 8 arrays of ids; of several the lowest."""
     members = [np.ascontiguousarray(member, dtype=np.uint16) for member in members]
     votes = [np.zeros(members[0].shape, dtype=np.uint8) for _ in members]
     for first, second in combinations(range(len(members)), 2):
         same = (members[first] == members[second]).view(np.uint8)
         votes[first] += same
         votes[second] += same
-    # One number tells votes first, then the lower id.
+    # One number that orders by votes, then by the lower id.
     best = np.zeros(members[0].shape, dtype=np.uint32)
     for count, member in zip(votes, members, strict=True):
         np.maximum(best, (count.astype(np.uint32) << 16) | np.bitwise_not(member), out=best)

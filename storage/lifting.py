@@ -1,9 +1,9 @@
-"""Brings the scans of an older format version to the newest one, without making any proposal anew.
+"""Rewrites scans of an older format version in the newest one; proposals are not computed again.
 
-*Reads* a committed scan whole, every byte checked. *Writes* it again, under the same id and digests, in place
-of the old one: level 0 of image, atoms and labels and all masks stay the same; levels, their table and the
-smaller orders are made of them. A scan is replaced as any other (`committing`): a kill leaves the old one or
-the new.
+*Reads* a committed scan completely, and checks every byte. *Writes* it again with the same id and digests, in
+place of the old one. Level 0 of image, atoms and labels and all masks are unchanged; levels, their table and
+the smaller orders are computed from them. The scan is replaced as in every commit (`committing`): after a
+kill the store has the old scan or the new one.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from storage.stores import Store, open_store
 
 
 def scans_to_lift(store: Store) -> tuple[str, ...]:
-    """Return the ids of the scans that have an older format version, sorted."""
+    """Return the ids of the scans with an older format version, sorted."""
     return tuple(scan_id for scan_id, entry in store.entries.items() if entry.format_version < FORMAT_VERSION)
 
 
 def lift_scan(store: str | Path, scan_id: str) -> bool:
-    """Bring one scan to the newest format version.
+    """Rewrite one scan in the newest format version.
 
-    The store must be allowed to hold it, see `Store.raise_version`.
+    The store must accept this version first, see `Store.raise_version`.
 
     Returns:
-        Whether there was anything to do.
+        Whether the scan was rewritten.
 
     Raises:
-        CorruptScan: The scan is damaged; it stays as it is.
-        StoreFull: No space left; it stays as it is.
+        CorruptScan: The scan is damaged; it is unchanged.
+        StoreFull: There is no space left; the scan is unchanged.
     """
     opened = open_store(store)
     opened.require_current()

@@ -1,7 +1,7 @@
-"""The nouns of a scan as it is handed over to be stored: checked when made, so that the store can be trusted.
+"""A scan's data before it is stored; checked when made, so that stored scans are valid.
 
-*Axes* are (z, y, x) everywhere, spacings millimetres. Where it stops being valid: more than 65,534 atoms a
-layer, more than 2^31 - 1 voxels a proposal.
+*Axes* are (z, y, x), spacings are in mm. Bounds: at most 65,534 atoms per layer and 2^31 - 1 voxels per
+proposal.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ Labels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 
 @dataclass(frozen=True, kw_only=True)
 class Intensity:
-    """What an image's values mean, in real units."""
+    """Clip bounds and z-score statistics of an image, in real units."""
 
     low: float
-    """Values were clipped from below to this."""
+    """Lower clip bound."""
     high: float
-    """Values were clipped from above to this."""
+    """Upper clip bound."""
     mean: float
-    """Mean of the image; the centre of its z-scores."""
+    """Mean of the image; z-scores are relative to it."""
     std: float
-    """Standard deviation of the image, > 0; the unit of its z-scores."""
+    """Standard deviation of the image, > 0; the unit of z-scores."""
     unit: str
-    """Name of the unit, as "HU"; empty where it has none."""
+    """Name of the unit, such as "HU"; empty if it has none."""
 
     def __post_init__(self) -> None:
         numbers = (self.low, self.high, self.mean, self.std)
@@ -55,14 +55,14 @@ class Intensity:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelVolume:
-    """An expert's label map."""
+    """A label map of an expert."""
 
     name: str
-    """What it is called in the store; letters, digits, dot, dash, underscore."""
+    """Name in the store; letters, digits, dot, dash, underscore."""
     array: Labels
     """(z, y, x) on the image's grid; 0 is background."""
     value_names: Mapping[int, str]
-    """What each value means; may leave values out."""
+    """Name of each value; some values may have none."""
 
     def __post_init__(self) -> None:
         if not is_label_name(self.name):
@@ -85,19 +85,19 @@ class LabelVolume:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Proposals:
-    """The proposals of a scan, best first, as columns.
+    """The N proposals of a scan, best first, as columns.
 
     Proposal i is the set of atoms `orders(layer)[row][start:stop]`; its voxels are those of its atoms.
     """
 
     table: NDArray[np.int32]
-    """(N, 11): the columns named in PROPOSAL_COLUMNS."""
+    """(N, 11), columns as in PROPOSAL_COLUMNS."""
     scores: NDArray[np.float32]
     """(N,), non-increasing."""
     sources: tuple[str, ...]
-    """Name of each `source` code: the hierarchy a proposal came from."""
+    """Name of each `source` code: the tree that the proposal comes from."""
     layer_of_order: NDArray[np.int32]
-    """(sum of T_k,): the atom layer of each `order`."""
+    """(sum of T_k,) atom layer of each `order`."""
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -109,83 +109,86 @@ class Proposals:
 
     @property
     def order(self) -> NDArray[np.int32]:
-        """(N,): row in the rows of all layers' orders taken together."""
+        """(N,) index of the row in the orders of all layers, numbered consecutively."""
         return self.column("order")
 
     @property
     def start(self) -> NDArray[np.int32]:
-        """(N,): first place in that row."""
+        """(N,) index of the first atom in that row."""
         return self.column("start")
 
     @property
     def stop(self) -> NDArray[np.int32]:
-        """(N,): place after the last in that row."""
+        """(N,) one past the index of the last atom in that row."""
         return self.column("stop")
 
     @property
     def boxes(self) -> NDArray[np.int32]:
-        """(N, 6): z0, y0, x0, z1, y1, x1, half-open, voxels."""
+        """(N, 6) z0, y0, x0, z1, y1, x1, half-open, in voxels."""
         boxes: NDArray[np.int32] = self.table[:, 3:9]
         return boxes
 
     @property
     def voxels(self) -> NDArray[np.int32]:
-        """(N,): voxels inside."""
+        """(N,) number of voxels."""
         return self.column("voxels")
 
     @property
     def source(self) -> NDArray[np.int32]:
-        """(N,): code in `sources`."""
+        """(N,) code in `sources`."""
         return self.column("source")
 
     @property
     def source_names(self) -> NDArray[np.str_]:
-        """(N,): name of the source of each proposal."""
+        """(N,) name of the source of each proposal."""
         return np.asarray(self.sources, dtype=np.str_)[self.source]
 
     @property
     def layer(self) -> NDArray[np.int32]:
-        """(N,): atom layer of each proposal."""
+        """(N,) atom layer of each proposal."""
         layers: NDArray[np.int32] = self.layer_of_order[self.order]
         return layers
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScanRecord:
-    """A whole scan, ready to be stored; making one checks it, down to every proposal's box and voxels."""
+    """A complete scan, ready to be stored.
+
+    It is checked when made, down to every proposal's box and number of voxels.
+    """
 
     scan_id: str
     """1 to 128 letters, digits, dots, dashes, underscores; a letter or digit first."""
     dataset: str
-    """The collection it comes from; may be empty."""
+    """Name of its data set; may be empty."""
     split: str
-    """Its part of the collection, as "train"; may be empty."""
+    """Its part of the data set, such as "train"; may be empty."""
     modality: str
     """"ct", "mr", "pet", ..."""
     image: NDArray[np.int16]
-    """(z, y, x) codes; a real value is code * scale + offset."""
+    """(z, y, x) codes; real value = code * scale + offset."""
     scale: float
-    """Real units a code step."""
+    """Real units per code."""
     offset: float
-    """Real units of code 0."""
+    """Real value of code 0."""
     spacing_zyx_mm: tuple[float, float, float]
-    """Voxel size along each axis."""
+    """Voxel size along each axis, in mm."""
     labels: tuple[LabelVolume, ...]
-    """Expert labels on the image's grid; may be empty."""
+    """Label maps of experts on the image's grid; may be empty."""
     atoms: tuple[NDArray[np.uint16], ...]
-    """(z, y, x) a layer. Layer 0: ids 0..A-1 everywhere. Others: ids, or 65534 = background."""
+    """(z, y, x) per layer. Layer 0: ids 0..A-1 everywhere. Others: ids, or 65534 = background."""
     orders: tuple[Rows, ...]
-    """Of each layer, a row a tree: atoms in depth-first order, all of them or those that proposals need."""
+    """For each layer one row per tree: atoms in depth-first order, all of them or those in proposals."""
     table: NDArray[np.int32]
-    """(N, 11): the columns named in PROPOSAL_COLUMNS, best first, N >= 1."""
+    """(N, 11), columns as in PROPOSAL_COLUMNS, best first, N >= 1."""
     scores: NDArray[np.float32]
     """(N,), non-increasing, finite."""
     sources: tuple[str, ...]
     """Name of each `source` code."""
     attributes: Mapping[str, object]
-    """JSON kept as it is: provenance, geometry, `intensity` (see Intensity)."""
+    """JSON that is stored unchanged: provenance, geometry, `intensity` (see Intensity)."""
     digests: Mapping[str, str]
-    """Digest of what each stage was given: what decides whether a scan is stale."""
+    """Digest of the inputs of each stage; it shows whether a scan is out of date."""
 
     def __post_init__(self) -> None:
         if not is_safe_name(self.scan_id):
@@ -254,7 +257,7 @@ class ScanRecord:
 
 
 def check_array(name: str, array: NDArray[np.generic], dtype: type[np.generic], num_axes: int) -> None:
-    """Raise InvalidRecord unless `array` has this dtype and number of axes, none of them empty."""
+    """Raise InvalidRecord unless `array` has this dtype and number of axes, and no axis of length 0."""
     if array.dtype != dtype or array.ndim != num_axes or 0 in array.shape:
         raise InvalidRecord(
             f"{name} must be {dtype.__name__} with {num_axes} axes, none empty, "
@@ -263,7 +266,11 @@ def check_array(name: str, array: NDArray[np.generic], dtype: type[np.generic], 
 
 
 def plain_json(value: Mapping[str, object]) -> dict[str, object]:
-    """Return `value` as read back from JSON, keys sorted at every depth, or raise InvalidRecord."""
+    """Return `value` after writing and reading it as JSON, keys sorted at every depth.
+
+    Raises:
+        InvalidRecord: It cannot be written as JSON.
+    """
     try:
         parsed = json.loads(dump_line(value))
     except (TypeError, ValueError) as error:

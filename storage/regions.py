@@ -1,4 +1,4 @@
-"""Boxes of voxels and the chunks they touch: integer arithmetic, no I/O."""
+"""Boxes of voxels, and the chunks that they touch: integer arithmetic, no I/O."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import TypeAlias
 from storage.errors import InvalidSelection
 
 Region: TypeAlias = tuple[slice, ...]
-"""One slice an axis (z, y, x), step 1; an open end means the scan's own."""
+"""One slice per axis (z, y, x), step 1; a missing end is the scan's own."""
 
 
 def parse_region(region: Sequence[slice] | None, shape: Sequence[int], *, where: str) -> Region:
     """Return `region` with all ends filled in.
 
     Args:
-        region: One slice an axis, or None for everything.
+        region: One slice per axis, or None for everything.
         shape: Voxels along each axis.
-        where: What to call the array in an error.
+        where: Name of the array in an error message.
 
     Raises:
-        InvalidSelection: Not one slice an axis, a step, or an end outside the array. Nothing is clipped in
-            silence: a crop beyond the border is padded by who wants it.
+        InvalidSelection: It is not one slice per axis, has a step, or leaves the array. Regions are never
+            clipped: the caller pads a crop beyond the border.
     """
     if region is None:
         return tuple(slice(0, size) for size in shape)
@@ -53,8 +53,8 @@ def touched_chunks(
     """Yield the chunks that a parsed region touches.
 
     Yields:
-        The chunk's place in the grid of chunks; the part of the chunk inside the region, counted from the
-        chunk's corner; the same part counted from the region's corner.
+        The chunk's index along each axis; the part of the chunk inside the region, relative to the chunk's
+        corner; the same part relative to the region's corner.
     """
     if 0 in region_shape(region):
         return

@@ -1,6 +1,6 @@
-"""The files of one committed scan: found through its COMMIT.json, every byte that is returned was checked.
+"""The files of one committed scan, listed in its COMMIT.json; every byte that is returned was checked.
 
-*Reads* COMMIT.json (against the index), `zarr.json` files (sha256), arrays (crc32c and size).
+*Reads* COMMIT.json (checked against the index), `zarr.json` files (sha256), arrays (crc32c and size).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from storage.shards import ArrayReader, ScanFolder, parse_layout
 
 
 class ScanFiles:
-    """Reads files of a scan. Holds paths only: it may be pickled."""
+    """Reads files of a scan. Holds paths only, so it can be pickled."""
 
     def __init__(self, path: Path, entry: IndexEntry) -> None:
         self.path = path
@@ -32,7 +32,7 @@ class ScanFiles:
         return {"path": self.path, "_entry": self._entry, "_readers": {}}
 
     def array(self, key: str) -> ArrayReader:
-        """Return the reader of an array, kept for the next time."""
+        """Return the reader of an array; it is kept for later calls."""
         if key not in self._readers:
             where = f"scan {self._entry.scan_id}, {key}"
             layout = parse_layout(self.checked(f"{key}/{METADATA_FILE}"), where=where)
@@ -49,7 +49,7 @@ class ScanFiles:
         return self._readers[key]
 
     def whole(self, key: str) -> NDArray[Any]:
-        """Return all of a small array, read-only: it is meant to be kept by who asks."""
+        """Return a whole small array, read-only, so that callers may keep it."""
         reader = self.array(key)
         array = reader.read(tuple(slice(0, size) for size in reader.layout.shape))
         array.flags.writeable = False
@@ -62,7 +62,7 @@ class ScanFiles:
         return attributes
 
     def checked(self, key: str) -> bytes:
-        """Return a small file whose bytes are those that were committed."""
+        """Return the bytes of a small file, after a check that they are those that were committed."""
         if key not in self._commit.keys:
             raise self.corrupt(f"COMMIT.json lacks {key}")
         data = self._read(key)
@@ -71,7 +71,11 @@ class ScanFiles:
         return data
 
     def corrupt(self, what: str) -> CorruptScan:
-        """Return the error that says what is wrong with the scan, to be raised."""
+        """Return the error for a damaged scan, for the caller to raise.
+
+        Args:
+            what: What is wrong.
+        """
         return CorruptScan(
             f"scan {self._entry.scan_id}: {what}. Run `mass verify`, then prepare the scan again"
         )
@@ -85,7 +89,7 @@ class ScanFiles:
 
     @cached_property
     def _commit(self) -> Commit:
-        _ = self._folder  # looked at first: a scan replaced from here on is noticed
+        _ = self._folder  # read first, so that a replacement of the scan from here on is noticed
         data = self._read(COMMIT_FILE)
         if hashlib.sha256(data).hexdigest() != self._entry.digest:
             raise self.corrupt(

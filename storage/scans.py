@@ -1,7 +1,7 @@
-"""One committed scan, read lazily: a region of the image, any K masks of it as words, labels, proposals.
+"""One committed scan, read lazily: regions of the image, masks of proposals as words, labels, proposals.
 
 *Reads* the scan's folder through its COMMIT.json; every byte it returns was checked (sha256 for metadata,
-crc32c and size for arrays). Holds paths only: it may be pickled, and kept open by the thousand.
+crc32c and size for arrays). Holds paths only, so it can be pickled, and thousands can be open at once.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from storage.words import build_lookup, count_voxels, covered_part, unpack_words
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Crop:
-    """What a training step needs of one region of one scan."""
+    """Image and masks of one region of a scan, for a training step."""
 
     image: NDArray[np.float32]
     """(z, y, x), real units or z-scores."""
     words: NDArray[np.uint16]
-    """(z, y, x): bit k says whether the voxel lies in mask k."""
+    """(z, y, x): bit k says whether the voxel is in mask k."""
 
 
 class Scan:
-    """A committed scan. Regions are three slices (z, y, x); None is everything."""
+    """A committed scan. Regions are three slices (z, y, x); None means everything."""
 
     def __init__(self, store: Path, entry: IndexEntry) -> None:
         self.path = store / entry.path
@@ -70,27 +70,27 @@ class Scan:
 
     @property
     def spacing_zyx_mm(self) -> tuple[float, float, float]:
-        """Voxel size along z, y, x."""
+        """Voxel size along z, y, x, in mm."""
         return self.entry.spacing_zyx_mm
 
     @property
     def modality(self) -> str:
-        """Modality, as "ct", "mr", "pet"."""
+        """Modality, such as "ct", "mr", "pet"."""
         return self.entry.modality
 
     @property
     def dataset(self) -> str:
-        """The collection the scan comes from."""
+        """Name of its data set."""
         return self.entry.dataset
 
     @property
     def split(self) -> str:
-        """Its part of the collection."""
+        """Its part of the data set, such as "train"."""
         return self.entry.split
 
     @property
     def digests(self) -> Mapping[str, str]:
-        """Digest of what each stage was given."""
+        """Digest of the inputs of each stage."""
         return self.entry.digests
 
     @property
@@ -100,17 +100,17 @@ class Scan:
 
     @property
     def num_layers(self) -> int:
-        """Atom layers, at least 1."""
+        """Number of atom layers, at least 1."""
         return len(self._mass["num_orders"])
 
     @property
     def scale(self) -> float:
-        """Real units a code step."""
+        """Real units per code."""
         return float(self._mass["scale"])
 
     @property
     def offset(self) -> float:
-        """Real units of code 0."""
+        """Real value of code 0."""
         return float(self._mass["offset"])
 
     @property
@@ -126,12 +126,12 @@ class Scan:
 
     @property
     def intensity(self) -> Intensity:
-        """Clip bounds and z-score statistics, real units."""
+        """Clip bounds and z-score statistics, in real units."""
         return Intensity.from_json(self.attributes.get("intensity"), scan_id=self.id)
 
     @cached_property
     def levels(self) -> tuple[Level, ...]:
-        """The scan's levels, finest first: each halves the axes still longer than a window."""
+        """The scan's levels, finest first: each halves the axes that are still longer than a window."""
         return tuple(
             make_level(self.shape, self.spacing_zyx_mm, factors, index)
             for index, factors in enumerate(self._plan)
@@ -139,11 +139,15 @@ class Scan:
 
     @property
     def num_levels(self) -> int:
-        """How many levels the scan has, at least 1."""
+        """Number of levels of the scan, at least 1."""
         return len(self._plan)
 
     def level(self, level: int | Level) -> Level:
-        """Return a level of the scan by its index; one that `level_for` returned is returned as it is."""
+        """Return a level of the scan by its index; a `Level` of this scan is returned unchanged.
+
+        Raises:
+            InvalidSelection: There is no such level, or it belongs to another scan.
+        """
         if isinstance(level, Level):
             if level.shape_zyx != coarse_shape(self.shape, level.factors_zyx):
                 raise InvalidSelection(
@@ -159,9 +163,12 @@ class Scan:
         return self.levels[level]
 
     def level_for(self, window_zyx: Sequence[int]) -> Level:
-        """Return the finest level that fits into a window along every axis; the whole scan is in it.
+        """Return the finest level at which the whole scan fits into a window.
 
-        It is one of the scan's levels, or one that is made from them when read.
+        It is one of the scan's levels, or one that is computed from them when it is read.
+
+        Args:
+            window_zyx: The most voxels along z, y, x.
         """
         factors = plan_levels(self.shape, window_zyx)[-1]
         if factors in self._plan:
@@ -169,7 +176,7 @@ class Scan:
         return make_level(self.shape, self.spacing_zyx_mm, factors, None)
 
     def num_atoms(self, layer: int = 0) -> int:
-        """Return how many atoms a layer has: its ids are 0 to this less one."""
+        """Return the number of atoms A of a layer; ids are 0..A-1."""
         self._layer_path(layer)
         if self.entry.format_version == 1:
             return self._files.array(f"orders/{layer}").layout.shape[1]
@@ -181,9 +188,9 @@ class Scan:
         """Return the image, float32 (z, y, x).
 
         Args:
-            region: What to read, in voxels of the level.
-            level: At which resolution.
-            normalize: Whether to return z-scores (see `intensity`) in place of real units.
+            region: Box to read, in voxels of the level.
+            level: Level to read.
+            normalize: Whether to return z-scores (see `intensity`) instead of real units.
         """
         level = self.level(level)
         box = self._region(region, level)
@@ -200,7 +207,7 @@ class Scan:
     def image_codes(
         self, region: Sequence[slice] | None = None, *, level: int | Level = 0
     ) -> NDArray[np.int16]:
-        """Return the image as stored, int16 (z, y, x): a real value is code * scale + offset."""
+        """Return the image as stored, int16 (z, y, x); real value = code * scale + offset."""
         codes: NDArray[np.int16] = self._volume("", region, level)
         return codes
 
@@ -221,13 +228,13 @@ class Scan:
         return labels
 
     def label_values(self, name: str) -> dict[int, str]:
-        """Return what the values of an expert label map mean."""
+        """Return {value: name} of an expert label map."""
         self._check_label(name)
         image_label = self._files.metadata(label_volume(name))["ome"]["image-label"]
         return {int(item["label-value"]): str(item["name"]) for item in image_label.get("properties", ())}
 
     def orders(self, layer: int = 0) -> tuple[NDArray[np.uint16], ...]:
-        """Return the hierarchies over a layer's atoms, a row each: those that proposals need, depth first."""
+        """Return the orders of a layer's atoms, one row per tree: the atoms in its proposals, depth first."""
         self._layer_path(layer)
         return self._all_orders[layer]
 
@@ -243,7 +250,7 @@ class Scan:
         )
 
     def atom_ids(self, proposal: int) -> NDArray[np.uint16]:
-        """Return the atoms of a proposal, (n,), ids in the layer `proposals.layer[proposal]`."""
+        """Return the atoms of a proposal, uint16 (n,), ids in the layer `proposals.layer[proposal]`."""
         table = self.proposals.table
         if not 0 <= proposal < len(table):
             raise InvalidSelection(f"scan {self.id}: proposal {proposal} is not in 0..{len(table) - 1}")
@@ -252,7 +259,7 @@ class Scan:
 
     @cached_property
     def level_voxels(self) -> NDArray[np.int32]:
-        """Voxels of every proposal at every level, (N, num_levels); column 0 is `proposals.voxels`."""
+        """Voxels of every proposal at every level, int32 (N, num_levels); column 0 is `proposals.voxels`."""
         if self.entry.format_version > 1:
             return self._files.whole("level_voxels")
         columns = [self.voxels_at(level) for level in self.levels]
@@ -261,7 +268,7 @@ class Scan:
         return voxels
 
     def voxels_at(self, level: int | Level) -> NDArray[np.int32]:
-        """Return the voxels of every proposal at a level, (N,): whether it is visible there, and how well."""
+        """Return the number of voxels of every proposal at a level, int32 (N,); 0 if it is not visible."""
         level = self.level(level)
         if level.index == 0:
             return self.proposals.voxels
@@ -281,9 +288,17 @@ class Scan:
         *,
         level: int | Level = 0,
     ) -> NDArray[np.uint16]:
-        """Return up to 16 masks as one word a voxel, uint16 (z, y, x): bit k is proposal ids[k].
+        """Return up to 16 masks as one word per voxel, uint16 (z, y, x): bit k is proposal ids[k].
 
-        Reads only the atom layers that the proposals need, and of them only the chunks that their boxes meet.
+        Reads only the atom layers of the proposals, and only the chunks that their boxes touch.
+
+        Args:
+            ids: Rows of the proposals.
+            region: Box to read, in voxels of the level.
+            level: Level to read.
+
+        Raises:
+            InvalidSelection: More than 16 ids, or an id, region or level outside the scan.
         """
         chosen = [int(proposal) for proposal in ids]
         if len(chosen) > MAX_WORD_BITS:
@@ -317,7 +332,13 @@ class Scan:
         *,
         level: int | Level = 0,
     ) -> NDArray[np.bool_]:
-        """Return the masks of any number of proposals, bool (K, z, y, x)."""
+        """Return the masks of any number of proposals, bool (K, z, y, x).
+
+        Args:
+            ids: Rows of the proposals.
+            region: Box to read, in voxels of the level.
+            level: Level to read.
+        """
         chosen = [int(proposal) for proposal in ids]
         level = self.level(level)
         box = self._region(region, level)
@@ -335,14 +356,14 @@ class Scan:
         level: int | Level = 0,
         normalize: bool = True,
     ) -> Crop:
-        """Return the image and up to 16 masks of a region: one training read."""
+        """Return the image and up to 16 masks of a region, as one training step needs them."""
         return Crop(
             image=self.image(region, level=level, normalize=normalize),
             words=self.words(ids, region, level=level),
         )
 
     def record(self) -> ScanRecord:
-        """Return the whole scan as it was committed, all of it read and checked again."""
+        """Return the whole scan as it was committed; everything is read and checked again."""
         return ScanRecord(
             scan_id=self.id,
             dataset=self.dataset,
@@ -418,7 +439,14 @@ def _add_words(
     lookup: NDArray[np.uint16],
     boxes: NDArray[np.int32],
 ) -> None:
-    """OR a layer's words into `words`; `boxes` (K, 6) of its masks count from their corner."""
+    """OR the masks of a layer into `words`.
+
+    Args:
+        words: (z, y, x); updated.
+        parts: Yields the wanted parts of the layer's ids, with their position.
+        lookup: (65536,) word of every atom id.
+        boxes: (K, 6) boxes of the masks, relative to the corner of `words`.
+    """
     for target, part in parts(lambda target: covered_part(target, boxes) is not None):
         inside = covered_part(target, boxes)
         assert inside is not None

@@ -1,8 +1,8 @@
-"""Reads an array's one file directly: whole, or the chunks a region touches. Every byte read is checked.
+"""Reads the one file of an array: all of it, or the chunks that a region touches. Every byte is checked.
 
-Why not zarr-python here: it takes a missing shard, or one cut to nothing, for the fill value without a word,
-its event loop costs more than the decoding of small crops, and a data loader's worker need not import it. The
-files are plain Zarr v3 all the same: zarr-python writes them, and the tests read them back with it.
+zarr-python is not used for reading: it silently replaces a missing or empty shard by the fill value, its
+event loop costs more than decoding small crops, and a data loader's worker need not import it. The files are
+plain Zarr v3: zarr-python writes them, and the tests read them with it.
 
 *Reads* ARRAY/zarr.json and ARRAY/c.0.0.0: either one shard (`sharding_indexed`: blosc chunks each with a
 crc32c, then the index with its own) or one chunk (blosc, crc32c).
@@ -31,10 +31,10 @@ _CRC_BYTES = 4
 
 
 def single_threaded_blosc() -> ModuleType:
-    """Return numcodecs.blosc with its threads switched off for the whole process, as zarr-python does.
+    """Return numcodecs.blosc with its threads switched off for the whole process, as in zarr-python.
 
-    With threads it lays blocks down in the order in which they are done, other bytes each time, and a worker
-    of a data loader would start as many as there are cores.
+    With threads it writes blocks in the order in which they finish, so the bytes differ each time, and every
+    worker of a data loader would start as many threads as there are cores.
     """
     from numcodecs import blosc
 
@@ -45,22 +45,30 @@ def single_threaded_blosc() -> ModuleType:
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayLayout:
-    """What `zarr.json` says about an array of the store."""
+    """Contents of an array's `zarr.json`."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     chunk_shape: tuple[int, ...]
-    """Of the inner chunks, where sharded."""
+    """Shape of the inner chunks, if sharded."""
     sharded: bool
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Chunks along each axis."""
+        """Number of chunks along each axis."""
         return tuple(-(-size // chunk) for size, chunk in zip(self.shape, self.chunk_shape, strict=True))
 
 
 def parse_layout(metadata: bytes, *, where: str) -> ArrayLayout:
-    """Return the layout in an array's `zarr.json`, or raise CorruptScan if it is not one of the store's."""
+    """Return the layout in an array's `zarr.json`.
+
+    Args:
+        metadata: Bytes of the file.
+        where: Name of the array in error messages.
+
+    Raises:
+        CorruptScan: It is not the layout of an array of a store.
+    """
     try:
         document = json.loads(metadata)
         shape = tuple(int(size) for size in document["shape"])
@@ -92,13 +100,13 @@ def parse_layout(metadata: bytes, *, where: str) -> ArrayLayout:
 
 @dataclass(frozen=True)
 class ScanFolder:
-    """A scan's folder as it was when its COMMIT.json was read; a replaced scan is another folder."""
+    """A scan's folder at the time when its COMMIT.json was read; a replaced scan has another inode."""
 
     path: Path
     inode: int
 
     def is_in_place(self) -> bool:
-        """Return whether the same folder is still there."""
+        """Return whether the same folder still has this path."""
         try:
             return os.stat(self.path).st_ino == self.inode
         except FileNotFoundError:
@@ -107,7 +115,7 @@ class ScanFolder:
 
 @dataclass(frozen=True)
 class _ChunkTable:
-    """Where each chunk of a shard lies in its file."""
+    """Position and size of each chunk in a shard's file, in bytes."""
 
     offsets: NDArray[np.uint64]
     sizes: NDArray[np.uint64]
@@ -115,7 +123,7 @@ class _ChunkTable:
 
 
 class ArrayReader:
-    """One array on disk. Holds no open file: it may be kept, pickled and used from any thread."""
+    """One array on disk. Holds no open file, so it can be kept, pickled and used from any thread."""
 
     def __init__(
         self, folder: Path, layout: ArrayLayout, *, num_bytes: int, scan: ScanFolder, where: str
@@ -128,7 +136,7 @@ class ArrayReader:
         self._table: _ChunkTable | None = None
 
     def read(self, region: Region) -> NDArray[Any]:
-        """Return the voxels of a parsed region."""
+        """Return the values of a parsed region."""
         result = np.empty(region_shape(region), dtype=self.layout.dtype)
         for target, part in self.chunks(region):
             result[target] = part
@@ -140,20 +148,20 @@ class ArrayReader:
         """Yield each touched chunk's part of a parsed region, decoded.
 
         Args:
-            region: What to read.
-            wanted: Given where a part lies, whether it is needed; the others are not read.
+            region: Box to read.
+            wanted: Given the position of a part, whether it is needed; other parts are not read.
 
         Yields:
-            Where the part lies, counted from the region's corner; the part, valid until the next one.
+            The position of the part, relative to the region's corner; and the part, valid until the next one.
         """
         chunk = np.empty(self.layout.chunk_shape, dtype=self.layout.dtype)
         handle = self._open()
         try:
             table = self._chunk_table(handle)
-            for place, inside, target in touched_chunks(region, self.layout.chunk_shape):
+            for index, inside, target in touched_chunks(region, self.layout.chunk_shape):
                 if wanted is not None and not wanted(target):
                     continue
-                self._decode(handle, int(table.offsets[place]), int(table.sizes[place]), chunk)
+                self._decode(handle, int(table.offsets[index]), int(table.sizes[index]), chunk)
                 yield target, chunk[inside]
         finally:
             os.close(handle)
@@ -172,7 +180,7 @@ class ArrayReader:
     def _chunk_table(self, handle: int) -> _ChunkTable:
         inode = os.fstat(handle).st_ino
         if self._table is None:
-            # Asked after the file was opened: it is of the folder that was there before.
+            # Checked after the file was opened, so the open file belongs to the folder that was checked.
             if not self._scan.is_in_place():
                 raise self._corrupt("was replaced after the scan was opened; open the store again")
             self._table = self._read_table(handle, inode)
@@ -197,7 +205,7 @@ class ArrayReader:
         return _ChunkTable(offsets, sizes, inode)
 
     def _read_checked(self, handle: int, start: int, size: int) -> bytes:
-        """Return `size` bytes from `start` less the crc32c at their end, which they must match."""
+        """Return `size` bytes from `start`, without the crc32c at their end, after a check against it."""
         import google_crc32c
 
         data = os.pread(handle, size, start)
@@ -211,7 +219,7 @@ class ArrayReader:
     def _decode(self, handle: int, start: int, size: int, chunk: NDArray[Any]) -> None:
         blosc = single_threaded_blosc()
         payload = self._read_checked(handle, start, size)
-        # Bytes 4..8 of a blosc buffer: its size once decoded.
+        # Bytes 4..8 of a blosc buffer are its decoded size.
         if int.from_bytes(payload[4:8], "little") != chunk.nbytes:
             raise self._corrupt("holds a chunk of another size")
         try:

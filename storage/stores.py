@@ -1,4 +1,4 @@
-"""Opening and making stores. Reading takes no lock, lists no folder: it trusts store.json and the index."""
+"""Opening and creating stores. Reading takes no lock and lists no folder: it uses store.json and index."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from storage.scans import Scan
 
 @dataclass(frozen=True, kw_only=True)
 class StoreInfo:
-    """What store.json says."""
+    """Contents of store.json."""
 
     format_version: int
-    """The highest that a scan in the store may have."""
+    """The highest format version that a scan in the store may have."""
     spacing_mm: float
-    """Target spacing of its scans."""
+    """Target spacing of its scans, in mm."""
     config: Mapping[str, Any]
-    """What `mass prepare` was told."""
+    """Settings of `mass prepare`."""
     config_digest: str
     """digest_of(config)."""
 
 
 class Store:
-    """A store opened for reading: what was committed when its index was first looked at.
+    """A store opened for reading: the scans that were committed when its index was first read.
 
-    Holds paths only, so that it may be pickled into the workers of a data loader (start them with spawn or
-    forkserver); each reads the index again when it needs it.
+    Holds paths only, so that it can be pickled into the workers of a data loader (start them with spawn or
+    forkserver); each worker reads the index again when it needs it.
     """
 
     def __init__(self, path: Path, info: StoreInfo) -> None:
@@ -64,7 +64,7 @@ class Store:
 
     @cached_property
     def entries(self) -> Mapping[str, IndexEntry]:
-        """The index, by scan id, in the order of the ids."""
+        """Index lines by scan id, sorted by id."""
         entries = read_sound_index(self.path).entries
         return {scan_id: entries[scan_id] for scan_id in sorted(entries)}
 
@@ -74,7 +74,11 @@ class Store:
         return tuple(self.entries)
 
     def scan(self, scan_id: str) -> Scan:
-        """Return a committed scan; its arrays are read when asked for."""
+        """Return a committed scan; its arrays are read when they are needed.
+
+        Raises:
+            ScanNotFound: There is no committed scan with this id.
+        """
         entry = self.entries.get(scan_id)
         if entry is None:
             raise ScanNotFound(
@@ -101,7 +105,7 @@ class Store:
             )
 
     def raise_version(self) -> None:
-        """Let the store hold scans of this format version from now on; those in it stay as they are."""
+        """Allow scans of the current format version in the store; existing scans are unchanged."""
         info = replace(self.info, format_version=FORMAT_VERSION)
         with full_disk_named(self.path, "raise_version"), store_lock(self.path):
             _write_info(self.path, info)
@@ -111,13 +115,13 @@ class Store:
 def create_store(
     path: str | Path, *, spacing_mm: float, config: Mapping[str, Any], exist_ok: bool = True
 ) -> Store:
-    """Make an empty store, or open the one that is there, unchanged.
+    """Create an empty store, or open the existing one, unchanged.
 
     Args:
         path: A folder that does not exist, is empty, or is a store.
-        spacing_mm: Target spacing of its scans.
-        config: What `mass prepare` was told, as JSON.
-        exist_ok: Whether a store may be there already.
+        spacing_mm: Target spacing of its scans, in mm.
+        config: Settings of `mass prepare`, as JSON.
+        exist_ok: Whether a store may exist already.
 
     Raises:
         StoreExists: The folder holds something else, or a store and `exist_ok` is false.
@@ -125,12 +129,12 @@ def create_store(
     root = Path(path).absolute()
     info = _checked_info(config, spacing_mm, FORMAT_VERSION)
     if root.exists() and not root.is_dir():
-        raise StoreExists(f"{root}: a file, not a folder. Choose another place for the store")
+        raise StoreExists(f"{root}: a file, not a folder. Choose another path for the store")
     if not (root / STORE_FILE).exists():
-        strangers = sorted(set(os.listdir(root)) - {LOCK_FILE, TEMPORARY_FOLDER}) if root.exists() else []
-        if strangers and not (root / STORE_FILE).exists():
+        other_files = sorted(set(os.listdir(root)) - {LOCK_FILE, TEMPORARY_FOLDER}) if root.exists() else []
+        if other_files and not (root / STORE_FILE).exists():
             raise StoreExists(
-                f"{root}: not a store, and not empty ({strangers[0]!r} is in it). Choose another folder"
+                f"{root}: not a store, and not empty ({other_files[0]!r} is in it). Choose another folder"
             )
         with full_disk_named(root, "create_store"):
             root.mkdir(parents=True, exist_ok=True)
@@ -147,8 +151,8 @@ def open_store(path: str | Path) -> Store:
     """Return the store at `path` for reading.
 
     Raises:
-        StoreNotFound: No store there.
-        FormatVersionError: A store of another version, or a folder of something else.
+        StoreNotFound: There is no store.
+        FormatVersionError: The store has another version, or the folder holds something else.
     """
     root = Path(path).absolute()  # for a worker that starts in another folder
     try:

@@ -1,4 +1,4 @@
-"""Does the store on disk still say what was committed? Reads every byte of every scan."""
+"""Check that a store on disk is as it was committed. Reads every byte of every scan."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from storage.stores import open_store
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing that is not as it was committed."""
+    """One difference between the store and what was committed."""
 
     scan_id: str | None
-    """The scan, or None where it is the store's."""
+    """The scan, or None if the problem is the store's."""
     key: str
     """The file, relative to the scan's folder (or the store's)."""
     what: str
@@ -26,11 +26,11 @@ class Problem:
 
 
 def verify(store: str | Path, *, on_scan: Callable[[str], None] | None = None) -> Iterator[Problem]:
-    """Yield everything that is not as it was committed: sizes, checksums, files and index lines.
+    """Yield every difference from what was committed: sizes, checksums, files and index lines.
 
     Args:
         store: Folder of the store.
-        on_scan: Called with the id of each scan once it is looked through.
+        on_scan: Called with the id of each scan after it was checked.
     """
     root = open_store(store).path
     with reader_lock(root):  # no commit between its rename and its line
@@ -45,7 +45,7 @@ def verify(store: str | Path, *, on_scan: Callable[[str], None] | None = None) -
 
 
 def verify_scan(store: str | Path, scan_id: str) -> tuple[Problem, ...]:
-    """Return everything of one scan that is not as it was committed."""
+    """Return every difference of one scan from what was committed."""
     root = open_store(store).path
     return tuple(_scan_problems(root, scan_id, read_index(root).entries.get(scan_id)))
 

@@ -1,7 +1,7 @@
-"""A scan's volumes at any level: read where it is stored, made of a finer one where it is not.
+"""A scan's volumes at any level: read if the level is stored, else computed from a finer one.
 
-*Reads* the arrays of an image (volume "") or label map ("labels/<name>"). Where it stops being fast: a level
-of a scan of format version 1, which has level 0 only, takes reading all of that.
+*Reads* the arrays of an image (volume "") or label map ("labels/<name>"). Slow for scans of format version 1:
+they have level 0 only, so a coarser level reads the whole of it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,16 @@ class VolumeReader:
     plan: tuple[Triple, ...]
     """Factors of the scan's levels."""
     stored: tuple[Triple, ...]
-    """Those of them, the first ones, that lie on disk."""
+    """Factors of the levels on disk; the first ones of `plan`."""
 
     def read(self, volume: str, box: Region, factors: Triple) -> NDArray[Any]:
-        """Return a parsed region of the level with these factors."""
+        """Return a parsed region of the level with these factors.
+
+        Args:
+            volume: "" for the image, else "labels/<name>".
+            box: Region to read, in voxels of the level.
+            factors: Factors of the level.
+        """
         first, *coarser = steps_to(factors, self.plan, self.stored, averaged=not volume)
         reader = self.files.array(level_key(volume, self.stored.index(first)))
         array = reader.read(fine_region(box, ratio(first, factors), reader.layout.shape))
@@ -46,16 +52,16 @@ class VolumeReader:
         factors: Triple,
         wanted: Callable[[Region], bool] | None = None,
     ) -> Iterator[tuple[Region, NDArray[Any]]]:
-        """Yield the parts of a parsed region, by chunk where the level is stored.
+        """Yield the parts of a parsed region, by chunk if the level is stored.
 
         Args:
-            volume: Which.
-            box: What to read.
-            factors: Of the level.
-            wanted: Given where a part lies, whether it is needed; the others are not read.
+            volume: "" for the image, else "labels/<name>".
+            box: Region to read, in voxels of the level.
+            factors: Factors of the level.
+            wanted: Given the position of a part, whether it is needed; other parts are not read.
 
         Yields:
-            Where the part lies, counted from the region's corner; the part, valid until the next one.
+            The position of the part, relative to the region's corner; and the part, valid until the next one.
         """
         if factors in self.stored:
             reader = self.files.array(level_key(volume, self.stored.index(factors)))

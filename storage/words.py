@@ -1,7 +1,7 @@
-"""From proposals to words: bit k of a voxel's word says whether it lies in mask k. Arrays in, arrays out.
+"""Words of masks: bit k of a voxel's word says whether the voxel is in mask k. Arrays in, arrays out.
 
-A proposal is a run of atoms, so K masks over A atoms are one table of A words, and the words of a crop one
-look-up a voxel, whatever K is.
+A proposal is an interval of atoms. So K masks over A atoms are one table of A words, and the words of a crop
+take one look-up per voxel, whatever K is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def build_lookup(
         runs: For each mask of one atom layer, its bit (0..15) and the ids of its atoms.
 
     Returns:
-        (65536,) uint16: an entry for every uint16, so that no id needs checking; 0 where no mask is.
+        uint16 (65536,): an entry for every uint16, so that no id has to be checked; 0 if the id is in no
+            mask.
     """
     lookup = np.zeros(65_536, dtype=np.uint16)
     for bit, ids in runs:
@@ -35,14 +36,14 @@ def build_lookup(
 
 
 def covered_part(target: Region, boxes: NDArray[np.int32]) -> Region | None:
-    """Return the smallest box around what `boxes` cover of `target`, counted from target's corner.
+    """Return the smallest box around the part of `target` that `boxes` cover, relative to target's corner.
 
     Args:
         target: A box, (z, y, x).
         boxes: (K, 6) z0, y0, x0, z1, y1, x1, half-open, in the same frame as target.
 
     Returns:
-        None where no box meets the target.
+        The box, or None if no box overlaps the target.
     """
     corner = np.array([part.start for part in target])
     lows = np.maximum(boxes[:, :3], corner)
@@ -55,7 +56,7 @@ def covered_part(target: Region, boxes: NDArray[np.int32]) -> Region | None:
 
 
 def unpack_words(words: NDArray[np.uint16], num_masks: int) -> NDArray[np.bool_]:
-    """Return the masks in words (z, y, x) as bool (K, z, y, x)."""
+    """Return the masks in words, uint16 (z, y, x), as bool (K, z, y, x)."""
     masks = np.empty((num_masks, *words.shape), dtype=np.bool_)
     for bit in range(num_masks):
         np.not_equal(words & np.uint16(1 << bit), 0, out=masks[bit])
@@ -65,12 +66,12 @@ def unpack_words(words: NDArray[np.uint16], num_masks: int) -> NDArray[np.bool_]
 def count_voxels(
     proposals: Proposals, rows: Sequence[NDArray[np.uint16]], counts: Sequence[NDArray[np.int64]]
 ) -> NDArray[np.int32]:
-    """Return the voxels of every proposal, (N,), from those of the atoms.
+    """Return the number of voxels of every proposal, int32 (N,), from those of the atoms.
 
     Args:
-        proposals: All of a scan.
-        rows: The atoms of each order, depth first.
-        counts: Voxels of every atom id of each layer, (65536,).
+        proposals: All proposals of a scan.
+        rows: Atoms of each order, depth first.
+        counts: For each layer, (65536,) voxels of every atom id.
     """
     voxels = np.zeros(len(proposals), dtype=np.int32)
     for order, (row, layer) in enumerate(zip(rows, proposals.layer_of_order, strict=True)):

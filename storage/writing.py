@@ -1,9 +1,9 @@
 """Writes a scan's files with zarr-python: one group, valid OME-NGFF 0.5, the same bytes for the same record.
 
-*Reads* a ScanRecord. *Writes* every key of the scan but COMMIT.json into an empty folder, in the newest
-format version. Settings were measured: inner chunks of 64^3, one shard a volume, image blosc(zstd, 5,
-bitshuffle), atoms and labels blosc(zstd, 5, noshuffle) (shuffling ids makes them 1.5-3x larger), all else
-level 6, crc32c on every chunk. Whatever the settings, readers are the same.
+*Reads* a ScanRecord. *Writes* every key of the scan except COMMIT.json into an empty folder, in the newest
+format version. The settings were measured: inner chunks of 64^3, one shard per volume, image blosc(zstd, 5,
+bitshuffle), atoms and labels blosc(zstd, 5, noshuffle) (shuffling ids makes them 1.5-3x larger), everything
+else level 6, crc32c on every chunk. Readers do not depend on these settings.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from storage.words import count_voxels
 _AXES = ("z", "y", "x")
 
 _VOLUME_LEVEL = 5
-"""Of zstd, for volumes."""
+"""zstd level for volumes."""
 
 _TABLE_LEVEL = 6
-"""Of zstd, for segments and tables. Level 9 would save a fifth of the segments, 30 kB of a small scan's 250,
-for 0.3 s more of 1.3."""
+"""zstd level for segments and tables. Level 9 would make the segments of a small scan, 250 kB, 30 kB smaller,
+but would take 0.3 s more than 1.3 s."""
 
 Shuffle = Literal["noshuffle", "shuffle", "bitshuffle"]
 
 
 def write_scan(folder: Path, record: ScanRecord) -> None:
-    """Write all of `record` into the empty folder, apart from COMMIT.json."""
+    """Write `record` into the empty folder, except COMMIT.json."""
     store = LocalStore(folder)
     single_threaded_blosc()
     levels = [
@@ -79,7 +79,7 @@ def write_scan(folder: Path, record: ScanRecord) -> None:
 def _write_atoms(
     store: LocalStore, name: str, atoms: NDArray[np.uint16], levels: Sequence[Level]
 ) -> list[NDArray[np.int64]]:
-    """Write an atom layer; return the voxels of every id at each level, (65536,)."""
+    """Write an atom layer; return the number of voxels of every id, (65536,), for each level."""
     volume, counts = label_volume(name), []
     _write_group(store, volume, _label_attributes(name, levels, {}))
     for index, ids in enumerate(_pyramid(atoms, levels)):
@@ -94,9 +94,9 @@ def _write_proposals(
     """Write segments, table, scores and the proposals' voxels at each level.
 
     Args:
-        store: Of the scan.
+        store: Store of the scan.
         record: The scan.
-        counts: Of each layer, the voxels of every atom id at each level.
+        counts: For each layer and level, (65536,) voxels of every atom id.
     """
     rows = [row for orders in record.orders for row in orders]
     voxels = [count_voxels(record.proposals, rows, at_level) for at_level in zip(*counts, strict=True)]
@@ -113,7 +113,7 @@ def _write_proposals(
 
 
 def _pyramid(array: NDArray[Any], levels: Sequence[Level]) -> Iterator[NDArray[Any]]:
-    """Yield a volume at each level; int16 is the image, all else ids."""
+    """Yield a volume at each level; int16 is the image, other types are ids."""
     codes = array
     yield array
     for finer, coarser in pairwise(levels):
@@ -223,11 +223,11 @@ def _write_array(
         shards=layout.shards,
         compressors=(compressor, Crc32cCodec()),
         fill_value=array.dtype.type(layout.fill),
-        # One file in the array's own folder instead of three nested folders.
+        # One file in the array's folder, instead of three nested folders.
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=list(names),
         attributes=attributes,
-        # Empty chunks too: a chunk that is not there is always a loss.
+        # Empty chunks are written too, so that a missing chunk always means lost data.
         config={"write_empty_chunks": True},
     )
     target[...] = np.ascontiguousarray(array)

@@ -16,7 +16,7 @@ from commands.prepare.settings import Settings
 from pipeline.compute import get_backend
 from pipeline.discovery import Source, source_digest
 from pipeline.errors import ScanError, UnreadableFile
-from pipeline.formats import may_pass
+from pipeline.formats import is_transient
 from pipeline.ingest import StandardScan, read_source, standardize
 from pipeline.proposals import propose
 from storage import LabelVolume, ScanRecord, StorageError, Store, StoreFull, commit_scan, open_store
@@ -66,7 +66,7 @@ def _attempt(store: Store, setup: Setup, job: Job) -> Outcome:
     try:
         digest, num_proposals = _prepare_scan(store, setup, job)
     except ScanError as error:
-        if may_pass(error):
+        if is_transient(error):
             raise
         lasting = not isinstance(error, UnreadableFile)
         told = replace(
@@ -84,7 +84,7 @@ def _attempt(store: Store, setup: Setup, job: Job) -> Outcome:
             seen, kind="MemoryError", reason="there is not enough memory for this scan", remedy=remedy
         )
     except Exception as error:  # the one place where a bug in one scan is kept from the others
-        if may_pass(error):
+        if is_transient(error):
             raise
         text = "".join(traceback.format_exception(error))
         reason = f"{type(error).__name__}: {error}"

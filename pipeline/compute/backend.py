@@ -1,11 +1,11 @@
-"""Where the array kernels run: the one module that knows CuPy.
+"""Array backends; the only module that imports CuPy.
 
-    cpu     Numba, one thread: the default without a GPU
-    numpy   plain NumPy: slow, and the reference that the others must equal to the bit
+    cpu     Numba, the default without a GPU
+    numpy   plain NumPy: slow; the reference that the others must equal to the bit
     gpu     CuPy on a CUDA device
 
 Every kernel works on integers, or on floats in a fixed order, so that the three give the same labels. Trees
-are grown, and proposals chosen, on the CPU whatever the backend; with `numpy` so are atoms made.
+are grown and proposals are selected on the CPU with every backend. With `numpy`, atoms are made by Numba.
 
 Reads: nothing. Writes: nothing.
 """
@@ -26,20 +26,20 @@ BackendName: TypeAlias = Literal["cpu", "numpy", "gpu"]
 
 
 _THREADS = 256
-"""Threads of a block."""
+"""Threads per block."""
 
 
 class NoGpu(RuntimeError):  # noqa: N818 - the name says what is wrong
-    """A GPU was asked for and there is none, or CuPy is missing."""
+    """A GPU was requested, but there is none, or CuPy is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """One of the three places; hand it to the kernels."""
+    """Array backend and thread count."""
 
     name: BackendName
     num_threads: int = 1
-    """Trees that are grown at once; the result does not depend on it."""
+    """Number of CPU threads; the result does not depend on it."""
 
     @property
     def xp(self) -> Any:
@@ -52,7 +52,7 @@ class Backend:
 
     @property
     def ndimage(self) -> Any:
-        """`scipy.ndimage`, or its namesake on the GPU."""
+        """`scipy.ndimage`, or CuPy's version of it on a GPU."""
         if self.name == "gpu":
             import cupyx.scipy.ndimage as gpu_ndimage
 
@@ -63,15 +63,15 @@ class Backend:
 
     @property
     def volume_threads(self) -> int:
-        """Threads that work on one volume: those of the CPU, or one that tells the GPU what to do."""
+        """Threads that work on one volume: all of the CPU, or one that launches kernels on the GPU."""
         return self.num_threads if self.name == "cpu" else 1
 
     def to_device(self, array: Any) -> Any:
-        """The array where the kernels run."""
+        """Return the array on the device of the kernels."""
         return self.xp.asarray(array)
 
     def to_host(self, array: Any) -> Any:
-        """The array as NumPy's."""
+        """Return the array as a NumPy array."""
         return array.get() if self.name == "gpu" else np.asarray(array)
 
     def launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
@@ -79,20 +79,20 @@ class Backend:
 
         Args:
             kernel: Its name.
-            num_threads: How many threads at least; those beyond do nothing.
-            arguments: Arrays of the device, and numbers of NumPy's types.
+            num_threads: Smallest number of threads; it is rounded up to whole blocks.
+            arguments: Arrays on the device, and numbers of NumPy's types.
         """
         if num_threads:
             blocks = -(-num_threads // _THREADS)
             _kernel(self.xp, kernel)((blocks,), (_THREADS,), arguments)
 
     def release(self) -> None:
-        """Give memory that is not in use back to the device, for other processes."""
+        """Return unused memory to the device, for other processes."""
         if self.name == "gpu":
             self.xp.get_default_memory_pool().free_all_blocks()
 
     def scatter_min(self, target: Any, index: Any, values: Any) -> None:
-        """`target[index] = min(target[index], values)`, repeated indices included; nothing negative."""
+        """Do `target[index] = min(target[index], values)` with repeated indices; no value may be negative."""
         if self.name == "gpu":
             import cupyx
 
@@ -101,7 +101,7 @@ class Backend:
             np.minimum.at(target, index, values)
 
     def scatter_add(self, target: Any, index: Any, values: Any) -> None:
-        """`target[index] += values`, repeated indices included."""
+        """Do `target[index] += values` with repeated indices."""
         if self.name == "gpu":
             import cupyx
 
@@ -112,7 +112,7 @@ class Backend:
 
 @cache
 def _kernel(cupy: Any, name: str) -> Callable[..., None]:
-    """A kernel of `kernels.cu`, compiled for the device; CuPy keeps it on disk."""
+    """Return a kernel of `kernels.cu`, compiled for the device; CuPy caches it on disk."""
     made: Callable[..., None] = _module(cupy).get_function(name)
     return made
 
@@ -124,7 +124,7 @@ def _module(cupy: Any) -> Any:
 
 
 def _for_atomics(array: Any) -> Any:
-    """The same memory as the scatters take it: they know no int64, and uint64 has the same sums and order."""
+    """Return a view that the scatters accept: they have no int64. uint64 gives the same sums and order."""
     return array.view(np.uint64) if array.dtype == np.int64 else array
 
 
@@ -147,15 +147,15 @@ def gpu_is_at_hand() -> bool:
 def get_backend(
     name: Literal["auto", "cpu", "numpy", "gpu"] = "auto", *, num_threads: int | None = None
 ) -> Backend:
-    """The backend of that name; `auto` is the GPU where one is at hand, else the CPU.
+    """Return the backend with this name; `auto` is the GPU if there is one, else the CPU.
 
     Args:
-        name: Which one.
-        num_threads: Trees that are grown at once; by default NUMBA_NUM_THREADS, where that is set (as it is
-            in the workers of a cluster), else one a core.
+        name: Name of the backend.
+        num_threads: Number of CPU threads; by default NUMBA_NUM_THREADS if it is set (as in the workers of a
+            cluster), else one per core.
 
     Raises:
-        NoGpu: "gpu" where there is none.
+        NoGpu: The name is "gpu" and there is none.
     """
     if num_threads is None:
         num_threads = int(os.environ.get("NUMBA_NUM_THREADS") or os.cpu_count() or 1)

@@ -1,13 +1,13 @@
-// What the array module cannot do in a few calls: one CUDA kernel for each compiled loop of the CPU that is named
-// beside it, with the same integers, and the same float32 operations in the same order.
+// CUDA kernels for steps that the array module cannot do in a few calls. Each kernel does the same as the compiled
+// CPU loop that is named above it: the same integers, and the same float32 operations in the same order.
 //
-// Each thread has items of its own and shares nothing but by atomics, so that a C++ compiler can run these too
-// (tests/pipeline/host_cuda.py). Contracting a * b + c to one rounding would change labels: compile with
-// --fmad=false. Volumes are (Z, Y, X), x fastest.
+// Threads share memory by atomics only, so that a C++ compiler can run the kernels too
+// (tests/pipeline/host_cuda.py). Compile with --fmad=false: rounding a * b + c once instead of twice would change
+// labels. Volumes are (Z, Y, X), x fastest.
 
 #define ITEM ((long long)blockIdx.x * blockDim.x + threadIdx.x)
 
-// As gradient._smooth_axis_numba. One thread a voxel.
+// Same as boundaries._smooth_axis_numba. One thread per voxel.
 //   levels and out (Z, Y, X); weights (2 radius + 1,), sum 1,024.
 extern "C" __global__ void smooth_axis(const short* levels, int Z, int Y, int X, int axis, const int* weights,
                                        int radius, short* out)
@@ -26,7 +26,7 @@ extern "C" __global__ void smooth_axis(const short* levels, int Z, int Y, int X,
     out[ITEM] = (short)(total >> 10);
 }
 
-// As gradient._magnitude_numba. One thread a voxel.
+// Same as boundaries._magnitude_numba. One thread per voxel.
 //   levels (Z, Y, X); ratio (3,) weights of squared steps along z, y, x in 1/256; total (Z, Y, X), added to.
 extern "C" __global__ void add_magnitude(const short* levels, int Z, int Y, int X, const long long* ratio, int* total)
 {
@@ -41,7 +41,7 @@ extern "C" __global__ void add_magnitude(const short* levels, int Z, int Y, int 
     total[ITEM] += (int)sqrt((double)square);
 }
 
-// As sketches._sketch. One thread a voxel.
+// Same as minhash._sketch. One thread per voxel.
 //   labels (voxels,); out (R, 32), all bits set at first.
 extern "C" __global__ void sketch(const int* labels, long long voxels, unsigned int* out)
 {
@@ -57,7 +57,7 @@ extern "C" __global__ void sketch(const int* labels, long long voxels, unsigned 
         mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EBULL;
         mixed ^= mixed >> 31;
         unsigned int high = (unsigned int)(mixed >> 32), low = (unsigned int)mixed;
-        // Values only fall: one that is read too late costs an atomic, never the result.
+        // Values only fall: an outdated value costs one more atomic, but does not change the result.
         if (high < mine[k])
             atomicMin(mine + k, high);
         if (low < mine[k + 1])
@@ -65,7 +65,7 @@ extern "C" __global__ void sketch(const int* labels, long long voxels, unsigned 
     }
 }
 
-// Voxels of each label and its first one. One thread a stretch of 32 voxels: long runs cost one atomic each.
+// Number of voxels and first voxel of each label. One thread per 32 voxels: a long run costs one atomic.
 //   labels (voxels,); sizes (R,), 0 at first; first (R,), the number of voxels at first.
 extern "C" __global__ void tally(const int* labels, long long voxels, int* sizes, int* first)
 {
@@ -81,7 +81,7 @@ extern "C" __global__ void tally(const int* labels, long long voxels, int* sizes
     }
 }
 
-// As refinement.measure. One thread a stretch of 32 voxels of a row.
+// Same as refinement.measure. One thread per 32 voxels of a row.
 //   atoms (Z, Y, X); voxels (A,), 0 at first; boxes (A, 6), the largest number three times, then 0.
 extern "C" __global__ void measure(const int* atoms, int Z, int Y, int X, int* voxels, int* boxes)
 {
@@ -112,19 +112,19 @@ extern "C" __global__ void measure(const int* atoms, int Z, int Y, int X, int* v
     }
 }
 
-// The regions of a tree, one after the other (smoothing.paint_smoothed): a row of this for each.
+// One region of a tree (outlines.paint_smoothed).
 struct Region {
     int z0, y0, x0, z1, y1, x1; // box, from the edge of a block to the edge of a block, or of the scan
-    int stride, passes;         // blocks of so many voxels along each axis, and how often they are blurred
-    int first, last;            // 1 + rank of the region, and of the last one inside it
-    int around;                 // 1 + rank of the one around it, or 0
+    int stride, passes;         // voxels per block along each axis, and number of blur passes
+    int first, last;            // 1 + rank of the region, and of the last region inside it
+    int around;                 // 1 + rank of its parent, or 0
 };
 
 #define BLOCKS(size, stride) (((size) - 1) / (stride) + 1)
 #define GRID_OF(r)                                                                                                     \
     int nz = BLOCKS(r.z1 - r.z0, r.stride), ny = BLOCKS(r.y1 - r.y0, r.stride), nx = BLOCKS(r.x1 - r.x0, r.stride)
 
-// As smoothing._samples and _counted. One thread a block.
+// Same as outlines._samples and _counted. One thread per block.
 //   ranks (Z, Y, X), 1 + rank of the innermost region of each voxel; counts and means (nz, ny, nx).
 extern "C" __global__ void count_blocks(const unsigned short* ranks, int Z, int Y, int X, const Region* regions,
                                         int region, unsigned short* counts, float* means)
@@ -159,7 +159,7 @@ __device__ inline float binomial(float before, float here, float after)
     return 0.5f * here + 0.25f * (before + after);
 }
 
-// As smoothing._binomial: along x, then y, then z, each rounded. One thread a block.
+// Same as outlines._binomial: along x, then y, then z, each rounded. One thread per block.
 extern "C" __global__ void blur_blocks(const Region* regions, int region, const float* field, float* out)
 {
     Region r = regions[region];
@@ -182,7 +182,7 @@ extern "C" __global__ void blur_blocks(const Region* regions, int region, const 
     out[ITEM] = binomial(planes[0], planes[1], planes[2]);
 }
 
-// As smoothing._overlap. Each of `threads` threads adds up every so manieth block.
+// Same as outlines._overlap. Each of `threads` threads adds up every `threads`-th block.
 //   overlap (regions, 3), 0 at first: samples in both the region and its blur, in the region, and in its blur.
 extern "C" __global__ void overlap_blocks(const Region* regions, int region, const unsigned short* counts,
                                           const float* field, int threads, unsigned long long* overlap)
@@ -206,7 +206,7 @@ extern "C" __global__ void overlap_blocks(const Region* regions, int region, con
     }
 }
 
-// IoU of a region with its blur, from what overlap_blocks has added up.
+// IoU of a region with its blurred region, from the sums of overlap_blocks.
 __device__ inline double iou_of(const unsigned long long* overlap)
 {
     unsigned long long either = overlap[1] + overlap[2] - overlap[0];
@@ -218,7 +218,7 @@ __device__ inline float mixed(float first, float second, float share)
     return first + share * (second - first);
 }
 
-// As smoothing._paint_blurred, or _paint_members where the blur would change too much. One thread a voxel of the box.
+// Same as outlines._paint_blurred, or _paint_members if the blur would change too much. One thread per voxel.
 //   field and, of half the passes, half_field (nz, ny, nx), with the overlap of each; out (Z, Y, X), 1 + rank of the
 //   innermost region painted so far.
 extern "C" __global__ void paint(const unsigned short* ranks, int Y, int X, const Region* regions, int region,
@@ -245,7 +245,7 @@ extern "C" __global__ void paint(const unsigned short* ranks, int Y, int X, cons
         return;
     }
     GRID_OF(r);
-    int half = r.stride / 2; // the block whose middle is at or before a voxel's; -1 before the first
+    int half = r.stride / 2; // the last block with its centre at or before the voxel; -1 if there is none
     int a = z < half ? -1 : (z - half) / r.stride, za = a > 0 ? a : 0, zb = a + 1 < nz ? a + 1 : nz - 1;
     int b = y < half ? -1 : (y - half) / r.stride, ya = b > 0 ? b : 0, yb = b + 1 < ny ? b + 1 : ny - 1;
     int c = x < half ? -1 : (x - half) / r.stride, xa = c > 0 ? c : 0, xb = c + 1 < nx ? c + 1 : nx - 1;
@@ -274,8 +274,8 @@ extern "C" __global__ void paint(const unsigned short* ranks, int Y, int X, cons
     out[voxel] = (unsigned short)r.first;
 }
 
-// As slivers._fill. One thread a pair.
-//   pairs (E, 2); changes (E,), negative where not known; ranks (A, nests); weights and around (nests, length).
+// Same as slivers._fill. One thread per pair.
+//   pairs (E, 2); changes (E,), negative where not computed; ranks (A, nests); weights and around (nests, length).
 extern "C" __global__ void pair_changes(const int* pairs, long long num_pairs, double* changes,
                                         const unsigned short* ranks, int nests, const double* weights,
                                         const long long* around, int length)
@@ -301,7 +301,8 @@ extern "C" __global__ void pair_changes(const int* pairs, long long num_pairs, d
     changes[p] = total;
 }
 
-__device__ inline unsigned long long ordered(double value) // of numbers that are not negative
+// Bits of a number that is not negative; they have the order of the numbers.
+__device__ inline unsigned long long ordered(double value)
 {
     union {
         double number;
@@ -311,7 +312,7 @@ __device__ inline unsigned long long ordered(double value) // of numbers that ar
     return both.bits;
 }
 
-// As slivers._least_harm, in two steps: the least change of each sliver, then the lowest neighbour that has it.
+// Same as slivers._least_costs, in two steps: the least change of each sliver, then the lowest neighbour that has it.
 //   voxels (A,); least (A,), bits of infinity at first; neighbour (A,), the largest number at first.
 extern "C" __global__ void least_changes(const int* pairs, long long num_pairs, const double* changes,
                                          const long long* voxels, int most_voxels, unsigned long long* least)

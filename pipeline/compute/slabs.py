@@ -1,7 +1,7 @@
-"""Slabs: a volume worked on a few planes at a time, by several threads, to the same bits as whole.
+"""Slabs: a volume is worked on a few planes at a time, by several threads, with the same bits as at once.
 
-Integer kernels only: what slabs add up or minimise does not depend on who came first. A filter sees a halo of
-planes beyond its slab, and what it makes there is cut off.
+For integer kernels only: their sums and minima do not depend on the order of the slabs. A filter reads a halo
+of planes beyond its slab, and its results there are discarded.
 
 Reads: nothing. Writes: nothing.
 Bounds: slabs are along z.
@@ -16,29 +16,42 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _SLAB_VOXELS = 1 << 22
-"""About so many voxels a slab: what a slab's filters hold is small beside the volume."""
+"""Approximate number of voxels per slab: the memory of a slab's filters is small relative to the volume."""
 
 _LEAST_PLANES = 24
-"""A slab has no fewer planes, so that the halo costs little."""
+"""Smallest number of planes of a slab, so that the halo costs little."""
 
 _MOST_COPIES = 4
-"""Threads that each add up sums of their own: more would cost more memory than they save time."""
+"""The most threads with their own sums; more would cost more memory than they save time."""
 
 
 def slabs_of(shape: tuple[int, ...], num_threads: int) -> list[tuple[int, int]]:
-    """First plane and one past the last of each slab; all planes, in order, each once."""
+    """Return the first plane, and one past the last, of each slab, in order.
+
+    Together the slabs hold every plane once.
+
+    Args:
+        shape: Shape (z, y, x) of the volume.
+        num_threads: Threads that share the slabs.
+    """
     plane = max(1, shape[1] * shape[2])
     planes = max(_LEAST_PLANES, min(_SLAB_VOXELS // plane, -(-shape[0] // num_threads)))
     return [(z, min(z + planes, shape[0])) for z in range(0, shape[0], planes)]
 
 
 def over_slabs(work: Callable[[int, int], object], shape: tuple[int, ...], num_threads: int) -> None:
-    """Do some work on each slab; it writes to places of its own."""
+    """Call `work(start, stop)` for each slab, by several threads.
+
+    Each call must write to its own planes only.
+    """
     for_each(lambda slab: work(*slab), slabs_of(shape, num_threads), num_threads)
 
 
 def for_each(work: Callable[[T], object], items: Sequence[T], num_threads: int) -> None:
-    """Do some work for each item, by several threads; it writes to places of its own."""
+    """Call `work(item)` for each item, by several threads.
+
+    Each call must write to its own memory only.
+    """
     if num_threads == 1 or len(items) == 1:
         for item in items:
             work(item)
@@ -54,7 +67,14 @@ def summed_over_slabs(
     shape: tuple[int, ...],
     num_threads: int,
 ) -> list[T]:
-    """One total a thread: `make` begins it, `work` adds a slab to it. The caller adds the totals up."""
+    """Return partial totals of a volume, one per thread; the caller adds them.
+
+    Args:
+        make: Returns an empty total.
+        work: `work(total, start, stop)` adds the planes of a slab to a total.
+        shape: Shape (z, y, x) of the volume.
+        num_threads: The most threads.
+    """
     slabs = slabs_of(shape, num_threads)
     num_totals = max(1, min(num_threads, len(slabs), _MOST_COPIES))
 

@@ -1,6 +1,7 @@
-"""Sets that are joined two by two (union-find), for compiled loops.
+"""Union-find: sets that are joined two at a time, for compiled loops.
 
-Reads, writes: the root of each member, integers (N,): itself for the lowest of a set, which stands for it.
+Reads, writes: the parent of each member, integers (N,). The root of a set is its lowest member and its own
+parent.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ import numpy as np
 
 @numba.njit(cache=True, nogil=True)
 def unite(root: Any, a: Any, b: Any) -> None:
-    """Make the sets of two members one, by the lower root; paths are halved on the way."""
+    """Join the sets of two members; the lower root becomes the root of both. Halves the paths on the way.
+
+    Args:
+        root: Integers (N,) parent of each member; updated.
+        a: A member.
+        b: Another member.
+    """
     while root[a] != a:
         root[a] = root[root[a]]
         a = np.int64(root[a])

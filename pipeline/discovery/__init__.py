@@ -1,11 +1,11 @@
-"""The search for scans: what a folder, a manifest or a file holds.
+"""Search for scans in a folder, a manifest or a file. Only names and headers are read.
 
 Takes:  a path, and the rules for DICOM series.
-Gives:  a `Discovery`: a `Source` a scan (its files, labels, modality, id), a `SourceFailure` where one cannot
-        be read, notes.
+Gives:  a `Discovery`: one `Source` per scan (its files, labels, modality, id), a `SourceFailure` for each
+        scan that cannot be read, and notes.
 
-`discover` is the door. `source_digest`, `source_stat` and `choices_digest` say whether a source has changed
-since it was prepared. Only names and headers are read.
+`discover` does the search. `source_digest`, `source_stat` and `choices_digest` show whether a source has
+changed since it was prepared.
 """
 
 import lazy_loader

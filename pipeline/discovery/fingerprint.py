@@ -1,6 +1,6 @@
-"""What a source is made of: a digest of its content, and a cheap look at whether its files changed.
+"""Digests of a source's content, and a fast check whether its files changed.
 
-*Reads*: files. *Writes*: text and numbers that a ledger keeps.
+*Reads*: files. *Writes*: text and numbers that the ledger keeps.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ _CHUNK_BYTES = 1 << 20
 
 
 def source_digest(source: Source) -> str:
-    """SHA-256 over the bytes of image and labels, and over every choice made for them.
+    """Return a SHA-256 of the bytes of image and labels, and of all choices made for them.
 
-    Names of files do not count; dataset, split and classes do, for they are stored too.
+    File names do not enter; dataset, split and classes do, since they are stored too.
 
     Raises:
         UnreadableFile: A file cannot be read.
         CorruptImage: A set is damaged.
     """
     digest = hashlib.sha256(json.dumps(_choices(source), sort_keys=True).encode())
-    if source.item is not None:  # one of many in a file: only its own voxels count
+    if source.item is not None:  # one of many images in a file: only its own voxels enter
         item = source.item
         image = read_set_image(source.files[0], item.array, item.index, shown=source.location)
         digest.update(f"{image.dtype.str} {image.shape}".encode())
@@ -38,18 +38,21 @@ def source_digest(source: Source) -> str:
 
 
 def choices_digest(source: Source) -> str:
-    """SHA-256 over every choice made for the files of a source, without a look into them.
+    """Return a SHA-256 of all choices made for the files of a source; no file is read.
 
-    With an equal `source_stat` and an equal `choices_digest`, `source_digest` is equal too.
+    If `source_stat` and `choices_digest` are unchanged, `source_digest` is unchanged too.
     """
     return hashlib.sha256(json.dumps(_choices(source), sort_keys=True).encode()).hexdigest()
 
 
 def source_stat(source: Source) -> list[tuple[str, int, int]]:
-    """(what, size in bytes, mtime in ns) of the image and of each label; equal lists mean unchanged files.
+    """Return the size and time of the image and of each label; equal lists mean unchanged files.
 
-    A series of many files is one entry: the sizes' sum, the latest time, and in `what` a short digest over
-    all of them, so that no slice can change unseen.
+    A series of many files is one entry: the sum of the sizes, the latest time, and in its text a short digest
+    of all sizes and times, so that a change of any slice is seen.
+
+    Returns:
+        (text, size in bytes, mtime in ns) of each.
 
     Raises:
         UnreadableFile: A file is missing.
@@ -63,7 +66,8 @@ def source_stat(source: Source) -> list[tuple[str, int, int]]:
 
 
 def _choices(source: Source) -> dict[str, Any]:
-    later: dict[str, Any] = {"classes": list(source.classes)} if source.classes else {}  # else as ever
+    # A source without classes or item has the digest that it had before these were added.
+    later: dict[str, Any] = {"classes": list(source.classes)} if source.classes else {}
     if source.item is not None:
         later["item"] = [source.item.array, source.item.index]
     return later | {

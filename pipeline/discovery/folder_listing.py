@@ -1,6 +1,6 @@
-"""Walking a folder and sorting its files by what they can be.
+"""Listing of a folder, with its files sorted by their possible format.
 
-*Reads*: folder entries, and the first 132 bytes of files whose name does not tell. *Writes*: nothing.
+*Reads*: folder entries, and the first 132 bytes of files with an unknown suffix. *Writes*: nothing.
 Links to folders are followed, each real folder once. Hidden files and folders are left out.
 """
 
@@ -78,19 +78,19 @@ _OTHER_SUFFIXES = frozenset(
         ".so",
     ]
 )
-"""Names that need no look inside: they are no DICOM."""
+"""Suffixes of files that cannot be DICOM; they are not opened."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
-    """What lies in a folder; every path relative to it, sorted.
+    """Files of a folder; every path is relative to it, and lists are sorted.
 
     Attributes:
         volumes: Files with the suffix of a single-file format.
-        dicom: Files that are, or by their name promise to be, DICOM.
+        dicom: Files that are DICOM, or have a suffix of DICOM.
         sets: .npz files, which may hold many scans each.
-        unreadable: Folders and files that the system would not open, with its reason.
-        other: How many files of each suffix are none of these.
+        unreadable: Folders and files that cannot be opened, with the system's reason.
+        other: Number of other files, by suffix.
     """
 
     volumes: tuple[Path, ...]
@@ -101,7 +101,12 @@ class Tree:
 
 
 def walk(root: Path, *, recursive: bool = True) -> Tree:
-    """All files below a folder, sorted by what they can be."""
+    """Return all files below a folder, sorted by their possible format.
+
+    Args:
+        root: The folder.
+        recursive: Whether subfolders are searched too.
+    """
     volumes: list[Path] = []
     dicom: list[Path] = []
     sets: list[Path] = []
@@ -137,7 +142,7 @@ def walk(root: Path, *, recursive: bool = True) -> Tree:
 
 
 def _files(root: Path, unreadable: list[tuple[Path, str]], *, recursive: bool) -> list[Path]:
-    """Every file below a folder; folders that cannot be listed are appended to `unreadable`."""
+    """Return every file below a folder; folders that cannot be listed are appended to `unreadable`."""
     found: list[Path] = []
     pending, seen = [root], set()
     while pending:
@@ -157,6 +162,6 @@ def _files(root: Path, unreadable: list[tuple[Path, str]], *, recursive: bool) -
             if entry.is_dir() and not volume_suffix(entry.name):
                 if recursive:
                     pending.append(Path(entry.path))
-            else:  # also broken links, and folders named like a file: the reader says what is wrong with them
+            else:  # also broken links, and folders named like a file: the reader raises the error
                 found.append(Path(entry.path))
     return found

@@ -1,7 +1,7 @@
-"""Finding DICOM series among files.
+"""Search for DICOM series among files.
 
-*Reads*: DICOM headers. *Writes*: series with their slices in order, or the reason why one cannot be read, and
-notes. A series may be spread over folders; it is placed in the folder that holds all its files.
+*Reads*: DICOM headers. *Writes*: series with their slices in order, or the reason why a series cannot be
+read, and notes. The folder of a series is the one that contains all its files.
 """
 
 from __future__ import annotations
@@ -45,19 +45,20 @@ _NO_SCAN = frozenset(
         "PLAN",
     ]
 )
-"""Modalities that are no scans: structure sets, doses, segmentations, reports."""
+"""Modalities that are not scans: structure sets, doses, segmentations, reports."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DicomSeries:
-    """One series to read, or one that cannot be.
+    """One series to read, or the error of one that cannot be read.
 
     Attributes:
-        folder: The folder that holds all its files, relative to the root.
-        suffix: Tells it from other series with the same folder ("s3"); "" where it is the only one.
-        files: Its slices from first to last.
-        frame: Frame of a 4D multi-frame file.
-        identity: Its patient.
+        folder: Folder that contains all its files, relative to the root.
+        suffix: Distinguishes series in the same folder ("s3"); "" if there is only one.
+        files: Slices from first to last.
+        frame: Index of the frame of a 4D multi-frame file.
+        identity: What identifies its patient.
+        series_uid: Series instance UID.
         error: Why it cannot be read.
     """
 
@@ -72,7 +73,13 @@ class DicomSeries:
 
 @dataclass(frozen=True, kw_only=True)
 class DicomFind:
-    """All series; the patients seen, each with the relative folder of a file (for scrubbing paths); notes."""
+    """Result of a search for DICOM series.
+
+    Attributes:
+        series: All series.
+        patients: Patients, each with the relative folder of a file; used to remove names from paths.
+        notes: Notes for the user.
+    """
 
     series: tuple[DicomSeries, ...]
     patients: frozenset[tuple[Path, Identity]]
@@ -80,7 +87,13 @@ class DicomFind:
 
 
 def find_dicom(root: Path, relative: Sequence[Path], rules: SeriesRules) -> DicomFind:
-    """The series among DICOM files, whose paths are relative to `root`."""
+    """Return the series among DICOM files.
+
+    Args:
+        root: Folder that was searched.
+        relative: The files, relative to `root`.
+        rules: How regular series must be.
+    """
     groups: dict[str, list[Header]] = {}
     broken: dict[Path, list[tuple[Path, ScanError]]] = {}
     patients: set[tuple[Path, Identity]] = set()
@@ -121,7 +134,7 @@ def find_dicom(root: Path, relative: Sequence[Path], rules: SeriesRules) -> Dico
 
 
 def _series(root: Path, uid: str, stack: Stack, rules: SeriesRules) -> DicomSeries:
-    """A stack's series, ordered, or with the reason why it cannot be."""
+    """Return the series of a stack with its slices in order, or with the reason why that is impossible."""
     folder = Path(os.path.commonpath([h.path.parent for h in stack.headers])).relative_to(root)
     first = stack.headers[0]
     number = "" if first.series_number is None else str(first.series_number)
@@ -147,7 +160,7 @@ def _series(root: Path, uid: str, stack: Stack, rules: SeriesRules) -> DicomSeri
 
 
 def _broken(folder: Path, files: Sequence[tuple[Path, ScanError]]) -> DicomSeries:
-    """One failure for all the files of a folder that are no readable DICOM."""
+    """Return one failure for all files of a folder that are not readable DICOM."""
     reasons = Counter(error.reason for _, error in files)
     reason, _ = reasons.most_common(1)[0]
     error = NotAnImage(
@@ -159,7 +172,7 @@ def _broken(folder: Path, files: Sequence[tuple[Path, ScanError]]) -> DicomSerie
 
 
 def _with_suffixes(found: Sequence[DicomSeries]) -> tuple[DicomSeries, ...]:
-    """Series alone in their folder lose their suffix; those with the same number get a short hash instead."""
+    """Remove the suffix of series alone in their folder; add a short hash where suffixes are equal."""
     in_folder = Counter(s.folder for s in found if s.suffix != "unreadable")
     same = Counter((s.folder, s.suffix) for s in found)
     named = []

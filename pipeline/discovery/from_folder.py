@@ -1,4 +1,4 @@
-"""Finding the scans below a folder.
+"""Search for scans below a folder.
 
 *Reads*: folder entries, JSON files of label names, DICOM headers, headers and labels of .npz sets.
 *Writes*: `Discovery`.
@@ -31,20 +31,33 @@ _SPLIT_FOLDERS = {"imagestr": "train", "imagests": "test"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Found:
-    """A scan before it has an id."""
+class _FoundScan:
+    """A scan or a failure that has no id yet.
+
+    Attributes:
+        shown: Its location in messages, without a patient's name.
+        id_parts: Parts of its id.
+        source: The scan, with a provisional id.
+        failure: Why it cannot be read.
+    """
 
     shown: str
     id_parts: tuple[str, ...]
-    make: Source | None = field(repr=False, default=None)
+    source: Source | None = field(repr=False, default=None)
     failure: SourceFailure | None = None
 
 
 def discover_folder(root: Path, rules: SeriesRules, *, only: Path | None = None) -> Discovery:
-    """The scans below a folder, or the one file `only` in it."""
+    """Return the scans below a folder.
+
+    Args:
+        root: The folder.
+        rules: How regular DICOM series must be.
+        only: A file in the folder, to be searched alone.
+    """
     tree = walk(root, recursive=only is None)
     if only is not None:
-        tree = _just(tree, only.relative_to(root))
+        tree = _only_file(tree, only.relative_to(root))
     dicom = find_dicom(root, tree.dicom, rules)
     scrubber = Scrubber(dicom.patients)
     pairing = pair(tree.volumes)
@@ -52,7 +65,7 @@ def discover_folder(root: Path, rules: SeriesRules, *, only: Path | None = None)
     found = [
         *_volumes(root, pairing, scrubber, notes),
         *_series(root, dicom, scrubber),
-        *_sets(root, tree.sets, scrubber, notes, asked=only is not None),
+        *_sets(root, tree.sets, scrubber, notes, requested=only is not None),
         *_unreadable(tree, scrubber),
     ]
     notes.extend(dicom.notes)
@@ -62,7 +75,8 @@ def discover_folder(root: Path, rules: SeriesRules, *, only: Path | None = None)
     return _with_ids(found, notes, root_name=scrubber.path(Path(root.resolve().name)))
 
 
-def _just(tree: Tree, only: Path) -> Tree:
+def _only_file(tree: Tree, only: Path) -> Tree:
+    """Return the tree with one of its files only."""
     return Tree(
         volumes=tuple(p for p in tree.volumes if p == only),
         dicom=tuple(p for p in tree.dicom if p == only),
@@ -72,15 +86,15 @@ def _just(tree: Tree, only: Path) -> Tree:
     )
 
 
-def _volumes(root: Path, pairing: Pairing, scrubber: Scrubber, notes: list[str]) -> Iterable[_Found]:
-    """Single-file scans with their labels."""
-    told = Counter[str]()
+def _volumes(root: Path, pairing: Pairing, scrubber: Scrubber, notes: list[str]) -> Iterable[_FoundScan]:
+    """Yield the single-file scans with their labels."""
+    name_notes = Counter[str]()
     for scan in pairing.scans:
         labels = []
         for name, path in scan.labels:
             names, note = find_value_names(root / path, root)
             if note:
-                told[note] += 1
+                name_notes[note] += 1
             labels.append(LabelSource(name=name, path=root / path, value_names=names))
         shown = scrubber.path(scan.image)
         folders = [part.lower() for part in scan.image.parent.parts]
@@ -93,12 +107,12 @@ def _volumes(root: Path, pairing: Pairing, scrubber: Scrubber, notes: list[str])
             location=shown,
         )
         parts = shown.split("/")
-        yield _Found(shown=shown, id_parts=(*_plain(parts[:-1]), stem_of(parts[-1])), make=source)
-    notes.extend(told)
+        yield _FoundScan(shown=shown, id_parts=(*_plain(parts[:-1]), stem_of(parts[-1])), source=source)
+    notes.extend(name_notes)
 
 
-def _series(root: Path, dicom: DicomFind, scrubber: Scrubber) -> Iterable[_Found]:
-    """DICOM series, and what is wrong with those that cannot be read."""
+def _series(root: Path, dicom: DicomFind, scrubber: Scrubber) -> Iterable[_FoundScan]:
+    """Yield the DICOM series, and the failures of those that cannot be read."""
     for series in dicom.series:
         folder = scrubber.path(series.folder, series.identity)
         if folder == ".":
@@ -107,7 +121,7 @@ def _series(root: Path, dicom: DicomFind, scrubber: Scrubber) -> Iterable[_Found
         parts = (*_plain(folder.split("/")), *([series.suffix] if series.suffix else []))
         if series.error is not None:
             failure = SourceFailure.of(series.error, scan_id="pending", location=shown)
-            yield _Found(shown=shown, id_parts=parts, failure=failure)
+            yield _FoundScan(shown=shown, id_parts=parts, failure=failure)
             continue
         source = Source(
             scan_id="pending",
@@ -116,13 +130,16 @@ def _series(root: Path, dicom: DicomFind, scrubber: Scrubber) -> Iterable[_Found
             location=shown,
             frame=series.frame,
         )
-        yield _Found(shown=shown, id_parts=parts, make=source)
+        yield _FoundScan(shown=shown, id_parts=parts, source=source)
 
 
 def _sets(
-    root: Path, paths: Sequence[Path], scrubber: Scrubber, notes: list[str], *, asked: bool
-) -> Iterable[_Found]:
-    """The scans of .npz sets, and what is wrong with a set; other .npz files are noted, unless asked for."""
+    root: Path, paths: Sequence[Path], scrubber: Scrubber, notes: list[str], *, requested: bool
+) -> Iterable[_FoundScan]:
+    """Yield the scans of .npz sets, and the failures of sets that cannot be read.
+
+    Other .npz files are noted, or are failures if the user has `requested` one by name.
+    """
     for path in paths:
         shown = scrubber.path(path)
         parts = shown.split("/")
@@ -130,11 +147,11 @@ def _sets(
         try:
             held = open_set(root / path, shown=shown)
         except ScanError as error:
-            if isinstance(error, NotAnImage) and not asked:
+            if isinstance(error, NotAnImage) and not requested:
                 notes.append(f"{shown} left out: {error.reason}")
             else:
                 failure = SourceFailure.of(error, scan_id="pending", location=shown)
-                yield _Found(shown=shown, id_parts=id_parts, failure=failure)
+                yield _FoundScan(shown=shown, id_parts=id_parts, failure=failure)
             continue
         counts = ", ".join(f"{len(part.classes)} {part.split}" for part in held)
         notes.append(f"{shown} is a set of scans without voxel size or orientation, taken as it is: {counts}")
@@ -142,8 +159,8 @@ def _sets(
             yield from _items(root / path, part, shown, id_parts)
 
 
-def _items(path: Path, part: SetPart, shown: str, id_parts: tuple[str, ...]) -> Iterable[_Found]:
-    """The scans of one split of a set."""
+def _items(path: Path, part: SetPart, shown: str, id_parts: tuple[str, ...]) -> Iterable[_FoundScan]:
+    """Yield the scans of one split of a set."""
     for index, name in ids_in(part):
         source = Source(
             scan_id="pending",
@@ -155,17 +172,17 @@ def _items(path: Path, part: SetPart, shown: str, id_parts: tuple[str, ...]) -> 
             item=SetItem(array=part.array, index=index, shape_zyx=part.shape_zyx),
             classes=part.classes[index],
         )
-        yield _Found(
-            shown=f"{shown} [{part.split} {name}]", id_parts=(*id_parts, part.split, name), make=source
+        yield _FoundScan(
+            shown=f"{shown} [{part.split} {name}]", id_parts=(*id_parts, part.split, name), source=source
         )
 
 
 def _plain(folders: Sequence[str]) -> tuple[str, ...]:
-    """The folders without those that only say that images are in them."""
+    """Return the folders without those that only mark images, such as imagesTr."""
     return tuple(f for f in folders if f.lower() not in IMAGE_FOLDERS)
 
 
-def _unreadable(tree: Tree, scrubber: Scrubber) -> Iterable[_Found]:
+def _unreadable(tree: Tree, scrubber: Scrubber) -> Iterable[_FoundScan]:
     for path, reason in tree.unreadable:
         shown = scrubber.path(path)
         error = UnreadableFile(
@@ -174,11 +191,11 @@ def _unreadable(tree: Tree, scrubber: Scrubber) -> Iterable[_Found]:
             remedy="Give yourself permission to read it, or remove it",
         )
         failure = SourceFailure.of(error, scan_id="pending", location=shown)
-        yield _Found(shown=shown, id_parts=(*shown.split("/"), "unreadable"), failure=failure)
+        yield _FoundScan(shown=shown, id_parts=(*shown.split("/"), "unreadable"), failure=failure)
 
 
-def _with_ids(found: Sequence[_Found], notes: list[str], *, root_name: str) -> Discovery:
-    """Gives every scan its id; places that look alike once names are scrubbed are numbered."""
+def _with_ids(found: Sequence[_FoundScan], notes: list[str], *, root_name: str) -> Discovery:
+    """Give every scan its id; locations that are equal without patients' names are numbered."""
     ordered = sorted(found, key=lambda f: f.shown)
     times = Counter[str]()
     wanted, by_key = {}, {}
@@ -189,9 +206,9 @@ def _with_ids(found: Sequence[_Found], notes: list[str], *, root_name: str) -> D
     ids = distinct_ids(wanted)
     sources, failures = [], []
     for key, item in by_key.items():
-        if item.make is not None:
-            dataset = item.make.dataset or root_name
-            sources.append(replace(item.make, scan_id=ids[key], dataset=dataset, location=key))
+        if item.source is not None:
+            dataset = item.source.dataset or root_name
+            sources.append(replace(item.source, scan_id=ids[key], dataset=dataset, location=key))
         elif item.failure is not None:
             f = item.failure
             failures.append(
@@ -205,7 +222,7 @@ def _with_ids(found: Sequence[_Found], notes: list[str], *, root_name: str) -> D
 
 
 def _pairing_notes(pairing: Pairing, scrubber: Scrubber) -> list[str]:
-    """Which rules paired labels, and which labels are left without a scan."""
+    """Return notes on the rules that paired labels, and on labels without a scan."""
     notes = [f"{count} labels paired by name: {rule}" for rule, count in pairing.rules]
     if pairing.orphans:
         shown = [scrubber.path(path) for path in pairing.orphans]

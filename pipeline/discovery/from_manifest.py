@@ -1,4 +1,4 @@
-"""Finding the scans that a manifest lists.
+"""Search for the scans that a manifest lists.
 
 *Reads*: the manifest, file status, JSON files of label names, DICOM headers. *Writes*: `Discovery`.
 """
@@ -32,7 +32,17 @@ from pipeline.formats import (
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
-    """A row as far as it could be understood."""
+    """A row of the manifest, with its source or its error.
+
+    Attributes:
+        row: The row.
+        relative: Path of the image, relative to the manifest.
+        source: The scan.
+        error: Why it cannot be used.
+        patients: Patients in the DICOM files of the row, with their folders.
+        own: Identity of the scan's patient.
+        note: Note about label names.
+    """
 
     row: Row
     relative: Path = field(repr=False)
@@ -44,7 +54,16 @@ class _Entry:
 
 
 def discover_manifest(path: Path, rules: SeriesRules) -> Discovery:
-    """The scans of a manifest; rows that cannot be used become failures."""
+    """Return the scans of a manifest; rows that cannot be used become failures.
+
+    Args:
+        path: The manifest.
+        rules: How regular DICOM series must be.
+
+    Raises:
+        ManifestError: The manifest as a whole cannot be understood.
+        UnreadableFile: It cannot be opened.
+    """
     manifest = read_manifest(path)
     root = path.parent
     entries = [_entry(row, root, rules, default_dataset=path.stem) for row in manifest.rows]
@@ -63,7 +82,7 @@ def discover_manifest(path: Path, rules: SeriesRules) -> Discovery:
             sources.append(replace(entry.source, location=shown))
     for number, reason in manifest.broken:
         error = ManifestError(
-            f"line {number} of the manifest cannot be used: {reason}", path=None, remedy="Mend it"
+            f"line {number} of the manifest cannot be used: {reason}", path=None, remedy="Correct it"
         )
         failures.append(SourceFailure.of(error, scan_id=f"manifest-line-{number}", location=path.name))
     return Discovery(
@@ -74,7 +93,7 @@ def discover_manifest(path: Path, rules: SeriesRules) -> Discovery:
 
 
 def _entry(row: Row, root: Path, rules: SeriesRules, *, default_dataset: str) -> _Entry:
-    """One row, read."""
+    """Return the entry of one row."""
     relative = Path(os.path.relpath(root / row["image"], root)) if row["image"] else Path("-")
     entry = _Entry(row=row, relative=relative)
     try:
@@ -135,7 +154,7 @@ def _is_dicom_file(path: Path) -> bool:
 
 
 def _labels(row: Row, root: Path) -> tuple[tuple[LabelSource, ...], str | None]:
-    """The row's label map, and a note about its names."""
+    """Return the row's label map, and a note about its value names."""
     if not row["label"]:
         return (), None
     path = root / row["label"]
@@ -150,8 +169,8 @@ def _labels(row: Row, root: Path) -> tuple[tuple[LabelSource, ...], str | None]:
 
 
 def _below(folder: Path, patients: frozenset[tuple[Path, Identity]]) -> frozenset[tuple[Path, Identity]]:
-    """Patients with their folders relative to the manifest."""
-    return frozenset((folder / place, identity) for place, identity in patients)
+    """Return the patients with their folders relative to the manifest."""
+    return frozenset((folder / subfolder, identity) for subfolder, identity in patients)
 
 
 def _own(series: Sequence[DicomSeries]) -> Identity | None:
@@ -159,10 +178,10 @@ def _own(series: Sequence[DicomSeries]) -> Identity | None:
 
 
 def _one_series(series: Sequence[DicomSeries], uid: str) -> DicomSeries:
-    """The one series of a folder, or the one asked for.
+    """Return the one series of a folder, or the one with the given UID.
 
     Raises:
-        ScanError: There is none or more than one, or it cannot be read.
+        ScanError: There is no such series or more than one, or it cannot be read.
     """
     chosen = [s for s in series if not uid or s.series_uid == uid]
     if not chosen:
@@ -184,7 +203,7 @@ def _one_series(series: Sequence[DicomSeries], uid: str) -> DicomSeries:
 
 
 def _refuse_duplicates(entries: Sequence[_Entry]) -> list[_Entry]:
-    """Rows that share an id are all refused: none of them may win in silence."""
+    """Give an error to all rows that share an id; taking one of them would be an arbitrary choice."""
     rows: dict[str, list[int]] = {}
     for entry in entries:
         rows.setdefault(entry.row["id"], []).append(entry.row.number)
@@ -205,7 +224,7 @@ def _refuse_duplicates(entries: Sequence[_Entry]) -> list[_Entry]:
 
 
 def _failure_id(row: Row) -> str:
-    """The row's id where it is safe, else its line."""
+    """Return the row's id if it is safe; else an id with its line."""
     try:
         return check_scan_id(row["id"])
     except ScanError:
@@ -213,7 +232,7 @@ def _failure_id(row: Row) -> str:
 
 
 def _merge(failures: Sequence[SourceFailure]) -> list[SourceFailure]:
-    """One failure an id: rows that claim the same id are told together, with all their places."""
+    """Return one failure per id; rows with the same id are reported together, with all their locations."""
     by_id: dict[str, SourceFailure] = {}
     for failure in failures:
         first = by_id.get(failure.scan_id)

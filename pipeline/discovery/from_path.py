@@ -1,13 +1,13 @@
-"""Finding the scans below a folder or in a manifest, with their labels, without reading a pixel.
+"""Search for scans below a folder, in a manifest or in a file, with their labels; no voxel is read.
 
 *Reads*: folder entries, manifests, JSON files of label names, DICOM headers. *Writes*: `Discovery`.
 
-Ids of a folder's scans are the parts of their relative path joined by '_', without the suffix and without
-folders named images, imagesTr, imagesTs or image; their data set is the folder searched; a DICOM series takes
-its folder's, with the series' number where several share a folder. Where two scans would get one id, both get
-a short hash as well. Scans of an .npz set (`image_sets`) are called SET_train_0007 and are of the data
-set SET. Ids of a manifest are taken as they are, or refused. Labels are paired by the manifest, or by name
-(`pairing`); label value names come from JSON files (`label_names`).
+Ids in a folder: the parts of a scan's relative path joined by '_', without the suffix and without folders
+named images, imagesTr, imagesTs or image. The data set is the searched folder. A DICOM series has the id of
+its folder, with the series' number if several share a folder. If two scans would get one id, both get a short
+hash too. Scans of an .npz set (`npz_sets`) are called SET_train_0007, and their data set is SET. Ids in a
+manifest are used as they are, or refused. Labels are paired by the manifest, or by name (`pairing`). Names of
+label values come from JSON files (`label_names`).
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ __all__ = ["Discovery", "LabelSource", "Source", "SourceFailure", "discover"]
 
 
 def discover(raw: Path, rules: SeriesRules) -> Discovery:
-    """Everything to read at a place: a folder, a manifest (.csv, .tsv, .jsonl), one image file or set.
+    """Return all scans at a path: a folder, a manifest (.csv, .tsv, .jsonl), one image file or one set.
 
     Args:
-        raw: The place.
-        rules: How DICOM slices may be spaced, and the frame of 4D series.
+        raw: The path.
+        rules: How regular DICOM series must be, and the frame of 4D series.
 
     Returns:
-        Sources and failures, sorted by id, each id once, and notes for people.
+        Sources and failures, sorted by id, each id once; and notes for the user.
 
     Raises:
         UnreadableFile: There is nothing at `raw`, or it cannot be listed.
-        ManifestError: The manifest as a whole makes no sense.
+        ManifestError: The manifest as a whole cannot be understood.
     """
     raw = Path(raw)
     if not raw.exists():

@@ -1,8 +1,8 @@
-"""Names of label values, from JSON files beside the labels or named by a manifest.
+"""Names of label values, from JSON files next to the labels or named in a manifest.
 
-*Reads*: JSON. *Writes*: {value: name} without the background 0. Understood are {"1": "liver"}, {"liver": 1},
-either of them under "labels" (as in the Medical Segmentation Decathlon and nnU-Net), and one of several
-tables by its key.
+*Reads*: JSON. *Writes*: {value: name} without the background 0. Accepted forms: {"1": "liver"}; {"liver": 1};
+either of them under "labels" (as in the Medical Segmentation Decathlon and nnU-Net); one of several tables by
+its key.
 """
 
 from __future__ import annotations
@@ -16,11 +16,19 @@ from pipeline.errors import LabelMismatch, UnreadableFile
 from pipeline.formats import stem_of
 
 SIDECARS = ("label_names.json", "dataset.json")
-"""Files beside the labels, or one folder up, that may name the values of all of them."""
+"""Files in the labels' folder, or one folder up, that may name the values of all of them."""
 
 
 def read_value_names(path: Path, key: str | None, *, shown: str) -> dict[int, str]:
-    """The table in a JSON file that a manifest names.
+    """Return the table in a JSON file that a manifest names.
+
+    Args:
+        path: The file.
+        key: Key of the table, if the file holds several.
+        shown: Name of the file in error messages.
+
+    Returns:
+        {value: name} without 0.
 
     Raises:
         UnreadableFile: The file cannot be opened.
@@ -41,16 +49,23 @@ def read_value_names(path: Path, key: str | None, *, shown: str) -> dict[int, st
             'the file of label names must be a JSON object such as {"1": "liver"}'
             + (f" with the key {key!r}" if key else ""),
             path=shown,
-            remedy="Write one name a value; for one table of several write FILE#KEY in the manifest",
+            remedy="Write one name per value; for one table of several write FILE#KEY in the manifest",
         )
     return names
 
 
 def find_value_names(label: Path, root: Path) -> tuple[dict[int, str] | None, str | None]:
-    """Names declared beside a label map, and a note where a file of names was not understood.
+    """Return the names declared next to a label map, and a note if a file of names was not understood.
 
-    Looks for LABEL.json, then for `label_names.json` and `dataset.json` in the label's folder and the one
-    above, never outside `root`.
+    Searches LABEL.json, then `label_names.json` and `dataset.json` in the label's folder and the one above,
+    never outside `root`.
+
+    Args:
+        label: The label map.
+        root: Folder that is searched for scans.
+
+    Returns:
+        {value: name} without 0, or None; and the note, or None.
     """
     folders = [label.parent] + ([label.parent.parent] if label.parent != root else [])
     own = label.with_name(stem_of(label.name) + ".json")
@@ -70,7 +85,12 @@ def find_value_names(label: Path, root: Path) -> tuple[dict[int, str] | None, st
 
 
 def parse_value_names(data: Any, key: str | None) -> dict[int, str] | None:
-    """{value: name} of a JSON value, or None where it is no such table."""
+    """Return {value: name} of a JSON value without 0, or None if it is no such table.
+
+    Args:
+        data: The JSON value.
+        key: Key of the table, if there are several.
+    """
     if key is not None:
         data = data.get(key) if isinstance(data, dict) else None
     if isinstance(data, dict) and isinstance(data.get("labels"), dict):

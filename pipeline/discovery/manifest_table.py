@@ -7,11 +7,11 @@
     label        a label map on the image's grid
     label_names  a JSON file with the name of each value, or FILE#KEY for one table of several
     modality     ct, mr (mri), pet (pt); empty: from DICOM, else guessed
-    dataset      name of the data set; empty: the manifest's own name
+    dataset      name of the data set; empty: the manifest's file name
     split        train, test, ...
-    frame        which frame of a 4D image, from 0
-    series       the SeriesInstanceUID to take, where a DICOM folder holds several
-    class        what the scan as a whole is, for classification
+    frame        index of the frame of a 4D image, from 0
+    series       SeriesInstanceUID, if a DICOM folder holds several series
+    class        class of the scan as a whole, for classification
 
 Other columns are noted and not used.
 """
@@ -29,7 +29,7 @@ from pipeline.errors import ManifestError, UnreadableFile
 from pipeline.formats import parse_modality
 
 COLUMNS = ("id", "image", "label", "label_names", "modality", "dataset", "split", "frame", "series", "class")
-"""Columns that a manifest may have; any other is noted."""
+"""Columns that a manifest may have; other columns are noted."""
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
@@ -51,10 +51,10 @@ class Row:
 
     @property
     def modality(self) -> str | None:
-        """Either of "ct", "mr", "pet", or None where the cell is empty.
+        """Modality "ct", "mr" or "pet", or None if the cell is empty.
 
         Raises:
-            ManifestError: The word names none of them.
+            ManifestError: The cell holds another word.
         """
         word = self["modality"]
         modality = parse_modality(word) if word else None
@@ -68,10 +68,10 @@ class Row:
 
     @property
     def frame(self) -> int | None:
-        """The frame chosen, or None where the cell is empty.
+        """Index of the chosen frame, or None if the cell is empty.
 
         Raises:
-            ManifestError: The cell holds no whole number from 0.
+            ManifestError: The cell does not hold a whole number from 0.
         """
         word = self["frame"]
         if word and not (word.isascii() and word.isdigit()):
@@ -85,7 +85,13 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The rows of a manifest, the lines that are none, and the columns that nobody knows."""
+    """Contents of a manifest.
+
+    Attributes:
+        rows: Rows that can be used.
+        broken: (line, reason) of lines that cannot be used.
+        unknown_columns: Columns that are not used.
+    """
 
     rows: tuple[Row, ...]
     broken: tuple[tuple[int, str], ...]
@@ -93,10 +99,10 @@ class Manifest:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest's rows.
+    """Return the rows of a manifest.
 
     Raises:
-        ManifestError: The file as a whole is no manifest (no id or image column, no text).
+        ManifestError: The file as a whole is not a manifest (no id or image column, no text).
         UnreadableFile: It cannot be opened.
     """
     try:
@@ -119,7 +125,7 @@ def read_manifest(path: Path) -> Manifest:
             columns.update(cells)
     if not rows and not broken:
         raise ManifestError(
-            "the manifest has no rows", path=path.name, remedy="Add one line a scan: id,image"
+            "the manifest has no rows", path=path.name, remedy="Add one line per scan: id,image"
         )
     missing = [column for column in ("id", "image") if column not in columns]
     if missing and rows:
@@ -134,7 +140,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _csv_lines(text: str, path: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
-    """Line number and cells of each CSV line, or what is wrong with it."""
+    """Yield the line number and the cells of each CSV line, or the reason why it cannot be used."""
     first = text.split("\n", 1)[0]
     delimiter = max((",", ";", "\t"), key=first.count)
     reader = csv.reader(text.splitlines(), delimiter=delimiter)
@@ -167,7 +173,7 @@ def _csv_lines(text: str, path: Path) -> Iterator[tuple[int, dict[str, str] | st
 
 
 def _json_lines(text: str, path: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
-    """Line number and cells of each JSONL line, or what is wrong with it."""
+    """Yield the line number and the cells of each JSONL line, or the reason why it cannot be used."""
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue

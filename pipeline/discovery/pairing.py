@@ -1,19 +1,17 @@
-"""Which files of a folder are scans, which are label maps, and which belong together, by name alone.
+"""Pairing of scans and label maps of a folder by their names alone.
 
 *Reads*: relative paths. *Writes*: scans with their labels, and notes. The rules, in this order:
 
     1. A file in a folder labels, labelsTr, labelsTs (or label, masks, mask, segmentations, segmentation, seg,
-    gt,
-       annotations) is a label. It belongs to the file of the same name, or that name + _0000, _0001, ...
-       (channels), in the folder images, imagesTr, imagesTs (or image) at the same place of the tree.
+       gt, annotations) is a label. It belongs to the file of the same name, or that name + _0000, _0001, ...
+       (channels), in the folder images, imagesTr, imagesTs (or image) at the same position in the tree.
     2. X_label, X_seg, X_gt, X_mask (also X_labels, X_segmentation, X_masks) is a label. It belongs to X, else
-    to
-       X_image (or X_img), in the same folder.
-    3. A name that holds one of these words in another place ("example_seg_mr") is a label without a scan.
+       to X_image (or X_img), in the same folder.
+    3. A name with one of these words at another position ("example_seg_mr") is a label without a scan.
 
-A label is never taken for a scan. One that belongs to no scan is left out and noted; a manifest can pair it.
-Upper and lower case do not matter, and '-' or '.' stands for '_'. Stops being valid where scans carry such
-words in their own names: they are left out, and the note says so.
+A label is never used as a scan. A label without a scan is left out and noted; a manifest can pair it. Upper
+and lower case are equal, and '-' and '.' are equal to '_'. Scans with such words in their own names are left
+out; the note lists them.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from pathlib import Path
 from pipeline.formats import stem_of
 
 LABEL_WORDS = ("label", "labels", "seg", "segmentation", "gt", "mask", "masks")
-"""Words that make a name a label's."""
+"""A file with one of these words in its name is a label."""
 
 LABEL_FOLDERS = {
     "labels": "images",
@@ -41,10 +39,10 @@ LABEL_FOLDERS = {
     "gt": "images",
     "annotations": "images",
 }
-"""Folders whose files are labels, and where their scans are."""
+"""Folders of labels, and the folders of their scans."""
 
 IMAGE_FOLDERS = frozenset(LABEL_FOLDERS.values())
-"""Folders that only say that images are in them; they are no part of a scan's id."""
+"""Folders that only mark images; they are left out of a scan's id."""
 
 _SUFFIX = re.compile(rf"^(?P<x>.+)[_.-](?P<word>{'|'.join(LABEL_WORDS)})$", re.IGNORECASE)
 _IMAGE = re.compile(r"^(?P<x>.+)[_.-](image|img)$", re.IGNORECASE)
@@ -53,7 +51,7 @@ _CHANNEL = re.compile(r"^(?P<x>.+)_\d{4}$")
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """A scan's file and its labels, relative to the folder searched; each label with its name."""
+    """A scan's file and its labels (name, path); paths are relative to the searched folder."""
 
     image: Path
     labels: tuple[tuple[str, Path], ...]
@@ -61,7 +59,7 @@ class Paired:
 
 @dataclass(frozen=True, kw_only=True)
 class Pairing:
-    """The scans found, the labels that belong to none, and how many pairs each rule made."""
+    """Result of the pairing: scans, labels without a scan (`orphans`), and the number of pairs by rule."""
 
     scans: tuple[Paired, ...]
     orphans: tuple[Path, ...]
@@ -69,7 +67,11 @@ class Pairing:
 
 
 def pair(volumes: Sequence[Path]) -> Pairing:
-    """Sorts files into scans with their labels, and labels without a scan."""
+    """Sort files into scans with their labels, and labels without a scan.
+
+    Args:
+        volumes: Image files, relative to the searched folder.
+    """
     labels = {path: _label_word(path) for path in volumes}
     scans = [path for path, word in labels.items() if word is None]
     by_key: dict[tuple[tuple[str, ...], str], list[Path]] = {}
@@ -99,7 +101,7 @@ _RULES = ("images/X with labels/X", "X or X_image with X_label, X_seg, X_gt or X
 
 
 def _label_word(path: Path) -> str | None:
-    """The label's name that a path carries, or None where it is a scan's."""
+    """Return the name of the label in a path, or None if it is a scan's path."""
     stem = stem_of(path.name)
     if any(part.lower() in LABEL_FOLDERS for part in path.parent.parts):
         return "label"
@@ -113,12 +115,12 @@ def _label_word(path: Path) -> str | None:
 
 
 def _plain(word: str) -> str:
-    """One word for one thing: labels and label, masks and mask, segmentation and seg."""
+    """Return one word for labels and label, masks and mask, segmentation and seg."""
     return {"labels": "label", "masks": "mask", "segmentation": "seg"}.get(word.lower(), word.lower())
 
 
 def _keys_of_scan(scan: Path) -> Iterable[tuple[tuple[str, ...], str]]:
-    """Under which (folder, name) a label can find this scan."""
+    """Return the (folder, name) pairs by which a label can find this scan."""
     folder = tuple(part.lower() for part in scan.parent.parts)
     stem = stem_of(scan.name)
     names = {stem.lower()}
@@ -130,14 +132,14 @@ def _keys_of_scan(scan: Path) -> Iterable[tuple[tuple[str, ...], str]]:
 
 
 def _owners(label: Path, by_key: dict[tuple[tuple[str, ...], str], list[Path]]) -> tuple[list[Path], str]:
-    """The scans that a label belongs to, and the rule that found them."""
+    """Return the scans that a label belongs to, and the rule that found them."""
     stem = stem_of(label.name)
     match = _SUFFIX.match(stem)
     names = [stem] + ([match["x"]] if match else [])
     folder = tuple(part.lower() for part in label.parent.parts)
-    place = next((i for i in range(len(folder) - 1, -1, -1) if folder[i] in LABEL_FOLDERS), None)
-    if place is not None:
-        images = (*folder[:place], LABEL_FOLDERS[folder[place]], *folder[place + 1 :])
+    depth = next((i for i in range(len(folder) - 1, -1, -1) if folder[i] in LABEL_FOLDERS), None)
+    if depth is not None:
+        images = (*folder[:depth], LABEL_FOLDERS[folder[depth]], *folder[depth + 1 :])
         for name in names:
             owners = by_key.get((images, name.lower()), [])
             if owners:
@@ -151,7 +153,7 @@ def _owners(label: Path, by_key: dict[tuple[tuple[str, ...], str], list[Path]]) 
 
 
 def _named(labels: list[tuple[str, Path]]) -> tuple[tuple[str, Path], ...]:
-    """Labels of one scan with distinct names: a second 'label' becomes 'label-2'."""
+    """Return the labels of one scan with distinct names: a second 'label' becomes 'label-2'."""
     named, times = [], dict[str, int]()
     for word, path in sorted(labels, key=lambda item: (item[0], item[1])):
         times[word] = times.get(word, 0) + 1

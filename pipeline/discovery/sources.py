@@ -1,7 +1,7 @@
-"""What a search for scans finds: sources that can be read, failures that cannot, and notes.
+"""Results of a search for scans: sources that can be read, failures of those that cannot, and notes.
 
-Reads: nothing. Writes: nothing. Paths stay out of `repr`, so that no log shows a patient's name by accident;
-`location` is what may be shown and recorded.
+Reads: nothing. Writes: nothing. Paths stay out of `repr`, so that no log shows a patient's name by accident.
+`location` is the text that may be shown and recorded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipeline.errors import ScanError, UnsafeId
 from pipeline.formats import short_hash
 
 MAX_ID_LENGTH = 128
-"""Characters; ids are folder names, and every file system takes this many."""
+"""Longest id, in characters; ids are folder names, and every file system accepts this length."""
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -26,10 +26,10 @@ class LabelSource:
     """A label map that belongs to a scan.
 
     Attributes:
-        name: How the map is called in the store ("label", "seg", ...).
+        name: Name of the map in the store ("label", "seg", ...).
         path: Its file.
-        value_names: Name of every value that may occur, where a sidecar or the manifest declares them.
-        location: Place to show; empty: that of its scan, with `name`.
+        value_names: {value: name} of every value that may occur, if declared by a file or the manifest.
+        location: Its name in messages; empty: the location of its scan, with `name`.
     """
 
     name: str
@@ -40,12 +40,12 @@ class LabelSource:
 
 @dataclass(frozen=True, kw_only=True)
 class SetItem:
-    """Where in a set (`image_sets`) a scan lies.
+    """Position of a scan in an .npz set (`npz_sets`).
 
     Attributes:
         array: Name of the array in the .npz file.
-        index: Its place there, from 0.
-        shape_zyx: Its voxels.
+        index: Index in the array, from 0.
+        shape_zyx: Voxels of the scan.
     """
 
     array: str
@@ -62,13 +62,13 @@ class Source:
         format: "file", "dicom" for a series of slices or a multi-frame file, "set" for one of many in a file.
         files: The file (a header with its data file; a set), or the DICOM slices from first to last.
         labels: Label maps on the scan's grid.
-        modality: "ct", "mr" or "pet" where the manifest says so, else None.
-        dataset: Data set that it belongs to.
+        modality: "ct", "mr" or "pet" from the manifest, else None.
+        dataset: Name of its data set.
         split: "train", "test", ... or "".
-        location: Place to show and record, relative to the folder searched, without a patient's name.
-        frame: Which frame of a 4D file, counted from 0.
-        item: Which scan of a set.
-        classes: What the scan as a whole is: one class, or "0" or "1" for each of several; empty: unknown.
+        location: Its name in messages and records: relative to the searched folder, without a patient's name.
+        frame: Index of the frame of a 4D file, from 0.
+        item: Position in a set.
+        classes: Class of the scan as a whole: one class, or "0" or "1" for each of several; empty if unknown.
     """
 
     scan_id: str
@@ -93,13 +93,13 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFailure:
-    """One scan that cannot be read, and why.
+    """One scan that cannot be read, and the reason.
 
     Attributes:
-        scan_id: Its id where it has a usable one, else a made-up one ("manifest-row-7").
-        location: Place to show, without a patient's name.
+        scan_id: Its id if it has a safe one, else a made-up one ("manifest-line-7").
+        location: Its name in messages, without a patient's name.
         reason: What must hold and what was found.
-        remedy: What to do about it.
+        remedy: What the user can do.
         kind: Name of the error's class.
     """
 
@@ -111,7 +111,7 @@ class SourceFailure:
 
     @classmethod
     def of(cls, error: ScanError, *, scan_id: str, location: str) -> SourceFailure:
-        """The failure that an error tells of."""
+        """Return the failure that an error describes."""
         return cls(
             scan_id=scan_id,
             location=location,
@@ -123,12 +123,12 @@ class SourceFailure:
 
 @dataclass(frozen=True, kw_only=True)
 class Discovery:
-    """Everything that a search found. Every scan_id occurs once, among sources and failures together.
+    """Result of a search. Every scan_id occurs once, among sources and failures together.
 
     Attributes:
         sources: Scans to read, sorted by id.
         failures: Scans that cannot be read, sorted by id.
-        notes: Rules applied and files left out, for people to read.
+        notes: Rules applied and files left out, for the user.
     """
 
     sources: tuple[Source, ...]
@@ -137,7 +137,7 @@ class Discovery:
 
 
 def check_scan_id(scan_id: str) -> str:
-    """The id itself.
+    """Return the id if it is safe.
 
     Raises:
         UnsafeId: It is empty, too long, or holds anything but letters, digits, dot, underscore and hyphen.
@@ -158,7 +158,7 @@ def check_scan_id(scan_id: str) -> str:
 
 
 def id_from_parts(parts: Iterable[str]) -> str:
-    """A safe id from the parts of a relative path: joined by '_', other characters turned into '-'."""
+    """Return a safe id from the parts of a relative path: joined by '_', other characters replaced by '-'."""
     joined = "_".join(parts)
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", joined).lstrip("._-").rstrip("-")
     if not plain:
@@ -169,9 +169,12 @@ def id_from_parts(parts: Iterable[str]) -> str:
 
 
 def distinct_ids(wanted: Mapping[str, str]) -> dict[str, str]:
-    """An id for each key (a location): the wanted one, with a short hash where several want the same.
+    """Return an id for each key (a location): the wanted one, with a short hash if several keys want it.
 
-    Every one of the colliding keys gets a hash of its key, so that none depends on the order of the others.
+    All colliding keys get a hash of the key, so that no id depends on the order of the keys.
+
+    Args:
+        wanted: Wanted id of each key.
     """
     times: dict[str, int] = {}
     for scan_id in wanted.values():

@@ -1,10 +1,10 @@
-"""Image files: which kind a file is, what its header says, and what may not leave it.
+"""Image files: their format, their headers, and protection of patients' names.
 
 Takes:  files: NIfTI, NRRD, MetaImage, DICOM, .npz sets.
-Gives:  kinds, headers, ordered DICOM slices with their grid; errors that name the file.
+Gives:  formats, headers, ordered DICOM slices with their grid; errors that name the file.
 
-`identify` checks the first bytes and the header of a file before any library opens it. `split_series` and
-`order_slices` turn DICOM headers into regular volumes under `SeriesRules`. `Scrubber` and `Identity` keep
+`identify` checks the first bytes and the header of a file before an image library opens it. `split_series`
+and `order_slices` turn DICOM headers into regular volumes under `SeriesRules`. `Scrubber` and `Identity` keep
 patients' names out of ids and messages. Voxels are read by `pipeline.ingest`.
 """
 

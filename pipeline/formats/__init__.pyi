@@ -9,7 +9,7 @@ from .file_kinds import Format as Format, identify as identify, not_finite as no
 from .files import (
     check_readable as check_readable,
     companions as companions,
-    may_pass as may_pass,
+    is_transient as is_transient,
     os_error as os_error,
 )
 from .modality_names import NAME_WORDS as NAME_WORDS, Modality as Modality, parse_modality as parse_modality

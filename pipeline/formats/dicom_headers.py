@@ -1,8 +1,8 @@
-"""DICOM headers, file by file, as plain values.
+"""DICOM headers as plain values, one per file.
 
 *Reads*: the tags named below, never the pixels. *Writes*: `Header`. What identifies the patient is kept in
-`identity` only, for finding it in paths; nothing else here can carry a name (no free text such as
-descriptions).
+`identity` only, to find it in paths. No other field can hold a name: free text such as descriptions is not
+read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from pydicom.errors import InvalidDicomError
 from pipeline.errors import NotAnImage, ScanError
 from pipeline.formats.privacy import Identity, stand_in_for
 
-logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its messages name files, and with them patients
+logging.getLogger("pydicom").setLevel(
+    logging.CRITICAL
+)  # its messages contain paths, and these may contain patients' names
 
 _TAGS = [
     "SpecificCharacterSet",
@@ -76,22 +78,36 @@ _FACTS = [
     "EchoTime",
     "Units",
 ]
-"""Tags of the machine and the method that are worth keeping with a scan; none describes the patient."""
+"""Tags of the machine and the acquisition that are kept with a scan; none describes the patient."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What one DICOM file says.
+    """Header of one DICOM file.
 
     Attributes:
         path: The file.
-        orientation: Unit vectors of a row's and a column's direction in the world, or None.
+        sop_class: SOP class UID.
+        sop_uid: SOP instance UID.
+        study_uid: Study instance UID.
+        series_uid: Series instance UID.
+        series_number: SeriesNumber, or None.
+        modality: Modality tag in upper case, such as "CT"; "" if missing.
+        is_localizer: Whether ImageType contains LOCALIZER.
+        rows: Pixels along a column, 0 if the file has no image.
+        columns: Pixels along a row, 0 if the file has no image.
+        num_frames: Number of frames, 1 for a single slice.
+        num_samples: Values per pixel, above 1 for colour.
+        orientation: Unit vectors (x, y, z) along a row and along a column in the world, six numbers; or None.
         position_xyz_mm: World point of the first pixel's centre, or None.
-        pixel_spacing_mm: Distance between rows, and between columns; None where the tag is missing.
-        order: What tells apart slices at one position: temporal position, acquisition, echo, trigger,
+        pixel_spacing_mm: Distance between rows, and between columns; or None.
+        tilt_degrees: Gantry tilt, or None.
+        order: Sorts slices at the same position: temporal position, acquisition, echo, trigger time,
             instance.
-        frames: World point of each frame's first pixel, in stored order, of a multi-frame file.
-        facts: Machine and method, as text.
+        frames: World point of the first pixel of each frame, in stored order, for a multi-frame file; else
+            None.
+        facts: (tag, text) of the machine and the acquisition.
+        identity: What identifies the patient.
     """
 
     path: Path = field(repr=False)
@@ -117,26 +133,27 @@ class Header:
 
     @property
     def has_pixels(self) -> bool:
-        """Whether it is an image at all (not a structure set, plan, report)."""
+        """Whether the file holds an image (not a structure set, plan or report)."""
         return self.rows > 0 and self.columns > 0
 
 
 def read_header(path: Path) -> Header:
-    """The header of one file.
+    """Read the header of one file.
 
     Raises:
-        NotAnImage: The file is no DICOM, or its header is damaged. The caller says where; no path is named.
+        NotAnImage: The file is not DICOM, or its header is damaged. The error has no path; the caller adds
+            it.
         OSError: The file cannot be opened or read.
     """
     try:
         with disable_value_validation(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they name the file, and with it perhaps the patient
+            warnings.simplefilter("ignore")  # they contain the path, perhaps with a name
             data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=False)
             return _header(path, data)
     except InvalidDicomError:
         raise _not_dicom("it has no DICOM preamble") from None
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, NotImplementedError, IndexError):
-        # what pydicom raises on damaged headers; its messages may quote values, so they are dropped
+        # pydicom raises these on damaged headers; its messages may quote the patient's name
         raise _not_dicom("its DICOM header is damaged or cut short") from None
 
 
@@ -187,18 +204,18 @@ def _header(path: Path, data: Any) -> Header:
 def _functional_groups(
     data: Any,
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, tuple[tuple[float, float, float], ...] | None]:
-    """Orientation, pixel spacing and frame positions of an enhanced multi-frame file; None where not told."""
+    """Return orientation, pixel spacing and frame positions of a multi-frame file; None if missing."""
     shared = _first(data.get("SharedFunctionalGroupsSequence"))
     per_frame = list(data.get("PerFrameFunctionalGroupsSequence") or ())
     groups = [shared, *per_frame[:1]]
     orientation = _in_groups(groups, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
     spacing = _in_groups(groups, "PixelMeasuresSequence", "PixelSpacing", 2)
-    places = [_in_groups([g], "PlanePositionSequence", "ImagePositionPatient", 3) for g in per_frame]
-    turned = {
+    positions = [_in_groups([g], "PlanePositionSequence", "ImagePositionPatient", 3) for g in per_frame]
+    orientations = {
         _in_groups([g], "PlaneOrientationSequence", "ImageOrientationPatient", 6) for g in per_frame
     } - {None}
-    frames = [(p[0], p[1], p[2]) for p in places if p is not None]
-    if not frames or len(frames) != len(places) or len(turned) > 1:
+    frames = [(p[0], p[1], p[2]) for p in positions if p is not None]
+    if not frames or len(frames) != len(positions) or len(orientations) > 1:
         return orientation, spacing, None
     return orientation, spacing, tuple(frames)
 
@@ -227,7 +244,7 @@ def _text(data: Any, tag: str) -> str:
 
 
 def _number(data: Any, tag: str) -> float | None:
-    """A number, or None where the tag is missing, empty or no number."""
+    """Return a tag's number, or None if the tag is missing, empty or not a finite number."""
     value = data.get(tag)
     if isinstance(value, (list, pydicom.multival.MultiValue)):
         value = value[0] if value else None
@@ -239,7 +256,7 @@ def _number(data: Any, tag: str) -> float | None:
 
 
 def _floats(data: Any, tag: str, count: int) -> tuple[float, ...] | None:
-    """A given number of numbers, or None where the tag holds anything else."""
+    """Return a tag's `count` numbers, or None if it holds anything else."""
     value = data.get(tag)
     try:
         numbers = () if value is None else tuple(float(v) for v in value)

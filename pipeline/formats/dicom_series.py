@@ -1,9 +1,8 @@
-"""From DICOM headers to volumes: which slices belong together, in which order, on which grid.
+"""From DICOM headers to volumes: the slices of each volume, in order, and their grid.
 
-*Reads*: headers. *Writes*: series, sorted along their normal, or the reason why they make no regular volume.
-Slices belong together when they share series, direction (within half a degree), matrix and pixel size. Stops
-being valid for series that mean to be irregular (variable gantry tilt, radial or cine stacks); those are
-refused.
+*Reads*: headers. *Writes*: the slices of a series, sorted along their normal, or the reason why they are not
+a regular volume. Slices belong together if they share series, direction (within half a degree), matrix and
+pixel size. Series that are irregular by design are refused: variable gantry tilt, radial or cine stacks.
 """
 
 from __future__ import annotations
@@ -19,13 +18,14 @@ from pipeline.formats.dicom_headers import Header
 from pipeline.volumes import Grid, nine, triple
 
 _SAME_DIRECTION = 1e-2
-"""Largest difference of direction cosines within a stack: half a degree."""
+"""Largest difference of direction cosines within a stack; about half a degree."""
 
-_SAME_PLACE_MM = 0.01
-"""Slices closer than this along the normal lie at one position."""
+_SAME_POSITION_MM = 0.01
+"""Slices closer than this along the normal have the same position, in mm."""
 
 _OTHER_PLANE_DEGREES = 40.0
-"""Stacks of one series that lie further apart are separate scans (three planes of a localizer)."""
+"""Stacks of one series that differ by more than this angle are separate scans (three planes of a
+localizer)."""
 
 _REMEDY_EXPORT = (
     "Export the series again with all its slices, or convert it to NIfTI with a tool that interpolates"
@@ -34,26 +34,26 @@ _REMEDY_EXPORT = (
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesRules:
-    """How regular the slices of a DICOM series must be, and which volume of a 4D one is taken."""
+    """How regular the slices of a DICOM series must be, and which volume of a 4D series is taken."""
 
     frame: int | None = None
-    """Which volume of a 4D series or file, counted from 0; None makes 4D an error."""
+    """Index of the volume of a 4D series or file, from 0; if None, 4D is an error."""
     min_slices: int = 3
-    """Least number of slices of a volume."""
+    """Smallest number of slices of a volume."""
     slice_gap_tolerance: float = 0.05
-    """How far a gap between slices may differ from the median gap, as a fraction of it."""
+    """Largest difference of a gap between slices from the median gap, as a fraction of the median."""
     tilt_tolerance_degrees: float = 0.3
-    """How far the line through the slice positions may lean from the slices' normal."""
+    """Largest angle between the line through the slice positions and the slices' normal, in degrees."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Slices that share series, direction, matrix and pixel size; one file of many frames is a stack, too.
+    """Slices that share series, direction, matrix and pixel size. One multi-frame file is a stack, too.
 
     Attributes:
-        headers: In the order found.
-        part: Number of this stack among those of its series, from 0; None where the series is one stack.
-        problem: Why the whole series cannot be used.
+        headers: Headers in the order found.
+        part: Index of this stack in its series, from 0; None if the series is one stack.
+        problem: Why the whole series cannot be used; None if it can.
     """
 
     headers: tuple[Header, ...]
@@ -63,12 +63,12 @@ class Stack:
 
 @dataclass(frozen=True, kw_only=True)
 class Slices:
-    """A regular stack.
+    """The ordered slices of a regular volume.
 
     Attributes:
-        headers: From the first slice to the last; one for a multi-frame file.
-        frame_order: For a multi-frame file, the stored frame of each slice.
-        grid: The volume's grid; slices run along the normal (row direction x column direction).
+        headers: Headers from the first slice to the last; one header for a multi-frame file.
+        frame_order: Index of the stored frame of each slice, for a multi-frame file; else None.
+        grid: The volume's grid; slices follow the normal (row direction x column direction).
     """
 
     headers: tuple[Header, ...]
@@ -77,25 +77,28 @@ class Slices:
 
 
 def split_series(headers: Sequence[Header]) -> list[Stack]:
-    """The stacks of one series; copies of the same object (equal SOP instance UID) count once."""
+    """Return the stacks of one series.
+
+    Copies of the same object (equal SOP instance UID) are used once.
+    """
     unique = {header.sop_uid or str(header.path): header for header in reversed(headers)}
     kept = [h for h in headers if unique[h.sop_uid or str(h.path)] is h]
     groups: list[list[Header]] = []
     for header in kept:
-        home = next((g for g in groups if header.num_frames == 1 and _belongs(g[0], header)), None)
-        if home is None:
+        group = next((g for g in groups if header.num_frames == 1 and _same_stack(g[0], header)), None)
+        if group is None:
             groups.append([header])
         else:
-            home.append(header)
+            group.append(header)
     if len(groups) == 1:
         return [Stack(headers=tuple(groups[0]))]
-    problem = _leaning(groups)
+    problem = _tilted(groups)
     if problem is not None:
         return [Stack(headers=tuple(kept), problem=problem)]
     return [Stack(headers=tuple(group), part=i) for i, group in enumerate(groups)]
 
 
-def _belongs(first: Header, other: Header) -> bool:
+def _same_stack(first: Header, other: Header) -> bool:
     if first.num_frames > 1 or (first.rows, first.columns) != (other.rows, other.columns):
         return False
     if (first.orientation is None) != (other.orientation is None):
@@ -109,41 +112,41 @@ def _belongs(first: Header, other: Header) -> bool:
     )
 
 
-def _leaning(groups: Sequence[Sequence[Header]]) -> ScanError | None:
-    """The error of a series whose slices lean against each other by a few degrees (variable gantry tilt)."""
+def _tilted(groups: Sequence[Sequence[Header]]) -> ScanError | None:
+    """Return the error of a series whose slices differ by a few degrees (variable gantry tilt), or None."""
     normals = [n for g in groups if g[0].orientation and (n := _normal(g[0].orientation)) is not None]
     angles = [
         float(np.degrees(np.arccos(np.clip(abs(a @ b), 0, 1))))
         for i, a in enumerate(normals)
         for b in normals[:i]
     ]
-    leaning = [a for a in angles if 0.3 < a < _OTHER_PLANE_DEGREES]
-    if not leaning:
+    tilted = [a for a in angles if 0.3 < a < _OTHER_PLANE_DEGREES]
+    if not tilted:
         return None
     tilts = sorted({h.tilt_degrees for g in groups for h in g if h.tilt_degrees is not None})
-    told = f" (gantry tilt {tilts[0]:g} to {tilts[-1]:g} degrees)" if len(tilts) > 1 else ""
+    range_of_tilts = f" (gantry tilt {tilts[0]:g} to {tilts[-1]:g} degrees)" if len(tilts) > 1 else ""
     return DicomSeriesError(
         "all slices of a series must have one direction, these differ by up to "
-        f"{max(leaning):.1f} degrees{told}",
+        f"{max(tilted):.1f} degrees{range_of_tilts}",
         path=None,
         remedy=_REMEDY_EXPORT,
     )
 
 
 def order_slices(headers: Sequence[Header], rules: SeriesRules) -> Slices:
-    """The slices of a stack from first to last, checked to be regular.
+    """Return the slices of a stack from first to last, after checks that they are a regular volume.
 
     Raises:
-        ScanError: They make no regular volume; `path` is left for the caller to fill.
+        ScanError: They are not a regular volume. `path` is None; the caller adds it.
     """
     first = headers[0]
     if first.num_samples != 1:
         raise NotVolumetric(
-            f"a scan must have one value a voxel, this has {first.num_samples} (colour)",
+            f"a scan must have one value per voxel, this has {first.num_samples} (colour)",
             path=None,
             remedy="Remove it, or export the grey-scale series that it was made from",
         )
-    axes, points = _places(headers)
+    axes, points = _axes_and_points(headers)
     rows_mm, columns_mm = _pixel_spacing(first)
     along = points @ axes[:, 2]
     order, frame_order = _one_volume(headers, along, rules.frame)
@@ -165,21 +168,21 @@ def order_slices(headers: Sequence[Header], rules: SeriesRules) -> Slices:
     return Slices(headers=tuple(headers[i] for i in order), frame_order=None, grid=grid)
 
 
-def _places(headers: Sequence[Header]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Directions of x, y, z as columns (3, 3), and the slices' first pixels (N, 3) in mm."""
+def _axes_and_points(headers: Sequence[Header]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the directions of x, y, z as columns (3, 3), and the slices' first pixels (N, 3) in mm."""
     first = headers[0]
     normal = None if first.orientation is None else _normal(first.orientation)
     if first.num_frames > 1 and first.frames is None:
         raise DicomSeriesError(
-            "every frame of a multi-frame file must tell its position, in one direction; these do not",
+            "every frame of a multi-frame file must have a position, and all one direction; these do not",
             path=None,
             remedy="Convert the file to NIfTI (for example with dcm2niix) and use that",
         )
-    places = [p for h in headers for p in (h.frames or [h.position_xyz_mm])]
-    known = [p for p in places if p is not None]
-    if first.orientation is None or normal is None or len(known) != len(places):
+    positions = [p for h in headers for p in (h.frames or [h.position_xyz_mm])]
+    known = [p for p in positions if p is not None]
+    if first.orientation is None or normal is None or len(known) != len(positions):
         raise DicomSeriesError(
-            "every slice must tell its position and direction (ImagePositionPatient, "
+            "every slice must have its position and direction (ImagePositionPatient, "
             "ImageOrientationPatient)",
             path=None,
             remedy="Export the series again; without these tags its geometry is unknown",
@@ -191,7 +194,7 @@ def _places(headers: Sequence[Header]) -> tuple[NDArray[np.float64], NDArray[np.
 
 
 def _normal(orientation: Sequence[float]) -> NDArray[np.float64] | None:
-    """Unit normal of a slice, or None where row and column make no right angle."""
+    """Return the unit normal of a slice, or None if row and column are not at a right angle."""
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if min(lengths) < 0.9 or max(lengths) > 1.1 or abs(row @ column) > 1e-2:
@@ -213,14 +216,23 @@ def _pixel_spacing(header: Header) -> tuple[float, float]:
 def _one_volume(
     headers: Sequence[Header], along: NDArray[np.float64], frame: int | None
 ) -> tuple[list[int], tuple[int, ...]]:
-    """Indices of one volume's slices by position, where several volumes may share the positions."""
+    """Return the slices of one volume in order of position; several volumes may share the positions (4D).
+
+    Args:
+        headers: One header per slice, or the header of a multi-frame file.
+        along: (N,) position of each slice along the normal, in mm.
+        frame: Index of the volume, for 4D.
+
+    Returns:
+        Indices of the slices, twice: as a list, and as a tuple.
+    """
     keys = (
         [h.order for h in headers] if headers[0].frames is None else [(float(i),) for i in range(len(along))]
     )
     order = sorted(range(len(along)), key=lambda i: (along[i], keys[i]))
     positions: list[list[int]] = []
     for i in order:
-        if positions and along[i] - along[positions[-1][0]] < _SAME_PLACE_MM:
+        if positions and along[i] - along[positions[-1][0]] < _SAME_POSITION_MM:
             positions[-1].append(i)
         else:
             positions.append([i])
@@ -234,7 +246,7 @@ def _one_volume(
             f"no two slices may lie at one position, but {sum(len(g) > 1 for g in positions)} of the "
             f"{len(positions)} positions hold up to {counts[-1]}",
             path=None,
-            remedy="Keep one acquisition a folder, or export the series again",
+            remedy="Keep one acquisition per folder, or export the series again",
         )
     return chosen, tuple(chosen)
 
@@ -259,7 +271,7 @@ def _frame(frame: int | None, count: int) -> int:
 def _regular_gap(
     points: NDArray[np.float64], axes: NDArray[np.float64], rules: SeriesRules, tilt: float | None
 ) -> float:
-    """The distance of neighbouring slices in mm.
+    """Return the mean distance between neighbouring slices in mm.
 
     Raises:
         DicomSeriesError: Slices are missing, the gaps are uneven, or the slices are shifted sideways (gantry
@@ -272,12 +284,12 @@ def _regular_gap(
     typical = float(np.median(gaps))
     problems = []
     if lean > rules.tilt_tolerance_degrees:
-        told = "" if tilt is None else f"; the header's gantry tilt is {tilt:g}"
+        in_header = "" if tilt is None else f"; the header's gantry tilt is {tilt:g}"
         problems.append(
             f"slices must be stacked along their normal, these lean {lean:.1f} degrees from "
-            f"it (gantry tilt{told})"
+            f"it (gantry tilt{in_header})"
         )
-    allowed = max(rules.slice_gap_tolerance * typical, _SAME_PLACE_MM)
+    allowed = max(rules.slice_gap_tolerance * typical, _SAME_POSITION_MM)
     odd = np.flatnonzero(np.abs(gaps - typical) > allowed)
     if odd.size:
         problems.append(_describe_gaps(gaps, typical, odd, allowed))
@@ -289,7 +301,7 @@ def _regular_gap(
 
 
 def _describe_gaps(gaps: NDArray[np.float64], typical: float, odd: NDArray[np.intp], allowed: float) -> str:
-    """What is wrong with the gaps: whole slices missing, or just uneven."""
+    """Return a message on the gaps: slices are missing, or the gaps are uneven."""
     multiples = gaps[odd] / typical
     whole = np.rint(multiples)
     if np.all((whole >= 2) & (np.abs(multiples - whole) * typical <= allowed * whole)):

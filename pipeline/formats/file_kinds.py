@@ -1,8 +1,8 @@
-"""What a file is, by its bytes, and the checks that the image library does not make.
+"""The format of an image file by its bytes, and checks that the image library does not make.
 
-*Reads*: the first bytes of a file; for gzip the whole stream once, to verify its checksum. *Writes*: the name
-of a format, or a `ScanError`. The library repairs some broken NIfTI headers in silence (a voxel size of 0
-becomes 1 mm) and reads missing bytes as zeros; both are caught here.
+*Reads*: the first bytes of a file; for NIfTI the whole file once, to verify its length, its voxels and a gzip
+checksum. *Writes*: the name of a format, or a `ScanError`. The library repairs some broken NIfTI headers
+without a message (a voxel size of 0 becomes 1 mm) and reads missing bytes as zeros; both are found here.
 """
 
 from __future__ import annotations
@@ -47,33 +47,39 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class NiftiHeader:
-    """The fields of a NIfTI-1 header that say how many bytes follow and how large a voxel is."""
+    """Fields of a NIfTI-1 header: shape, voxel size and type."""
 
     shape: tuple[int, ...]
+    """Voxels along each stored axis, x first."""
     pixdim: tuple[float, ...]
+    """Voxel size along x, y, z in mm."""
     bits: int
+    """Bits per voxel."""
     data_offset: int
+    """Byte at which the voxels begin."""
     float_type: str | None
-    """NumPy's name of the voxel type where that is a float."""
+    """NumPy's name of the voxel type if it is a float; else None."""
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that the file must have, uncompressed."""
+        """Bytes that the uncompressed file must have."""
         return self.data_offset + math.prod(self.shape) * self.bits // 8
 
 
 def identify(path: Path, *, shown: str, frame: int | None = None) -> Format:
-    """The format of an image file by its bytes; its header and length are checked, for NIfTI its voxels too.
+    """Return the format of an image file by its bytes, after checks of its header and length.
+
+    For NIfTI the voxels are checked too.
 
     Args:
         path: The file.
-        shown: What to call it in errors.
-        frame: The frame of a 4D file that matters.
+        shown: Name of the file in error messages.
+        frame: Index of the frame that is used, for a 4D file; None if all are used.
 
     Raises:
-        NotAnImage: The bytes are none of NIfTI, NRRD, MetaImage.
+        NotAnImage: The bytes are not NIfTI, NRRD or MetaImage.
         CorruptImage: The file is shorter than its header says, or its gzip stream is damaged.
-        BadSpacing: The header tells no voxel size, or one that is not positive.
+        BadSpacing: The header has no voxel size, or one that is not positive.
         NotFinite: A NIfTI file holds NaN or infinite voxels (the library would read them as 0).
         OSError: The file cannot be read.
     """
@@ -97,7 +103,7 @@ def identify(path: Path, *, shown: str, frame: int | None = None) -> Format:
 
 
 def _no_image(start: bytes, zipped: bool, shown: str) -> ScanError:
-    """The error for bytes that are no image, with what they are where that is known."""
+    """Return the error for bytes that are not an image, with their kind if it is known."""
     lower = start.lstrip().lower()
     what = next((name for magic, name in _OTHERS if lower.startswith(magic.lower())), None)
     if start[4:8] in _NIFTI_2_MAGIC:
@@ -121,7 +127,7 @@ def _no_image(start: bytes, zipped: bool, shown: str) -> ScanError:
 
 
 def _nifti_header(start: bytes) -> NiftiHeader | None:
-    """The header in a file's first bytes, in either byte order; None where there is none."""
+    """Return the header in a file's first bytes, of either byte order, or None."""
     if len(start) < 352:
         return None
     for order in "<>":
@@ -145,7 +151,7 @@ def _nifti_header(start: bytes) -> NiftiHeader | None:
 def _check_nifti_header(header: NiftiHeader, shown: str) -> None:
     if not header.shape or min(header.shape) < 1:
         raise CorruptImage(
-            f"the header must tell a size of at least one voxel an axis, got {header.shape}",
+            f"the header must give at least one voxel per axis, got {header.shape}",
             path=shown,
             remedy="Copy or export the file again",
         )
@@ -161,14 +167,16 @@ def _check_nifti_header(header: NiftiHeader, shown: str) -> None:
 def _check_nifti_data(
     header: NiftiHeader, first: bytes, chunks: Iterator[bytes], frame: int | None, shown: str
 ) -> None:
-    """Reads the rest of a NIfTI file: enough bytes, a sound gzip stream, only finite voxels in the frame."""
-    num_bytes, num_odd = 0, 0
+    """Read the rest of a NIfTI file, and check its length, its gzip stream and the voxels of the frame."""
+    num_bytes, num_not_finite = 0, 0
     frame_bytes = math.prod(header.shape[:3]) * header.bits // 8
     begin = header.data_offset + (frame or 0) * frame_bytes
     end = header.num_bytes if frame is None else begin + frame_bytes
     rest = b""
     for chunk in chain((first,), chunks):
-        rest, num_bytes, num_odd = _count_odd(header, rest, chunk, num_bytes, num_odd, (begin, end))
+        rest, num_bytes, num_not_finite = _count_not_finite(
+            header, rest, chunk, num_bytes, num_not_finite, (begin, end)
+        )
     if num_bytes < header.num_bytes:
         raise CorruptImage(
             f"the file is cut short: its header needs {header.num_bytes} bytes"
@@ -176,27 +184,45 @@ def _check_nifti_data(
             path=shown,
             remedy="Copy or download the file again",
         )
-    if num_odd:
-        raise not_finite(num_odd, (end - begin) * 8 // header.bits, shown)
+    if num_not_finite:
+        raise not_finite(num_not_finite, (end - begin) * 8 // header.bits, shown)
 
 
-def _count_odd(
-    header: NiftiHeader, rest: bytes, chunk: bytes, place: int, num_odd: int, span: tuple[int, int]
+def _count_not_finite(
+    header: NiftiHeader, rest: bytes, chunk: bytes, position: int, num_not_finite: int, span: tuple[int, int]
 ) -> tuple[bytes, int, int]:
-    """Adds a chunk's NaN and infinite voxels within a span of bytes: (bytes left, new place, new count)."""
+    """Add the NaN and infinite voxels of a chunk to their number.
+
+    Args:
+        header: The header.
+        rest: Bytes of an incomplete voxel from the last chunk.
+        chunk: The next bytes of the file.
+        position: Byte of the file at which the chunk begins.
+        num_not_finite: Number so far.
+        span: First byte of the voxels that count, and one past the last.
+
+    Returns:
+        Bytes of an incomplete voxel, position of the next chunk, number of voxels.
+    """
     if header.float_type is not None:
-        data = chunk[max(0, span[0] - place) : max(0, span[1] - place)]
+        data = chunk[max(0, span[0] - position) : max(0, span[1] - position)]
         data = rest + data
         whole = len(data) - len(data) % (header.bits // 8)
-        num_odd += whole * 8 // header.bits - int(
+        num_not_finite += whole * 8 // header.bits - int(
             np.isfinite(np.frombuffer(data[:whole], dtype=header.float_type)).sum()
         )
         rest = data[whole:]
-    return rest, place + len(chunk), num_odd
+    return rest, position + len(chunk), num_not_finite
 
 
 def not_finite(count: int, total: int, shown: str) -> ScanError:
-    """The error of an image with NaN or infinite voxels."""
+    """Return the error of an image with NaN or infinite voxels.
+
+    Args:
+        count: Voxels that are NaN or infinite.
+        total: Voxels of the image.
+        shown: Name of the file in the message.
+    """
     return NotFinite(
         f"every voxel must be a number, {count} of {total} are NaN or infinite",
         path=shown,
@@ -205,7 +231,7 @@ def not_finite(count: int, total: int, shown: str) -> ScanError:
 
 
 def _chunks(path: Path, zipped: bool, shown: str) -> Iterator[bytes]:
-    """The file's bytes, unzipped, piece by piece; the gzip stream's end and checksum are verified.
+    """Yield the file's bytes in chunks, uncompressed; verifies the end and checksum of a gzip stream.
 
     Raises:
         CorruptImage: The stream is damaged or ends early.
@@ -226,14 +252,14 @@ def _chunks(path: Path, zipped: bool, shown: str) -> Iterator[bytes]:
 
 def _no_spacing(header: str, shown: str) -> ScanError:
     return BadSpacing(
-        f"the header must tell a voxel size above 0, it says {header}",
+        f"the header must give a voxel size above 0, it says {header}",
         path=shown,
         remedy="Add it to the header, or export the file again",
     )
 
 
 def _check_nrrd(start: bytes, shown: str) -> None:
-    """A NRRD file without a voxel size would be read as 1 mm."""
+    """Refuse an NRRD file without a voxel size; the library would take it for 1 mm."""
     text = start.split(b"\n\n", 1)[0].replace(b"\r", b"").decode("latin-1")
     found = re.search(r"^(spacings|space directions):(.*)$", text, re.IGNORECASE | re.MULTILINE)
     if found is None:
@@ -245,7 +271,7 @@ def _check_nrrd(start: bytes, shown: str) -> None:
 
 
 def _check_meta(start: bytes, path: Path, shown: str) -> None:
-    """What the library would complain about on the terminal, or read as 1 mm."""
+    """Refuse MetaImage headers that the library would complain about on the terminal, or read as 1 mm."""
     text = re.split(rb"(?<=\n)ElementDataFile[^\n]*\n", start, maxsplit=1)[0]
     fields = dict(re.findall(r"^\s*(\w+)\s*=\s*(.*?)\s*$", text.decode("latin-1"), re.MULTILINE))
     data = re.search(rb"^\s*ElementDataFile\s*=\s*(.*?)\s*$", start, re.MULTILINE)
@@ -259,7 +285,7 @@ def _check_meta(start: bytes, path: Path, shown: str) -> None:
     sizes = fields["DimSize"].split()
     if not all(re.fullmatch(r"\d+", size) and int(size) > 0 for size in sizes) or len(sizes) < 2:
         raise CorruptImage(
-            f"the header must tell a size of at least one voxel an axis, got {fields['DimSize']}",
+            f"the header must give at least one voxel per axis, got {fields['DimSize']}",
             path=shown,
             remedy="Copy or export the file again",
         )
@@ -277,10 +303,10 @@ def _check_meta_length(name: str, header_bytes: int, needed: int, path: Path, sh
     local = name.upper() == "LOCAL"
     if not local and (name.upper().startswith("LIST") or "%" in name):
         return
-    there = path.stat().st_size - header_bytes if local else (path.parent / name).stat().st_size
-    if there < needed:
+    present = path.stat().st_size - header_bytes if local else (path.parent / name).stat().st_size
+    if present < needed:
         raise CorruptImage(
-            f"the file is cut short: its header needs {needed} bytes of voxels, it has {there}",
+            f"the file is cut short: its header needs {needed} bytes of voxels, it has {present}",
             path=shown,
             remedy="Copy or download the file again",
         )

@@ -1,4 +1,4 @@
-"""Files that belong to a scan: detached data of a header, and whether they can be opened at all.
+"""The files of a scan: the data file that a header names, and checks that files can be opened.
 
 *Reads*: text headers (the first kilobytes), file status. *Writes*: paths, or an `UnreadableFile` error.
 """
@@ -13,19 +13,27 @@ from pathlib import Path
 from pipeline.errors import ScanError, TransientReadError, UnreadableFile
 
 _HEADER_BYTES = 65536
-"""Text headers end before this."""
+"""Text headers are shorter than this."""
 
 _DATA_FILE = {
     ".mhd": re.compile(r"^\s*ElementDataFile\s*=\s*(?P<file>\S.*?)\s*$", re.IGNORECASE | re.MULTILINE),
     ".nhdr": re.compile(r"^\s*data ?file:\s*(?P<file>\S.*?)\s*$", re.IGNORECASE | re.MULTILINE),
 }
 
-_MAY_PASS = {errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.ENETDOWN, errno.EINTR}
-"""Failures of disks and networks that another try may get over."""
+_TRANSIENT = {
+    errno.EIO,
+    errno.EAGAIN,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EBUSY,
+    errno.ENETDOWN,
+    errno.EINTR,
+}
+"""Errors of disks and networks that may not occur in another try."""
 
 
 def companions(path: Path) -> tuple[Path, ...]:
-    """The file itself, and the data file that its header names (MHD, NHDR)."""
+    """Return the files of an image: the file itself, and the data file that its header names (MHD, NHDR)."""
     pattern = _DATA_FILE.get(path.suffix.lower())
     if pattern is None:
         return (path,)
@@ -33,7 +41,7 @@ def companions(path: Path) -> tuple[Path, ...]:
         with path.open("rb") as file:
             text = file.read(_HEADER_BYTES).decode("latin-1")
     except OSError:
-        return (path,)  # the reader will say what is wrong with it
+        return (path,)  # the reader raises the error
     match = pattern.search(text)
     name = match["file"] if match else "LOCAL"
     if name.upper() == "LOCAL" or name.upper().startswith("LIST") or "%" in name:
@@ -41,22 +49,27 @@ def companions(path: Path) -> tuple[Path, ...]:
     return (path, path.parent / name)
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether another try may get over an error: a disk or network that failed, not a full disk."""
+def is_transient(error: BaseException) -> bool:
+    """Whether another try may succeed: a disk or network failed. A full disk is not transient."""
     return isinstance(error, OSError) and (
-        isinstance(error, TransientReadError | ConnectionError | TimeoutError) or error.errno in _MAY_PASS
+        isinstance(error, TransientReadError | ConnectionError | TimeoutError) or error.errno in _TRANSIENT
     )
 
 
 def check_readable(path: Path, *, shown: str, what: str = "file") -> None:
-    """Checks that a file is there, is a file, is not empty and may be opened.
+    """Check that a path is a file that is not empty and can be opened.
+
+    Args:
+        path: The file.
+        shown: Name of the file in error messages.
+        what: What the file is, in error messages.
 
     Raises:
-        UnreadableFile: It is not; the message says which of these.
+        UnreadableFile: It is not; the message says why.
     """
     if path.is_symlink() and not path.exists():
         raise UnreadableFile(
-            f"the {what} is a link to a place that does not exist",
+            f"the {what} is a link to a path that does not exist",
             path=shown,
             remedy="Restore what it points to",
         )
@@ -75,9 +88,15 @@ def check_readable(path: Path, *, shown: str, what: str = "file") -> None:
 
 
 def os_error(error: OSError, *, shown: str, what: str = "file") -> UnreadableFile:
-    """The error to show for what the operating system said, without the path that it names."""
+    """Return our error for one of the operating system, without the path in its message.
+
+    Args:
+        error: The error of the operating system.
+        shown: Name of the file in the message.
+        what: What the file is.
+    """
     reason = os.strerror(error.errno) if error.errno else "read error"
-    if error.errno in _MAY_PASS:
+    if error.errno in _TRANSIENT:
         return TransientReadError(
             f"the {what} cannot be read just now ({reason})",
             path=shown,

@@ -1,4 +1,4 @@
-"""Words for CT, MR and PET: what a manifest or a DICOM tag calls them, and what names of files say.
+"""Words for CT, MR and PET in manifests, DICOM tags and file names.
 
 *Reads*: a word. *Writes*: "ct", "mr" or "pet", or None for any other word.
 """
@@ -21,9 +21,9 @@ _WORDS: dict[str, Modality] = {
 NAME_WORDS: dict[str, Modality] = _WORDS | dict.fromkeys(
     ["t1", "t1w", "t1c", "t1ce", "t2", "t2w", "t2star", "flair", "dwi", "adc", "swi", "bold", "dce"], "mr"
 )
-"""Words of a file's name that tell the modality."""
+"""Words in a file name, and the modality they stand for."""
 
 
 def parse_modality(word: str) -> Modality | None:
-    """The modality that a word names (CT, MR, MRI, PET, PT, in any case), or None."""
+    """Return the modality that a word names (CT, MR, MRI, PET, PT, in any case), or None."""
     return _WORDS.get(word.strip().lower())

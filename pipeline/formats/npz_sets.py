@@ -1,12 +1,12 @@
-"""Sets of small 3D images in one .npz file, as MedMNIST has them: many scans, their classes and their splits.
+"""Sets of small 3D images in one .npz file, as in MedMNIST: many scans, with their splits and classes.
 
-*Reads*: an .npz file with arrays `train_images`, `val_images`, `test_images` (one of them at least), each
-(N, z, y, x) of numbers, and beside each, where classes are known, `train_labels` ... (N,) or (N, 1): a class
-a scan, or (N, L): a 0 or 1 for each of L classes. *Writes*: what is in it, and single images.
+*Reads*: an .npz file with at least one of the arrays `train_images`, `val_images`, `test_images`, each
+(N, z, y, x) of numbers. Classes are optional, in `train_labels` and so on: (N,) or (N, 1) with one class per
+scan, or (N, L) with a 0 or 1 for each of L classes. *Writes*: splits, shapes and classes; single images.
 
-An 8-bit set holds no unit, no voxel size and no orientation. Its images are taken as they are: axes in the
-file's order, `set_spacing_mm` for the edge of a voxel (unset: the store's spacing, so that nothing is
-resampled), no crop. Stops being valid for arrays of more than 4 GiB: one is held in memory at a time.
+Such a set has no unit, no voxel size and no orientation. Its images are used as they are: axes in the file's
+order, no crop, `set_spacing_mm` for the voxel size (unset: the store's spacing, so that nothing is
+resampled). Arrays of more than 4 GiB are refused: one is held in memory at a time.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ SPLITS = ("train", "val", "test")
 
 _MAX_ARRAY_BYTES = 4 << 30
 _COLOURS = (3, 4)
-"""A last axis of so few values is colour: the set is one of 2D pictures."""
+"""A last axis of this length is colour, so the set holds 2D images."""
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetPart:
-    """The images of one split.
+    """Images of one split.
 
     Attributes:
         split: "train", "val" or "test".
         shape_zyx: Voxels of each image.
-        classes: For each image its class, or a 0 or 1 for each of several classes; empty where none is known.
+        classes: For each image its class, or a 0 or 1 for each of several classes; empty if unknown.
     """
 
     split: str
@@ -53,23 +53,23 @@ class SetPart:
 
     @property
     def array(self) -> str:
-        """The name of its array in the file."""
+        """Name of its array in the file."""
         return f"{self.split}_images"
 
 
 def open_set(path: Path, *, shown: str) -> tuple[SetPart, ...]:
-    """What a set holds, from the headers of its arrays and its labels; no image is read.
+    """Return the splits of a set, from the headers of its arrays and its labels; no image is read.
 
     Args:
         path: The file.
-        shown: What to call it in errors.
+        shown: Name of the file in error messages.
 
     Raises:
-        NotAnImage: An .npz file that holds no images of this kind, or a file that is no .npz.
-        NotVolumetric: Its images are 2D, colour, or not numbers.
-        LabelMismatch: Labels that are not one for each image, or no whole numbers.
+        NotAnImage: The file is not an .npz file, or holds no images of this kind.
+        NotVolumetric: The images are 2D, in colour, or not numbers.
+        LabelMismatch: The labels are not one per image, or not whole numbers.
         CorruptImage: The file is damaged.
-        UnreadableFile: It cannot be opened.
+        UnreadableFile: The file cannot be opened.
     """
     check_readable(path, shown=shown)
     if not zipfile.is_zipfile(path):
@@ -97,17 +97,17 @@ def open_set(path: Path, *, shown: str) -> tuple[SetPart, ...]:
 
 
 def read_set_image(path: Path, array: str, index: int, *, shown: str) -> NDArray[Any]:
-    """One image of a set, (z, y, x).
+    """Return one image of a set, (z, y, x), in the file's data type.
 
     Args:
         path: The file.
         array: Name of the array.
-        index: Its place there, from 0.
-        shown: What to call it in errors.
+        index: Index of the image, from 0.
+        shown: Name of the file in error messages.
 
     Raises:
         CorruptImage: The file is damaged, or has fewer images.
-        UnreadableFile: It cannot be opened.
+        UnreadableFile: The file cannot be opened.
     """
     check_readable(path, shown=shown)
     try:
@@ -123,7 +123,7 @@ def read_set_image(path: Path, array: str, index: int, *, shown: str) -> NDArray
 
 @lru_cache(maxsize=1)
 def _images(path: Path, array: str, size: int, mtime_ns: int) -> NDArray[Any]:
-    """An array, unzipped once for all the images that are read one after the other; the last is kept."""
+    """Return an array (N, z, y, x). The last one is kept, so that it is unzipped once for all its images."""
     with zipfile.ZipFile(path) as archive, archive.open(f"{array}.npy") as file:
         images: NDArray[Any] = npy.read_array(file, allow_pickle=False)
     return images
@@ -191,6 +191,6 @@ def _damaged(shown: str) -> ScanError:
 
 
 def ids_in(part: SetPart) -> Iterator[tuple[int, str]]:
-    """The place of each image and how it is called: "0007", as many digits for all."""
+    """Yield the index of each image and its name, such as "0007"; all names have equally many digits."""
     width = max(4, len(str(len(part.classes) - 1)))
     return ((index, f"{index:0{width}d}") for index in range(len(part.classes)))

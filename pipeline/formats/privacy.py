@@ -1,12 +1,11 @@
-"""Keeping patients' names, ids and birth dates out of everything that is shown or stored.
+"""Protection of patients' names, ids and birth dates in everything that is shown or stored.
 
-DICOM exports often name folders after patients. What a header calls the patient is looked for in the parts of
-every relative path, and a part that holds it is replaced by "anon-" and a short hash of the study's UID (not
-of the name, which could be guessed and checked). *Reads*: relative paths and header values. *Writes*: text to
-show.
+DICOM exports often name folders after patients. Each part of a relative path is searched for what headers say
+of the patient. A part that contains it is replaced by "anon-" and a short hash of the study's UID (not of the
+name, which could be guessed and checked). *Reads*: relative paths and header values. *Writes*: text to show.
 
-Stops being valid for names that no header in the tree tells (a folder of NIfTI files named after patients),
-and for ids that a manifest gives: those are its author's choice.
+Not protected: names that are in no header (a folder of NIfTI files named after patients), and ids in a
+manifest, which are its author's choice.
 """
 
 from __future__ import annotations
@@ -63,10 +62,10 @@ _GENERIC = frozenset(
         "mrs",
     ]
 )
-"""Words in PatientName or PatientID that name nobody."""
+"""Words in PatientName or PatientID that identify nobody."""
 
 _SHORT_CODE = 4
-"""Ids with fewer characters are looked for in the patient's own paths only, and as whole words."""
+"""Ids with fewer characters are searched for only in paths of the same patient, and as whole words."""
 
 _SHORT_NAME = 3
 """The same for the words of a name."""
@@ -74,12 +73,12 @@ _SHORT_NAME = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What a header says of its patient. Never shown: `repr` hides it.
+    """What identifies the patient in a header. Never shown: `repr` hides it.
 
     Attributes:
         name: PatientName.
         codes: PatientID, other ids, birth date.
-        stand_in: What to show in their place.
+        stand_in: Text that is shown instead.
     """
 
     name: str = field(repr=False)
@@ -87,10 +86,10 @@ class Identity:
     stand_in: str
 
     def tokens(self) -> frozenset[str]:
-        """Letters and digits to look for, in lower case and without separators."""
+        """Return the letters and digits to search for, in lower case and without separators."""
         found = set()
         words = [word.lower() for word in _WORD.findall(self.name)]
-        if any(word.isdigit() for word in words):  # a pseudonym such as STS_002: its parts mean nothing
+        if any(word.isdigit() for word in words):  # a pseudonym such as STS_002: its parts identify nobody
             found.add("".join(words))
         else:
             found.update(word for word in words if len(word) >= 2)
@@ -102,7 +101,7 @@ class Identity:
 
 
 def stand_in_for(study_uid: str) -> str:
-    """What is shown in place of a patient's name."""
+    """Return the text that is shown instead of a patient's name."""
     return f"anon-{short_hash(study_uid)}"
 
 
@@ -110,9 +109,9 @@ class Scrubber:
     """Replaces what identifies a patient in relative paths.
 
     Args:
-        patients: Who was seen, each with the relative folder of their files. Folders that are named after
-            their own patient are replaced for everything below them; elsewhere names and ids are looked for
-            as whole words, if they are long enough to mean anything.
+        patients: Identities, each with the relative folder of the patient's files. A folder that is named
+            after its own patient is replaced in all paths below it. In all other paths names and ids are
+            searched for as whole words, if they are long enough.
     """
 
     def __init__(self, patients: Iterable[tuple[Path, Identity]] = ()) -> None:
@@ -125,15 +124,16 @@ class Scrubber:
                     self._everywhere.setdefault(token, identity.stand_in)
         for folder, identity in ordered:
             for depth, part in enumerate(folder.parts, start=1):
-                if self._names(part, identity):
+                if self._identifies(part, identity):
                     self._folders.setdefault(folder.parts[:depth], identity.stand_in)
 
     def path(self, relative: Path, own: Identity | None = None) -> str:
-        """The path with '/' between its parts, without any patient's name.
+        """Return the path with '/' between its parts, without any patient's name.
 
         Args:
-            relative: Path relative to the folder searched.
-            own: The identity of the patient whose file it is: shorter and run-together names are found, too.
+            relative: Path relative to the searched folder.
+            own: Identity of the patient of this file; short names and names without separators are found,
+                too.
         """
         parts = []
         for depth, part in enumerate(relative.parts, start=1):
@@ -142,19 +142,19 @@ class Scrubber:
         return "/".join(parts) or "."
 
     def holds_identity(self, text: str) -> bool:
-        """Whether a patient's name or id stands in a text."""
+        """Whether a text contains a patient's name or id."""
         return bool(self._spans(text, self._everywhere))
 
-    def _names(self, part: str, identity: Identity) -> bool:
-        """Whether a part of a path names its own patient, as whole words or run together."""
+    def _identifies(self, part: str, identity: Identity) -> bool:
+        """Whether a part of a path contains the identity, as whole words or without separators."""
         tokens = identity.tokens()
         plain = "".join(_WORD.findall(part.lower()))
         together = any(len(token) >= _SHORT_CODE and token in plain for token in tokens)
         return together or bool(self._spans(part, dict.fromkeys(tokens, "")))
 
     def _part(self, part: str, own: Identity | None, *, is_last: bool) -> str:
-        """A part without names: folders are replaced whole, in file names the words that name somebody."""
-        if own is not None and self._names(part, own):
+        """Return a part of a path without names: folders are replaced whole, file names word by word."""
+        if own is not None and self._identifies(part, own):
             return own.stand_in
         spans = self._spans(part, self._everywhere)
         if spans and not is_last:
@@ -165,7 +165,7 @@ class Scrubber:
 
     @staticmethod
     def _spans(text: str, tokens: dict[str, str]) -> list[tuple[int, int, str]]:
-        """Where runs of whole words spell a token: (start, stop, stand-in), from left to right."""
+        """Return (start, stop, stand-in) of each run of whole words that is a token, from left to right."""
         if not tokens:
             return []
         words = [
@@ -187,11 +187,11 @@ class Scrubber:
 
 
 def _camel_cuts(word: str) -> list[tuple[int, int]]:
-    """(start, stop) of the words in a run such as DoeJohn."""
+    """Return (start, stop) of each word in a run such as DoeJohn."""
     cuts = [0, *(match.start() for match in _CAMEL.finditer(word)), len(word)]
     return list(pairwise(cuts))
 
 
 def short_hash(text: str, length: int = 8) -> str:
-    """The first hexadecimal digits of a text's SHA-256."""
+    """Return the first hexadecimal digits of a text's SHA-256."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:length]

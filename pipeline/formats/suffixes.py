@@ -1,6 +1,6 @@
-"""Suffixes of the image formats, and the first bytes that tell DICOM from anything else.
+"""Suffixes of the image formats, and the first bytes that identify DICOM.
 
-*Reads*: names of files, and the first 132 bytes of one. *Writes*: nothing.
+*Reads*: file names, and the first 132 bytes of a file. *Writes*: nothing.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 """Single-file image formats: NIfTI, NRRD with its detached header, MetaImage with its detached header."""
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-"""Names that promise DICOM; files without one of these are DICOM when their bytes say so."""
+"""Suffixes of DICOM files; a file without one is DICOM if its bytes say so."""
 
 
 def volume_suffix(name: str) -> str | None:
-    """The suffix of a single-file format that a name ends in, or None."""
+    """Return the single-file format's suffix at the end of a name, or None."""
     lower = name.lower()
     return next((s for s in VOLUME_SUFFIXES if lower.endswith(s)), None)
 
 
 def stem_of(name: str) -> str:
-    """A file's name without the suffix of its format."""
+    """Return a file's name without the suffix of its format."""
     suffix = volume_suffix(name) or next((s for s in DICOM_SUFFIXES if name.lower().endswith(s)), "")
     return name[: len(name) - len(suffix)]
 

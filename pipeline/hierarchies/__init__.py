@@ -1,11 +1,12 @@
-"""Supervoxels of a scan and the trees grown over them; every node of a tree is a region inside its parent.
+"""Supervoxels of a scan, and the trees grown over them. Every node of a tree is a region inside its parent.
 
 Takes:  an image (z, y, x) on a backend.
-Gives:  a `Hierarchy` a `TreeSpec`: parents, sizes, criteria; leaves are supervoxels or basins.
+Gives:  one `Hierarchy` per `TreeSpec`: parents and leaf intervals of its nodes; leaves are supervoxels.
 
 In order: boundary evidence (`boundaries`), watershed basins (`basins`), their graph and sums (`region_graph`,
-`region_sums`), merging of the weakest (`merge_weakest`), trees by many criteria (`grow`), trees of connected
-components (`component_tree`), MinHash sketches that find nodes alike (`leaf_sketches`, `similar_pairs`).
+`region_sums`), merging of small and similar regions (`merge_weakest`), trees by several criteria (`grow`),
+trees of connected components (`component_tree`), MinHash sketches that find similar nodes (`leaf_sketches`,
+`similar_pairs`).
 """
 
 import lazy_loader

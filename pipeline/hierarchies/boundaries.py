@@ -1,14 +1,14 @@
-"""Boundary evidence: how fast the intensity changes at each voxel, at a scale, summed over intensity windows.
+"""Boundary evidence: the gradient magnitude of the smoothed intensities, summed over intensity windows.
 
     codes --window--> levels 0..1023 --Gaussian--> --central differences--> magnitude, summed over windows
 
-All in integers. The Gaussian has fixed-point weights that sum to 2^10 and every pass is rounded, so NumPy,
-Numba and CuPy give the same bits; floating point would differ in the last one, and a basin begins where it
-differs.
+All arithmetic is in integers. The Gaussian's weights are fixed-point numbers that sum to 2^10, and every pass
+is rounded, so NumPy, Numba and CuPy give the same bits. With floating point the last bit could differ, and
+with it the basin of a voxel.
 
 Reads:  codes, int16 (z, y, x).
-Writes: evidence, int32 (z, y, x), about 0..2,000; 0 is flat.
-Bounds: windows are cut to 10 bits; scales below half a voxel smooth next to nothing.
+Writes: evidence, int32 (z, y, x), about 0..2,000; 0 where the intensity is constant.
+Bounds: levels have 10 bits; a scale below 0.45 voxels is raised to that, which smooths very little.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pipeline.compute import Backend, over_slabs
 
 NUM_LEVELS = 1024
-"""Steps of an intensity window."""
+"""Number of levels of an intensity window."""
 
 _LEVEL_BITS = 3
 """Fraction bits kept below a level while smoothing."""
@@ -33,24 +33,24 @@ _WEIGHT_BITS = 10
 """Fixed-point bits of the Gaussian's weights."""
 
 _HIGHEST = (NUM_LEVELS - 1) << _LEVEL_BITS
-"""The highest level."""
+"""The highest level, with its fraction bits."""
 
 Window = tuple[float, float]
 """Lower and upper end of an intensity window, in the image's real units."""
 
 
 def window_levels(codes: Any, *, scale: float, offset: float, window: Window, backend: Backend) -> Any:
-    """Levels 0..1023 of codes in a window, with 3 fraction bits below them.
+    """Return the levels 0..1023 of codes in an intensity window, with 3 fraction bits.
 
     Args:
         codes: int16 (z, y, x); real value = code * scale + offset.
-        scale: Real units a code.
+        scale: Real units per code.
         offset: Real value of code 0.
-        window: Ends of the window, in real units; what lies outside is clipped.
-        backend: Where `codes` are.
+        window: Ends of the window, in real units; values outside are clipped.
+        backend: Backend that holds `codes`.
 
     Returns:
-        int16 (z, y, x), 0..8,184, on the backend.
+        int16 (z, y, x), level * 8, so 0..8,184, on the backend.
     """
     low, high = window
     values = np.arange(-(1 << 15), 1 << 15, dtype=np.float64) * scale + offset
@@ -62,7 +62,14 @@ def window_levels(codes: Any, *, scale: float, offset: float, window: Window, ba
 
 
 def gaussian_weights(sigma_voxels: float) -> NDArray[np.int32]:
-    """Integer weights (2r+1,) of a Gaussian cut at 3 sigma, summing to 1,024 exactly."""
+    """Return the integer weights of a Gaussian that is cut at 3 sigma.
+
+    Args:
+        sigma_voxels: Standard deviation in voxels.
+
+    Returns:
+        int32 (2r + 1,), r = ceil(3 sigma) and at least 1; the sum is exactly 1,024.
+    """
     radius = max(1, int(np.ceil(3 * sigma_voxels)))
     x = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (x / sigma_voxels) ** 2)
@@ -72,14 +79,23 @@ def gaussian_weights(sigma_voxels: float) -> NDArray[np.int32]:
 
 
 def smooth(levels: Any, sigma_voxels_zyx: tuple[float, float, float], backend: Backend) -> Any:
-    """Levels after a separable Gaussian with edge replication; integers, same type and shape."""
+    """Smooth levels with a separable Gaussian; the edge voxels are repeated outwards.
+
+    Args:
+        levels: Integers (z, y, x) on the backend.
+        sigma_voxels_zyx: Standard deviation along each axis, in voxels.
+        backend: Backend that holds the levels.
+
+    Returns:
+        Smoothed levels (z, y, x), of the same dtype, on the backend.
+    """
     return _smooth_planes(levels, sigma_voxels_zyx, (0, levels.shape[0]), backend)
 
 
 def _smooth_planes(
     levels: Any, sigma_voxels_zyx: tuple[float, float, float], planes: tuple[int, int], backend: Backend
 ) -> Any:
-    """Some planes of the smoothed levels; what is not given is taken to lie beyond the scan's edge."""
+    """Return some planes of the smoothed levels; beyond the volume given, its edge planes are repeated."""
     for axis, sigma in enumerate(sigma_voxels_zyx):
         weights = gaussian_weights(sigma)
         if backend.name == "cpu":
@@ -100,16 +116,16 @@ def boundary_evidence(
     spacing_zyx_mm: tuple[float, float, float],
     backend: Backend,
 ) -> Any:
-    """Gradient magnitude after smoothing, summed over intensity windows.
+    """Return the gradient magnitude after smoothing, summed over intensity windows.
 
     Args:
-        window_volumes: What `window_levels` gave, one a window.
-        sigma_mm: Standard deviation of the Gaussian in mm; not less than 0.45 voxels along any axis.
-        spacing_zyx_mm: Voxel size in mm; steps along each axis are taken per mean voxel edge.
-        backend: Where the volumes are.
+        window_volumes: One volume per window, integers (z, y, x), as `window_levels` returns them.
+        sigma_mm: Standard deviation of the Gaussian in mm; at least 0.45 voxels are used along each axis.
+        spacing_zyx_mm: Voxel size in mm. Differences are scaled to the mean voxel edge.
+        backend: Backend that holds the volumes.
 
     Returns:
-        int32 (z, y, x), levels a two voxel step.
+        int32 (z, y, x), in levels per two voxels; 0 where the intensity is constant.
     """
     depth = window_volumes[0].shape[0]
     return _evidence_planes(window_volumes, sigma_mm, spacing_zyx_mm, (0, depth), backend)
@@ -122,7 +138,7 @@ def _evidence_planes(
     planes: tuple[int, int],
     backend: Backend,
 ) -> Any:
-    """Some planes of the evidence, int32; what is not given is taken to lie beyond the scan's edge."""
+    """Return some planes of the evidence, int32; beyond the volumes given, their edge planes are repeated."""
     xp = backend.xp
     sigma, ratio = voxel_sigmas(sigma_mm, spacing_zyx_mm), _step_ratio(spacing_zyx_mm)
     depth = window_volumes[0].shape[0]
@@ -141,50 +157,65 @@ def _evidence_planes(
 
 
 def voxel_sigmas(sigma_mm: float, spacing_zyx_mm: tuple[float, float, float]) -> tuple[float, float, float]:
-    """A scale in voxels along each axis; not less than 0.45."""
+    """Return a scale in voxels along z, y, x; at least 0.45."""
     z, y, x = (max(0.45, sigma_mm / s) for s in spacing_zyx_mm)
     return z, y, x
 
 
 def _step_ratio(spacing_zyx_mm: tuple[float, float, float]) -> NDArray[np.int64]:
-    """Weights of squared steps along each axis, in 1/256: steps are taken per mean voxel edge."""
+    """Return int64 (3,) factors of squared differences along z, y, x: 256 (mean edge / spacing)^2."""
     edge = float(np.cbrt(np.prod(spacing_zyx_mm)))
     return np.array([round((edge / s) ** 2 * 256) for s in spacing_zyx_mm], dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Levels:
-    """The levels of a scan in its intensity windows, made a few planes at a time when they are wanted."""
+    """Levels of a scan in its intensity windows; computed slab by slab when they are needed."""
 
     codes: Any
     """int16 (z, y, x) on the backend."""
     scale: float
+    """Real units per code."""
     offset: float
+    """Real value of code 0."""
     windows: tuple[Window, ...]
+    """Ends of the W intensity windows, in real units."""
     spacing_zyx_mm: tuple[float, float, float]
     backend: Backend
 
     def smoothed(self, window: int, sigma_mm: float, planes: tuple[int, int]) -> Any:
-        """Some planes of a window's smoothed levels: int16 (planes, y, x) on the backend."""
+        """Return some planes of a window's smoothed levels.
+
+        Args:
+            window: Index of the window.
+            sigma_mm: Standard deviation of the Gaussian in mm.
+            planes: First plane, and one past the last.
+
+        Returns:
+            int16 (planes, y, x), level * 8, on the backend.
+        """
         sigma = voxel_sigmas(sigma_mm, self.spacing_zyx_mm)
         first, last = self._with_halo(planes, len(gaussian_weights(sigma[0])) // 2)
         levels = self._levels(window, first, last)
         return _smooth_planes(levels, sigma, (planes[0] - first, planes[1] - first), self.backend)
 
     def exceeded(self, window: int, sigma_mm: float, thresholds: NDArray[np.int64]) -> Any:
-        """How many thresholds a window's smoothed levels exceed: uint8 (z, y, x) on the backend.
+        """Return the number of thresholds that each voxel's smoothed level exceeds.
 
         Args:
-            window: Which of the windows.
-            sigma_mm: Scale of the smoothing.
-            thresholds: At most 255, ascending.
+            window: Index of the window.
+            sigma_mm: Standard deviation of the Gaussian in mm.
+            thresholds: int64 (K,), ascending, K <= 255, in level * 8.
+
+        Returns:
+            uint8 (z, y, x), 0..K, on the backend.
         """
         table = np.searchsorted(thresholds, np.arange(_HIGHEST + 1), side="left").astype(np.uint8)
         table = self.backend.to_device(table)
         out = self.backend.xp.empty(self.codes.shape, dtype=np.uint8)
 
         def fill(start: int, stop: int) -> None:
-            # Plane by plane: NumPy looks up by 64-bit indices, which it makes first.
+            # Plane by plane: NumPy first converts the levels to 64-bit indices, which take memory.
             for z, levels in enumerate(self.smoothed(window, sigma_mm, (start, stop)), start=start):
                 out[z] = table[levels]
 
@@ -192,12 +223,19 @@ class Levels:
         return out
 
     def evidence(self, scales_mm: Sequence[float]) -> Any:
-        """Boundary evidence at each scale: (K, z, y, x) on the backend, uint16 where that holds it."""
+        """Return the boundary evidence at each scale.
+
+        Args:
+            scales_mm: K standard deviations of the Gaussian, in mm.
+
+        Returns:
+            (K, z, y, x) on the backend; uint16 if every possible value fits, else int32.
+        """
         xp = self.backend.xp
-        most = int(np.sqrt(float(_step_ratio(self.spacing_zyx_mm).sum()) * _HIGHEST**2 / 256)) + 1
-        small = len(self.windows) * most >> _LEVEL_BITS < 1 << 16
+        largest = int(np.sqrt(float(_step_ratio(self.spacing_zyx_mm).sum()) * _HIGHEST**2 / 256)) + 1
+        fits_uint16 = len(self.windows) * largest >> _LEVEL_BITS < 1 << 16
         shape = (len(scales_mm), *self.codes.shape)
-        out = xp.empty(shape, dtype=xp.uint16 if small else xp.int32)
+        out = xp.empty(shape, dtype=xp.uint16 if fits_uint16 else xp.int32)
         sigmas = [voxel_sigmas(scale, self.spacing_zyx_mm)[0] for scale in scales_mm]
         halo = max(len(gaussian_weights(sigma)) // 2 for sigma in sigmas) + 1
 
@@ -226,7 +264,7 @@ class Levels:
 
 
 def _shifted(volume: Any, step: int, axis: int, xp: Any) -> Any:
-    """The volume moved by `step` voxels along an axis, edges repeated."""
+    """Return the volume shifted by `step` voxels along an axis; edge voxels are repeated."""
     index = xp.clip(xp.arange(volume.shape[axis]) + step, 0, volume.shape[axis] - 1)
     return xp.take(volume, index, axis=axis)
 
@@ -252,7 +290,7 @@ def _magnitude(levels: Any, ratio: NDArray[np.int64], xp: Any) -> Any:
     for axis in range(3):
         step = (_shifted(levels, 1, axis, xp) - _shifted(levels, -1, axis, xp)).astype(xp.int64)
         squares += step * step * int(ratio[axis])
-    # A square root in double precision is correctly rounded everywhere (IEEE 754), so its floor is exact.
+    # IEEE 754 demands a correctly rounded square root, so its floor is the same on every processor.
     return xp.sqrt((squares >> 8).astype(xp.float64)).astype(xp.int32)
 
 
@@ -267,7 +305,7 @@ def _levels_numba(codes: NDArray[np.int16], table: NDArray[np.int16]) -> NDArray
 
 @numba.njit(cache=True, nogil=True)
 def _smooth_axis_numba(levels: NDArray[Any], weights: NDArray[np.int32], axis: int) -> NDArray[Any]:
-    """As `_smooth_axis`; the weights are symmetric, so a multiplication serves two taps."""
+    """Do the same as `_smooth_axis`. The weights are symmetric: one multiplication serves two voxels."""
     num_z, num_y, num_x = levels.shape
     radius = len(weights) // 2
     out = np.empty_like(levels)
@@ -303,9 +341,9 @@ def _smooth_axis_numba(levels: NDArray[Any], weights: NDArray[np.int32], axis: i
 
 @numba.njit(cache=True, nogil=True)
 def _magnitude_numba(levels: NDArray[Any], ratio: NDArray[np.int64], total: NDArray[np.int32]) -> None:
-    """As `_magnitude`, added to `total`."""
+    """Add the magnitude, as `_magnitude` computes it, to `total`."""
     num_z, num_y, num_x = levels.shape
-    cubes = ratio[0] == 256 and ratio[1] == 256 and ratio[2] == 256
+    isotropic = ratio[0] == 256 and ratio[1] == 256 and ratio[2] == 256
     steps = np.empty(num_x, np.int32)
     for z in range(num_z):
         z0, z1 = max(z - 1, 0), min(z + 1, num_z - 1)
@@ -317,7 +355,7 @@ def _magnitude_numba(levels: NDArray[Any], ratio: NDArray[np.int64], total: NDAr
             steps[num_x - 1] = row[num_x - 1] - row[max(num_x - 2, 0)]
             for x in range(1, num_x - 1):
                 steps[x] = row[x + 1] - row[x - 1]
-            if cubes:  # at most 3 * 8,184^2: 32 bits hold it
+            if isotropic:  # at most 3 * 8,184^2, which fits in 32 bits
                 for x in range(num_x):
                     dz, dy, dx = np.int32(above[x] - below[x]), np.int32(behind[x] - before[x]), steps[x]
                     square = np.int32(dz * dz + dy * dy + dx * dx)

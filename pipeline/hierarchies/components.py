@@ -1,12 +1,12 @@
 """Connected components of intensity thresholds, exact to the voxel: air, lung, fat, vessels, bone, hot spots.
 
-Thresholds from low to high give nested components (`bright`: above each threshold; `dark`: below each, from
-high to low): a tree. Regions drawn on boundaries cut thin things badly; thresholds do not.
+The components of several thresholds are nested, so they form a tree: `bright` above each threshold, `dark` at
+or below it. Supervoxels follow boundaries and lose thin structures; thresholds keep them.
 
-On the CPU components are made of runs of voxels along x, of which there are far fewer than voxels.
+On the CPU a component is a set of runs of voxels along x, since there are far fewer runs than voxels.
 
 Reads:  smoothed levels of one intensity window, integers (z, y, x).
-Writes: `ComponentTree`: the deepest component of each voxel, and which component each lies in.
+Writes: `ComponentTree`: the innermost component of each voxel, and the parent of each component.
 Bounds: face connectivity; components outside the size limits are left out.
 """
 
@@ -25,15 +25,20 @@ from pipeline.hierarchies.region_totals import tally
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentTree:
-    """Nested components; number 0 is everything outside them."""
+    """Nested components. Component 0 is the whole volume."""
 
     zones: Any
-    """(z, y, x) the innermost component of each voxel, on the backend; uint16, or int32 where needed."""
+    """(z, y, x) innermost component of each voxel, on the backend; uint16, or int32 for more than 65,536
+    components."""
     inside: NDArray[np.int64]
-    """(Z,) the component that each lies in; component 0 lies in itself."""
+    """(Z,) parent of each component; component 0 is its own parent."""
 
     def parents(self) -> NDArray[np.int64]:
-        """Parents of the `Hierarchy` whose leaves are the zones; component i is its node 2Z-1-i."""
+        """Return the parents of a `Hierarchy` whose leaves are the zones.
+
+        Returns:
+            int64 (2Z,); component i is node 2Z-1-i, and its leaf is node i.
+        """
         count = len(self.inside)
         leaves = 2 * count - 1 - np.arange(count)
         nodes = (2 * count - 1 - self.inside)[::-1]
@@ -41,9 +46,17 @@ class ComponentTree:
 
 
 def connected_components(mask: Any, backend: Backend) -> tuple[Any, int]:
-    """Face-connected components of a mask: int32 labels, 0 outside, 1..C in scan order, and C."""
+    """Return the face-connected components of a mask, and their number.
+
+    Args:
+        mask: bool (z, y, x) on the backend.
+        backend: Backend that holds the mask.
+
+    Returns:
+        int32 (z, y, x) labels on the backend: 0 outside the mask, 1..C in scan order; and C.
+    """
     if backend.name == "cpu":
-        runs = _Runs.of(mask, 0, above=True)
+        runs = _RunComponents.of(mask, 0, above=True)
         labels = np.zeros(mask.shape, np.int32)
         runs.assign(labels, np.arange(runs.count + 1, dtype=np.int32))
         return labels, runs.count
@@ -68,25 +81,28 @@ def component_tree(
     max_voxels: int,
     backend: Backend,
 ) -> ComponentTree:
-    """The tree of components beyond each threshold.
+    """Return the tree of the connected components above, or below, each threshold.
 
     Args:
         levels: Integers (z, y, x) on the backend.
-        thresholds: Ascending.
-        side: "bright": above a threshold; "dark": at or below it.
+        thresholds: Integers (K,), ascending.
+        side: "bright" for voxels above a threshold, "dark" for those at or below it.
         min_voxels: Smaller components are left out.
-        max_voxels: Larger ones too.
-        backend: Where it runs.
+        max_voxels: Larger components are left out.
+        backend: Backend that holds the levels.
+
+    Returns:
+        The components, and component 0 for the whole volume. Parents have lower numbers than their children.
     """
     zones = backend.xp.zeros(levels.shape, dtype=np.uint16)
     inside = [0]
     known = {0: levels.size}
     for threshold in thresholds if side == "bright" else thresholds[::-1]:
-        found = _beyond(levels, int(threshold), side, backend)
+        found = _components_beyond(levels, int(threshold), side, backend)
         sizes, holders = found.sizes_and_holders(zones)
         number = np.zeros(found.count + 1, np.int32)
         for c in np.flatnonzero((sizes >= min_voxels) & (sizes <= max_voxels)):
-            # One that a threshold leaves as it was is no new component.
+            # A component of the same size as its parent is the same component.
             if c and known[int(holders[c])] != sizes[c]:
                 number[c] = len(inside)
                 known[len(inside)] = int(sizes[c])
@@ -98,20 +114,20 @@ def component_tree(
     return ComponentTree(zones=zones, inside=np.array(inside, np.int64))
 
 
-def _beyond(
+def _components_beyond(
     levels: Any, threshold: int, side: Literal["bright", "dark"], backend: Backend
-) -> _Runs | _Voxels:
-    """The components of what lies above a threshold (bright), or at or below it."""
+) -> _RunComponents | _VoxelComponents:
+    """Return the components of the voxels above a threshold (bright), or at or below it (dark)."""
     if backend.name == "cpu":
-        return _Runs.of(levels, threshold, above=side == "bright")
+        return _RunComponents.of(levels, threshold, above=side == "bright")
     mask = levels > threshold if side == "bright" else levels <= threshold
     labels, count = connected_components(mask, backend)
-    return _Voxels(labels=labels, count=count, backend=backend)
+    return _VoxelComponents(labels=labels, count=count, backend=backend)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Voxels:
-    """Components by voxel, on any backend."""
+class _VoxelComponents:
+    """Components stored as one label per voxel, on any backend."""
 
     labels: Any
     """int32 (z, y, x), 0 outside, 1..C in scan order."""
@@ -119,7 +135,7 @@ class _Voxels:
     backend: Backend
 
     def sizes_and_holders(self, zones: Any) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """(C + 1,) voxels of each label, and the zone of its first voxel; on the host."""
+        """Return (C + 1,) voxels of each label, and the zone of its first voxel; on the host."""
         if self.backend.name != "gpu":
             return _sizes_and_holders_numba(self.labels.reshape(-1), zones.reshape(-1), self.count + 1)
         sizes, first = tally(self.labels, self.count + 1, self.backend)
@@ -127,7 +143,12 @@ class _Voxels:
         return self.backend.to_host(sizes).astype(np.int64), self.backend.to_host(holders).astype(np.int32)
 
     def assign(self, zones: Any, number: NDArray[np.int32]) -> None:
-        """Give the voxels of each label that has a number that zone, in place."""
+        """Set the zone of all voxels whose label has a new number above 0, in place.
+
+        Args:
+            zones: Integers (z, y, x).
+            number: int32 (C + 1,) new zone of each label; 0 leaves the zone unchanged.
+        """
         if self.backend.name != "gpu":
             _assign_numba(zones.reshape(-1), self.labels.reshape(-1), number)
             return
@@ -136,20 +157,20 @@ class _Voxels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Runs:
-    """Components by runs along x, on the CPU."""
+class _RunComponents:
+    """Components stored as runs of voxels along x, on the CPU."""
 
     begin: NDArray[np.int64]
-    """(rows + 1,) the first run of each row of voxels, in scan order."""
+    """(rows + 1,) index of the first run of each row of voxels; rows in scan order."""
     edges: NDArray[np.int32]
-    """(2 runs,) first x of each run, and one past its last."""
+    """(2 runs,) first x of each run, and one past its last x."""
     labels: NDArray[np.int32]
-    """(runs,) 1..C in scan order."""
+    """(runs,) component of each run, 1..C in scan order."""
     count: int
 
     @classmethod
-    def of(cls, levels: NDArray[Any], threshold: int, *, above: bool) -> _Runs:
-        """The components above a threshold, or at or below it."""
+    def of(cls, levels: NDArray[Any], threshold: int, *, above: bool) -> _RunComponents:
+        """Return the components of the voxels above a threshold, or at or below it."""
         rows = levels.reshape(-1, levels.shape[2])
         begin = np.zeros(len(rows) + 1, np.int64)
         edges = np.empty(2 * _count_runs(rows, threshold, above) + 1, np.int32)
@@ -159,12 +180,12 @@ class _Runs:
         return cls(begin=begin, edges=edges, labels=labels, count=int(count))
 
     def sizes_and_holders(self, zones: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """(C + 1,) as `_Voxels.sizes_and_holders`, but nothing of label 0."""
+        """Return the same as `_VoxelComponents.sizes_and_holders`, but without values for label 0."""
         rows = zones.reshape(-1, zones.shape[2])
         return _sizes_of_runs(self.begin, self.edges, self.labels, rows, self.count + 1)
 
     def assign(self, zones: NDArray[Any], number: NDArray[np.int32]) -> None:
-        """As `_Voxels.assign`."""
+        """Do the same as `_VoxelComponents.assign`."""
         _assign_runs(self.begin, self.edges, self.labels, zones.reshape(-1, zones.shape[2]), number)
 
 
@@ -184,7 +205,7 @@ def _count_runs(rows: NDArray[Any], threshold: int, above: bool) -> int:
 def _find_runs(
     rows: NDArray[Any], threshold: int, above: bool, begin: NDArray[np.int64], edges: NDArray[np.int32]
 ) -> None:
-    """Fill in the runs; every x is written, and kept where a run begins or ends: that spares branches."""
+    """Fill in the runs. Every x is written, and the index moves on only at the ends of a run: no branches."""
     e = 0
     for r in range(len(rows)):
         before = False
@@ -203,7 +224,10 @@ def _find_runs(
 def _join_runs(
     begin: NDArray[np.int64], edges: NDArray[np.int32], num_y: int, root: NDArray[np.int32]
 ) -> int:
-    """Labels 1..C instead of the run's own number, in place; C. A root is the first of its members."""
+    """Replace each run's own number by its component 1..C, in place; return C.
+
+    A root is the first run of its component.
+    """
     for r in range(len(begin) - 1):
         for axis in range(2):
             step = 1 if axis else num_y
@@ -218,7 +242,7 @@ def _join_runs(
                 else:
                     j += 1
     count = 0
-    for i in range(len(root)):  # what a run leads to is before it: it has its label by now
+    for i in range(len(root)):  # the parent of a run comes before it, so it has its label already
         if root[i] == i:
             count += 1
             root[i] = count
@@ -258,7 +282,7 @@ def _assign_runs(
 def _sizes_and_holders_numba(
     labels: NDArray[np.int32], zones: NDArray[Any], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Voxels of each label, and the zone of its first voxel."""
+    """Return (C + 1,) voxels of each label, and the zone of its first voxel."""
     sizes = np.zeros(count, np.int64)
     holders = np.full(count, -1, np.int32)
     for i in range(len(labels)):

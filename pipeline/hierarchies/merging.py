@@ -1,8 +1,8 @@
-"""Fewer regions: the weakest are joined until there are no more than trees can be grown over.
+"""Merging of small, similar regions until few enough are left to grow trees over.
 
 Reads:  a `RegionGraph` and its `RegionSums`.
-Writes: who joins whom, int32 (R,), numbered in the order of the first leaf; graph and sums of what they make.
-Bounds: a connected graph, so that any number can be reached.
+Writes: the new number of each region, int32 (R,), in scan order; graph and sums of the merged regions.
+Bounds: the graph must be connected, or the wanted number of regions may not be reached.
 """
 
 from __future__ import annotations
@@ -19,14 +19,22 @@ from pipeline.hierarchies.region_totals import RegionSums, merge_sums
 def merge_weakest(
     graph: RegionGraph, sums: RegionSums, max_regions: int, backend: Backend
 ) -> tuple[NDArray[np.int32], RegionGraph, RegionSums]:
-    """Who joins whom, small and alike first, until no more than `max_regions` are left; what they make.
+    """Merge small, similar regions until no more than `max_regions` are left.
 
-    The graph given is empty afterwards (`merge_graph`).
+    Args:
+        graph: Graph of R regions on the backend; emptied on the CPU (see `merge_graph`).
+        sums: Sums of the R regions.
+        max_regions: The most regions that may be left.
+        backend: Backend that holds the graph.
+
+    Returns:
+        int32 (R,) new number of each region, 0..R'-1 in scan order; graph and sums of the merged regions.
     """
     pairs, faces, strengths = (
         np.asarray(backend.to_host(array)) for array in (graph.pairs, graph.faces, graph.sums[:, 0])
     )
-    if graph.num_regions > 2 * max_regions:  # much quicker than pair by pair, and these are a few voxels each
+    # Far too many regions have a few voxels each: joining each with its nearest neighbour is much faster.
+    if graph.num_regions > 2 * max_regions:
         nearest, count = join_nearest(pairs, faces, strengths, sums.voxels, sums.levels / 8)
         del pairs, faces, strengths
         joined = merge_graph(graph, nearest, count, backend), merge_sums(sums, nearest, count)
@@ -49,7 +57,7 @@ def merge_weakest(
     for node in range(len(parents) - 1, -1, -1):
         if parents[node] != node:
             root[node] = root[parents[node]]
-    # Leaves are numbered in scan order, so their roots in order of first leaf are so too.
+    # Leaves are numbered in scan order, so roots that are numbered by their first leaf are too.
     _, first, inverse = np.unique(root[: graph.num_regions], return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int32)
     rank[np.argsort(first)] = np.arange(len(first), dtype=np.int32)

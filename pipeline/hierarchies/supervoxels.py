@@ -1,9 +1,8 @@
 """Supervoxels: watershed basins of the boundary evidence, by steepest descent.
 
-Each voxel points to its lowest face neighbour, itself included; the lower index wins a tie, so the order is
-strict and there is no cycle. Following the pointers ends in a minimum: its voxels are a basin. Basins are
-numbered in scan order of their first voxel. Nothing is left to chance: NumPy, Numba and CuPy give the same
-labels.
+Each voxel points to the lowest among itself and its face neighbours. Equal voxels are ordered by index, so
+there is no cycle. Every path of pointers ends in a minimum. Voxels whose paths end in the same minimum are
+one basin. Basins are numbered in scan order of their first voxel. NumPy, Numba and CuPy give the same labels.
 
 Reads:  evidence, int32 or uint16 (z, y, x).
 Writes: labels, int32 (z, y, x), 0..R-1 in scan order; every voxel has one.
@@ -24,16 +23,16 @@ from pipeline.hierarchies.region_totals import tally
 
 
 def basins(evidence: Any, backend: Backend, ties: Any = None) -> tuple[Any, int]:
-    """The basin of each voxel.
+    """Return the watershed basin of each voxel.
 
     Args:
         evidence: int32 or uint16 (z, y, x) on the backend.
-        backend: Where it runs.
-        ties: Evidence at another scale, likewise: where the first is equal the lower of this goes first,
-            counted up to 1,023.
+        backend: Backend that holds the evidence.
+        ties: Evidence at another scale, of the same shape and type. It decides between neighbours with equal
+            evidence; values above 1,023 count as 1,023.
 
     Returns:
-        (labels int32 (z, y, x) on the backend, number of basins).
+        Labels int32 (z, y, x), 0..R-1 in scan order, on the backend; and the number of basins R.
     """
     xp = backend.xp
 
@@ -46,36 +45,36 @@ def basins(evidence: Any, backend: Backend, ties: Any = None) -> tuple[Any, int]
     if backend.name == "cpu":
         labels = np.empty(evidence.shape, np.int32)
 
-        def point(start: int, stop: int) -> None:
+        def descend(start: int, stop: int) -> None:
             first = max(0, start - 1)
-            _point_numba(heights(first, min(depth, stop + 1)), start - first, labels[start:stop], start)
+            _descend_numba(heights(first, min(depth, stop + 1)), start - first, labels[start:stop], start)
 
-        over_slabs(point, evidence.shape, backend.num_threads)
-        return labels, int(_follow_numba(labels.reshape(-1)))
+        over_slabs(descend, evidence.shape, backend.num_threads)
+        return labels, int(_number_basins_numba(labels.reshape(-1)))
     pointers = xp.empty(evidence.shape, dtype=xp.int32)
     plane = evidence.shape[1] * evidence.shape[2]
     for start, stop in slabs_of(evidence.shape, 1):
         first = max(0, start - 1)
         found = _lowest_neighbour(heights(first, min(depth, stop + 1)), first * plane, xp)
         pointers[start:stop] = found[start - first : stop - first]
-    roots = _jump(pointers.ravel(), xp)
+    roots = _path_ends(pointers.ravel(), xp)
     return number_in_scan_order(roots.reshape(evidence.shape), backend)
 
 
 def join_lowest_pass(labels: Any, num_regions: int, evidence: Any, backend: Backend) -> tuple[Any, int]:
-    """Every basin joined with the neighbour that it would first overflow into: a third or so are left.
+    """Join every basin with the neighbour behind its lowest saddle; about a third of the basins are left.
 
-    Quick, since it needs no region graph: for scans whose noise makes more basins than are worth a graph.
+    This needs no region graph, so it is fast: it is for noisy scans that have too many basins for a graph.
 
     Args:
-        labels: int32 (z, y, x) in scan order, on the backend. On the CPU it is overwritten.
-        num_regions: How many basins there are.
-        evidence: int32 (z, y, x); a pass is as high as the larger evidence of its two voxels. The lower
-            neighbour wins a tie.
-        backend: Where it runs.
+        labels: int32 (z, y, x), 0..R-1 in scan order, on the backend. On the CPU it is overwritten.
+        num_regions: Number of basins R.
+        evidence: int32 or uint16 (z, y, x). A saddle between two voxels is as high as the larger evidence of
+            the two. Of equal saddles the one to the neighbour with the lowest number is taken.
+        backend: Backend that holds the volumes.
 
     Returns:
-        (labels int32 (z, y, x) in scan order on the backend, number of regions).
+        Labels int32 (z, y, x), 0..R'-1 in scan order, on the backend; and the number of regions R'.
     """
     if backend.name == "cpu":
         totals = summed_over_slabs(
@@ -96,7 +95,16 @@ def join_lowest_pass(labels: Any, num_regions: int, evidence: Any, backend: Back
 
 
 def relabelled(labels: Any, new_region: NDArray[np.int32], backend: Backend) -> Any:
-    """`new_region[labels]`, int32 (z, y, x) on the backend; on the CPU in place."""
+    """Return `new_region[labels]`.
+
+    Args:
+        labels: int32 (z, y, x), 0..R-1, on the backend. On the CPU it is overwritten.
+        new_region: int32 (R,) new number of each region.
+        backend: Backend that holds the labels.
+
+    Returns:
+        int32 (z, y, x) on the backend; on the CPU the array `labels` itself.
+    """
     if backend.name != "cpu":
         return backend.to_device(new_region)[labels]
 
@@ -110,15 +118,31 @@ def relabelled(labels: Any, new_region: NDArray[np.int32], backend: Backend) -> 
 def join(
     first: NDArray[np.int64], second: NDArray[np.int64], num_regions: int
 ) -> tuple[NDArray[np.int32], int]:
-    """Regions that pairs connect made one: the number of each, by lowest member, and how many there are."""
+    """Return the connected components of a graph of regions.
+
+    Args:
+        first: Integers (E,) one region of each pair.
+        second: Integers (E,) the other region.
+        num_regions: Number of regions R.
+
+    Returns:
+        int32 (R,) component of each region, numbered by lowest member; and the number of components.
+    """
     new_region, count = _join(first.astype(np.int64), second.astype(np.int64), num_regions)
     return np.asarray(new_region), int(count)
 
 
 def number_in_scan_order(labels: Any, backend: Backend) -> tuple[Any, int]:
-    """Labels from 0 on renumbered 0..R-1 by the first voxel that has them, and how many there are.
+    """Renumber labels 0..R-1 in the order of their first voxels.
 
-    On the GPU or in NumPy; memory grows with the largest label.
+    Not for the Numba backend; the memory grows with the largest label.
+
+    Args:
+        labels: Integers (z, y, x), 0 or above, on the backend.
+        backend: Backend that holds the labels.
+
+    Returns:
+        int32 (z, y, x) new labels on the backend, and their number R.
     """
     xp = backend.xp
     bound = int(labels.max()) + 1
@@ -130,9 +154,14 @@ def number_in_scan_order(labels: Any, backend: Backend) -> tuple[Any, int]:
 
 
 def _lowest_neighbour(evidence: Any, first: int, xp: Any) -> Any:
-    """Flat index of the lowest of each voxel and its face neighbours; the lowest index among equals.
+    """Return the flat index of the lowest among each voxel and its face neighbours.
 
-    The first voxel given has the index `first`.
+    Of equal voxels the one with the lowest index is taken.
+
+    Args:
+        evidence: Integers (z, y, x).
+        first: Index that the first voxel has in the scan.
+        xp: Array module.
     """
     index = xp.arange(first, first + evidence.size, dtype=xp.int64).reshape(evidence.shape)
     # One 64-bit key orders by value, then by index.
@@ -148,8 +177,11 @@ def _lowest_neighbour(evidence: Any, first: int, xp: Any) -> Any:
     return best & 0xFFFFFFFF
 
 
-def _jump(pointers: Any, xp: Any) -> Any:
-    """Every pointer replaced by the end of its path (pointer jumping: log of the longest path in rounds)."""
+def _path_ends(pointers: Any, xp: Any) -> Any:
+    """Return the end of each voxel's path of pointers.
+
+    Pointer jumping: the number of rounds is the logarithm of the longest path.
+    """
     while True:
         further = pointers[pointers]
         if bool((further == pointers).all()):
@@ -158,10 +190,11 @@ def _jump(pointers: Any, xp: Any) -> Any:
 
 
 _NO_PASS = np.int64(1) << 62
+"""Key of a region that touches no other."""
 
 
 def _lowest_pass(labels: Any, num_regions: int, evidence: Any, backend: Backend) -> Any:
-    """(R,) pass << 32 | neighbour of the lowest pass of each region."""
+    """Return int64 (R,) saddle height << 32 | neighbour, for the lowest saddle of each region."""
     xp = backend.xp
     lowest = xp.full(num_regions, _NO_PASS, dtype=xp.int64)
     for axis in range(3):
@@ -181,7 +214,7 @@ def _lowest_pass(labels: Any, num_regions: int, evidence: Any, backend: Backend)
 def _lowest_pass_numba(
     labels: NDArray[np.int32], evidence: NDArray[Any], start: int, stop: int, lowest: NDArray[np.int64]
 ) -> None:
-    """As `_lowest_pass`, of the faces from some planes towards higher indices, put into `lowest`."""
+    """Do the same as `_lowest_pass` for the faces of some planes towards higher indices; updates `lowest`."""
     num_z, num_y, num_x = labels.shape
     for z in range(start, stop):
         for y in range(num_y):
@@ -199,14 +232,14 @@ def _lowest_pass_numba(
 
 @numba.njit(cache=True, nogil=True)
 def _join_passes(lowest: NDArray[np.int64]) -> tuple[NDArray[np.int32], int]:
-    """As `_join`, of each region with the neighbour in the lower bits of its lowest pass."""
+    """Join each region with the neighbour in the lower bits of its key; return the same as `_join`."""
     root = np.arange(len(lowest)).astype(np.int32)
     for r in range(len(lowest)):
         if lowest[r] >= _NO_PASS:
             continue
         unite(root, np.int64(r), lowest[r] & 0xFFFFFFFF)
     count = 0
-    for r in range(len(root)):  # what a region leads to is lower: it has its new number by now
+    for r in range(len(root)):  # the parent of a region is lower, so it has its new number already
         if root[r] == r:
             root[r] = count
             count += 1
@@ -225,7 +258,7 @@ def _relabel_numba(flat: NDArray[np.int32], new_region: NDArray[np.int32]) -> No
 def _join(
     first: NDArray[np.int64], second: NDArray[np.int64], num_regions: int
 ) -> tuple[NDArray[np.int32], int]:
-    """Union-find; a root is the lowest of its members, so it is numbered before them."""
+    """Do the same as `join` by union-find; a root is the lowest of its members, so it is numbered first."""
     root = np.arange(num_regions)
     for p in range(len(first)):
         unite(root, first[p], second[p])
@@ -241,14 +274,14 @@ def _join(
 
 
 @numba.njit(cache=True, nogil=True)
-def _point_numba(heights: NDArray[np.int32], first: int, pointers: NDArray[np.int32], plane: int) -> None:
-    """Each voxel's lowest face neighbour, by its index in the scan.
+def _descend_numba(heights: NDArray[np.int32], first: int, pointers: NDArray[np.int32], plane: int) -> None:
+    """Write the index of each voxel's lowest face neighbour, or of the voxel itself, into `pointers`.
 
     Args:
-        heights: (z, y, x) with the planes beside the slab, where the scan has them.
-        first: First plane of the slab in it.
-        pointers: (z, y, x) of the slab.
-        plane: First plane of the slab in the scan.
+        heights: (z, y, x) of the slab and of the planes next to it, as far as the scan has them.
+        first: Index of the slab's first plane in `heights`.
+        pointers: (z, y, x) of the slab; indices count voxels of the whole scan.
+        plane: Index of the slab's first plane in the scan.
     """
     num_z, num_y, num_x = heights.shape
     i = plane * num_y * num_x
@@ -256,7 +289,7 @@ def _point_numba(heights: NDArray[np.int32], first: int, pointers: NDArray[np.in
         for y in range(num_y):
             for x in range(num_x):
                 low, where = heights[z, y, x], i
-                # From the lowest index to the highest: among equals the first stays.
+                # From the lowest index to the highest, so that the first of equals is kept.
                 if x > 0 and heights[z, y, x - 1] <= low:
                     low, where = heights[z, y, x - 1], i - 1
                 if y > 0 and heights[z, y - 1, x] <= low:
@@ -274,10 +307,10 @@ def _point_numba(heights: NDArray[np.int32], first: int, pointers: NDArray[np.in
 
 
 @numba.njit(cache=True, nogil=True)
-def _follow_numba(pointer: NDArray[np.int32]) -> int:
-    """Pointers replaced by the number of the basin where they end; how many there are.
+def _number_basins_numba(pointer: NDArray[np.int32]) -> int:
+    """Replace pointers by the number of the basin where their path ends; return how many basins there are.
 
-    ~number, which is negative, stands for a number while there are pointers left.
+    While there are pointers left, a basin's number n is stored as ~n, which is negative.
     """
     regions = 0
     for i in range(len(pointer)):

@@ -1,10 +1,10 @@
 """Hierarchies over a partition of the voxels: trees whose nodes are nested regions.
 
-    region graph --linkage, watershed, thresholds--> parents --depth-first--> each node a run of leaves
+    region graph --linkage, watershed, thresholds--> parents --depth-first order--> leaf interval of each node
 
-Several trees with different eyes find different organs: average linkage on boundaries, with contrast, Ward's
-criterion on intensity and place (compact regions), watershed by volume and by dynamics, max- and min-trees of
-region means (the connected components of every threshold).
+Different criteria find different organs, so several trees are grown: average linkage of boundary evidence,
+alone or with contrast; Ward's criterion on intensity and position (compact regions); watershed by volume and
+by dynamics; max- and min-trees of region means (the connected components of every threshold).
 
 Reads:  `RegionGraph`, `RegionSums`.
 Writes: `Hierarchy` values.
@@ -31,11 +31,17 @@ Method = Literal[
     "boundary", "contrast", "neck", "contact", "round", "piecewise", "compact", "volume", "dynamics",
     "bright", "dark",
 ]  # fmt: skip
-"""boundary: average linkage of boundary evidence; contrast: that plus the difference of mean intensities;
-neck: contrast, later over narrow necks; contact: boundary, sooner where much of a region's surface is in
-contact; round: boundary, sooner where what is made is round; piecewise: the error of a mean intensity for
-each face; compact: Ward's criterion on mean intensity and place; volume, dynamics: hierarchical watershed by
-that extinction value; bright, dark: max- and min-tree of the regions' mean intensity."""
+"""Criterion of a tree.
+
+boundary: mean boundary evidence between two regions (average linkage);
+contrast: boundary plus the difference of mean intensities;
+neck: contrast, but regions that touch at a narrow neck are merged later;
+contact: boundary, but regions with much of their surface in contact are merged sooner;
+round: boundary, but regions that together are round are merged sooner;
+piecewise: growth of the error of a piecewise constant image, per face;
+compact: Ward's criterion on mean intensity and position;
+volume, dynamics: hierarchical watershed by that extinction value;
+bright, dark: max-tree and min-tree of the regions' mean intensities."""
 
 _LINKAGES: dict[str, Linkage] = {
     "boundary": "boundary",
@@ -46,10 +52,10 @@ _LINKAGES: dict[str, Linkage] = {
     "piecewise": "piecewise",
     "compact": "ward",
 }
-"""The linkage of each method that merges pair by pair."""
+"""Linkage of each method that merges pair by pair."""
 
 _WITHOUT_SCALE = ("piecewise", "compact")
-"""Methods that look at intensity alone, not at boundary evidence."""
+"""Pairwise methods that use intensity only, no boundary evidence."""
 
 _NAME = re.compile(
     r"(?P<partition>fine|coarse|voxels)-(?P<method>boundary|contrast|neck|contact|round|piecewise|compact"
@@ -58,30 +64,31 @@ _NAME = re.compile(
 )
 
 _FRACTION = 8
-"""Sums of window levels carry 3 fraction bits (see `pipeline.hierarchies.boundaries`)."""
+"""Sums of window levels are in 1/8 level: 3 fraction bits (see `pipeline.hierarchies.boundaries`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TreeSpec:
-    """One tree to grow: over which partition, with which eye."""
+    """Settings of one tree: its partition, its criterion and the criterion's parameters."""
 
     partition: Literal["fine", "coarse", "voxels"]
+    """Leaves of the tree: fine or coarse supervoxels, or voxels."""
     method: Method
     scale_mm: float = 0.7
-    """Scale of the boundary evidence, in mm; one of those computed."""
+    """Scale of the boundary evidence, in mm; one of the computed scales."""
     size_exponent: float = 0.1
-    """contrast only: unlikeness times the smaller volume to this power."""
+    """contrast only: the dissimilarity is multiplied by the smaller volume to this power."""
     compactness: float = 2.0
-    """compact only: weight of place against intensity."""
+    """compact only: weight of position relative to intensity."""
     window: int = 0
-    """bright and dark only: which intensity window."""
+    """bright and dark only: index of the intensity window."""
 
     @classmethod
     def parse(cls, name: str) -> TreeSpec:
-        """The tree of that name, such as `fine-contrast-0.7mm-balanced` (see `name`).
+        """Return the tree with this name, such as `fine-contrast-0.7mm-balanced` (see `name`).
 
         Raises:
-            ValueError: no tree is called so.
+            ValueError: no tree has this name.
         """
         found = _NAME.fullmatch(name)
         if not found:
@@ -102,13 +109,13 @@ class TreeSpec:
         return spec
 
     @property
-    def looks_at_a_scale(self) -> bool:
-        """Whether boundary evidence of its scale decides, or intensity alone."""
+    def uses_boundary_evidence(self) -> bool:
+        """Whether the criterion uses boundary evidence at `scale_mm`; else it uses intensity only."""
         return self.method not in (*_WITHOUT_SCALE, "bright", "dark")
 
     @property
     def name(self) -> str:
-        """How it is called in the settings, and its proposals' source in the store."""
+        """Name of the tree in the settings, and of its proposals' source in the store."""
         if self.method in ("bright", "dark"):
             return f"{self.partition}-{self.method}-window{self.window}"
         if self.method in _WITHOUT_SCALE:
@@ -119,20 +126,23 @@ class TreeSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Hierarchy:
-    """A rooted tree over the regions of a partition."""
+    """A rooted tree of regions. Its R leaves are the regions of a partition; it has M nodes."""
 
     source: str
+    """Name of the tree."""
     partition: int
-    """Which partition its leaves are the regions of."""
+    """Index of the partition whose regions are the leaves."""
     num_leaves: int
+    """Number of leaves R."""
     parents: NDArray[np.int64]
     """(M,) leaves first, children before parents; the last node is the root and its own parent."""
     start: NDArray[np.int64]
-    """(M,) first leaf of each node, in depth-first order."""
+    """(M,) first leaf of each node, in depth-first order of the leaves."""
     stop: NDArray[np.int64]
-    """(M,) one past its last leaf."""
+    """(M,) one past the last leaf of each node."""
     level_sets: bool
-    """Whether its regions are what lies above or below an intensity: their outline is the image's own."""
+    """Whether its regions are level sets of the image (above or below a threshold). Their outlines are
+    exact."""
 
     @classmethod
     def of(
@@ -144,7 +154,15 @@ class Hierarchy:
         *,
         level_sets: bool = False,
     ) -> Hierarchy:
-        """The hierarchy with these parents, its nodes laid out depth first."""
+        """Return the hierarchy with these parents; computes the leaf interval of each node.
+
+        Args:
+            source: Name of the tree.
+            partition: Index of its partition.
+            num_leaves: Number of leaves R.
+            parents: int64 (M,), leaves first, children before parents; the root last.
+            level_sets: Whether the regions are level sets.
+        """
         start, stop = _depth_first(np.ascontiguousarray(parents, dtype=np.int64), num_leaves)
         return cls(
             source=source,
@@ -157,42 +175,45 @@ class Hierarchy:
         )
 
     def reduced(self, nodes: NDArray[np.int64]) -> tuple[Hierarchy, NDArray[np.int64]]:
-        """The tree of some nodes only, over leaves that no node of them tells apart.
+        """Return the tree of some nodes only; leaves that no node separates become one leaf.
 
         Args:
-            nodes: (N,) ascending, without the root.
+            nodes: int64 (N,) ascending, without the root.
 
         Returns:
-            The hierarchy, of N + 1 leaves: leaf 0 is what lies in none of the nodes; `nodes[k]` is its node
-            N + 1 + k. And (R,) which of its leaves each leaf of this one is part of.
+            The hierarchy with N + 1 leaves: leaf 0 has the voxels in none of the nodes, and `nodes[k]`
+            becomes node N + 1 + k. And int64 (R,) the new leaf of each old leaf.
         """
         count = len(nodes) + 1
-        inner = np.zeros(len(self.parents), np.int64)  # 1 + place in `nodes` of the innermost around a node
+        inner = np.zeros(len(self.parents), np.int64)  # 1 + index in `nodes`; 0 for other nodes
         inner[nodes] = np.arange(1, count)
-        around = _innermost(self.parents, inner)
+        nearest = _nearest_marked(self.parents, inner)
         parents = np.full(2 * count, 2 * count - 1, np.int64)
         parents[1:count] = np.arange(count, 2 * count - 1)
-        outer = around[self.parents[nodes]]
+        outer = nearest[self.parents[nodes]]
         parents[count:-1] = np.where(outer > 0, count - 1 + outer, 2 * count - 1)
         tree = Hierarchy.of(self.source, self.partition, count, parents, level_sets=self.level_sets)
-        return tree, around[: self.num_leaves]
+        return tree, nearest[: self.num_leaves]
 
     def sums(self, leaf_values: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(M, F) sums of (R, F) leaf values over each node."""
+        """Return int64 (M, F) sums over each node of leaf values, int64 (R, F)."""
         return np.asarray(_node_sums(self.parents, np.ascontiguousarray(leaf_values)))
 
     def outline_sums(self, pairs: NDArray[np.int32], values: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(M, F) sums over the outline of each node.
+        """Return sums over the outline of each node.
 
         Args:
-            pairs: (E, 2) touching leaves.
-            values: (E, F) of their common boundary.
+            pairs: int32 (E, 2) touching leaves.
+            values: int64 (E, F) values of the common boundary of each pair, such as its faces.
+
+        Returns:
+            int64 (M, F).
         """
         heads = _heavy_path_heads(self.parents, self.stop - self.start)
         return np.asarray(_outline_sums(self.parents, heads, self.num_leaves, pairs, values))
 
     def minima(self, leaf_values: NDArray[np.uint32]) -> NDArray[np.uint32]:
-        """(M, F) minima of (R, F) leaf values over each node."""
+        """Return uint32 (M, F) minima over each node of leaf values, uint32 (R, F)."""
         return np.asarray(_node_minima(self.parents, np.ascontiguousarray(leaf_values)))
 
 
@@ -204,14 +225,14 @@ def grow(
     sums: RegionSums,
     scale_column: int,
 ) -> Hierarchy:
-    """The tree that a spec asks for.
+    """Return the tree that a spec describes.
 
     Args:
-        spec: Which tree.
-        partition: Number of the partition, kept in the result.
-        graph: Its region graph, at least two regions, connected.
-        sums: What its regions hold.
-        scale_column: Column of the graph's evidence that has the spec's scale.
+        spec: Settings of the tree.
+        partition: Index of the partition; kept in the result.
+        graph: Region graph of the partition on the host: connected, at least two regions.
+        sums: Sums of its regions.
+        scale_column: Column of the graph's evidence at the spec's scale.
     """
     match spec.method:
         case "boundary" | "contrast" | "neck" | "contact" | "round" | "piecewise" | "compact":
@@ -234,7 +255,7 @@ def grow(
 
 
 def _features(sums: RegionSums, compactness: float) -> NDArray[np.float64]:
-    """(R, F) features summed over voxels: levels of each window, and place scaled by the compactness."""
+    """Return (R, F) summed features: levels of each window, and positions weighted by the compactness."""
     levels = sums.levels / _FRACTION
     if compactness == 0.0:
         return levels
@@ -263,7 +284,7 @@ def _watershed(
         tree, _ = higra.watershed_hierarchy_by_volume(made, heights, sums.voxels.astype(np.float64))
     else:
         tree, _ = higra.watershed_hierarchy_by_dynamics(made, heights)
-    return np.array(tree.parents(), dtype=np.int64)  # a view would keep all of the tree
+    return np.array(tree.parents(), dtype=np.int64)  # a view would keep the whole tree in memory
 
 
 def _component_tree(
@@ -275,7 +296,7 @@ def _component_tree(
     steps = np.floor(means * (num_steps / NUM_LEVELS))
     grown = higra.component_tree_max_tree if method == "bright" else higra.component_tree_min_tree
     tree, _ = grown(_higra_graph(graph), steps)
-    return np.array(tree.parents(), dtype=np.int64)  # a view would keep all of the tree
+    return np.array(tree.parents(), dtype=np.int64)  # a view would keep the whole tree in memory
 
 
 @numba.njit(cache=True, nogil=True)
@@ -295,8 +316,8 @@ def _depth_first(parents: NDArray[np.int64], num_leaves: int) -> tuple[NDArray[n
 
 
 @numba.njit(cache=True, nogil=True)
-def _innermost(parents: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(M,) the value of each node, or else of the nearest node around it that has one; 0 where none has."""
+def _nearest_marked(parents: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return int64 (M,) the first value above 0 on each node's path to the root; 0 if there is none."""
     out = own.copy()
     for i in range(len(parents) - 2, -1, -1):
         if out[i] == 0:
@@ -306,9 +327,9 @@ def _innermost(parents: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np
 
 @numba.njit(cache=True, nogil=True)
 def _heavy_path_heads(parents: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(M,) the top of the path that each node is on, where paths go down to the largest child.
+    """Return int64 (M,) the top node of each node's heavy path; a path goes down to the largest child.
 
-    From any node no more than log2 of the leaves lie paths to the root, however deep the tree.
+    From any node to the root there are at most log2(R) paths, however deep the tree is.
     """
     count = len(parents)
     largest = np.full(count, -1, np.int64)
@@ -328,7 +349,11 @@ def _outline_sums(
     parents: NDArray[np.int64], heads: NDArray[np.int64], num_leaves: int, pairs: NDArray[np.int32],
     values: NDArray[np.int64],
 ) -> NDArray[np.int64]:  # fmt: skip
-    """What a pair adds to its two leaves goes again at the innermost node that has both."""
+    """Return the same as `Hierarchy.outline_sums`.
+
+    A pair's value is added to both leaves and subtracted twice at their lowest common ancestor; then children
+    are added to their parents.
+    """
     width = values.shape[1]
     out = np.zeros((len(parents), width), np.int64)
     for e in range(len(pairs)):
@@ -336,7 +361,7 @@ def _outline_sums(
         for k in range(width):
             out[a, k] += values[e, k]
             out[b, k] += values[e, k]
-        while heads[a] != heads[b]:  # the lower head is within the other's path, or beside it
+        while heads[a] != heads[b]:  # climb from the path with the lower head
             if heads[a] < heads[b]:
                 a = parents[heads[a]]
             else:

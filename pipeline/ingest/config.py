@@ -1,4 +1,4 @@
-"""Every choice of the ingest half: what is read, how it is cropped, resampled and scaled.
+"""Settings of the ingest: how scans are read, cropped, resampled and coded.
 
 Reads: nothing. Writes: nothing.
 """
@@ -11,11 +11,11 @@ from pipeline.errors import ConfigError
 from pipeline.formats import SeriesRules
 
 INGEST_VERSION = 1
-"""Of the code that reads and standardises scans: raised when the same input and settings give other voxels,
-so that stored scans are known to be stale."""
+"""Version of the code that reads and standardises scans. It is raised when the same input and settings give
+other voxels; then scans that were stored before are out of date."""
 
 LATER_SETTINGS = ("set_spacing_mm",)
-"""Settings that stores of version 1 were made without: unset, they leave those stores fresh."""
+"""Settings that did not exist for the first stores; if unset, those stores are up to date."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,61 +26,62 @@ class IngestConfig:
     """Edge of a stored voxel in mm, the same along all axes."""
 
     margin_mm: float = 10.0
-    """Kept around the body or foreground on every side, in mm, as far as the scan reaches."""
+    """Margin around the body or foreground on every side, in mm, as far as the scan reaches."""
 
     crop: bool = True
     """Crop to the body or foreground; False keeps the whole volume."""
 
     body_threshold_hu: float = -500.0
-    """CT voxels above it are body (soft tissue, bone, lung vessels); air and lung parenchyma are not."""
+    """CT voxels above this are body (soft tissue, bone, lung vessels); air and lung parenchyma are not."""
 
     ct_window_hu: tuple[float, float] = (-991.0, 500.0)
-    """CT is clipped to it, in HU (the published recipe)."""
+    """CT is clipped to this window, in HU (as in the published recipe)."""
 
     percentiles: tuple[float, float] = (2.0, 98.0)
-    """MR and PET are clipped to these percentiles of the stored volume (the published recipe)."""
+    """MR and PET are clipped to these percentiles of the stored volume (as in the published recipe)."""
 
     num_codes: int = 4000
-    """MR and PET are stored in this many steps over their window; CT in steps of 1 HU."""
+    """Number of steps over the window for MR and PET; CT has steps of 1 HU."""
 
     min_size_voxels: int = 3
-    """Least number of voxels along every axis of an input; below it is a 2D image, not a volume."""
+    """Smallest number of voxels along every axis of an input; a smaller one is a 2D image, not a volume."""
 
     min_extent_mm: float = 8.0
-    """Least size of the stored volume along every axis, in mm."""
+    """Smallest size of the stored volume along every axis, in mm."""
 
     min_spacing_mm: float = 0.01
-    """A smaller voxel edge is taken for a broken header."""
+    """Smallest voxel edge that is accepted, in mm; the header is taken for wrong below it."""
 
     max_spacing_mm: float = 25.0
-    """A larger voxel edge is taken for a broken header."""
+    """Largest voxel edge that is accepted, in mm."""
 
     max_extent_mm: float = 3000.0
-    """A larger scan along any axis is taken for a broken header: nobody is longer."""
+    """Largest size of a scan along any axis that is accepted, in mm; no patient is longer."""
 
     max_stored_voxels: int = 1_000_000_000
-    """A larger stored volume is refused before its memory is asked for."""
+    """Largest stored volume that is accepted, in voxels; checked before memory is allocated."""
 
     set_spacing_mm: float | None = None
-    """Edge of a voxel, in mm, of the images in .npz sets, which tell none; None: `spacing_mm`, so that they
-    are stored voxel for voxel."""
+    """Voxel edge in mm of the images in .npz sets, which have no voxel size; None: `spacing_mm`, so that they
+    are not resampled."""
 
     frame: int | None = None
-    """Which frame of every 4D file to take, counted from 0; None makes 4D files an error. A manifest's
-    `frame` column goes before it."""
+    """Index of the frame of every 4D file, from 0; if None, 4D files are an error. A manifest's `frame`
+    column has priority."""
 
     label_tolerance_voxels: float = 0.1
-    """How far any corner of a label's grid may lie from its image's, in the image's smallest voxel edges."""
+    """Largest distance between a corner of a label's grid and of its image's, in the image's smallest
+    voxel edge."""
 
     slice_gap_tolerance: float = 0.05
-    """How far a DICOM slice gap may differ from the median gap, as a fraction of it."""
+    """Largest difference of a gap between DICOM slices from the median gap, as a fraction of the median."""
 
     tilt_tolerance_degrees: float = 0.3
-    """How far the line through DICOM slice positions may lean from the slices' normal."""
+    """Largest angle between the line through DICOM slice positions and the slices' normal, in degrees."""
 
     @property
     def series_rules(self) -> SeriesRules:
-        """The settings that decide which DICOM slices make a volume."""
+        """The settings that decide which DICOM slices form a volume."""
         return SeriesRules(
             frame=self.frame,
             min_slices=self.min_size_voxels,

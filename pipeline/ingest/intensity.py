@@ -1,14 +1,14 @@
-"""From real units to int16 codes, and the numbers that undo it.
+"""From real units to int16 codes, and the numbers that convert back.
 
 *Reads*: an image (z, y, x) in real units on the stored grid. *Writes*: int16 codes on the same grid, where
 real value = code * scale + offset; and the clip bounds, mean and standard deviation in real units.
 
-    CT        clipped to a fixed window in HU; one code is one HU, offset 0
-    MR, PET   clipped to two percentiles of the stored volume; `num_codes` steps between them, code 0 = the
-    lower
+    CT        clipped to a fixed window in HU; one code is 1 HU, offset 0
+    MR, PET   clipped to two percentiles of the stored volume; `num_codes` steps between them; code 0 is the
+              lower percentile
 
 Mean and standard deviation are those of the whole stored volume after the clip (not of the foreground), as in
-the published recipe; (value - mean) / std is what training sees.
+the published recipe; training uses (value - mean) / std.
 """
 
 from __future__ import annotations
@@ -41,14 +41,25 @@ class Intensity:
     unit: str
 
     def to_dict(self) -> dict[str, float | str]:
-        """Plain values for a file."""
+        """Return the fields as plain values, to be written to a file."""
         return asdict(self)
 
 
 def encode(
     image: NDArray[np.float32], *, window: tuple[float, float], step: float, offset: float, unit: str
 ) -> tuple[NDArray[np.int16], Intensity]:
-    """Codes of the clipped image, and the statistics of what the codes stand for."""
+    """Return the codes of the clipped image, and the statistics of the values that the codes stand for.
+
+    Args:
+        image: float32 (z, y, x) in real units.
+        window: Lower and upper clip bound, in real units.
+        step: Real units per code.
+        offset: Real value of code 0.
+        unit: Name of the unit.
+
+    Returns:
+        int16 (z, y, x), rint((clipped - offset) / step); and the statistics.
+    """
     low, high = window
     codes, counts = np.empty(image.shape, np.int16), np.zeros(65536, np.int64)
     for z, plane in enumerate(image):  # a plane at a time: no second float volume
@@ -62,17 +73,21 @@ def encode(
 
 
 def ct_window(config: IngestConfig) -> tuple[tuple[float, float], float, float]:
-    """Window, step and offset of CT: 1 HU a code."""
+    """Return window in HU, step and offset for CT: 1 HU per code."""
     return config.ct_window_hu, 1.0, 0.0
 
 
 def percentile_window(
     image: NDArray[np.float32], config: IngestConfig
 ) -> tuple[tuple[float, float], float, float]:
-    """Window, step and offset of MR and PET, from percentiles of the volume.
+    """Return window, step and offset for MR and PET, from percentiles of the volume.
 
-    Where almost everything is one value (a brain in a sea of zeros) the percentiles coincide; the whole range
-    then serves.
+    If nearly all voxels have one value (a brain with zeros around it), the percentiles are equal; then the
+    whole range is used.
+
+    Args:
+        image: float32 (z, y, x) in real units.
+        config: Percentiles and number of codes.
     """
     low, high = (float(v) for v in np.percentile(image, config.percentiles))
     if high <= low:
@@ -81,17 +96,22 @@ def percentile_window(
 
 
 def looks_like_hounsfield(image: NDArray[Any], config: IngestConfig) -> bool:
-    """Whether a scan said to be CT can be in HU.
+    """Whether a scan that is declared as CT can be in HU.
 
-    True CT has values below 0 (fat, air). One without them may be masked or rescaled to a byte and still fit
-    the window; one that also has many values above the window is an unsigned image with another offset.
+    Real CT has values below 0 (fat, air). A scan without them can be masked or rescaled to 8 bits; it passes
+    if nearly all values are below the window's upper end. A scan without negative values and with many values
+    above the window is an unsigned image with another offset.
+
+    Args:
+        image: (z, y, x) in declared HU.
+        config: Has the window of CT.
     """
     sample = strided_sample(image)
     return bool(sample.min() < 0 or np.percentile(sample, 98) <= config.ct_window_hu[1])
 
 
 def strided_sample(image: NDArray[Any], max_voxels: int = 1_000_000) -> NDArray[Any]:
-    """A regular sub-lattice of about `max_voxels` voxels, the same every time."""
+    """Return a regular subset of about `max_voxels` voxels, (z, y, x); the same every time."""
     step = max(1, int(np.ceil((image.size / max_voxels) ** (1 / 3))))
     steps = tuple(slice(None, None, min(step, max(1, n // 8))) for n in image.shape)
     return image[steps]

@@ -1,6 +1,6 @@
-"""Label maps: that they fit their scan and hold what they declare.
+"""Checks of label maps: they must fit their scan and hold declared values only.
 
-*Reads*: an array as the file holds it. *Writes*: uint8 or uint16 (z, y, x) on the scan's grid, 0 =
+*Reads*: an array as the file holds it. *Writes*: uint8 or uint16 (z, y, x) on the scan's grid; 0 is
 background.
 """
 
@@ -19,20 +19,20 @@ from pipeline.ingest.config import IngestConfig
 from pipeline.volumes import Grid, corner_distance_mm
 
 _MAX_DISTINCT = 256
-"""Label maps hold fewer distinct values than images."""
+"""Images with more distinct values than this are not label maps."""
 
 _MAX_VALUE = 65535
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawLabel:
-    """A label map on its scan's own axes.
+    """A label map on its scan's own grid.
 
     Attributes:
-        name: How it is called in the store.
+        name: Name of the map in the store.
         array: (z, y, x) uint8 or uint16; 0 is background.
         grid: The scan's grid.
-        value_names: Name of each value, where declared.
+        value_names: Name of each value, if declared.
     """
 
     name: str
@@ -44,30 +44,38 @@ class RawLabel:
 def check_label(
     array: NDArray[Any], own: Grid, *, label: LabelSource, grid: Grid, config: IngestConfig, shown: str
 ) -> RawLabel:
-    """The label map in the smallest fitting integer type.
+    """Return the label map in the smallest integer type that fits.
+
+    Args:
+        array: (z, y, x), any number type.
+        own: Grid of the label file.
+        label: Where it comes from, with its declared values.
+        grid: Grid of the scan.
+        config: Has the tolerance between the two grids.
+        shown: Name of the file in error messages.
 
     Raises:
-        LabelMismatch: Another shape, or another place by more than the tolerance; values that are no whole
-            numbers from 0 to 65,535; or values that were not declared.
+        LabelMismatch: The shape or position differs from the scan's; values are not whole numbers from 0 to
+            65,535; or values are not declared.
     """
     _check_grid(own, grid, config, shown)
     values = _values(array)
-    odd = (
+    invalid = (
         [v for v in values if v != int(v) or not 0 <= v <= _MAX_VALUE]
         if np.isfinite(values).all()
         else [np.nan]
     )
-    if odd:
+    if invalid:
         raise LabelMismatch(
             f"label values must be whole numbers from 0 to {_MAX_VALUE}, got "
-            f"{', '.join(f'{v:g}' for v in odd[:5])}",
+            f"{', '.join(f'{v:g}' for v in invalid[:5])}",
             path=shown,
             remedy="Save the label map with integer values (a probability map is no label)",
         )
     if label.value_names is not None:
-        strange = [int(v) for v in values if v != 0 and int(v) not in label.value_names]
-        if strange:
-            listed = ", ".join(map(str, strange[:10])) + (", ..." if len(strange) > 10 else "")
+        undeclared = [int(v) for v in values if v != 0 and int(v) not in label.value_names]
+        if undeclared:
+            listed = ", ".join(map(str, undeclared[:10])) + (", ..." if len(undeclared) > 10 else "")
             raise LabelMismatch(
                 f"label values must be among the {len(label.value_names)} declared, these are not: {listed}",
                 path=shown,
@@ -81,7 +89,7 @@ def check_label(
 
 
 def _check_grid(own: Grid, grid: Grid, config: IngestConfig, shown: str) -> None:
-    """Refuses a label of another shape or in another place than its image."""
+    """Refuse a label whose shape or position differs from its image's."""
     remedy = "Resample the label map onto its image (nearest neighbour), or pair the right files"
     if own.shape_zyx != grid.shape_zyx:
         raise LabelMismatch(
@@ -104,7 +112,7 @@ def _check_grid(own: Grid, grid: Grid, config: IngestConfig, shown: str) -> None
 
 
 def _values(array: NDArray[Any]) -> NDArray[Any]:
-    """The distinct values, sorted."""
+    """Return the distinct values, sorted."""
     if array.dtype == np.int16:
         seen = np.zeros(65536, np.bool_)
         for plane in array:  # a plane at a time: no wide copy of the volume
@@ -114,10 +122,14 @@ def _values(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def refuse_label_as_scan(image: NDArray[Any], *, shown: str) -> None:
-    """Checks that an image is no label map: few whole values in large patches of one value.
+    """Check that an image is not a label map: few whole values in large areas of one value.
+
+    Args:
+        image: (z, y, x), any number type.
+        shown: Name of the file in error messages.
 
     Raises:
-        LooksLikeLabel: It is.
+        LooksLikeLabel: It is a label map.
     """
     step = max(1, int(np.ceil(image.shape[0] / 64)))
     planes = image[::step]
@@ -133,5 +145,5 @@ def refuse_label_as_scan(image: NDArray[Any], *, shown: str) -> None:
         f"a scan is wanted, this looks like a label map ({values.size} whole values in large patches)",
         path=shown,
         remedy="Pair it with its scan by name (X with X_seg) or by manifest; if it is a "
-        "scan, tell its modality there",
+        "scan, give its modality there",
     )

@@ -1,8 +1,8 @@
-"""One scan from its files, as training sees it, and what leads back to its own grid.
+"""One scan from its files, prepared as for training; results are written on the scan's own grid.
 
-*Reads*: NIfTI, NRRD, MetaImage and DICOM files through `read_source` and `standardize`: exactly what
-`mass prepare` does. *Writes*: `LoadedScan`: z-scores float32 (z, y, x) on the stored grid, a label map
-uint8/uint16 on the same grid where a mask goes with the scan; results as image files on the input's own grid.
+*Reads*: NIfTI, NRRD, MetaImage and DICOM files through `read_source` and `standardize`, as `mass prepare`
+does. *Writes*: `LoadedScan`: z-scores float32 (z, y, x) on the stored grid, and a label map uint8/uint16 on
+the same grid if the scan has a mask; results as image files on the input's own grid.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from pipeline.volumes import Grid
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 _RESULT_SUFFIXES = {".nii": ".nii", ".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", ".mhd": ".mha"}
-"""What results of an input are written as; all else, DICOM too, is answered with .nii.gz."""
+"""Suffix of result files by suffix of the input; for all other inputs, DICOM too, it is .nii.gz."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoadedScan:
-    """A scan as training sees it.
+    """A scan, prepared as for training.
 
     Attributes:
-        scan_id: Its id, a plain name.
-        location: Place to show.
-        suffix: Of result files, as ".nii.gz": the input's own format, NIfTI for DICOM.
+        scan_id: Its id, usable as a file name.
+        location: Its name in messages.
+        suffix: Suffix of result files, such as ".nii.gz": the input's own format; NIfTI for DICOM.
         image: (z, y, x) float32 z-scores on `grid`.
         labels: (z, y, x) uint8 or uint16 on `grid`, 0 is background; None without a mask.
-        label_values: Values in the mask as its file has it, without 0.
-        value_names: Names of them, where a file beside the mask tells.
+        label_values: Values in the mask file, without 0.
+        value_names: Names of these values, if a file next to the mask declares them.
         modality: "ct", "mr" or "pet".
-        modality_origin: "manifest", "dicom", or "guess: " and why.
-        notes: What was unusual and how it was met.
+        modality_origin: "manifest", "dicom", or "guess: " with the reason.
+        notes: What was unusual, and what was done about it.
         grid: The stored grid.
-        source_grid: The input's own.
+        source_grid: The input's own grid.
     """
 
     scan_id: str
@@ -65,49 +65,50 @@ class LoadedScan:
 
     @property
     def spacing_zyx_mm(self) -> tuple[float, float, float]:
-        """Of `image`."""
+        """Voxel size of `image`, in mm."""
         return self.grid.spacing_zyx_mm
 
     @property
     def own_shape(self) -> tuple[int, int, int]:
-        """Voxels of the input's own grid along its array axes."""
+        """Number of voxels of the input's own grid along its array axes z, y, x."""
         return self.source_grid.shape_zyx
 
     @property
     def own_voxel_ml(self) -> float:
-        """Volume of a voxel of the input's own grid in millilitres."""
+        """Volume of a voxel of the input's own grid, in millilitres."""
         return float(np.prod(self.source_grid.spacing_xyz_mm)) / 1000
 
     def to_own_grid(
         self, probability: NDArray[np.float32], *, above: float | None = None
     ) -> tuple[Box, NDArray[np.float32]] | None:
-        """A probability (z, y, x) on `grid` as a box of the input's own grid and the values there.
+        """Return a probability on the input's own grid.
 
         Args:
             probability: (z, y, x) on `grid`.
-            above: Leave out what is sure to lie below this.
+            above: Values that are certainly below this may be left out.
 
         Returns:
-            The box and float32 values in it, 0 elsewhere; None where there is nothing.
+            A box of the input's own grid, and float32 (z, y, x) values in it; all values outside are 0. None
+            if the box is empty.
         """
         return probability_to_source_grid(probability, self.grid, self.source_grid, above=above)
 
     def from_own_grid(self, labels: NDArray[Scalar]) -> NDArray[Scalar]:
-        """Labels on the input's own grid as the stored grid shows them, by nearest neighbour."""
+        """Resample labels (z, y, x) from the input's own grid to `grid` by nearest neighbour; same dtype."""
         return to_stored_grid(labels, self.source_grid, self.grid)
 
     def write(self, path: Path, array: NDArray[Any]) -> None:
-        """Writes (z, y, x) on the input's own grid; the path's suffix tells the format."""
+        """Write an array (z, y, x) on the input's own grid; the path's suffix decides the format."""
         write_image(path, array, self.source_grid)
 
 
 def find_targets(path: Path, config: IngestConfig) -> Discovery:
-    """The scans at a place: the one in a file, all in a folder, or those of a manifest.
+    """Return the scans at a path: the one in a file, all in a folder, or those of a manifest.
 
-    A file that is named is a scan whatever its name says; in folders, label maps are told by their names.
+    A file that is given by name is always a scan. In folders, label maps are recognised by their names.
 
     Raises:
-        ScanError: There is nothing at the place, or no scan.
+        ScanError: There is nothing at the path, or no scan.
     """
     if path.is_file() and volume_suffix(path.name):
         source = Source(
@@ -128,7 +129,7 @@ def find_targets(path: Path, config: IngestConfig) -> Discovery:
 
 
 def find_one(path: Path, config: IngestConfig) -> Source:
-    """The one scan at a place.
+    """Return the one scan at a path.
 
     Raises:
         ScanError: There is none, it cannot be read, or there are several.
@@ -150,17 +151,17 @@ def find_one(path: Path, config: IngestConfig) -> Source:
 
 
 def ingest_config(values: Mapping[str, Any] | None, *, spacing_mm: float | None = None) -> IngestConfig:
-    """Ingest settings from plain values by name; what is left out keeps its default.
+    """Return ingest settings from plain values by name; missing ones have their default.
 
     Args:
-        values: As a store or a checkpoint records them; None is the defaults.
-        spacing_mm: Goes before the recorded one.
+        values: As a store or a checkpoint records them; None for the defaults.
+        spacing_mm: Used instead of the recorded spacing.
 
     Raises:
-        ConfigError: A name is unknown or a value cannot be.
+        ConfigError: A name is unknown or a value is impossible.
     """
-    told = {name: value for name, value in (values or {}).items() if value is not None}
-    config = parse_config(told, IngestConfig, where="the recorded ingest settings")
+    given = {name: value for name, value in (values or {}).items() if value is not None}
+    config = parse_config(given, IngestConfig, where="the recorded ingest settings")
     return config if spacing_mm is None else replace(config, spacing_mm=spacing_mm)
 
 
@@ -171,19 +172,19 @@ def read_scan(
     ingest: Mapping[str, Any] | None = None,
     modality: str | None = None,
 ) -> LoadedScan:
-    """The scan at a path, prepared as for training, with its mask where there is one.
+    """Return the scan at a path, prepared as for training, with its mask if there is one.
 
-    This is what the entry point `mass3d.scans` names.
+    The entry point `mass3d.scans` refers to this function.
 
     Args:
         image: A file, or the folder of a DICOM series.
         mask: A label map on the image's own grid.
         ingest: Ingest settings by name, as a store records them.
-        modality: "ct", "mr" or "pet"; None where the files or a guess shall tell.
+        modality: "ct", "mr" or "pet"; None to take it from the files or to guess it.
 
     Raises:
-        ScanError: The files are no usable scan, or the mask does not fit it or is empty.
-        ConfigError: The settings cannot be.
+        ScanError: The files are not a usable scan, or the mask does not fit it or is empty.
+        ConfigError: The settings are impossible.
     """
     config = ingest_config(ingest)
     return load_source(find_one(Path(image), config), config, mask=mask, modality=modality)
@@ -196,7 +197,7 @@ def load_source(
     mask: Path | str | None = None,
     modality: str | None = None,
 ) -> LoadedScan:
-    """A found scan, prepared as for training; arguments and errors as of `read_scan`."""
+    """Return a scan that was found, prepared as for training; arguments and errors as in `read_scan`."""
     labels: tuple[LabelSource, ...] = ()
     if mask is not None:
         mask = Path(mask)
@@ -228,17 +229,20 @@ def load_source(
 def read_own_labels(
     source: Source, config: IngestConfig, mask: Path
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """A found scan's mask on the scan's own grid, (z, y, x) along its array axes, 0 is background.
+    """Return the mask of a scan that was found, on the scan's own grid.
+
+    Returns:
+        uint8 or uint16 (z, y, x) along the file's array axes; 0 is background.
 
     Raises:
-        ScanError: The files are no usable scan, or the mask does not fit it.
+        ScanError: The files are not a usable scan, or the mask does not fit it.
     """
     labels = (LabelSource(name=mask.name, path=mask, value_names=None, location=str(mask)),)
     return read_source(replace(source, labels=labels), config).labels[0].array
 
 
 def _values(raw: RawScan, mask: Path | None) -> tuple[int, ...]:
-    """The values of the mask without 0.
+    """Return the values of the mask without 0.
 
     Raises:
         LabelMismatch: There are none.
@@ -254,7 +258,7 @@ def _values(raw: RawScan, mask: Path | None) -> tuple[int, ...]:
 
 
 def _z_scores(scan: StandardScan) -> NDArray[np.float32]:
-    """What a store's `image(normalize=True)` gives, to the bit."""
+    """Return float32 (z, y, x) z-scores; the same bits as a store's `image(normalize=True)`."""
     std = scan.intensity.std
     image: NDArray[np.float32] = np.empty(scan.image.shape, np.float32)
     np.multiply(scan.image, np.float32(scan.scale / std), out=image, dtype=np.float32)

@@ -1,8 +1,9 @@
-"""CT, MR or PET: a guess from the name of a file and its intensities, where nothing names the modality.
+"""A guess whether a scan is CT, MR or PET, from its file name and intensities, if nothing declares it.
 
-*Reads*: a name, and an image (z, y, x) in real units. *Writes*: "ct", "mr" or "pet", and why. CT is
-recognised reliably where air is in the picture; PET is distinguished from MR by coarse voxels and a few very
-hot ones, which can be wrong: it is recorded and shown, and a manifest's `modality` column settles it.
+*Reads*: a name, and an image (z, y, x) in real units. *Writes*: "ct", "mr" or "pet", and the reason. CT is
+recognised reliably if the image contains air. PET is distinguished from MR by large voxels and a few very
+high values, which can be wrong. Therefore the guess is recorded and shown, and a manifest's `modality` column
+overrides it.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from pipeline.ingest.intensity import strided_sample
 def guess_modality(
     image: NDArray[Any], spacing_zyx_mm: tuple[float, float, float], *, name: str
 ) -> tuple[Modality, str]:
-    """The likeliest modality, and the reason in words.
+    """Return the most likely modality, and the reason as text.
 
     Args:
         image: (z, y, x) in real units.
-        spacing_zyx_mm: Voxel size along each axis.
-        name: The file's name, which may say it.
+        spacing_zyx_mm: Voxel size along each axis, in mm.
+        name: The file's name, which may contain the modality.
     """
     sample = strided_sample(image).astype(np.float32)
     low, high = float(sample.min()), float(sample.max())

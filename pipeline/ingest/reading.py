@@ -2,10 +2,10 @@
 
 *Reads*: NIfTI, NRRD, MetaImage and DICOM files, .npz sets. *Writes*: `RawScan`: image (z, y, x) on the axes
 of the file, int16 or float32 in real units (rescale slope and intercept applied), its grid, and label maps
-on the same grid. Every other form of input is refused with a `ScanError` that says why; no message holds
-more of a path than the source's `location`. The array order of the image library is turned round here, once.
-Where a NIfTI header holds two orientations, the sform is taken if it is the scanner's (code 1), else the
-qform; without either its axes are taken to run to the left, back and head, as the image library does.
+on the same grid. Every other input is refused with a `ScanError` that gives the reason; a message contains no
+path, only the source's `location`. The image library's (x, y, z) order becomes (z, y, x) here and nowhere
+else. If a NIfTI header holds two orientations, the sform is used if it is the scanner's (code 1), else the
+qform; without either, the axes are assumed to run to the left, back and head, as in the image library.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ from pipeline.ingest.labels import RawLabel, check_label
 from pipeline.volumes import Grid, nine, triple
 
 sitk: Any = SimpleITK
-"""The library carries no types."""
+"""SimpleITK without types."""
 
 _READERS: dict[Format, str] = {"nifti": "NiftiImageIO", "nrrd": "NrrdImageIO", "meta": "MetaImageIO"}
-_AGAIN = "Copy or export the file again"
+_REMEDY_EXPORT = "Copy or export the file again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +59,14 @@ class RawScan:
 
     Attributes:
         scan_id: Its id.
-        location: Place to show.
+        location: Its name in messages.
         image: (z, y, x) int16 or float32 in real units, on the file's own axes.
-        grid: Where its voxels lie.
+        grid: Its grid.
         labels: Label maps on the same grid.
-        modality: "ct", "mr", "pet", "other" in a set, or None where neither manifest nor DICOM tells.
-        modality_origin: "manifest", "dicom", "set", or "" where unknown.
-        facts: Machine and method from DICOM, as text; nothing about the patient.
-        kept_whole: Whether it is not to be cropped: it was cut out by whoever made the set.
+        modality: "ct", "mr", "pet"; "other" for a set; None if neither manifest nor DICOM declares it.
+        modality_origin: "manifest", "dicom", "set", or "" if unknown.
+        facts: Machine and acquisition from DICOM, as text; nothing about the patient.
+        kept_whole: Whether it is not cropped, because the makers of a set have cropped it.
     """
 
     scan_id: str
@@ -81,10 +81,10 @@ class RawScan:
 
 
 def read_source(source: Source, config: IngestConfig) -> RawScan:
-    """The scan and its labels.
+    """Read a scan and its labels.
 
     Raises:
-        ScanError: The files are no usable scan, or a label does not fit; the class tells the kind of cause.
+        ScanError: The files are not a usable scan, or a label does not fit; the class is the kind of cause.
     """
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     where = source.location
@@ -114,7 +114,10 @@ def read_source(source: Source, config: IngestConfig) -> RawScan:
 
 
 def _read_item(source: Source, item: SetItem, config: IngestConfig) -> RawScan:
-    """A scan of a set. Its axes are called head, front, right: what the store's are, so nothing is turned."""
+    """Read a scan of a set.
+
+    Its axes are declared as head, front, right, as in the store, so nothing is turned.
+    """
     where = source.location
     if min(item.shape_zyx) < config.min_size_voxels:
         raise NotVolumetric(
@@ -144,7 +147,7 @@ def _read_item(source: Source, item: SetItem, config: IngestConfig) -> RawScan:
 
 
 def estimate_voxels(source: Source) -> int | None:
-    """How many voxels a scan's files hold, from its header alone, or None where that cannot be told."""
+    """Return the number of voxels of a scan from its header alone, or None if that is not possible."""
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     if source.item is not None:
         return math.prod(source.item.shape_zyx)
@@ -161,12 +164,12 @@ def estimate_voxels(source: Source) -> int | None:
 
 
 def _read_label(label: LabelSource, grid: Grid, config: IngestConfig, *, shown: str) -> RawLabel:
-    """One label map, checked to lie on the scan's grid and to hold only what it declares."""
+    """Read one label map; it must lie on the scan's grid and hold declared values only."""
     what = label.location or f"{shown} (label {label.name})"
     check_readable(label.path, shown=what, what="label file")
     try:
         array, own = _read_file((label.path,), config, frame=None, shown=what)
-    except NoSuchFrame as error:  # the choice of a frame is the scan's
+    except NoSuchFrame as error:  # a frame can be chosen for the scan only
         raise LabelMismatch(
             error.reason, path=what, remedy="Save the volume that belongs to its scan as a 3D file"
         ) from None
@@ -176,7 +179,7 @@ def _read_label(label: LabelSource, grid: Grid, config: IngestConfig, *, shown: 
 def _read_file(
     files: Sequence[Path], config: IngestConfig, *, frame: int | None, shown: str
 ) -> tuple[NDArray[np.int16] | NDArray[np.float32], Grid]:
-    """Image and grid of a NIfTI, NRRD or MetaImage file."""
+    """Return image (z, y, x) and grid of a NIfTI, NRRD or MetaImage file."""
     for path in files:
         check_readable(
             path, shown=shown, what="file" if path == files[0] else "data file named by the header"
@@ -208,7 +211,7 @@ def _read_file(
 
 
 def _choose_frame(reader: Any, config: IngestConfig, frame: int | None, shown: str) -> int | None:
-    """Has the reader extract one 3D frame; returns the component to take of a vector image, or None."""
+    """Make the reader extract one 3D frame; return the component to take of a vector image, or None."""
     size = list(reader.GetSize())
     num_components = reader.GetNumberOfComponents()
     while len(size) > 3 and size[-1] == 1:
@@ -224,9 +227,9 @@ def _choose_frame(reader: Any, config: IngestConfig, frame: int | None, shown: s
     if len(frames) > 1 or (frames and num_components > 1):
         raise NotVolumetric(
             f"a scan must be 3D or 4D, this is {' x '.join(map(str, reader.GetSize()))}"
-            + (f" with {num_components} values a voxel" if num_components > 1 else ""),
+            + (f" with {num_components} values per voxel" if num_components > 1 else ""),
             path=shown,
-            remedy="Split it into one file a volume",
+            remedy="Split it into one file per volume",
         )
     if not frames and num_components == 1:
         _extract(reader, 0)
@@ -234,9 +237,9 @@ def _choose_frame(reader: Any, config: IngestConfig, frame: int | None, shown: s
     count = frames[0] if frames else num_components
     if frame is None or frame >= count:
         kind = "4D" if frames else "a vector or colour image"
-        asked = "" if frame is None else f", and frame {frame} was asked for"
+        request = "" if frame is None else f", and frame {frame} was asked for"
         raise NoSuchFrame(
-            f"the file is {kind} with {count} volumes{asked}",
+            f"the file is {kind} with {count} volumes{request}",
             path=shown,
             remedy=f"Choose one with frame = 0 to {count - 1} (manifest column `frame`, or "
             "the ingest setting)",
@@ -246,7 +249,7 @@ def _choose_frame(reader: Any, config: IngestConfig, frame: int | None, shown: s
 
 
 def _extract(reader: Any, frame: int) -> None:
-    """Has the reader drop the axes after the third."""
+    """Make the reader drop the axes after the third."""
     size = list(reader.GetSize())
     if len(size) > 3:
         reader.SetExtractIndex([0, 0, 0, frame, *[0] * (len(size) - 4)])
@@ -254,7 +257,7 @@ def _extract(reader: Any, frame: int) -> None:
 
 
 def _check_spacing(spacing: Sequence[float], size: Sequence[int], config: IngestConfig, shown: str) -> None:
-    """Refuses voxel sizes that no scanner makes."""
+    """Refuse voxel sizes that no scanner produces."""
     listed = " x ".join(f"{s:.6g}" for s in spacing)
     extent = max(n * s for n, s in zip(size, spacing, strict=True))
     if not all(config.min_spacing_mm <= s <= config.max_spacing_mm for s in spacing):
@@ -298,12 +301,12 @@ def _sheared(detail: str, shown: str) -> ScanError:
 
 
 def _library_error(error: Exception, shown: str) -> ScanError:
-    """Our words for what the image library says; its own hold paths."""
+    """Return our error for one of the image library, whose messages contain paths."""
     text = str(error).lower()
     if "orthonormal" in text or "determinant" in text:
         return _sheared("the header's orientation is sheared, or its sform and qform are no rotation", shown)
     if isinstance(error, MemoryError) or "memory" in text or "allocat" in text:
-        reason = "there is not enough memory for the size that the header tells"
+        reason = "there is not enough memory for the size in the header"
         return CorruptImage(
             reason, path=shown, remedy="Check the header; a real scan of this size needs more memory"
         )
@@ -314,26 +317,26 @@ def _library_error(error: Exception, shown: str) -> ScanError:
             remedy="Correct the header or export the file again",
         )
     return CorruptImage(
-        "the file is cut short or damaged: its voxels cannot be read", path=shown, remedy=_AGAIN
+        "the file is cut short or damaged: its voxels cannot be read", path=shown, remedy=_REMEDY_EXPORT
     )
 
 
 def _plain(array: NDArray[Any]) -> NDArray[np.int16] | NDArray[np.float32]:
-    """The array as int16 where that holds every value exactly, else as float32."""
+    """Return the array as int16 if that holds every value exactly, else as float32."""
     if array.dtype == np.int16 or array.dtype == np.float32:
         return array
     if np.issubdtype(array.dtype, np.integer) and array.size:
         info = np.iinfo(np.int16)
         if info.min <= int(array.min()) and int(array.max()) <= info.max:
             return array.astype(np.int16)
-    with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused as such
+    with np.errstate(over="ignore"):  # values that overflow become infinite and are refused later
         return array.astype(np.float32)
 
 
 def _read_dicom(
     source: Source, config: IngestConfig
 ) -> tuple[NDArray[np.int16] | NDArray[np.float32], Grid, str, tuple[tuple[str, str], ...]]:
-    """Image, grid, modality tag and facts of a DICOM series."""
+    """Return image (z, y, x), grid, modality tag and facts of a DICOM series."""
     where = source.location
     try:
         for path in source.files:
@@ -359,13 +362,13 @@ def _read_dicom(
         raise CorruptImage(
             f"the pixels make {array.shape} voxels, the headers say {grid.shape_zyx}",
             path=where,
-            remedy=_AGAIN,
+            remedy=_REMEDY_EXPORT,
         )
     return _plain_if_whole(array), grid, headers[0].modality, headers[0].facts
 
 
 def _dicom_pixels(paths: Sequence[Path], shown: str) -> NDArray[np.float32]:
-    """(z, y, x) float32 with every slice's own rescale slope and intercept applied."""
+    """Return float32 (z, y, x) with every slice's own rescale slope and intercept applied."""
     reader = sitk.ImageSeriesReader() if len(paths) > 1 else sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetOutputPixelType(sitk.sitkFloat32)
@@ -386,7 +389,7 @@ def _dicom_pixels(paths: Sequence[Path], shown: str) -> NDArray[np.float32]:
 
 
 def _plain_if_whole(array: NDArray[np.float32]) -> NDArray[np.int16] | NDArray[np.float32]:
-    """int16 where every value is a whole number in its range (CT), to halve the memory."""
+    """Return int16 if every value is a whole number in its range (CT), to halve the memory."""
     if not (array.min() >= -32768 and array.max() <= 32767):
         return array
     whole = array.astype(np.int16)

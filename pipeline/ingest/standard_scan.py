@@ -1,14 +1,14 @@
 """From a scan on its own grid to the stored form: turned, cropped, resampled, coded.
 
 *Reads*: `RawScan`: image (z, y, x) int16 or float32 in real units on the file's axes; label maps on the same
-grid. *Writes*: `StandardScan`: int16 codes and uint8/uint16 label maps on one isotropic grid, whose array
-axes run to the head (z), the front (y) and the right (x) of the patient, as nearly as the scan's own axes do;
-an oblique scan stays oblique and its grid says so. Nothing is padded. Labels are nearest neighbour
-everywhere.
+grid. *Writes*: `StandardScan`: int16 codes and uint8/uint16 label maps on one isotropic grid. Its array axes
+run to the head (z), the front (y) and the right (x) of the patient, as nearly as the scan's own axes do; an
+oblique scan stays oblique and its grid has the true directions. Nothing is padded. Labels are resampled by
+nearest neighbour.
 
-The crop looks at intensities only. If it cuts off labelled voxels, a note says how many. Real value = code *
-scale + offset. The same input gives the same bytes on any machine and with any number of workers. Stops being
-valid for sheared grids (refused earlier) and for CT that is not in HU (scaled like MR, with a note).
+The crop uses intensities only. If it cuts off labelled voxels, a note says how many. Real value = code *
+scale + offset. The same input gives the same bytes on any machine and with any number of workers. Sheared
+grids are refused earlier. CT that is not in HU is scaled like MR, with a note.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from pipeline.volumes import (
 )
 
 _PADDING_FLOOR_HU = -1024.0
-"""Scanners mark voxels outside the field of view with -2000 or -3024; no tissue lies below this."""
+"""Scanners mark voxels outside the field of view with -2000 or -3024; no tissue is below this value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +49,9 @@ class StandardLabel:
     """A label map on the stored grid.
 
     Attributes:
-        name: How it is called in the store.
+        name: Name of the map in the store.
         array: (z, y, x) uint8 or uint16; 0 is background.
-        value_names: Name of each value; empty where none are declared.
+        value_names: Name of each value; empty if none are declared.
     """
 
     name: str
@@ -65,16 +65,16 @@ class StandardScan:
 
     Attributes:
         image: (z, y, x) int16 codes on `grid`; real value = code * scale + offset.
-        scale: Real units a code.
+        scale: Real units per code.
         offset: Real value of code 0.
         intensity: Clip bounds and z-score statistics in real units.
         labels: Label maps on `grid`.
         grid: The stored grid.
-        source_grid: The input's own grid, for writing results back onto it.
-        modality: "ct", "mr" or "pet"; "other" in a set.
-        modality_origin: "manifest", "dicom", "set", or "guess: " and why.
-        facts: Machine and method from DICOM.
-        notes: What was unusual and how it was met.
+        source_grid: The input's own grid, for writing results on it.
+        modality: "ct", "mr" or "pet"; "other" for a set.
+        modality_origin: "manifest", "dicom", "set", or "guess: " with the reason.
+        facts: Machine and acquisition from DICOM.
+        notes: What was unusual, and what was done about it.
     """
 
     image: NDArray[np.int16]
@@ -91,11 +91,11 @@ class StandardScan:
 
 
 def standardize(raw: RawScan, config: IngestConfig) -> StandardScan:
-    """The stored form of a scan.
+    """Return the stored form of a scan.
 
     Raises:
-        ScanError: NaN or infinite voxels, one value everywhere, no foreground, too large or too little a
-            volume, or a label map in the scan's place.
+        ScanError: The image has NaN or infinite voxels, one value everywhere or no foreground, the volume is
+            too large or too small, or the image is a label map.
     """
     _check_values(raw)
     turn = turn_to_ras(raw.grid)
@@ -147,7 +147,7 @@ def _encode(
     *,
     unit: str,
 ) -> tuple[NDArray[np.int16], Intensity]:
-    """Codes and statistics of the stored volume, which must not be one value."""
+    """Return codes and statistics of the stored volume, which must not be constant."""
     if window[1] > window[0]:
         codes, intensity = encode(values, window=window, step=step, offset=offset, unit=unit)
         if intensity.std > 0:
@@ -166,8 +166,8 @@ def _unit(raw: RawScan, *, in_hu: bool) -> str:
 
 
 def _check_values(raw: RawScan) -> None:
-    """Refuses NaN, infinite and constant images, and label maps."""
-    low, high = float(raw.image.min()), float(raw.image.max())  # NaN spreads to both
+    """Refuse NaN, infinite and constant images, and label maps."""
+    low, high = float(raw.image.min()), float(raw.image.max())  # both are NaN if any voxel is
     if not (np.isfinite(low) and np.isfinite(high)):
         count = int(raw.image.size - np.isfinite(raw.image).sum())
         raise not_finite(count, raw.image.size, raw.location)
@@ -184,7 +184,7 @@ def _check_values(raw: RawScan) -> None:
 def _box(
     raw: RawScan, image: NDArray[Any], grid: Grid, *, threshold: float | None, config: IngestConfig
 ) -> tuple[slice, slice, slice]:
-    """The box to keep."""
+    """Return the box that is kept."""
     if raw.kept_whole or not config.crop:
         return whole(image.shape)
     box = body_box(image, grid.spacing_zyx_mm, threshold=threshold, margin_mm=config.margin_mm)
@@ -199,7 +199,7 @@ def _box(
 
 
 def _check_target(raw: RawScan, target: Grid, config: IngestConfig) -> None:
-    """Refuses stored volumes that are too large for memory or too small to be of use."""
+    """Refuse stored volumes that are too large for memory or too small to be useful."""
     if target.num_voxels > config.max_stored_voxels:
         raise BadSpacing(
             f"the stored volume would have {target.num_voxels:,} voxels "
@@ -219,7 +219,7 @@ def _check_target(raw: RawScan, target: Grid, config: IngestConfig) -> None:
 
 
 def _cut_off(name: str, label: NDArray[Any], box: tuple[slice, slice, slice]) -> list[str]:
-    """A note where labelled voxels lie outside of the box."""
+    """Return a note if labelled voxels are outside the box."""
     total, kept = int(np.count_nonzero(label)), int(np.count_nonzero(label[box]))
     return (
         [] if total == kept else [f"{total - kept} of {total} labelled voxels of {name} lie outside the crop"]

@@ -1,8 +1,8 @@
-"""From the stored grid back onto the input's own grid.
+"""Resampling from the stored grid back to the input's own grid.
 
 *Reads*: a label map or a probability (z, y, x) on the stored grid. *Writes*: the same on the source's own
 array axes, shape and geometry: labels by nearest neighbour, probabilities by averaged linear interpolation;
-0 where the stored volume does not reach. Also writes arrays as image files.
+0 outside the stored volume. Also writes arrays as image files.
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ from pipeline.volumes import (
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 Box: TypeAlias = tuple[slice, slice, slice]
-"""Half-open, in voxels along z, y, x."""
+"""Half-open box, in voxels along z, y, x."""
 
 
 def to_source_grid(labels: NDArray[Scalar], grid: Grid, source_grid: Grid) -> NDArray[Scalar]:
-    """Label map on the source's own axes: `source_grid.shape_zyx`, the input's dtype.
+    """Resample a label map to the source's own grid by nearest neighbour.
 
     Args:
         labels: (z, y, x) on `grid`.
         grid: The stored grid.
         source_grid: The grid of the input that the stored grid was made from.
+
+    Returns:
+        (z, y, x) of shape `source_grid.shape_zyx`, in the labels' dtype; 0 outside the stored volume.
 
     Raises:
         ValueError: The array is not on `grid`, or the grids have no parallel axes.
@@ -64,16 +67,16 @@ def to_source_grid(labels: NDArray[Scalar], grid: Grid, source_grid: Grid) -> ND
 def probability_to_source_grid(
     probability: NDArray[np.float32], grid: Grid, source_grid: Grid, *, above: float | None = None
 ) -> tuple[Box, NDArray[np.float32]] | None:
-    """A probability on the source's own axes, as the part of its grid that it reaches, and the values there.
+    """Resample a probability to the source's own grid, as far as the stored volume covers it.
 
     Args:
         probability: (z, y, x) on `grid`.
         grid: The stored grid.
         source_grid: The grid of the input that the stored grid was made from.
-        above: Leave out what is sure to lie below this; the values returned are the same where they reach it.
+        above: Regions that are certainly below this are left out; values of at least this are unchanged.
 
     Returns:
-        A box of `source_grid` and float32 (z, y, x) in it; None where there is nothing.
+        A box of `source_grid` and float32 (z, y, x) values in it; None if the box is empty.
 
     Raises:
         ValueError: The array is not on `grid`, or the grids have no parallel axes.
@@ -98,11 +101,11 @@ def probability_to_source_grid(
         reach.append(slice(int(valid[0]), int(valid[-1]) + 1))
     box = (reach[0], reach[1], reach[2])
     values = resample_image(probability, grid, crop_grid(turned, box), floor=-np.inf)
-    return _box_before(box, turn, turned.shape_zyx), _turn_back(values, turn)
+    return _box_before_turn(box, turn, turned.shape_zyx), _turn_back(values, turn)
 
 
 def _part_above(probability: NDArray[np.float32], above: float, grid: Grid, target: Grid) -> Box | None:
-    """The box of what reaches a value, with all that an interpolation there can look at."""
+    """Return the box of all values of at least `above`, with a margin for interpolation; None if empty."""
     mask = probability >= above
     box = []
     for axis, (mine, other) in enumerate(zip(grid.spacing_zyx_mm, target.spacing_zyx_mm, strict=True)):
@@ -114,8 +117,8 @@ def _part_above(probability: NDArray[np.float32], above: float, grid: Grid, targ
     return box[0], box[1], box[2]
 
 
-def _box_before(box: Box, turn: Turn, turned_shape: tuple[int, int, int]) -> Box:
-    """The box of an array that `box` is once the array has been turned."""
+def _box_before_turn(box: Box, turn: Turn, turned_shape: tuple[int, int, int]) -> Box:
+    """Return the box, before an array is turned, that becomes `box` when it is turned."""
     before = [slice(0)] * 3
     for part, axis, flip, size in zip(box, turn.axes, turn.flips, turned_shape, strict=True):
         before[axis] = slice(size - part.stop, size - part.start) if flip else part
@@ -123,31 +126,37 @@ def _box_before(box: Box, turn: Turn, turned_shape: tuple[int, int, int]) -> Box
 
 
 def _turn_back(array: NDArray[Scalar], turn: Turn) -> NDArray[Scalar]:
-    """The array that was turned, as a view."""
+    """Return a view of a turned array with its axes as before."""
     steps = tuple(slice(None, None, -1 if flip else 1) for flip in turn.flips)
     return array[steps].transpose(np.argsort(turn.axes))
 
 
 def to_stored_grid(labels: NDArray[Scalar], source_grid: Grid, grid: Grid) -> NDArray[Scalar]:
-    """A label map on the source's own axes as the stored grid shows it, by nearest neighbour.
+    """Resample a label map from the source's own grid to the stored grid by nearest neighbour.
 
     Args:
         labels: (z, y, x) on `source_grid`.
         source_grid: The input's own grid.
         grid: The stored grid that was made from it.
+
+    Returns:
+        (z, y, x) of shape `grid.shape_zyx`, in the labels' dtype.
     """
     turn = turn_to_ras(source_grid)
     return resample_labels(turn_array(labels, turn), turn_grid(source_grid, turn), grid)
 
 
 def write_image(path: Path, array: NDArray[Any], grid: Grid) -> None:
-    """Writes (z, y, x) on its grid as NIfTI, NRRD or MetaImage, by the path's suffix.
+    """Write an array (z, y, x) on its grid as NIfTI, NRRD or MetaImage, by the path's suffix.
 
-    NIfTI keeps the geometry in single precision, the others in double.
+    NIfTI stores the geometry in single precision, the others in double. Bool arrays become uint8.
+
+    Raises:
+        ValueError: The array is not on `grid`.
     """
     import SimpleITK
 
-    sitk: Any = SimpleITK  # carries no types
+    sitk: Any = SimpleITK  # has no types
     if array.shape != grid.shape_zyx:
         raise ValueError(f"the array must lie on its grid {grid.shape_zyx}, got {array.shape}")
     image = sitk.GetImageFromArray(array.astype(np.uint8) if array.dtype == np.bool_ else array)

@@ -1,11 +1,11 @@
-"""Mask proposals: the nodes of all trees that are worth keeping, and how they are stored.
+"""Mask proposals of a scan: the best nodes of all trees, stored as sets of atoms.
 
-Takes:  an image (z, y, x) int16 with its scale, window and voxel size, and `ProposalConfig`.
-Gives:  a `ProposalSet`: an atom volume (z, y, x), rows of atom intervals, a table, best proposal first.
+Takes:  an image (z, y, x) int16 with its scale, intensity range and voxel size, and `ProposalConfig`.
+Gives:  a `ProposalSet`: an atom volume (z, y, x), orders of the atoms, and a table, best proposal first.
 
-`propose` is the door. In order: candidates of all trees, a choice without near-duplicates (`selection`),
-smooth outlines, refinement of the partition (`splitting`, `refinement`), removal of slivers, atoms: the
-regions that no proposal separates further.
+`propose` does all of it. In order: candidates of all trees, selection without near-duplicates (`selection`),
+smooth outlines, common refinement of the selected regions (`splitting`, `refinement`), removal of slivers,
+atoms. An atom is a set of voxels that no proposal separates.
 """
 
 import lazy_loader

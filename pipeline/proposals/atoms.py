@@ -1,16 +1,15 @@
-"""Atoms: the common refinement of the chosen regions, and the chosen regions as runs of atoms.
+"""Atoms: the common refinement of the chosen regions. Each chosen region is stored as an interval of atoms.
 
     chosen nodes --refine (refinement.py)--> atoms --near-duplicates out, slivers absorbed (slivers.py)-->
-    orders and runs (nests.py)
+    orders and intervals (nests.py)
 
-Two voxels belong to one atom when the same chosen regions contain them. So every chosen region is a union of
-atoms, whichever tree and partition it came from, and there are no more atoms than needed. Each tree's chosen
-regions, laid out depth first, order the atoms so that every region is a run.
+Two voxels belong to one atom if the same chosen regions contain them. So every chosen region is a union of
+atoms, whichever tree and partition it came from, and there are no more atoms than needed. For each tree the
+atoms are sorted by its chosen regions, depth first. In this order every region is an interval (a run).
 
 Reads:  a `Refinement`.
-Writes: `AtomLayout`: atoms, uint16 (z, y, x), 0..A-1 in scan order; orders, uint16 (T, A);
-        runs and boxes.
-Bounds: A <= 65,534; if absorbing slivers is not enough, the lowest ranked regions are given up.
+Writes: `AtomLayout`: atoms, uint16 (z, y, x), 0..A-1 in scan order; orders, uint16 (T, A); runs and boxes.
+Bounds: A <= 65,534. If absorbing slivers is not enough, the lowest ranked regions are dropped.
 """
 
 from __future__ import annotations
@@ -33,26 +32,26 @@ from pipeline.proposals.splitting import different_rows, move_up
 
 @dataclass(frozen=True, kw_only=True)
 class AtomLayout:
-    """Chosen regions as runs of atoms."""
+    """Chosen regions as intervals of atoms: N regions, A atoms, T orders."""
 
     atoms: NDArray[np.uint16]
     """(z, y, x) 0..A-1 in scan order."""
     orders: NDArray[np.uint16]
-    """(T, A) one row, or some, a tree that has chosen regions."""
+    """(T, A) permutations of the atoms; one row or several for each tree with chosen regions."""
     trees: tuple[int, ...]
-    """Which tree each row is."""
+    """(T,) index of the tree of each row."""
     styles: tuple[int, ...]
-    """In which way the regions of each row are smoothed."""
+    """(T,) index of the outline settings that the regions of each row are smoothed with."""
     kept: NDArray[np.int64]
-    """(N,) which of the chosen regions are left, best first."""
+    """(N,) indices of the kept regions among the chosen ones, best first."""
     runs: NDArray[np.int32]
-    """(N, 3) row, start, stop of each region."""
+    """(N, 3) row in `orders`, start, stop of each region."""
     boxes: NDArray[np.int32]
     """(N, 6) z0, y0, x0, z1, y1, x1, half open."""
     voxels: NDArray[np.int64]
-    """(N,)"""
+    """(N,) voxels of each region."""
     atom_voxels: NDArray[np.int64]
-    """(A,)"""
+    """(A,) voxels of each atom."""
 
 
 def worth_keeping(
@@ -64,15 +63,20 @@ def worth_keeping(
     min_body_fraction: float = 0.0,
     backend: Backend = HOST,
 ) -> NDArray[np.int64]:
-    """Places of the regions within the limits that are no near-duplicates of better ones; exact.
+    """Return the indices of the regions within the size limits that are no near-duplicates of better ones.
+
+    Volumes and IoUs are exact.
 
     Args:
-        refinement: The regions and their atoms.
-        min_voxels: Smaller regions go: smoothing may have taken some of their voxels.
-        duplicate_iou: A region goes when a better one has more than this IoU with it.
-        body: bool (z, y, x) on the backend, where the body is; None for everywhere.
-        min_body_fraction: Regions with a smaller part in the body go.
-        backend: Where the volumes are; its threads compare regions.
+        refinement: The regions, best first, and their atoms.
+        min_voxels: Smaller regions are dropped: smoothing may have removed some of their voxels.
+        duplicate_iou: A region is dropped if a better kept one has a larger IoU with it.
+        body: bool (z, y, x) on the backend, True in the body; None if the body is everywhere.
+        min_body_fraction: Regions with a smaller fraction of their voxels in the body are dropped.
+        backend: Backend that holds the volumes; its threads compare regions.
+
+    Returns:
+        int64 (N,) indices into `refinement.chosen`, ascending.
     """
     count, threads = len(refinement.chosen), backend.num_threads
     voxels = sums_of(refinement.ranks, refinement.nests, refinement.atom_voxels, count, threads)
@@ -85,46 +89,48 @@ def worth_keeping(
         )
     members, spans = members_of(refinement.ranks, refinement.nests, count, threads)
     regions = members, spans, refinement.atom_voxels, voxels, boxes
-    return np.flatnonzero(_no_twins(regions, duplicate_iou, within, backend.num_threads))
+    return np.flatnonzero(_without_near_duplicates(regions, duplicate_iou, within, backend.num_threads))
 
 
 def arrange(
-    refinement: Refinement, places: NDArray[np.int64], *, max_atoms: int, backend: Backend = HOST
+    refinement: Refinement, indices: NDArray[np.int64], *, max_atoms: int, backend: Backend = HOST
 ) -> AtomLayout:
-    """Atoms, orders and runs of some of the regions; of fewer, from the best on, if they need too many atoms.
+    """Return atoms, orders and intervals of some of the regions.
+
+    If the regions need too many atoms and absorbing slivers is not enough, the last ones are dropped.
 
     Args:
-        refinement: The regions; its ranks are overwritten, and on the CPU its atoms.
-        places: (N,) which of them, rising: best first.
-        max_atoms: At most 65,534.
-        backend: Where the atoms are.
+        refinement: The regions; its ranks are overwritten, and on the CPU its atoms too.
+        indices: int64 (N,) indices of the wanted regions, ascending, so best first.
+        max_atoms: The most atoms, up to 65,534.
+        backend: Backend that holds the atoms.
     """
     atoms, ranks, nests = refinement.atoms, refinement.ranks, list(refinement.nests)
     wanted = np.zeros(len(refinement.chosen), np.bool_)
-    wanted[places] = True
+    wanted[indices] = True
     while True:
         atoms, ranks, nests = _restrict(atoms, ranks, nests, wanted, backend)
         if len(ranks) > max_atoms:
-            atoms, old = absorb(atoms, ranks, nests, len(places), max_atoms, backend)
+            atoms, old = absorb(atoms, ranks, nests, len(indices), max_atoms, backend)
             ranks = ranks[old]
         if len(ranks) <= max_atoms:
-            orders, runs = runs_of(ranks, nests, len(places), backend.num_threads)
-            kept = np.flatnonzero(runs[:, 2] > runs[:, 1])  # a region of slivers only may be gone
-            if len(kept):  # else all were slivers: fewer need no absorbing
+            orders, runs = runs_of(ranks, nests, len(indices), backend.num_threads)
+            kept = np.flatnonzero(runs[:, 2] > runs[:, 1])  # a region of slivers only may be empty now
+            if len(kept):  # else all regions were slivers: fewer regions need no absorbing
                 break
-        wanted = np.arange(len(places)) < int(len(places) * 0.9 * min(1.0, max_atoms / len(ranks)))
+        wanted = np.arange(len(indices)) < int(len(indices) * 0.9 * min(1.0, max_atoms / len(ranks)))
         wanted[0] = True
-        places = places[wanted]
+        indices = indices[wanted]
     voxels, boxes = measure(atoms, len(ranks), backend)
     return AtomLayout(
         atoms=backend.to_host(atoms.astype(np.uint16)),
         orders=orders.astype(np.uint16),
         trees=tuple(nest.tree for nest in nests),
         styles=tuple(nest.style for nest in nests),
-        kept=places[kept],
+        kept=indices[kept],
         runs=runs[kept],
-        boxes=boxes_of(ranks, nests, boxes, len(places), backend.num_threads)[kept].astype(np.int32),
-        voxels=sums_of(ranks, nests, voxels, len(places), backend.num_threads)[kept],
+        boxes=boxes_of(ranks, nests, boxes, len(indices), backend.num_threads)[kept].astype(np.int32),
+        voxels=sums_of(ranks, nests, voxels, len(indices), backend.num_threads)[kept],
         atom_voxels=voxels,
     )
 
@@ -132,17 +138,27 @@ def arrange(
 def _restrict(
     atoms: Any, ranks: NDArray[np.uint16], nests: Sequence[Nest], wanted: NDArray[np.bool_], backend: Backend
 ) -> tuple[Any, NDArray[np.uint16], list[Nest]]:
-    """The refinement of some regions: atoms that only others told apart are one.
+    """Merge the atoms that no wanted region separates.
 
-    Ranks are overwritten, and on the CPU the atoms.
+    Ranks are overwritten, and on the CPU the atoms too.
+
+    Args:
+        atoms: int32 (z, y, x) on the backend.
+        ranks: (A, T) as in `Refinement`.
+        nests: (T,) as in `Refinement`.
+        wanted: bool (N,) which regions are kept.
+        backend: Backend that holds the atoms.
+
+    Returns:
+        Atoms, ranks and nests of the wanted regions; nests without such a region are left out.
     """
     restricted = [(column, *nest.restricted(wanted)) for column, nest in enumerate(nests)]
     restricted = [(column, nest, table) for column, nest, table in restricted if len(nest.nodes)]
-    around = np.zeros((len(restricted), max(len(table) for _, _, table in restricted)), np.uint16)
+    new_ranks = np.zeros((len(restricted), max(len(table) for _, _, table in restricted)), np.uint16)
     for row, (_, _, table) in enumerate(restricted):
-        around[row, : len(table)] = table
-    ranks = _looked_up(ranks, np.array([column for column, _, _ in restricted]), around)
-    # Atoms are numbered in scan order, so those that several of them become are too.
+        new_ranks[row, : len(table)] = table
+    ranks = _looked_up(ranks, np.array([column for column, _, _ in restricted]), new_ranks)
+    # Atoms are numbered in scan order, so merged atoms numbered by their first member are too.
     number, first = different_rows(ranks)
     move_up(ranks, first)
     return relabelled(atoms, number, backend), ranks[: len(first)], [nest for _, nest, _ in restricted]
@@ -152,7 +168,7 @@ def _restrict(
 def _looked_up(
     ranks: NDArray[np.uint16], columns: NDArray[np.int64], tables: NDArray[np.uint16]
 ) -> NDArray[np.uint16]:
-    """(A, T') some columns of the ranks, each looked up in its table; written over the ranks, row by row."""
+    """Return (A, T') some columns of the ranks, each looked up in its table; written over `ranks`."""
     out = ranks.reshape(-1)[: len(ranks) * len(columns)].reshape(len(ranks), len(columns))
     row = np.empty(len(columns), np.uint16)
     for i in range(len(ranks)):
@@ -165,35 +181,38 @@ def _looked_up(
 _Regions: TypeAlias = tuple[
     NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]
 ]
-"""Members (M,), spans (N, 2) of each region in them, voxels (A,) of the atoms, voxels (N,) and boxes (N,
-6)."""
+"""Atoms of all regions (M,), (N, 2) start and stop of each region in them, voxels of the atoms (A,), voxels
+(N,) and boxes (N, 6) of the regions."""
 
 
-def _no_twins(
+def _without_near_duplicates(
     regions: _Regions, iou: float, within: NDArray[np.bool_], num_threads: int
 ) -> NDArray[np.bool_]:
-    """(N,) whether a region is within the limits, and no kept one before it has a larger IoU with it."""
+    """Return (N,) whether a region is within the limits and no better kept one has a larger IoU with it."""
     _, spans, atom_voxels, _, _ = regions
-    twins: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(spans)
+    duplicates: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(spans)
 
     def find(first: int) -> None:
         inside = np.zeros(len(atom_voxels), np.bool_)
         for b in range(first, len(spans), num_threads):
             if within[b]:
-                twins[b] = _twins(b, regions, iou, within, inside)
+                duplicates[b] = _near_duplicates(b, regions, iou, within, inside)
 
     for_each(find, range(num_threads), num_threads)
     kept = within.copy()
-    for b, found in enumerate(twins):
+    for b, found in enumerate(duplicates):
         kept[b] &= not kept[found].any()
     return kept
 
 
 @numba.njit(cache=True, nogil=True)
-def _twins(
+def _near_duplicates(
     b: int, regions: _Regions, iou: float, within: NDArray[np.bool_], inside: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """Regions before b, within the limits, that have a larger IoU with it; `inside` is false and stays so."""
+    """Return the regions before b, within the limits, whose IoU with region b exceeds `iou`.
+
+    `inside` is working memory: (A,), False before and after.
+    """
     members, spans, atom_voxels, voxels, boxes = regions
     own = members[spans[b, 0] : spans[b, 1]]
     for atom in own:
@@ -203,12 +222,12 @@ def _twins(
     for a in range(b):
         if not within[a] or min(voxels[a], voxels[b]) <= iou * max(voxels[a], voxels[b]):
             continue
-        room = 1  # voxels that both boxes hold
+        common = 1  # voxels of the intersection of the two boxes
         for d in range(3):
-            room *= max(0, min(boxes[a, d + 3], boxes[b, d + 3]) - max(boxes[a, d], boxes[b, d]))
-        if room <= iou * max(voxels[a], voxels[b]):
+            common *= max(0, min(boxes[a, d + 3], boxes[b, d + 3]) - max(boxes[a, d], boxes[b, d]))
+        if common <= iou * max(voxels[a], voxels[b]):
             continue
-        both = voxels[a]  # at most: what is found outside goes off, until too little is left
+        both = voxels[a]  # upper bound of the intersection; atoms outside b are subtracted
         for atom in members[spans[a, 0] : spans[a, 1]]:
             if not inside[atom]:
                 both -= atom_voxels[atom]

@@ -1,8 +1,8 @@
-"""What turns the settings of the proposals into real intensities of a scan.
+"""Calibration: intensity windows and thresholds of the settings, converted to real intensities of a scan.
 
-Reads:  codes, int16 (z, y, x), and how they stand for real values.
-Writes: `Calibration`: windows and thresholds in real units, and where the body is.
-Bounds: one pass over the scan; settings in HU are taken as they are, all else are percentiles of it.
+Reads:  codes, int16 (z, y, x), with their scale and offset.
+Writes: `Calibration`: windows and thresholds in real units, and the body mask.
+Bounds: one pass over the scan. For CT the settings are in HU; for other scans they are percentiles.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ from pipeline.volumes import body_mask
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What turns settings into real intensities: the range, and for other scans than CT the histogram."""
+    """Intensity range of a scan, and for percentiles the histogram of its voxels."""
 
     hounsfield: bool
+    """Whether the intensities are in HU, so that settings in HU apply."""
     low: float
+    """Lower end of the stored range, in real units."""
     high: float
+    """Upper end of the stored range, in real units."""
     values: NDArray[np.float64]
-    """Real values of the codes that occur above the floor, ascending."""
+    """(V,) real values that occur above the floor (the lowest 3 % of the range), ascending."""
     cumulated: NDArray[np.int64]
-    """How many voxels are at or below each."""
+    """(V,) number of voxels above the floor that are at or below each value."""
 
     @classmethod
     def of(
@@ -42,21 +45,30 @@ class Calibration:
         unit: str,
         backend: Backend,
     ) -> Calibration:
-        """The calibration of a scan, `bounds` being the ends of its stored range."""
+        """Return the calibration of a scan.
+
+        Args:
+            codes: int16 (z, y, x) on the backend; real value = code * scale + offset.
+            scale: Real units per code.
+            offset: Real value of code 0.
+            bounds: Lower and upper end of the stored range, in real units.
+            unit: "HU" for CT; any other unit for percentiles.
+            backend: Backend that holds the codes.
+        """
         low, high = bounds
         counts = np.zeros(1 << 16, np.int64)
         for start, stop in slabs_of(codes.shape, 1):
             shifted = codes[start:stop].ravel().astype(backend.xp.int32) + (1 << 15)
             counts += np.asarray(backend.to_host(backend.xp.bincount(shifted, minlength=1 << 16)))
         values = np.arange(-(1 << 15), 1 << 15, dtype=np.float64) * scale + offset
-        there = (counts > 0) & (values > low + 0.03 * (high - low))
-        order = np.argsort(values[there], kind="stable")
+        occurs = (counts > 0) & (values > low + 0.03 * (high - low))
+        order = np.argsort(values[occurs], kind="stable")
         return cls(
             hounsfield=unit == "HU",
             low=low,
             high=high,
-            values=values[there][order],
-            cumulated=np.cumsum(counts[there][order]),
+            values=values[occurs][order],
+            cumulated=np.cumsum(counts[occurs][order]),
         )
 
     def body(
@@ -67,20 +79,28 @@ class Calibration:
         spacing_zyx_mm: tuple[float, float, float],
         config: ProposalConfig,
     ) -> NDArray[np.bool_]:
-        """Where the body is; thresholds are compared as codes."""
+        """Return the body mask, bool (z, y, x).
+
+        Args:
+            image: int16 codes (z, y, x) on the host.
+            scale: Real units per code.
+            offset: Real value of code 0.
+            spacing_zyx_mm: Voxel size in mm.
+            config: Has the threshold of a CT in HU; it is converted to codes.
+        """
         most = (self.low + 0.1 * (self.high - self.low) - offset) / scale
         threshold = (config.body_threshold_hu - offset) / scale if self.hounsfield else None
         return body_mask(image, spacing_zyx_mm, threshold=threshold, most=most)
 
     def percentile(self, percent: float) -> float:
-        """Real value that so many percent of the voxels above the floor do not exceed."""
+        """Return the real value that `percent` % of the voxels above the floor do not exceed."""
         if not len(self.values):
             return self.low
         rank = np.searchsorted(self.cumulated, percent / 100 * self.cumulated[-1], side="left")
         return float(self.values[min(int(rank), len(self.values) - 1)])
 
     def windows(self, config: ProposalConfig) -> list[Window]:
-        """Intensity windows in real units; the whole range for (0, 100)."""
+        """Return the intensity windows in real units; 0 % and 100 % are the ends of the stored range."""
         if self.hounsfield:
             return list(config.ct_windows_hu)
         windows = []
@@ -94,7 +114,7 @@ class Calibration:
         return windows or [(self.low, self.high)]
 
     def thresholds(self, config: ProposalConfig) -> Iterator[float]:
-        """Thresholds of the components, in real units."""
+        """Yield the thresholds of the connected components, in real units."""
         if self.hounsfield:
             yield from config.component_thresholds_hu
         else:

@@ -1,4 +1,4 @@
-"""The settings of the proposals: every choice made on the way from an image to its masks.
+"""Settings of the mask proposals.
 
 Reads: nothing. Writes: nothing. Scales and sizes are in mm and mm^3.
 """
@@ -14,7 +14,7 @@ from pipeline.hierarchies import TreeSpec, Window
 from pipeline.proposals.outlines import Outlines
 
 MAX_ATOMS = 65_534
-"""The most that uint16 ids with two reserved values can tell apart (format version 1)."""
+"""The most atoms: uint16 ids without two reserved values (format version 1)."""
 
 DEFAULT_TREES = (
     "fine-contrast-0.7mm",
@@ -35,22 +35,24 @@ DEFAULT_TREES = (
     "voxels-contrast-0.7mm",
     "voxels-contrast-2.2mm",
 )
-"""See `docs/decisions/0003-proposals.md` for what each brings."""
+"""See `docs/decisions/0003-proposals.md` for what each tree adds."""
 
 
 _ROUNDED_LEAST_IOU, _ROUNDED_LEAST_VOLUME = 0.3, 0.5
-"""What a blur must leave of a region that is offered again: it is there unrounded too."""
+"""Limits for the rounded copy of a region: least IoU with the region, least fraction of its volume. They are
+low because the region itself is a proposal too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProposalConfig:
-    """Every choice made on the way from an image to its proposals; checked when made."""
+    """Settings of the mask proposals; checked when made."""
 
     ct_windows_hu: tuple[Window, ...] = ((-160.0, 240.0), (-991.0, 500.0), (0.0, 150.0))
     """Intensity windows of a CT: soft tissue, wide, narrow. Boundary evidence is summed over them."""
 
     percentile_windows: tuple[Window, ...] = ((0.0, 100.0), (5.0, 95.0))
-    """Windows of other scans: percentiles of the voxels above the floor (lowest 3 % of the stored range)."""
+    """Intensity windows of other scans: percentiles of the voxels above the floor (lowest 3 % of the
+    stored range)."""
 
     scales_mm: tuple[float, ...] = (0.7, 1.0, 1.5, 2.2)
     """Gaussian scales of the boundary evidence, in mm; at least 0.45 voxels are used."""
@@ -62,66 +64,67 @@ class ProposalConfig:
     """Scale whose basins are the coarse supervoxels; one of `scales_mm`."""
 
     max_regions: int = 1 << 16
-    """Weakest supervoxels are merged until no more than this many are left, before trees are grown; 16 bits
-    hold their numbers."""
+    """Small, similar supervoxels are merged until no more than this many are left; then trees are grown. 16
+    bits hold their numbers."""
 
     max_voxel_leaves: int = 200_000
-    """Scans of no more voxels also get trees whose leaves are voxels."""
+    """Scans with no more voxels than this also get trees whose leaves are voxels."""
 
     trees: tuple[str, ...] = DEFAULT_TREES
-    """Hierarchies to grow: PARTITION-METHOD-SCALEmm (see `hierarchies.TreeSpec`)."""
+    """Trees to grow: PARTITION-METHOD-SCALEmm (see `hierarchies.TreeSpec`)."""
 
     component_thresholds_hu: tuple[float, ...] = (-900, -700, -400, -150, -50, 20, 70, 130, 200, 300, 420)
-    """Thresholds of voxel-exact components in CT, in HU: lung, fat, soft tissue, contrast, bone. Empty:
-    none."""
+    """Thresholds of the connected components in CT, in HU: lung, fat, soft tissue, contrast, bone. Empty: no
+    components."""
 
     component_percentiles: tuple[float, ...] = (10, 20, 35, 50, 65, 80, 90, 95, 98, 99)
-    """Likewise for other scans, as percentiles of the voxels above the floor. Empty: none."""
+    """The same for other scans, as percentiles of the voxels above the floor. Empty: no components."""
 
     min_volume_mm3: float = 100.0
-    """Smaller regions are no proposals."""
+    """Smaller regions are dropped, in mm^3."""
 
     max_volume_fraction: float = 0.6
-    """Regions that fill more of the scan are none either."""
+    """Regions that fill a larger fraction of the scan are dropped."""
 
     min_body_fraction: float = 0.5
-    """Regions with a smaller part of their voxels in the body are none: table, air, streaks."""
+    """Regions with a smaller fraction of their voxels in the body are dropped: table, air, streaks."""
 
     body_threshold_hu: float = -500.0
-    """CT voxels above it are body; what they enclose is too (lung, bowel gas)."""
+    """CT voxels above this are body, and so are cavities that they enclose (lung, bowel gas)."""
 
     candidates_per_half_octave: int = 600
-    """Regions of each tree that are looked at, for each factor of sqrt(2) in volume."""
+    """The most candidates per tree in each volume class; classes are a factor of sqrt(2) wide."""
 
     max_proposals: int = 2000
-    """The most that are kept."""
+    """The most proposals of a scan."""
 
     outline_smoothing: float = 0.1
-    """Regions of supervoxels are blurred, and kept where the blur exceeds a half: its standard deviation as a
-    fraction of the cube root of their volume. 0 keeps the ragged outlines. Level sets are never blurred."""
+    """Width of the blur that smooths the outlines of regions of supervoxels: its standard deviation as a
+    fraction of the cube root of the region's volume. A region is kept where its blurred mask exceeds 0.5. 0
+    for no smoothing. Level sets are never blurred."""
 
     max_outline_sigma_mm: float = 6.0
-    """The widest blur, in mm."""
+    """The largest standard deviation of this blur, in mm."""
 
     rounding: float = 0.3
-    """The best regions are offered a second time, rounder: the standard deviation of that blur, as a fraction
-    of the cube root of their volume. 0 for no second ones."""
+    """The best regions get a second, rounder copy: the standard deviation of its blur, as a fraction of the
+    cube root of the region's volume. 0 for no copies."""
 
     max_rounding_sigma_mm: float = 20.0
-    """The widest blur of these, in mm."""
+    """The largest standard deviation of that blur, in mm."""
 
     rounded_fraction: float = 0.15
-    """How many of the proposals, best first, may be offered a second time."""
+    """The largest fraction of the proposals, best first, that may get a rounder copy."""
 
     duplicate_iou: float = 0.95
-    """A region that overlaps a better one more than this is left out."""
+    """A region is dropped if its IoU with a better one is larger than this."""
 
     max_atoms: int = MAX_ATOMS
-    """The most atoms; above it slivers are absorbed. Fewer atoms are fewer bytes."""
+    """The most atoms; above this, slivers are absorbed. Fewer atoms take fewer bytes."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        # One region and what is around it are two atoms.
+        """Check the settings."""
+        # One region and its background are two atoms.
         _require(1 < self.max_atoms <= MAX_ATOMS, f"max_atoms must be 2..{MAX_ATOMS}, got {self.max_atoms}")
         _require(self.max_proposals > 0, f"max_proposals must be positive, got {self.max_proposals}")
         _require(self.max_regions > 1, f"max_regions must be above 1, got {self.max_regions}")
@@ -158,12 +161,16 @@ class ProposalConfig:
             raise ConfigError(f"trees: {error}") from error
         for spec in specs:
             _require(
-                not spec.looks_at_a_scale or spec.scale_mm in self.scales_mm,
+                not spec.uses_boundary_evidence or spec.scale_mm in self.scales_mm,
                 f"trees: {spec.name} needs the scale {spec.scale_mm:g} in scales_mm",
             )
 
     def outlines(self, voxel_mm3: float) -> tuple[Outlines, Outlines]:
-        """How outlines are smoothed where a voxel has this volume, and how those that are offered again."""
+        """Return the outline settings of regions, and of their rounder copies.
+
+        Args:
+            voxel_mm3: Volume of a voxel in mm^3.
+        """
         edge_mm = float(np.cbrt(voxel_mm3))
         return (
             Outlines(fraction=self.outline_smoothing, max_sigma_voxels=self.max_outline_sigma_mm / edge_mm),
@@ -178,7 +185,7 @@ class ProposalConfig:
 
     @property
     def num_rounded(self) -> int:
-        """How many of the best proposals may be offered a second time."""
+        """How many of the best proposals may get a rounder copy."""
         return int(self.rounded_fraction * self.max_proposals) if self.rounding else 0
 
     @property

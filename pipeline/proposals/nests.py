@@ -1,8 +1,10 @@
-"""Nests: the chosen regions of one tree, depth first, and what they hold by the ranks of their atoms.
+"""Nests: the chosen regions of one tree in depth-first order, and sums, boxes and intervals of these regions.
 
-Reads:  a `Hierarchy` and some of its nodes; ranks, uint16 (A, T): for each nest 1 + the rank of the innermost
-        region around an atom, or 0.
-Writes: `Nest`; runs, boxes and sums of its regions.
+The regions of a nest are nested or disjoint. The rank of a region is its index in the nest.
+
+Reads:  a `Hierarchy` and some of its nodes; ranks, uint16 (A, T): 1 + rank, in each nest, of the innermost
+        region that contains the atom; 0 for none.
+Writes: `Nest`; atom intervals, boxes and sums of its regions.
 Bounds: fewer than 65,535 regions.
 """
 
@@ -22,24 +24,34 @@ from pipeline.proposals.outlines import region_boxes
 
 @dataclass(frozen=True, kw_only=True)
 class Nest:
-    """The chosen nodes of one tree, depth first: a rank is a place in it."""
+    """The n chosen nodes of one tree in depth-first order; a rank is an index into it."""
 
     tree: int
+    """Index of the tree."""
     nodes: NDArray[np.int64]
+    """(n,) node of the tree, for each rank."""
     place: NDArray[np.int64]
-    """(n,) place of each in the list of all chosen regions."""
+    """(n,) index of each region in the list of all chosen regions."""
     parent: NDArray[np.int64]
-    """(n,) rank of the smallest one around each, -1 where there is none."""
+    """(n,) rank of the smallest chosen region that contains each region, -1 for none."""
     last: NDArray[np.int64]
-    """(n,) rank of the last one inside each."""
+    """(n,) rank of the last region inside each region; its own rank if there is none."""
     style: int = 0
-    """In which of several ways they are smoothed."""
+    """Index of the outline settings that its regions are smoothed with."""
 
     @classmethod
     def of(
         cls, tree: int, hierarchy: Hierarchy, nodes: list[int], place: list[int], *, style: int = 0
     ) -> Nest:
-        """The nest of these nodes."""
+        """Return the nest of some nodes.
+
+        Args:
+            tree: Index of the tree.
+            hierarchy: The tree.
+            nodes: The n chosen nodes, in any order.
+            place: Index of each in the list of all chosen regions.
+            style: Index of the outline settings.
+        """
         start, stop = hierarchy.start[nodes], hierarchy.stop[nodes]
         order = np.lexsort((np.array(nodes), -stop, start))
         start, stop = start[order], stop[order]
@@ -53,23 +65,41 @@ class Nest:
         )
 
     def restricted(self, wanted: NDArray[np.bool_]) -> tuple[Nest, NDArray[np.uint16]]:
-        """The nest of some of the nodes, and 1 + the rank in it of what is around each node of this one."""
+        """Return the nest of some of the regions, and a table from old to new ranks.
+
+        Args:
+            wanted: bool (N,) whether each of all chosen regions is kept.
+
+        Returns:
+            The nest; and uint16 (n + 1,) table: entry 1 + old rank is 1 + new rank of the region itself or,
+            if it is dropped, of its nearest kept ancestor; 0 for none.
+        """
         kept = wanted[self.place]
-        around = np.zeros(len(kept) + 1, np.uint16)
+        new_rank = np.zeros(len(kept) + 1, np.uint16)
         number = np.cumsum(kept)
         for rank in range(len(kept)):
-            around[rank + 1] = number[rank] if kept[rank] else around[self.parent[rank] + 1]
-        parent = around[self.parent[kept] + 1].astype(np.int64) - 1
+            new_rank[rank + 1] = number[rank] if kept[rank] else new_rank[self.parent[rank] + 1]
+        parent = new_rank[self.parent[kept] + 1].astype(np.int64) - 1
         last = number[self.last[kept]] - 1
         place = (np.cumsum(wanted) - 1)[self.place[kept]]
         nodes = self.nodes[kept]
-        return replace(self, nodes=nodes, place=place, parent=parent, last=last), around
+        return replace(self, nodes=nodes, place=place, parent=parent, last=last), new_rank
 
 
 def runs_of(
     ranks: NDArray[np.uint16], nests: Sequence[Nest], num_regions: int, num_threads: int = 1
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """(T, A) atoms in depth-first order of each nest; (N, 3) row, start, stop of each region, by place."""
+    """Return the atoms in depth-first order of each nest, and the interval of each region.
+
+    Args:
+        ranks: uint16 (A, T), see the module.
+        nests: (T,) the nests.
+        num_regions: Number N of chosen regions in all nests.
+        num_threads: Nests that are worked on at once.
+
+    Returns:
+        int32 (T, A) permutations of the atoms; and int32 (N, 3) nest, start, stop of each chosen region.
+    """
     orders = np.empty((len(nests), len(ranks)), np.int32)
     runs = np.empty((num_regions, 3), np.int32)
 
@@ -79,7 +109,7 @@ def runs_of(
         runs[nest.place, 0] = row
         runs[nest.place, 1] = start[:-2]
         runs[nest.place, 2] = start[nest.last + 1]
-        _put(ranks[:, row], start, orders[row])
+        _sort_by_rank(ranks[:, row], start, orders[row])
 
     for_each(fill, range(len(nests)), num_threads)
     return orders, runs
@@ -88,9 +118,18 @@ def runs_of(
 def members_of(
     ranks: NDArray[np.uint16], nests: Sequence[Nest], num_regions: int, num_threads: int = 1
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """The atoms of all regions in one list; (N, 2) start and stop of each region's in it, by place.
+    """Return the atoms of all regions in one list, and the interval of each region in it.
 
-    As the orders of `runs_of` without the atoms that are in no region of a nest, which most are.
+    These are the orders of `runs_of` without the atoms that lie in no region of a nest; most do not.
+
+    Args:
+        ranks: uint16 (A, T), see the module.
+        nests: (T,) the nests.
+        num_regions: Number N of chosen regions in all nests.
+        num_threads: Nests that are worked on at once.
+
+    Returns:
+        int32 (L,) atoms; and int64 (N, 2) start and stop of each chosen region.
     """
     starts: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(nests)
 
@@ -105,7 +144,7 @@ def members_of(
         nest, first = nests[row], ends[row] - starts[row][-2]
         spans[nest.place, 0] = first + starts[row][:-2]
         spans[nest.place, 1] = first + starts[row][nest.last + 1]
-        _put(ranks[:, row], starts[row], members[first : ends[row]])
+        _sort_by_rank(ranks[:, row], starts[row], members[first : ends[row]])
 
     for_each(fill, range(len(nests)), num_threads)
     return members, spans
@@ -118,7 +157,18 @@ def boxes_of(
     num_regions: int,
     num_threads: int = 1,
 ) -> NDArray[np.int64]:
-    """(N, 6) boxes of the regions, by place."""
+    """Return the bounding boxes of the chosen regions.
+
+    Args:
+        ranks: uint16 (A, T), see the module.
+        nests: (T,) the nests.
+        atom_boxes: int32 (A, 6) z0, y0, x0, z1, y1, x1 of each atom, half open, in voxels.
+        num_regions: Number N of chosen regions in all nests.
+        num_threads: Nests that are worked on at once.
+
+    Returns:
+        int64 (N, 6) z0, y0, x0, z1, y1, x1, half open, in voxels.
+    """
     boxes = np.empty((num_regions, 6), np.int64)
 
     def fill(row: int) -> None:
@@ -136,7 +186,18 @@ def sums_of(
     num_regions: int,
     num_threads: int = 1,
 ) -> NDArray[np.int64]:
-    """(N,) sums of the atoms' values over the regions, by place."""
+    """Return sums of values of atoms over the chosen regions.
+
+    Args:
+        ranks: uint16 (A, T), see the module.
+        nests: (T,) the nests.
+        values: int64 (A,) a value for each atom, such as its voxels.
+        num_regions: Number N of chosen regions in all nests.
+        num_threads: Nests that are worked on at once.
+
+    Returns:
+        int64 (N,).
+    """
     sums = np.empty(num_regions, np.int64)
 
     def fill(row: int) -> None:
@@ -149,7 +210,11 @@ def sums_of(
 
 @numba.njit(cache=True, nogil=True)
 def _starts(innermost: NDArray[np.uint16], num_regions: int) -> NDArray[np.int64]:
-    """(n + 2,) how many atoms have a lower rank, for each rank, for those in no region, and for all atoms."""
+    """Return the number of atoms with a lower rank, for each rank; atoms in no region come after all ranks.
+
+    Returns:
+        (n + 2,) for the n ranks, for the atoms in no region, and the number of all atoms.
+    """
     starts = np.zeros(num_regions + 2, np.int64)
     for atom in range(len(innermost)):
         starts[innermost[atom]] += 1
@@ -160,8 +225,8 @@ def _starts(innermost: NDArray[np.uint16], num_regions: int) -> NDArray[np.int64
 
 
 @numba.njit(cache=True, nogil=True)
-def _put(innermost: NDArray[np.uint16], starts: NDArray[np.int64], out: NDArray[np.int32]) -> None:
-    """Atoms by rank, those in no region last, as far as there is room for them."""
+def _sort_by_rank(innermost: NDArray[np.uint16], starts: NDArray[np.int64], out: NDArray[np.int32]) -> None:
+    """Write the atoms sorted by rank, those in no region last, into `out`; what does not fit is left out."""
     num_regions = len(starts) - 2
     free = starts[:-1].copy()
     for atom in range(len(innermost)):
@@ -173,13 +238,13 @@ def _put(innermost: NDArray[np.uint16], starts: NDArray[np.int64], out: NDArray[
 
 @numba.njit(cache=True, nogil=True)
 def _parents_of(stop: NDArray[np.int64], start: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rank of the smallest interval around each, for intervals in depth-first order; -1 for none."""
+    """Return the rank of the smallest interval around each, -1 for none; intervals in depth-first order."""
     parent = np.full(len(stop), -1, np.int64)
     for rank in range(1, len(stop)):
-        around = rank - 1
-        while around >= 0 and stop[around] <= start[rank]:
-            around = parent[around]
-        parent[rank] = around
+        ancestor = rank - 1
+        while ancestor >= 0 and stop[ancestor] <= start[rank]:
+            ancestor = parent[ancestor]
+        parent[rank] = ancestor
     return parent
 
 
@@ -187,7 +252,13 @@ def _parents_of(stop: NDArray[np.int64], start: NDArray[np.int64]) -> NDArray[np
 def _rank_sums(
     innermost: NDArray[np.uint16], values: NDArray[np.int64], parent: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """(n,) sums over the regions of a nest; `innermost` is 1 + the rank around each atom, or 0."""
+    """Return (n,) sums over the regions of a nest.
+
+    Args:
+        innermost: (A,) 1 + rank of the innermost region that contains each atom, 0 for none.
+        values: (A,) a value for each atom.
+        parent: (n,) as `Nest.parent`.
+    """
     sums = np.zeros(len(parent) + 1, np.int64)
     for atom in range(len(innermost)):
         sums[innermost[atom]] += values[atom]

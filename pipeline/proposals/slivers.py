@@ -1,13 +1,13 @@
-"""Slivers: atoms of a few voxels where boundaries cross, absorbed where there are more atoms than allowed.
+"""Slivers: atoms of a few voxels where boundaries cross. They are absorbed if there are too many atoms.
 
-    atoms --who touches whom--> pairs --least harm first, in rounds--> fewer atoms, in place
+    atoms --touching pairs--> pairs --smallest change first, in rounds--> fewer atoms, in place
 
-Those that do least harm join a neighbour: harm is the part of their volume that the regions gain or lose by
-it, so a sliver leaves a large region rather than a small one. Regions stay unions of atoms exactly.
+A sliver joins the neighbour that changes the chosen regions least. The change is measured as a fraction of
+the regions' volumes, so a sliver leaves a large region rather than a small one. Regions remain unions of
+atoms.
 
-Reads:  atoms, int32 (z, y, x); ranks, uint16 (A, T), of the nests around each (see
-        `pipeline.proposals.nests`).
-Writes: the same atoms, fewer of them, 0..A'-1 in scan order.
+Reads:  atoms, int32 (z, y, x); ranks, uint16 (A, T), and the nests (see `pipeline.proposals.nests`).
+Writes: fewer atoms, int32 (z, y, x), 0..A'-1 in scan order.
 Bounds: only atoms of at most 512 voxels are absorbed.
 """
 
@@ -26,15 +26,15 @@ from pipeline.hierarchies import count_inside, relabelled
 from pipeline.proposals.nests import Nest, sums_of
 
 _ROUND = 3
-"""At most one of so many atoms is absorbed before the harm that the next would do is measured again."""
+"""At most 1/3 of the atoms are absorbed in a round; then the changes are measured again."""
 
 _CACHED_PAIRS = 1 << 20
-"""Places of the cache that keeps most pairs from being listed again; a power of two."""
+"""Size of the cache that keeps most pairs from being listed twice; a power of two."""
 
 _INFINITY_BITS = int(np.array(np.inf).view(np.uint64))
 
 _MAX_SLIVER_VOXELS = 512
-"""Larger atoms are never absorbed; rather the lowest ranked regions are given up."""
+"""Larger atoms are never absorbed; the lowest ranked regions are dropped instead."""
 
 
 def absorb(
@@ -45,40 +45,44 @@ def absorb(
     max_atoms: int,
     backend: Backend,
 ) -> tuple[Any, NDArray[np.int64]]:
-    """Let slivers join neighbours until no more than `max_atoms` are left or none is a sliver.
+    """Merge slivers into neighbours until no more than `max_atoms` atoms are left, or no slivers.
 
     Args:
         atoms: int32 (z, y, x) 0..A-1 in scan order, on the backend; overwritten on the CPU.
-        ranks: (A, T) see `pipeline.proposals.nests`.
-        nests: (T,) the regions.
-        num_regions: How many there are in all nests.
-        max_atoms: How many atoms may be left.
-        backend: Where it runs.
+        ranks: uint16 (A, T), see `pipeline.proposals.nests`.
+        nests: (T,) the nests.
+        num_regions: Number of chosen regions in all nests.
+        max_atoms: The most atoms that may be left.
+        backend: Backend that holds the atoms.
 
     Returns:
-        The atoms, fewer, 0..A'-1 in scan order; and (A',) for each the old number of the one whose ranks it
-        has.
+        int32 (z, y, x) atoms 0..A'-1 in scan order, on the backend. And int64 (A',) for each new atom the old
+        atom whose ranks it has.
     """
     count = len(ranks)
     voxels = count_inside(atoms, None, count, backend)
-    weights, around = _weights(ranks, nests, voxels, num_regions, backend.num_threads)
+    weights, parents = _weights(ranks, nests, voxels, num_regions, backend.num_threads)
     make = _PairsOnGpu if backend.name == "gpu" else _Pairs
-    pairs = make(atoms, voxels <= _MAX_SLIVER_VOXELS, ranks, weights, around, backend)
-    host = np.arange(count, dtype=np.int32)  # the atom that each has joined; itself at first
+    pairs = make(atoms, voxels <= _MAX_SLIVER_VOXELS, ranks, weights, parents, backend)
+    host = np.arange(count, dtype=np.int32)  # the atom that each one was merged into; at first itself
     left = count
     while left > max_atoms:
-        slivers, neighbour = pairs.least_harmful(voxels, min(left - max_atoms, left // _ROUND + 1))
+        slivers, neighbour = pairs.cheapest(voxels, min(left - max_atoms, left // _ROUND + 1))
         joined = _join(slivers, neighbour, host, voxels)
         if not joined:
             break
         left -= joined
-        pairs.follow(host)
+        pairs.apply_merges(host)
     number, old = _numbers(host)
     return relabelled(atoms, number, backend), old
 
 
 class _Pairs:
-    """Touching atoms, one a sliver at least, and what a voxel changes that goes from one to the other."""
+    """Pairs of touching atoms, at least one of them small, and their costs per voxel.
+
+    The cost of a pair is the weighted change of the regions for each voxel that moves from one atom to the
+    other.
+    """
 
     def __init__(
         self,
@@ -86,36 +90,46 @@ class _Pairs:
         small: NDArray[np.bool_],
         ranks: NDArray[np.uint16],
         weights: NDArray[np.float64],
-        around: NDArray[np.int64],
+        parents: NDArray[np.int64],
         backend: Backend,
     ) -> None:
         self.pairs = _touching(atoms, small)
-        self.changes = np.full(len(self.pairs), -1.0)  # -1 where it is not known
-        self.regions = ranks, weights, around
+        self.changes = np.full(len(self.pairs), -1.0)  # -1 where not computed yet
+        self.regions = ranks, weights, parents
         self.num_threads = backend.num_threads
 
-    def least_harmful(
-        self, voxels: NDArray[np.int64], most: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """The slivers that change least by joining a neighbour, at most so many; (A,) which neighbour."""
+    def cheapest(self, voxels: NDArray[np.int64], most: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Return the slivers that change the regions least by joining a neighbour.
+
+        Args:
+            voxels: (A,) voxels of each atom.
+            most: The most slivers that are returned.
+
+        Returns:
+            Slivers, lowest cost first; and int32 (A,) the best neighbour of each atom.
+        """
         ends = np.linspace(0, len(self.pairs), self.num_threads + 1).astype(np.int64)
         for_each(
             lambda part: _fill(self.pairs[part], self.changes[part], *self.regions),
             [slice(*part) for part in pairwise(ends.tolist())],
             self.num_threads,
         )
-        harm, neighbour = _least_harm(self.pairs, self.changes, voxels)
-        slivers = np.flatnonzero(np.isfinite(harm))
-        return slivers[np.argsort(harm[slivers], kind="stable")[:most]], neighbour
+        cost, neighbour = _least_costs(self.pairs, self.changes, voxels)
+        slivers = np.flatnonzero(np.isfinite(cost))
+        return slivers[np.argsort(cost[slivers], kind="stable")[:most]], neighbour
 
-    def follow(self, host: NDArray[np.int32]) -> None:
-        """Put atoms that have joined another in its place."""
-        used = _follow(self.pairs, self.changes, host)
+    def apply_merges(self, host: NDArray[np.int32]) -> None:
+        """Replace atoms that were merged into another by that one.
+
+        Args:
+            host: (A,) the atom that each was merged into; itself if it was not.
+        """
+        used = _apply_merges(self.pairs, self.changes, host)
         self.pairs, self.changes = self.pairs[:used], self.changes[:used]
 
 
 class _PairsOnGpu:
-    """The same; `pairs` and `changes` are on the device."""
+    """The same as `_Pairs`; `pairs` and `changes` are on the device."""
 
     def __init__(
         self,
@@ -123,7 +137,7 @@ class _PairsOnGpu:
         small: NDArray[np.bool_],
         ranks: NDArray[np.uint16],
         weights: NDArray[np.float64],
-        around: NDArray[np.int64],
+        parents: NDArray[np.int64],
         backend: Backend,
     ) -> None:
         xp = backend.xp
@@ -143,15 +157,13 @@ class _PairsOnGpu:
             backend.to_device(ranks),
             np.int32(ranks.shape[1]),
             backend.to_device(weights),
-            backend.to_device(around),
+            backend.to_device(parents),
             np.int32(weights.shape[1]),
         )
         self.backend = backend
 
-    def least_harmful(
-        self, voxels: NDArray[np.int64], most: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """As `_Pairs.least_harmful`."""
+    def cheapest(self, voxels: NDArray[np.int64], most: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Do the same as `_Pairs.cheapest`."""
         backend, xp = self.backend, self.backend.xp
         count = len(self.pairs)
         pairs, changes = (self.pairs, np.int64(count)), self.changes
@@ -167,8 +179,8 @@ class _PairsOnGpu:
         order = xp.argsort(change[slivers] * sizes[slivers], kind="stable")[:most]
         return backend.to_host(slivers[order]), backend.to_host(neighbour)
 
-    def follow(self, host: NDArray[np.int32]) -> None:
-        """As `_Pairs.follow`."""
+    def apply_merges(self, host: NDArray[np.int32]) -> None:
+        """Do the same as `_Pairs.apply_merges`."""
         xp = self.backend.xp
         followed = self.backend.to_device(host)[self.pairs]
         apart = followed[:, 0] != followed[:, 1]
@@ -184,20 +196,24 @@ def _weights(
     num_regions: int,
     num_threads: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """(T, n) what a voxel of each region counts, and 1 + the rank around it; by 1 + rank."""
+    """Return the cost per voxel of changing a region, and 1 + rank of its parent.
+
+    Returns:
+        Two arrays (T, n + 1), by nest and 1 + rank; entry 0 stands for no region.
+    """
     volumes = np.maximum(sums_of(ranks, nests, voxels, num_regions, num_threads), 1)
     length = max(len(nest.nodes) for nest in nests) + 1
     weights = np.zeros((len(nests), length))
-    around = np.zeros((len(nests), length), np.int64)
+    parents = np.zeros((len(nests), length), np.int64)
     for row, nest in enumerate(nests):
-        better = 2 - nest.place / num_regions  # the best region counts twice as much as the last
+        better = 2 - nest.place / num_regions  # the best region has twice the weight of the last
         weights[row, 1 : len(nest.nodes) + 1] = better / volumes[nest.place]
-        around[row, 1 : len(nest.nodes) + 1] = nest.parent + 1
-    return weights, around
+        parents[row, 1 : len(nest.nodes) + 1] = nest.parent + 1
+    return weights, parents
 
 
 def _touching(atoms: NDArray[np.int32], small: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """(E, 2) pairs of touching atoms, one of them small at least, as they are met; some are listed again."""
+    """Return int32 (E, 2) pairs of touching atoms, at least one of them small; some pairs occur twice."""
     pairs, seen = np.empty((len(small) * 6 + 64, 2), np.int32), np.full(_CACHED_PAIRS, -1, np.int64)
     row, used = 0, 0
     while True:
@@ -213,9 +229,12 @@ def _collect(
     atoms: NDArray[np.int32], small: NDArray[np.bool_], pairs: NDArray[np.int32], seen: NDArray[np.int64],
     row: int, used: int,
 ) -> tuple[int, int]:  # fmt: skip
-    """List the pairs of the rows of voxels from `row` on, until the room is used up.
+    """List the pairs in the rows of voxels from `row` on, until all rows are done or `pairs` is full.
 
-    `seen` is a cache of pairs, one place a hash: a pair that another has pushed out is listed again.
+    `seen` is a hash table with one entry per hash; a pair that was overwritten there is listed again.
+
+    Returns:
+        Rows done, and pairs used.
     """
     num_z, num_y, num_x = atoms.shape
     mask = len(seen) - 1
@@ -235,9 +254,9 @@ def _collect(
                 if key == last[d]:
                     continue
                 last[d] = key
-                place = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)) & mask
-                if seen[place] != key:
-                    seen[place] = key
+                slot = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)) & mask
+                if seen[slot] != key:
+                    seen[slot] = key
                     pairs[used, 0], pairs[used, 1] = min(a, b), max(a, b)
                     used += 1
         row += 1
@@ -246,47 +265,48 @@ def _collect(
 
 @numba.njit(cache=True, nogil=True)
 def _difference(
-    a: int, b: int, ranks: NDArray[np.uint16], weights: NDArray[np.float64], around: NDArray[np.int64]
+    a: int, b: int, ranks: NDArray[np.uint16], weights: NDArray[np.float64], parents: NDArray[np.int64]
 ) -> float:  # fmt: skip
-    """Weights of the regions with one of two atoms, but not the other."""
+    """Return the summed weights of the regions that contain one of two atoms, but not the other."""
     total = 0.0
     for row in range(ranks.shape[1]):
         i, j = np.int64(ranks[a, row]), np.int64(ranks[b, row])
-        while i != j:  # what is around a region has a lower number
+        while i != j:  # a parent has a lower rank than its children
             if i > j:
                 total += weights[row, i]
-                i = around[row, i]
+                i = parents[row, i]
             else:
                 total += weights[row, j]
-                j = around[row, j]
+                j = parents[row, j]
     return total
 
 
 @numba.njit(cache=True, nogil=True)
 def _fill(
     pairs: NDArray[np.int32], changes: NDArray[np.float64], ranks: NDArray[np.uint16],
-    weights: NDArray[np.float64], around: NDArray[np.int64],
+    weights: NDArray[np.float64], parents: NDArray[np.int64],
 ) -> None:  # fmt: skip
-    """Fill in what a voxel changes that goes from one of a pair to the other, where it is not known."""
+    """Compute the missing changes (-1) of pairs: the weighted change per voxel."""
     for p in range(len(pairs)):
         if changes[p] < 0:
-            changes[p] = _difference(pairs[p, 0], pairs[p, 1], ranks, weights, around)
+            changes[p] = _difference(pairs[p, 0], pairs[p, 1], ranks, weights, parents)
 
 
 @numba.njit(cache=True, nogil=True)
-def _least_harm(
+def _least_costs(
     pairs: NDArray[np.int32], changes: NDArray[np.float64], voxels: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-    harm = np.full(len(voxels), np.inf)
+    """Return (A,) the lowest cost of merging each atom into a neighbour, and (A,) that neighbour."""
+    cost = np.full(len(voxels), np.inf)
     neighbour = np.full(len(voxels), -1, np.int32)
     for p in range(len(pairs)):
         a, b = pairs[p]
         change = changes[p]
-        if voxels[a] <= _MAX_SLIVER_VOXELS and (change < harm[a] or (change == harm[a] and b < neighbour[a])):
-            harm[a], neighbour[a] = change, b
-        if voxels[b] <= _MAX_SLIVER_VOXELS and (change < harm[b] or (change == harm[b] and a < neighbour[b])):
-            harm[b], neighbour[b] = change, a
-    return harm * voxels, neighbour
+        if voxels[a] <= _MAX_SLIVER_VOXELS and (change < cost[a] or (change == cost[a] and b < neighbour[a])):
+            cost[a], neighbour[a] = change, b
+        if voxels[b] <= _MAX_SLIVER_VOXELS and (change < cost[b] or (change == cost[b] and a < neighbour[b])):
+            cost[b], neighbour[b] = change, a
+    return cost * voxels, neighbour
 
 
 @numba.njit(cache=True, nogil=True)
@@ -296,10 +316,16 @@ def _join(
     host: NDArray[np.int32],
     voxels: NDArray[np.int64],
 ) -> int:
-    """Each sliver in turn joins its neighbour, if that has not left and nothing has joined the sliver.
+    """Merge each sliver in turn into its neighbour, unless that was merged itself or the sliver has grown.
+
+    Args:
+        slivers: Slivers, smallest change first.
+        neighbour: (A,) best neighbour of each atom.
+        host: (A,) the atom that each was merged into; updated.
+        voxels: (A,) voxels of each atom; updated.
 
     Returns:
-        How many did.
+        How many slivers were merged.
     """
     grown = np.zeros(len(host), np.bool_)
     joined = 0
@@ -314,8 +340,8 @@ def _join(
 
 
 @numba.njit(cache=True, nogil=True)
-def _follow(pairs: NDArray[np.int32], changes: NDArray[np.float64], host: NDArray[np.int32]) -> int:
-    """Put atoms that have joined another in its place, in place; how many pairs are left."""
+def _apply_merges(pairs: NDArray[np.int32], changes: NDArray[np.float64], host: NDArray[np.int32]) -> int:
+    """Do the same as `_Pairs.apply_merges`, in place; return how many pairs are left."""
     used = 0
     for p in range(len(pairs)):
         a, b = host[pairs[p, 0]], host[pairs[p, 1]]
@@ -329,11 +355,11 @@ def _follow(pairs: NDArray[np.int32], changes: NDArray[np.float64], host: NDArra
 
 @numba.njit(cache=True, nogil=True)
 def _numbers(host: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """(A,) the new number of each atom, in scan order; (A',) the old one of what each new one was."""
+    """Return (A,) the new number of each atom, in scan order; and (A',) the old number of each new atom."""
     new, number = np.full(len(host), -1, np.int32), np.empty(len(host), np.int32)
     old = np.empty(len(host), np.int64)
     used = 0
-    for a in range(len(host)):  # atoms are numbered by their first voxel, so the first member is the first
+    for a in range(len(host)):  # atoms are in scan order, so the first member has the first voxel
         last = a
         while host[last] != last:
             last = host[last]

@@ -1,12 +1,14 @@
-"""Pieces: the voxels split by one painted volume after the other, until all that differ anywhere are apart.
+"""Common refinement of label volumes: the current atoms are split by one more volume at a time.
 
-    volumes, as they come --each slab by whoever is free--> pieces of slabs --equal ranks are one--> atoms
+    volumes, as they arrive --each slab by a free thread--> atoms of slabs --merge equal rows of ranks-->
+    atoms
 
-A volume takes as long to split by as to paint, and one has to wait for the other. So threads split slabs of
-planes, each on its own, while others paint; what lies in several slabs is found together again at the end, by
-its ranks. In which order the volumes come, and how many slabs there are, makes no difference.
+Splitting by a volume takes as long as painting it, and neither may wait for the other. So some threads paint
+volumes, while others split slabs of planes independently of each other. At the end, atoms of several slabs
+with equal ranks are merged. The result depends neither on the order of the volumes nor on the number of
+slabs.
 
-Reads:  volumes, uint16 (z, y, x): 1 + the rank of the innermost region at each voxel, 0 for none.
+Reads:  volumes, uint16 (z, y, x): 1 + rank of the innermost region at each voxel, 0 for none.
 Writes: atoms, int32 (z, y, x), 0..A-1 in scan order; ranks, uint16 (A, T).
 Bounds: 2^31 atoms, 2^47 pairs of atom and value.
 """
@@ -26,28 +28,30 @@ from pipeline.compute import Backend, for_each
 from pipeline.hierarchies import relabelled, tally
 
 _MOST_SLABS = 8
-"""More would have too many pieces of their own."""
+"""The most slabs; an atom is counted once in every slab that it touches, so more slabs take more memory."""
 
 _WAITING = 1
-"""Volumes that may wait for a slab before whoever brings another one waits too."""
+"""Volumes that may wait for a slab; a thread that brings another one waits until the slab is free."""
 
-_AT_ONCE = 8
-"""Columns of a table of all atoms that are written together: one by one, each would touch all its memory."""
+_COLUMNS_AT_ONCE = 8
+"""Columns of a table of all atoms that are written together: one by one, each would touch all of its
+memory."""
 
-_ROOM = 1 << 15
-"""For new atoms of a volume, at first; a power of two."""
+_CAPACITY = 1 << 15
+"""Initial capacity for the new atoms of a volume; a power of two."""
 
 
 class Pieces:
-    """The atoms of a scan while they are split."""
+    """Atoms of a scan while they are split by one volume after the other."""
 
     def __init__(self, shape: tuple[int, ...], backend: Backend, *, at_once: int) -> None:
-        """All one piece.
+        """Start with the whole scan as one atom.
 
         Args:
-            shape: Of the scan.
+            shape: Shape (z, y, x) of the scan.
             backend: Its threads split.
-            at_once: How many threads bring volumes: of one, each volume is split by before the next comes.
+            at_once: Number of threads that bring volumes. If it is 1, each volume is used completely before
+                the next comes.
         """
         self.backend = backend
         self.at_once = at_once
@@ -56,12 +60,17 @@ class Pieces:
         edges = [shape[0] * slab // num_slabs for slab in range(num_slabs + 1)]
         self.slabs = [_Slab(atoms[start:stop], (start, stop), backend) for start, stop in pairwise(edges)]
         self.atoms = atoms if num_slabs > 1 else None
-        """Of all slabs, which the CPU splits in place."""
+        """int32 (z, y, x) of all slabs, which the CPU splits in place."""
 
     def split(self, column: int, volume: Any) -> None:
-        """Split by the value of a volume, uint16 (z, y, x), at each voxel; `column` is its number.
+        """Split the atoms by the values of a volume.
 
-        Several threads may do so at once; those that bring more than can be split in time wait.
+        Several threads may call this at once. A thread waits if it brings volumes faster than they can be
+        used.
+
+        Args:
+            column: Index of the volume.
+            volume: uint16 (z, y, x) on the backend.
         """
         for slab in self.slabs:
             slab.waiting.append((column, volume))
@@ -76,28 +85,35 @@ class Pieces:
                 slab.work(wait=True)
 
     def numbered(self, num_volumes: int) -> tuple[Any, NDArray[np.uint16]]:
-        """The atoms numbered in scan order; (A, T) the values that each has in the volumes."""
+        """Return the atoms, and their values in the volumes.
+
+        Args:
+            num_volumes: Number of volumes T.
+
+        Returns:
+            int32 (z, y, x) atoms 0..A-1 in scan order, on the backend; and uint16 (A, T) values.
+        """
         for_each(lambda slab: slab.finish(), self.slabs, self.backend.volume_threads)
         first = np.cumsum([0, *(len(slab.order) for slab in self.slabs)])
         ranks = np.empty((first[-1], num_volumes), np.uint16)
-        places = [slice(*ends) for ends in pairwise(first.tolist())]
+        rows = [slice(*ends) for ends in pairwise(first.tolist())]
         for_each(
-            lambda slab: self.slabs[slab].fill(ranks[places[slab]]),
+            lambda slab: self.slabs[slab].fill(ranks[rows[slab]]),
             range(len(self.slabs)),
             self.backend.volume_threads,
         )
         if self.atoms is None:
             return self.slabs[0].atoms, ranks
-        # In scan order still: what a slab shares with one before has the number it has there.
+        # This keeps scan order: an atom that an earlier slab has too gets its number from there.
         number, kept = different_rows(ranks)
-        for slab, place in zip(self.slabs, places, strict=True):
-            relabelled(slab.atoms, number[place], self.backend)
+        for slab, part in zip(self.slabs, rows, strict=True):
+            relabelled(slab.atoms, number[part], self.backend)
         move_up(ranks, kept)
         return self.atoms, ranks[: len(kept)]
 
 
 class _Slab:
-    """Some planes of it."""
+    """Atoms of some planes of the scan."""
 
     def __init__(self, atoms: Any, planes: tuple[int, int], backend: Backend) -> None:
         self.backend = backend
@@ -105,23 +121,28 @@ class _Slab:
         self.planes = planes
         self.sizes = np.array([atoms.size], np.int32)
         self.splits: list[tuple[int, Any, Any, Any]] = []
-        """(column, numbers given, origin and value of each) of each volume, in the order of splitting."""
+        """For each volume, in the order of splitting: its column; the numbers of the new atoms; for each of
+        them the old atom and the value."""
         self.order: NDArray[np.int64] = np.empty(0, np.int64)
-        """Of the atoms in scan order, the number that each had; once finished."""
+        """Old number of each atom, in scan order; set by `finish`."""
         self.waiting = deque[tuple[int, Any]]()
-        self.turn = Lock()
+        self.lock = Lock()
 
     def work(self, *, wait: bool) -> None:
-        """Split by all volumes that wait; unless told to wait, only if no other thread is at it."""
-        if self.turn.acquire(blocking=wait):
+        """Split by all waiting volumes.
+
+        Args:
+            wait: Whether to wait while another thread splits this slab; if False, return at once.
+        """
+        if self.lock.acquire(blocking=wait):
             try:
                 while self.waiting:
                     self.split(*self.waiting.popleft())
             finally:
-                self.turn.release()
+                self.lock.release()
 
     def split(self, column: int, volume: Any) -> None:
-        """Split by one volume of the whole scan."""
+        """Split by one volume (z, y, x) of the whole scan."""
         volume = volume[slice(*self.planes)]
         if self.backend.name == "gpu":
             self.atoms, *split = _intersect_on_gpu(self.atoms, volume, self.backend)
@@ -130,35 +151,35 @@ class _Slab:
         self.splits.append((column, *split))
 
     def finish(self) -> None:
-        """Split by what still waits, and number the atoms in scan order."""
+        """Split by the volumes that still wait, and number the atoms in scan order."""
         self.work(wait=True)
         self.atoms, self.order = _in_scan_order(self.atoms, self.bound, self.backend)
 
     @property
     def bound(self) -> int:
-        """All numbers of atoms are below it."""
+        """One more than the largest number of an atom."""
         return len(self.splits[-1][1]) if self.backend.name == "gpu" else len(self.sizes)
 
     def fill(self, ranks: NDArray[np.uint16]) -> None:
-        """Write the values that the atoms have in the volumes, (A, T)."""
+        """Write the values of the atoms in all volumes into `ranks`, (A, T)."""
         backend, xp = self.backend, self.backend.xp
-        atom = backend.to_device(self.order)  # the number of each after the split at hand
+        atom = backend.to_device(self.order)  # number of each atom after the current split
         same = xp.arange(self.bound, dtype=xp.int32)
         origins, values = same.copy(), xp.zeros(self.bound, dtype=xp.uint16)
-        some, columns = xp.empty((_AT_ONCE, len(self.order)), dtype=xp.uint16), list[int]()
-        for place, (column, given, origin, value) in enumerate(reversed(self.splits), start=1):
+        some, columns = xp.empty((_COLUMNS_AT_ONCE, len(self.order)), dtype=xp.uint16), list[int]()
+        for done, (column, given, origin, value) in enumerate(reversed(self.splits), start=1):
             origins[given], values[given] = origin, value
             some[len(columns)], atom = values[atom], origins[atom]
             origins[given], values[given] = same[given], 0
             columns.append(column)
-            if len(columns) == _AT_ONCE or place == len(self.splits):
-                _spread(backend.to_host(some), np.array(columns), ranks)
+            if len(columns) == _COLUMNS_AT_ONCE or done == len(self.splits):
+                _write_columns(backend.to_host(some), np.array(columns), ranks)
                 columns.clear()
 
 
 @numba.njit(cache=True, nogil=True)
-def _spread(rows: NDArray[np.uint16], columns: NDArray[np.int64], out: NDArray[np.uint16]) -> None:
-    """Write rows (K or more, A) to K columns of a table (A, T)."""
+def _write_columns(rows: NDArray[np.uint16], columns: NDArray[np.int64], out: NDArray[np.uint16]) -> None:
+    """Write rows (K or more, A) into K columns of a table (A, T)."""
     for i in range(len(out)):
         for k in range(len(columns)):
             out[i, columns[k]] = rows[k, i]
@@ -166,7 +187,7 @@ def _spread(rows: NDArray[np.uint16], columns: NDArray[np.int64], out: NDArray[n
 
 @numba.njit(cache=True, nogil=True)
 def move_up(rows: NDArray[np.uint16], kept: NDArray[np.int32]) -> None:
-    """Move some rows, rising, to the beginning."""
+    """Move the rows `kept`, ascending indices, to the beginning of `rows`, in place."""
     for i in range(len(kept)):
         if kept[i] != i:
             rows[i] = rows[kept[i]]
@@ -174,7 +195,14 @@ def move_up(rows: NDArray[np.uint16], kept: NDArray[np.int32]) -> None:
 
 @numba.njit(cache=True, nogil=True)
 def different_rows(rows: NDArray[np.uint16]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """(A,) the number of each row, equal ones the same, in order; and the first row of each number."""
+    """Number the different rows of a table in the order of their first occurrence.
+
+    Args:
+        rows: uint16 (A, T).
+
+    Returns:
+        int32 (A,) number of each row, 0..B-1; and int32 (B,) the first row with each number.
+    """
     size = 16
     while size < 2 * len(rows):
         size *= 2
@@ -185,31 +213,36 @@ def different_rows(rows: NDArray[np.uint16]) -> tuple[NDArray[np.int32], NDArray
         value = np.uint64(1469598103934665603)
         for k in range(rows.shape[1]):
             value = (value ^ np.uint64(rows[i, k])) * np.uint64(1099511628211)
-        place = np.int64((value ^ (value >> np.uint64(32))) & np.uint64(size - 1))
-        while table[place] >= 0:
-            other, k = first[table[place]], 0
+        slot = np.int64((value ^ (value >> np.uint64(32))) & np.uint64(size - 1))
+        while table[slot] >= 0:
+            other, k = first[table[slot]], 0
             while k < rows.shape[1] and rows[other, k] == rows[i, k]:
                 k += 1
             if k == rows.shape[1]:
                 break
-            place = (place + 1) & (size - 1)
-        if table[place] < 0:
-            table[place], first[used] = used, i
+            slot = (slot + 1) & (size - 1)
+        if table[slot] < 0:
+            table[slot], first[used] = used, i
             used += 1
-        number[i] = table[place]
+        number[i] = table[slot]
     return number, first[:used]
 
 
 def _intersect_on_gpu(atoms: Any, volume: Any, backend: Backend) -> tuple[Any, Any, Any, Any]:
-    """Split atoms, int32 (z, y, x), by the value of a volume, uint16 (z, y, x), at each voxel.
+    """Split atoms by the values of a volume.
+
+    Args:
+        atoms: int32 (z, y, x) on the device.
+        volume: uint16 (z, y, x) on the device.
+        backend: The GPU.
 
     Returns:
-        The new atoms, numbered by old atom, then value; int32 (A,) the numbers, int32 and uint16 (A,) the old
-        atom and the value of each.
+        int32 (z, y, x) new atoms, numbered by old atom, then value; int32 (A,) their numbers; int32 (A,) the
+        old atom and uint16 (A,) the value of each.
     """
     xp = backend.xp
     keys = (atoms.ravel().astype(xp.int64) << 16) | volume.ravel()
-    begins = xp.ones(keys.shape, dtype=xp.bool_)  # runs of equal keys: few of them have to be sorted
+    begins = xp.ones(keys.shape, dtype=xp.bool_)  # only one key of each run of equal keys is sorted
     begins[1:] = keys[1:] != keys[:-1]
     found, number = xp.unique(keys[begins], return_inverse=True)
     run = xp.cumsum(begins, dtype=xp.int32) - 1
@@ -219,9 +252,15 @@ def _intersect_on_gpu(atoms: Any, volume: Any, backend: Backend) -> tuple[Any, A
 
 
 def _in_scan_order(atoms: Any, count: int, backend: Backend) -> tuple[Any, NDArray[np.int64]]:
-    """Atoms numbered 0..A-1 by their first voxels, on the CPU in place, and the old number of each.
+    """Number atoms 0..A-1 by their first voxels, on the CPU in place.
 
-    Old numbers are below `count`; on the CPU some may have no voxel.
+    Args:
+        atoms: int32 (z, y, x).
+        count: Larger than every old number; on the CPU some numbers may have no voxel.
+        backend: Backend that holds the atoms.
+
+    Returns:
+        The atoms, and int64 (A,) the old number of each.
     """
     if backend.name != "gpu":
         return atoms, _number(atoms.reshape(-1), count)
@@ -234,7 +273,7 @@ def _in_scan_order(atoms: Any, count: int, backend: Backend) -> tuple[Any, NDArr
 
 @numba.njit(cache=True, nogil=True)
 def _number(flat: NDArray[np.int32], count: int) -> NDArray[np.int64]:
-    """As `_in_scan_order`, on the CPU: the old numbers."""
+    """Do the same as `_in_scan_order` on the CPU, in place; return the old numbers."""
     number, order = np.full(count, -1, np.int32), np.empty(count, np.int64)
     used = 0
     for i in range(len(flat)):
@@ -249,38 +288,38 @@ def _number(flat: NDArray[np.int32], count: int) -> NDArray[np.int64]:
 def _intersect_on_cpu(
     atoms: NDArray[np.int32], volume: NDArray[np.uint16], sizes: NDArray[np.int32]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.uint16]]:
-    """Split atoms by the value of a volume at each voxel, in place: an atom keeps its number where that is 0.
+    """Split atoms by the values of a volume, in place; voxels with value 0 keep their atom.
 
-    Most of a volume is 0, so most voxels are passed over. Numbers that have lost all their voxels are used
-    again by the next split.
+    Most values of a volume are 0, so most voxels are skipped. Numbers that have lost all their voxels are
+    used again by the next split.
 
     Args:
         atoms: int32 (z, y, x).
         volume: uint16 (z, y, x).
-        sizes: (A,) voxels of each atom.
+        sizes: int32 (A,) voxels of each atom.
 
     Returns:
-        (A',) sizes of the atoms that there are now; int32 (N,) the numbers given, int32 and uint16 (N,) the
-        old atom and the value of each.
+        int32 (A',) sizes of the atoms after the split; int32 (N,) numbers of the new atoms; int32 (N,) the
+        old atom and uint16 (N,) the value of each.
     """
-    count, room = len(sizes), _ROOM
-    free = np.flatnonzero(sizes == 0)[:room]
-    free = np.concatenate((free, np.arange(count, count + room - len(free))))
-    keys = np.full(count + room, -1)  # old atom << 16 | value, of each new atom
-    sizes = np.concatenate((sizes, np.zeros(room, np.int32)))
-    table = np.full(2 * room, -1, np.int32)
+    count, capacity = len(sizes), _CAPACITY
+    free = np.flatnonzero(sizes == 0)[:capacity]
+    free = np.concatenate((free, np.arange(count, count + capacity - len(free))))
+    keys = np.full(count + capacity, -1)  # old atom << 16 | value, of each new atom
+    sizes = np.concatenate((sizes, np.zeros(capacity, np.int32)))
+    table = np.full(2 * capacity, -1, np.int32)
     voxels = atoms.reshape(-1), volume.reshape(-1), atoms.shape[1:]
     done, used = 0, 0
     while True:
         done, used = _split(voxels, sizes, (keys, free, table), done, used)
         if done == atoms.size:
             break
-        keys = np.concatenate((keys, np.full(room, -1)))
-        sizes = np.concatenate((sizes, np.zeros(room, np.int32)))
+        keys = np.concatenate((keys, np.full(capacity, -1)))
+        sizes = np.concatenate((sizes, np.zeros(capacity, np.int32)))
         first = max(count, int(free[-1]) + 1)
-        free = np.concatenate((free, np.arange(first, first + room)))
-        room *= 2
-        table = _table_of(keys, free[:used], 2 * room)
+        free = np.concatenate((free, np.arange(first, first + capacity)))
+        capacity *= 2
+        table = _table_of(keys, free[:used], 2 * capacity)
     new = free[:used]
     count = max(count, int(new.max(initial=-1)) + 1)
     origin, value = (keys[new] >> 16).astype(np.int32), (keys[new] & 0xFFFF).astype(np.uint16)
@@ -289,10 +328,10 @@ def _intersect_on_cpu(
 
 @numba.njit(cache=True, nogil=True)
 def _table_of(keys: NDArray[np.int64], numbers: NDArray[np.int64], size: int) -> NDArray[np.int32]:
-    """A hash table of the numbers, by their keys."""
+    """Return a hash table (size,) of atom numbers by their keys; -1 where a slot is empty."""
     table = np.full(size, -1, np.int32)
     for number in numbers:
-        table[_place(table, keys, keys[number])] = number
+        table[_slot(table, keys, keys[number])] = number
     return table
 
 
@@ -301,15 +340,23 @@ def _split(
     voxels: tuple[NDArray[np.int32], NDArray[np.uint16], Any], sizes: NDArray[np.int32],
     numbers: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]], done: int, used: int,
 ) -> Any:  # fmt: skip
-    """Split voxels from `done` on, until all are or the room is used up: (voxels done, numbers used).
+    """Split voxels from `done` on, until all are done or no number for new atoms is left.
 
-    `voxels` are the flat atoms (new ones before `done`, old ones from there on), the flat values and the size
-    of a plane; `numbers` the key of each new atom, the numbers that are free for new ones, and a hash table
-    of them.
+    Args:
+        voxels: Atoms of all voxels (new ones before `done`, old ones from there on; updated), values of the
+            volume, and (rows per plane, voxels per row).
+        sizes: Voxels of each atom; updated.
+        numbers: The key of each new atom (old atom << 16 | value; updated), the numbers that are free for new
+            atoms, and a hash table of the new atoms by key (updated).
+        done: Voxels that are done.
+        used: Free numbers that are used.
+
+    Returns:
+        Voxels done, numbers used.
     """
     (flat, values, plane), (keys, free, table) = voxels, numbers
     row = plane[1]
-    behind = (row, plane[0] * row)  # the voxels before along y and z
+    behind = (row, plane[0] * row)  # index distance to the previous voxel along y and along z
     for first in range(done // row * row, len(flat), row):
         some = np.uint16(0)
         for i in range(first, first + row):
@@ -326,17 +373,17 @@ def _split(
                 continue
             key = (np.int64(atom) << 16) | np.int64(value)
             here = atom
-            for step in behind:  # neighbours mostly share theirs
+            for step in behind:  # the neighbour's atom mostly has the same key
                 if start >= step and keys[here] != key:
                     here = flat[start - step]
             if keys[here] != key:
-                place = _place(table, keys, key)
-                if table[place] < 0:
+                slot = _slot(table, keys, key)
+                if table[slot] < 0:
                     if used == len(free):
                         return start, used
-                    table[place], keys[free[used]] = free[used], key
+                    table[slot], keys[free[used]] = free[used], key
                     used += 1
-                here = table[place]
+                here = table[slot]
             flat[start:i] = here
             sizes[atom] -= i - start
             sizes[here] += i - start
@@ -344,10 +391,10 @@ def _split(
 
 
 @numba.njit(cache=True, nogil=True)
-def _place(table: NDArray[np.int32], keys: NDArray[np.int64], key: Any) -> Any:
-    """Where a hash table has, or would have, the number of a key."""
+def _slot(table: NDArray[np.int32], keys: NDArray[np.int64], key: Any) -> Any:
+    """Return the slot of a hash table that holds the number of a key, or the empty slot for it."""
     mask = len(table) - 1
-    place = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(24)) & mask
-    while table[place] >= 0 and keys[table[place]] != key:
-        place = (place + 1) & mask
-    return place
+    slot = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(24)) & mask
+    while table[slot] >= 0 and keys[table[slot]] != key:
+        slot = (slot + 1) & mask
+    return slot

@@ -1,9 +1,9 @@
-"""How good proposals are: the best overlap of each labelled structure, beside supervoxels of SLIC.
+"""Quality of proposals: the best overlap with each labelled structure, compared with SLIC supervoxels.
 
-Takes:  a scan of a store (anything that looks like `ScanLike`), and `ScoreConfig`.
-Gives:  a `ScanScore` a scan, and tables over scans by `summarize`.
+Takes:  a scan of a store (any object of the type `ScanLike`), and `ScoreConfig`.
+Gives:  one `ScanScore` per scan, and tables over scans by `summarize`.
 
-`score_scan` is the door. `select`, `proposal_mask` and `proposals_at` turn intervals of atoms into masks.
+`score_scan` scores a scan. `select`, `proposal_mask` and `proposals_at` turn intervals of atoms into masks.
 """
 
 import lazy_loader

@@ -1,8 +1,8 @@
-"""Looking things up in proposals that are stored as intervals: masks, the proposals at a point, coverage.
+"""Masks, lookups and coverage of proposals that are stored as intervals of atoms.
 
 Reads: atoms (z, y, x), rows of orders, table (N, 11) of `pipeline.quality.stored_scan.Intervals`.
-Writes: masks, rows of the table, counts a voxel; nothing is kept.
-Bounds: exact; a lookup costs one pass over the atoms asked for, never one over all proposals' masks.
+Writes: masks, rows of the table, counts per voxel; nothing is kept.
+Bounds: exact. A lookup takes one pass over the voxels of the region, never over the masks of all proposals.
 """
 
 from __future__ import annotations
@@ -19,33 +19,42 @@ from pipeline.quality.stored_scan import ORDER, START, STOP, VOXELS, IntArray, I
 Region = tuple[slice, slice, slice]
 """A box (z, y, x) of the scan."""
 WHOLE: Region = (slice(None), slice(None), slice(None))
-"""All of the scan."""
+"""The whole scan."""
 
 NO_ATOM = 65_534
-"""Lowest id of a uint16 volume that is no atom."""
+"""Lowest id of a uint16 volume that is not an atom."""
 
 T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True, kw_only=True)
 class IntervalSet:
-    """Proposals by themselves: the least that `pipeline.quality.stored_scan.Intervals` asks for."""
+    """Proposals without scores; has exactly the fields of `pipeline.quality.stored_scan.Intervals`."""
 
     atoms: Sequence[IntArray]
-    """Label volumes (z, y, x), one a layer."""
+    """Label volumes (z, y, x), one per layer."""
     orders: Sequence[Rows]
-    """The rows of each layer."""
+    """Orders of the atoms of each layer."""
     table: IntArray
-    """(N, 11)."""
+    """(N, 11), see `stored_scan.ORDER`."""
 
 
 def select(proposals: Intervals, rows: IntArray | Sequence[int]) -> IntervalSet:
-    """Some of the proposals, in the order given."""
+    """Return some of the proposals, in the given order.
+
+    Args:
+        proposals: Atoms, orders and table.
+        rows: (M,) rows of the table.
+    """
     return IntervalSet(atoms=proposals.atoms, orders=proposals.orders, table=proposals.table[rows])
 
 
 def partition(labels: IntArray) -> IntervalSet:
-    """The labels 0.. of a volume (z, y, x) as proposals: row a of the table is label a."""
+    """Return the labels of a volume as proposals: row a of the table is label a.
+
+    Args:
+        labels: Integers (z, y, x), 0 or above.
+    """
     size = int(labels.max()) + 1
     table = np.zeros((size, 11), dtype=np.int32)
     table[:, ORDER], table[:, START], table[:, STOP] = 0, np.arange(size), np.arange(size) + 1
@@ -54,12 +63,17 @@ def partition(labels: IntArray) -> IntervalSet:
 
 
 def order_rows(proposals: Intervals) -> list[tuple[int, int]]:
-    """(layer, row) of each order, in the order in which the table counts them."""
+    """Return (layer, row) of each order, in the numbering of the table."""
     return [(layer, row) for layer, orders in enumerate(proposals.orders) for row in range(len(orders))]
 
 
 def proposal_mask(proposals: Intervals, index: int, region: Region = WHOLE) -> NDArray[np.bool_]:
-    """The mask of one proposal in a region, bool (z, y, x).
+    """Return the mask of one proposal in a region, bool (z, y, x).
+
+    Args:
+        proposals: Atoms, orders and table.
+        index: Row of the table.
+        region: Box of the scan.
 
     Raises:
         IndexError: there is no such proposal.
@@ -74,10 +88,15 @@ def proposal_mask(proposals: Intervals, index: int, region: Region = WHOLE) -> N
 def proposal_words(
     proposals: Intervals, indices: Sequence[int], region: Region = WHOLE
 ) -> NDArray[np.uint64]:
-    """Bit k of a voxel's word says whether proposal `indices[k]` has it; uint64 (z, y, x).
+    """Return the masks of up to 64 proposals as bits, uint64 (z, y, x).
+
+    Args:
+        proposals: Atoms, orders and table.
+        indices: Rows of the table; bit k is the mask of `indices[k]`.
+        region: Box of the scan.
 
     Raises:
-        ValueError: more than 64 proposals were asked for.
+        ValueError: there are more than 64 indices.
     """
     if len(indices) > 64:
         raise ValueError(f"a word holds 64 masks, got {len(indices)}")
@@ -95,11 +114,14 @@ def proposal_words(
 
 
 def proposals_at(proposals: Intervals, point_zyx: tuple[int, int, int]) -> NDArray[np.int64]:
-    """Rows of the proposals that contain a voxel, from the smallest to the largest.
+    """Return the rows of the proposals that contain a voxel, from the smallest to the largest.
 
     Args:
-        proposals: atoms, orders and table.
-        point_zyx: voxel indices (z, y, x), inside the scan.
+        proposals: Atoms, orders and table.
+        point_zyx: Voxel indices (z, y, x), inside the scan.
+
+    Returns:
+        int64 (M,) rows of the table.
 
     Raises:
         IndexError: the point is outside the scan.
@@ -123,7 +145,7 @@ def proposals_at(proposals: Intervals, point_zyx: tuple[int, int, int]) -> NDArr
 
 
 def coverage(proposals: Intervals, region: Region = WHOLE) -> NDArray[np.int32]:
-    """How many proposals contain each voxel of a region, int32 (z, y, x)."""
+    """Return the number of proposals that contain each voxel of a region, int32 (z, y, x)."""
     table = proposals.table
     total = np.zeros(proposals.atoms[0][region].shape, dtype=np.int32)
     first = 0
@@ -141,7 +163,7 @@ def coverage(proposals: Intervals, region: Region = WHOLE) -> NDArray[np.int32]:
 
 
 def num_atoms(proposals: Intervals, layer: int) -> int:
-    """Atoms of a layer, A: one more than the highest id in its volume or rows that is an atom."""
+    """Return the number of atoms A of a layer: one more than the highest id of an atom."""
     atoms = proposals.atoms[layer]
     if atoms.dtype == np.uint16:
         atoms = atoms[atoms < NO_ATOM]
@@ -149,11 +171,11 @@ def num_atoms(proposals: Intervals, layer: int) -> int:
 
 
 def _lookup(proposals: Intervals, layer: int, dtype: type[T]) -> NDArray[T]:
-    """Zeros for each id that a voxel of a layer may have."""
+    """Return zeros for each id that a voxel of a layer may have."""
     size = 65_536 if proposals.atoms[layer].dtype == np.uint16 else num_atoms(proposals, layer)
     return np.zeros(size, dtype=dtype)
 
 
 def _gather(proposals: Intervals, layer: int, lookup: NDArray[T], region: Region) -> NDArray[T]:
-    """The value of each voxel's atom; what is no atom has the zero that the lookup began with."""
+    """Return the value of each voxel's atom; 0 for voxels without an atom."""
     return lookup[proposals.atoms[layer][region]]

@@ -1,15 +1,16 @@
-"""How well proposals match expert labels: exact overlap of every proposal with every structure.
+"""Exact overlap of every proposal with every labelled structure.
 
-A proposal is an interval of a depth-first order over atoms, so no mask is ever built: the voxels of a
-structure are counted once an atom, the counts are summed along each order, and an interval's intersection is
-a difference of two prefix sums. One pass over the voxels, then O(atoms x orders + proposals) a structure.
+A proposal is an interval of a depth-first order of atoms, so no mask is made. The voxels of a structure are
+counted per atom and summed along each order; the intersection with an interval is a difference of two prefix
+sums. This takes one pass over the voxels, then O(atoms x orders + proposals) per structure.
 
 Reads: atoms (z, y, x) uint16, rows of orders uint16, table (N, 11) int32, label (z, y, x) integer, 0 =
 background.
-Writes: overlap counts (S, N), best IoU and Dice a structure at the first n proposals, limits that the atoms
-set.
-Bounds: voxel counts are int64 and exact; IoU and Dice are float64. A label voxel outside all atoms counts
-against a proposal like any voxel that it misses. Only layer 0 sets the limit of the atoms.
+Writes: overlap counts (S, N), best IoU and Dice per structure among the first n proposals, and the limit of
+        the
+atoms.
+Bounds: voxel counts are int64 and exact; IoU and Dice are float64. A labelled voxel outside all atoms is a
+missed voxel of every proposal. The limit of the atoms uses layer 0 only.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from pipeline.quality.intervals import num_atoms
 from pipeline.quality.stored_scan import ORDER, START, STOP, IntArray, Intervals
 
 COUNTS = (50, 100, 250, 500, 1000, 2000, 4000)
-"""How many of the best-ranked proposals are kept, for the curves of quality against their number."""
+"""Numbers of best-ranked proposals for which quality is reported."""
 
-_SLAB_VOXELS = 1 << 21  # voxels counted at a time: bounds the int64 temporaries to a few tens of MB
+_SLAB_VOXELS = 1 << 21  # voxels counted at a time: limits the int64 temporaries to a few tens of MB
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """Voxel counts from which every overlap measure of S structures and N proposals follows."""
+    """Voxel counts of S structures and N proposals; all overlap measures follow from them."""
 
     values: tuple[int, ...]
     """Label value of each structure, ascending."""
@@ -57,25 +58,25 @@ class Overlap:
 
 @dataclass(frozen=True, kw_only=True)
 class BestOverlap:
-    """The best of the first n proposals for each structure; columns follow `counts`, the last is all."""
+    """Best overlap of the first n proposals with each structure; columns follow `counts`, the last is all."""
 
     values: tuple[int, ...]
     """Label value of each structure."""
     structure_voxels: NDArray[np.int64]
     """(S,) voxels of each structure."""
     counts: tuple[int, ...]
-    """Numbers of proposals asked for; the last one is N, all of them."""
+    """Numbers of proposals; the last one is N, all of them."""
     iou: NDArray[np.float64]
     """(S, len(counts)) best IoU."""
     dice: NDArray[np.float64]
-    """(S, len(counts)) best Dice. The same proposal wins both: Dice = 2 IoU / (1 + IoU)."""
+    """(S, len(counts)) best Dice, of the same proposal: Dice = 2 IoU / (1 + IoU)."""
     best: NDArray[np.int64]
-    """(S,) row of the proposal with the best IoU among all; -1 where there is no proposal."""
+    """(S,) row of the proposal with the best IoU of all; -1 if there is no proposal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AtomLimit:
-    """The best that any union of atoms could do for each structure: the ceiling that the atoms set."""
+    """Best overlap of any union of atoms with each structure; no proposal can be better."""
 
     values: tuple[int, ...]
     """Label value of each structure."""
@@ -86,10 +87,10 @@ class AtomLimit:
 
 
 def structure_counts(label: IntArray) -> dict[int, int]:
-    """Voxels of each structure of a label map (0 is background), by value, ascending.
+    """Return the number of voxels of each structure of a label map, by value, ascending.
 
     Args:
-        label: (z, y, x) integer, non-negative.
+        label: (z, y, x) integer, non-negative; 0 is background and left out.
 
     Raises:
         ValueError: a label value is negative or not an integer.
@@ -108,16 +109,16 @@ def structure_counts(label: IntArray) -> dict[int, int]:
 def joint_counts(
     atoms: IntArray, label: IntArray, values: Sequence[int], *, num_atoms: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Voxels of each atom, and of each (structure, atom) pair.
+    """Return the voxels of each atom, and of each pair of structure and atom.
 
     Args:
-        atoms: (z, y, x) ids; an id at or above `num_atoms` is no atom.
+        atoms: (z, y, x) ids; ids of `num_atoms` or above are not atoms.
         label: (z, y, x) values on the same grid.
-        values: the label values that count as structures.
-        num_atoms: A.
+        values: S label values that count as structures.
+        num_atoms: Number of atoms A.
 
     Returns:
-        (A,) voxels an atom and (S, A) voxels an atom and structure.
+        int64 (A,) voxels per atom, and int64 (S, A) voxels per structure and atom.
 
     Raises:
         ValueError: the two volumes differ in shape.
@@ -144,12 +145,12 @@ def joint_counts(
 def interval_overlap(
     proposals: Intervals, label: IntArray, *, values: Sequence[int] | None = None
 ) -> Overlap:
-    """Exact intersection of every proposal with every structure of a label map.
+    """Return the exact intersection of every proposal with every structure of a label map.
 
     Args:
-        proposals: atoms, orders and table of N proposals.
+        proposals: Atoms, orders and table of N proposals.
         label: (z, y, x) integer, on the grid of the atoms; 0 is background.
-        values: the structures wanted (default: every value found, ascending).
+        values: Label values of the structures (default: all in the label map, ascending).
 
     Raises:
         ValueError: the label is not an integer map on the grid of the atoms.
@@ -179,9 +180,12 @@ def interval_overlap(
 
 
 def best_overlap(overlap: Overlap, counts: Sequence[int] = COUNTS) -> BestOverlap:
-    """Best IoU and Dice of each structure among the first n proposals, for each n of `counts` and for all.
+    """Return the best IoU and Dice of each structure among the first n proposals.
 
-    A count above N gives the value of all N; with no proposal every value is 0.
+    Args:
+        overlap: Counts of S structures and N proposals.
+        counts: The numbers n. All N proposals are added as the last. An n above N gives the value of all N;
+            without proposals every value is 0.
     """
     num_structures, num_proposals = overlap.intersection.shape
     iou = np.zeros((num_structures, len(counts) + 1))
@@ -205,11 +209,17 @@ def best_overlap(overlap: Overlap, counts: Sequence[int] = COUNTS) -> BestOverla
 def atom_limit(
     atoms: IntArray, label: IntArray, *, num_atoms: int, values: Sequence[int] | None = None
 ) -> AtomLimit:
-    """The largest IoU and Dice that any union of atoms reaches for each structure, exactly.
+    """Return the largest IoU and Dice of any union of atoms with each structure, exactly.
 
-    Adding an atom helps exactly when the fraction of it inside the structure exceeds a threshold (the
-    optimum's IoU / (1 + IoU), or half its Dice), so the best union is a prefix of the atoms sorted by that
-    fraction.
+    Adding an atom increases the measure exactly if the fraction of the atom inside the structure exceeds a
+    threshold (the optimum's IoU / (1 + IoU), or half its Dice). So the best union is a prefix of the atoms
+    sorted by that fraction.
+
+    Args:
+        atoms: (z, y, x) ids; ids of `num_atoms` or above are not atoms.
+        label: (z, y, x) integer, on the same grid; 0 is background.
+        num_atoms: Number of atoms.
+        values: Label values of the structures (default: all in the label map, ascending).
     """
     found = structure_counts(label)
     wanted = tuple(found) if values is None else tuple(int(v) for v in values)
@@ -229,6 +239,6 @@ def atom_limit(
 
 
 def name_of(value: int, label_name: str, value_names: Mapping[int, str] | None) -> str:
-    """What a structure is called: its declared name, else the label map's name and the value."""
+    """Return the name of a structure: its declared name, else the label map's name and the value."""
     declared = (value_names or {}).get(value)
     return declared if declared else f"{label_name} {value}"

@@ -1,8 +1,8 @@
-"""Scores of many scans, summed up and written out as Markdown, CSV and JSON.
+"""Tables of the scores of many scans, as Markdown, CSV and JSON.
 
-A structure's value is the mean over the scans that have it, a data set's the mean over its structures, the
-overall one the mean over data sets: a data set of a hundred scans, or of a hundred structures, weighs as much
-as any other. Recall at a threshold is a mean of the same kind over 0 and 1.
+The value of a structure is the mean over the scans that have it; that of a data set the mean over its
+structures; the overall value the mean over data sets. So every data set has the same weight, however many
+scans or structures it has. Recall at a threshold is a mean of the same kind over 0 and 1.
 
 Reads: `ScanScore` of each scan. Writes: text; floats are rounded only in Markdown.
 Bounds: a scan with fewer proposals than a count enters that column with all of its proposals.
@@ -35,14 +35,14 @@ class Summary:
     group: str
     """What was averaged: "all", a data set, a size class or a structure."""
     dataset: str
-    """The data set, empty where several are averaged."""
+    """The data set; empty if several are averaged."""
     scans: int
     structures: int
-    """Different structures (data set and name)."""
+    """Number of different structures (data set and name)."""
     iou: tuple[float, ...]
     dice: tuple[float, ...]
     recall: tuple[tuple[float, ...], ...]
-    """For each threshold, the share of structures found with the first n proposals."""
+    """For each threshold, the fraction of structures found with the first n proposals."""
     limit_iou: float
     limit_dice: float
     volume_ml: float
@@ -50,35 +50,35 @@ class Summary:
     slic_iou: float | None
     slic_dice: float | None
     slic_recall: tuple[float, ...] | None
-    """For each threshold, the share of structures found by flat SLIC."""
+    """For each threshold, the fraction of structures found by flat SLIC."""
 
     def ratio(self, column: int) -> float | None:
-        """Mean best IoU of a column over that of flat SLIC."""
+        """Return the mean best IoU of a column, divided by that of flat SLIC; None without SLIC."""
         return self.iou[column] / self.slic_iou if self.slic_iou else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreScore:
-    """The score of a whole store."""
+    """Score of a whole store."""
 
     counts: tuple[int, ...]
     recall_at: tuple[float, ...]
     scans: tuple[ScanScore, ...]
-    """Every scan asked for, also those without labels."""
+    """All scored scans, also those without labels."""
     overall: Summary | None
-    """None where no structure was scored."""
+    """None if no structure was scored."""
     datasets: tuple[Summary, ...]
     size_classes: tuple[Summary, ...]
     structures: tuple[Summary, ...]
 
     @property
     def skipped(self) -> tuple[SkippedStructure, ...]:
-        """Structures that were not scored, of all scans."""
+        """Structures of all scans that were not scored."""
         return tuple(entry for scan in self.scans for entry in scan.skipped)
 
 
 def summarize(scans: Iterable[ScanScore], config: ScoreConfig | None = None) -> StoreScore:
-    """Sum up the scores of scans by structure, size class and data set.
+    """Return the means of the scores by structure, size class and data set.
 
     Raises:
         ValueError: the scans were scored at other counts than the config's.
@@ -111,7 +111,7 @@ def summarize(scans: Iterable[ScanScore], config: ScoreConfig | None = None) -> 
 
 
 def _summary(group: str, dataset: str, entries: Sequence[StructureScore], config: ScoreConfig) -> Summary:
-    """Means of the entries over scans, then structures, then data sets."""
+    """Return means of the entries over scans, then structures, then data sets."""
     flat = [entry for entry in entries if entry.slic_iou is not None]
     limits = _nested_mean(entries, lambda e: [e.limit_iou, e.limit_dice])
     return Summary(
@@ -138,14 +138,14 @@ def _slic_iou(entry: StructureScore) -> list[float]:
 def _recall(
     entries: Sequence[StructureScore], threshold: float, iou: Callable[[StructureScore], Sequence[float]]
 ) -> tuple[float, ...]:
-    """Share of the structures whose IoU reaches the threshold, a value a column."""
+    """Return the fraction of structures whose IoU reaches the threshold, one value per column."""
     return _nested_mean(entries, lambda e: [float(x >= threshold) for x in iou(e)])
 
 
 def _nested_mean(
     entries: Sequence[StructureScore], values: Callable[[StructureScore], Sequence[float]]
 ) -> tuple[float, ...]:
-    """Mean over scans within a structure, over structures within a data set, over data sets."""
+    """Return the mean over scans within a structure, over structures within a data set, over data sets."""
     tree: dict[str, dict[str, list[Sequence[float]]]] = defaultdict(lambda: defaultdict(list))
     for entry in entries:
         tree[entry.dataset][entry.name].append(values(entry))
@@ -154,12 +154,12 @@ def _nested_mean(
 
 
 def to_json(score: StoreScore) -> str:
-    """The whole score as JSON: summaries, every structure of every scan, and what was left out."""
+    """Return the whole score as JSON: summaries, every structure of every scan, and structures not scored."""
     return json.dumps(asdict(score), indent=1, sort_keys=True) + "\n"
 
 
 def to_csv(score: StoreScore) -> str:
-    """One row a structure of a scan, scored or not, in full precision."""
+    """Return a table with one row per structure of a scan, scored or not, in full precision."""
     columns = [*(str(n) for n in score.counts), "all"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -189,7 +189,7 @@ def to_csv(score: StoreScore) -> str:
 
 
 def to_markdown(score: StoreScore) -> str:
-    """Tables of data sets, size classes and structures, and a list of what was left out."""
+    """Return tables of data sets, size classes and structures, and a list of structures not scored."""
     unlabelled = sum(1 for scan in score.scans if not scan.structures)
     lines = [
         "# Oracle score of the proposals",
@@ -215,14 +215,17 @@ def to_markdown(score: StoreScore) -> str:
 
 
 def _shown(score: StoreScore) -> list[tuple[int, str]]:
-    """Columns worth showing: (index, heading); counts that no scan exceeds would repeat the last one."""
+    """Return the columns that are shown as (index, heading).
+
+    A count that no scan exceeds is left out, since it equals the last column.
+    """
     most = max((scan.num_proposals for scan in score.scans), default=0)
     chosen = [(i, f"{n:,}") for i, n in enumerate(score.counts) if n < most]
     return [*chosen, (len(score.counts), "all")]
 
 
 def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table; the first column is left-aligned, the others right-aligned."""
+    """Return a Markdown table; the first column is left-aligned, the others right-aligned."""
     rule = ["---", *["---:"] * (len(heading) - 1)]
     return ["| " + " | ".join(cells) + " |" for cells in (heading, rule, *rows)]
 
@@ -230,7 +233,7 @@ def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 def _iou_table(
     title: str, rows: Sequence[Summary], score: StoreScore, *, datasets: bool = False
 ) -> list[str]:
-    """Best IoU against the number of proposals, Dice, limit and baseline."""
+    """Return best IoU against the number of proposals, Dice, limit and baseline."""
     columns = _shown(score)
     slic = any(row.slic_iou is not None for row in rows)
     heading = [*(["data set"] if datasets else []), title, "scans", "mL"]
@@ -249,7 +252,10 @@ def _iou_table(
 
 
 def _recall_table(title: str, rows: Sequence[Summary], score: StoreScore) -> list[str]:
-    """Share of structures found against the number of proposals, a row a group and threshold."""
+    """Return the fraction of structures found against the number of proposals.
+
+    One row per group and threshold.
+    """
     columns = _shown(score)
     slic = any(row.slic_recall is not None for row in rows)
     heading = [title, "found at IoU", *(f"n = {name}" for _, name in columns), *(["SLIC"] if slic else [])]
@@ -264,7 +270,7 @@ def _recall_table(title: str, rows: Sequence[Summary], score: StoreScore) -> lis
 
 
 def _left_out(score: StoreScore) -> list[str]:
-    """The structures that were not scored, one line a data set and reason."""
+    """Return the structures that were not scored, one line per data set and reason."""
     reasons: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for entry in score.skipped:
         reasons[entry.dataset, entry.reason][entry.name] += 1

@@ -1,10 +1,10 @@
-"""Oracle score of a scan: for every labelled structure, the best IoU and Dice that any proposal reaches.
+"""Oracle score of a scan: for every labelled structure, the best IoU and Dice of any proposal.
 
 Reads: a stored scan (image codes, atoms, orders, table, labels; see `pipeline.quality.stored_scan.ScanLike`).
-Writes: one `ScanScore`: a `StructureScore` for each structure present, a `SkippedStructure` with the reason
-for each one declared but absent, or too small on the stored grid to be judged. Nothing is left out in
-silence.
-Bounds: structures are judged whole (a label of many lesions is one structure), on the stored grid.
+Writes: one `ScanScore`: a `StructureScore` for each structure present, and a `SkippedStructure` with the
+        reason
+for each one that is declared but absent, or too small on the stored grid. Every structure is reported.
+Bounds: a structure is scored as a whole (a label of many lesions is one structure), on the stored grid.
 """
 
 from __future__ import annotations
@@ -36,21 +36,22 @@ SIZE_CLASS_NAMES = ("under 1 mL", "1 to 10 mL", "10 to 100 mL", "0.1 to 1 L", "1
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """How proposals are scored against labels."""
+    """Settings of the score."""
 
     counts: tuple[int, ...] = COUNTS
-    """Numbers of best-ranked proposals for which quality is reported, besides all of them."""
+    """Numbers of best-ranked proposals for which quality is reported, in addition to all of them."""
     recall_at: tuple[float, ...] = (0.5, 0.7)
-    """IoU from which a structure counts as found."""
+    """A structure is found if its IoU is at least this."""
     min_voxels: int = 27
-    """Structures of fewer voxels on the stored grid are listed, not scored: 27 = 3 x 3 x 3, 91 mm3."""
+    """Structures of fewer voxels on the stored grid are listed, not scored: 27 = 3 x 3 x 3, 91 mm3 at 1.5
+    mm."""
     slic: SlicConfig = field(default_factory=SlicConfig)
-    """The flat baseline, computed on request."""
+    """Settings of the flat baseline, which is computed on request."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StructureScore:
-    """How well the proposals of one scan match one structure."""
+    """Best overlap of the proposals of one scan with one structure."""
 
     scan_id: str
     dataset: str
@@ -66,7 +67,7 @@ class StructureScore:
     iou: tuple[float, ...]
     """Best IoU among the first n proposals, for each of the counts, then for all."""
     dice: tuple[float, ...]
-    """Best Dice, likewise."""
+    """Best Dice, for the same counts."""
     best: int
     """Row of the proposal with the best IoU, -1 if there is none."""
     best_source: str
@@ -76,9 +77,9 @@ class StructureScore:
     limit_dice: float
     """Best Dice of any union of atoms (layer 0)."""
     slic_iou: float | None = None
-    """Best IoU of any segment of flat multi-scale SLIC; None if it was not asked for."""
+    """Best IoU of any segment of flat multi-scale SLIC; None if it was not computed."""
     slic_dice: float | None = None
-    """Best Dice, likewise."""
+    """Best Dice of the same; None if it was not computed."""
 
     @property
     def size_class(self) -> str:
@@ -88,7 +89,7 @@ class StructureScore:
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedStructure:
-    """A structure that was not scored, and why."""
+    """A structure that was not scored, and the reason."""
 
     scan_id: str
     dataset: str
@@ -97,25 +98,25 @@ class SkippedStructure:
     name: str
     voxels: int
     reason: str
-    """Either "absent" or "fewer than n voxels"."""
+    """"absent" or "fewer than n voxels"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanScore:
-    """All structures of one scan."""
+    """Scores of all structures of one scan."""
 
     scan_id: str
     dataset: str
     modality: str
     num_proposals: int
     counts: tuple[int, ...]
-    """The counts asked for; scores have one more entry, for all proposals."""
+    """Numbers of proposals; scores have one more entry, for all proposals."""
     structures: tuple[StructureScore, ...]
     skipped: tuple[SkippedStructure, ...]
 
 
 def size_class(volume_mm3: float) -> str:
-    """Name of the size class of a volume in mm3."""
+    """Return the name of the size class of a volume in mm3."""
     return SIZE_CLASS_NAMES[int(np.searchsorted(SIZE_CLASSES_MM3, volume_mm3, side="right"))]
 
 
@@ -126,13 +127,13 @@ def score_scan(
     slic: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> ScanScore:
-    """Score the proposals of a scan against each of its label maps.
+    """Return the scores of a scan's proposals against each of its label maps.
 
     Args:
-        scan: a stored scan; one without labels gives a score without structures.
-        config: counts, thresholds and the baseline's settings.
-        slic: also score flat multi-scale SLIC (minutes for a large scan).
-        progress: called with a line before each slow step.
+        scan: A stored scan; without labels the score has no structures.
+        config: Counts, thresholds and the settings of the baseline.
+        slic: Whether flat multi-scale SLIC is scored too (minutes for a large scan).
+        progress: Called with a line of text before each slow step.
     """
     config = config or ScoreConfig()
     labels = list(scan.labels)
@@ -160,7 +161,7 @@ def score_scan(
 def _score_label(
     scan: ScanLike, label: LabelLike, config: ScoreConfig, flat: BestOverlap | None
 ) -> tuple[list[StructureScore], list[SkippedStructure]]:
-    """Scores of the structures of one label map, and those that were left out."""
+    """Return the scores of the structures of one label map, and the structures that were not scored."""
     present = structure_counts(label.array)
     declared = {value for value in (label.value_names or {}) if value != 0}
     values = [value for value, voxels in present.items() if voxels >= config.min_voxels]
@@ -187,7 +188,7 @@ def _score_label(
 def _structure_score(
     scan: ScanLike, label: LabelLike, best: BestOverlap, limit: AtomLimit, flat: BestOverlap | None, s: int
 ) -> StructureScore:
-    """Entry `s` of the results on one label map, with its names."""
+    """Return the score of structure `s` of a label map, with its names."""
     value, row = best.values[s], int(best.best[s])
     voxels = int(best.structure_voxels[s])
     return StructureScore(

@@ -1,11 +1,11 @@
-"""Flat multi-scale SLIC, the baseline that hierarchies of proposals are measured against.
+"""Flat multi-scale SLIC, the baseline for hierarchies of proposals.
 
-Every segment of every scale is one proposal; the scales are scored together, as the published ablation does
-with its flat supervoxels (MASS, Gao et al. 2026: 54.3 / 43.8 Dice against 65.5 / 59.3 with SAM2 masks).
+Every segment of every scale is one proposal. The scales are scored together, as in the published ablation
+with flat supervoxels (MASS, Gao et al. 2026: 54.3 / 43.8 Dice against 65.5 / 59.3 with SAM2 masks).
 
 Reads: image (z, y, x) integer codes, voxel size in mm, label (z, y, x), 0 = background.
 Writes: best IoU and Dice of each structure over all segments of all scales.
-Bounds: one core, about 4.5 seconds a million voxels for the default four scales; memory about 30 bytes a
+Bounds: one core, about 4.5 seconds per million voxels for the default four scales; memory about 30 bytes per
 voxel.
 """
 
@@ -27,15 +27,14 @@ class SlicConfig:
     """Settings of the SLIC baseline (scikit-image `slic`, 3D, spacing in mm, whole stored volume)."""
 
     segments: tuple[int, ...] = (100, 400, 1600, 6400)
-    """Segments asked for at each scale; SLIC gives a few more or fewer."""
+    """Requested number of segments at each scale; SLIC gives a few more or fewer."""
     compactness: float = 0.1
-    """Weight of distance against intensity, for intensities scaled to 0..1; one value for all data sets.
+    """Weight of distance relative to intensity, for intensities scaled to 0..1; one value for all data sets.
 
-    Of 0.01, 0.03, 0.1 and 0.3 this has the highest mean best IoU over nine (0.317, 0.334, 0.355, 0.309),
-    though CT and MR of sarcomas prefer less (`benchmarks/slic_compactness.py`).
-    """
+    Of 0.01, 0.03, 0.1 and 0.3 this has the highest mean best IoU over nine sets (0.317, 0.334, 0.355, 0.309),
+    although CT and MR of sarcomas are better with less (`benchmarks/slic_compactness.py`)."""
     iterations: int = 10
-    """Rounds of k-means, scikit-image's default."""
+    """Iterations of k-means, scikit-image's default."""
 
 
 def slic_scales(
@@ -45,13 +44,13 @@ def slic_scales(
     config: SlicConfig,
     progress: Callable[[str], None] | None = None,
 ) -> Iterator[NDArray[np.int64]]:
-    """Label volumes (z, y, x) of SLIC at each scale, labels 0..
+    """Yield a SLIC label volume (z, y, x) for each scale, labels 0 and above.
 
     Args:
-        image: (z, y, x) codes, already clipped to the intensity window; scaled here to 0..1.
-        spacing_zyx_mm: voxel size in mm.
-        config: scales, compactness and iterations.
-        progress: called with a line before each scale.
+        image: (z, y, x) codes, already clipped to the intensity window; scaled to 0..1 here.
+        spacing_zyx_mm: Voxel size in mm.
+        config: Scales, compactness and iterations.
+        progress: Called with a line of text before each scale.
     """
     from skimage.segmentation import slic
 
@@ -72,9 +71,13 @@ def slic_scales(
 
 
 def baseline_overlap(scales: Iterator[NDArray[np.int64]], labels: Sequence[IntArray]) -> list[BestOverlap]:
-    """Best overlap that any segment of any scale has with each structure, one result a label map.
+    """Return the best overlap of any segment of any scale with each structure, one result per label map.
 
-    The numbers are those of all segments together (`counts` holds their total); segments have no rank.
+    The numbers are those of all segments together (`counts` is their total number); segments have no rank.
+
+    Args:
+        scales: SLIC label volumes (z, y, x).
+        labels: Label maps (z, y, x); 0 is background.
     """
     results: list[BestOverlap | None] = [None] * len(labels)
     for segments in scales:
@@ -86,7 +89,10 @@ def baseline_overlap(scales: Iterator[NDArray[np.int64]], labels: Sequence[IntAr
 
 
 def _better(first: BestOverlap | None, second: BestOverlap) -> BestOverlap:
-    """The element-wise better of two results on one label map; `best` counts the segments of both in turn."""
+    """Return the better result for each structure.
+
+    `best` numbers the segments of the first result, then those of the second.
+    """
     if first is None:
         return second
     wins = second.iou[:, -1] > first.iou[:, -1]

@@ -1,7 +1,7 @@
-"""What the read-only stages (score, pictures, report) ask of a scan, as structural types.
+"""Structural types of the scans that the read-only stages use (score, pictures, report).
 
-`pipeline` may not import `storage`, yet both `pipeline.proposals.proposal_set.ProposalSet` and
-`storage.ScanRecord` carry the same arrays under the same names. A function that takes `Proposals` or
+`pipeline` may not import `storage`, but `pipeline.proposals.proposal_set.ProposalSet` and
+`storage.ScanRecord` have the same arrays under the same names. A function that takes `Proposals` or
 `ScanLike` accepts either, and a test can pass a small dataclass of its own.
 
 Reads: nothing. Writes: nothing.
@@ -19,31 +19,31 @@ IntArray: TypeAlias = NDArray[np.integer[Any]]
 """Any integer array; label volumes are uint8 or uint16, atoms uint16, tables int32."""
 
 Rows: TypeAlias = IntArray | Sequence[IntArray]
-"""The orders of an atom layer: one row a hierarchy, of atom ids in depth-first order. In a stored scan
-a row has only the atoms that proposals need, so rows differ in length."""
+"""Orders of an atom layer: one row per order, of atom ids in depth-first order of a tree. In a stored scan a
+row has only the atoms that proposals need, so rows differ in length."""
 
 ORDER, START, STOP, Z0, Y0, X0, Z1, Y1, X1, VOXELS, SOURCE = range(11)
 """Columns of a proposal table (of both format versions)."""
 
 
 class Intervals(Protocol):
-    """Proposals as intervals of hierarchies laid out in depth-first order."""
+    """Proposals as intervals of atoms in depth-first order of a tree."""
 
     @property
     def atoms(self) -> Sequence[IntArray]:
-        """Label volumes (z, y, x), one a layer; uint16 from 65534 on is no atom (background, missing)."""
+        """Label volumes (z, y, x), one per layer; in uint16, ids from 65534 on are no atoms."""
 
     @property
     def orders(self) -> Sequence[Rows]:
-        """The rows of each layer."""
+        """Orders of the atoms of each layer."""
 
     @property
     def table(self) -> IntArray:
-        """(N, 11); the order column counts the rows of orders[0], orders[1], ... in turn."""
+        """(N, 11); the order column numbers the rows of orders[0], orders[1], ... consecutively."""
 
 
 class Proposals(Intervals, Protocol):
-    """Intervals with a score each, best first."""
+    """Intervals with scores, best first."""
 
     @property
     def scores(self) -> NDArray[np.floating[Any]]:
@@ -55,7 +55,7 @@ class Proposals(Intervals, Protocol):
 
 
 class LabelLike(Protocol):
-    """An expert's label map on the stored grid."""
+    """A label map of an expert on the stored grid."""
 
     @property
     def name(self) -> str:
@@ -67,7 +67,7 @@ class LabelLike(Protocol):
 
     @property
     def value_names(self) -> Mapping[int, str] | None:
-        """Name of each value, where they were declared."""
+        """Name of each value, if declared."""
 
 
 class ScanLike(Proposals, Protocol):
@@ -75,15 +75,15 @@ class ScanLike(Proposals, Protocol):
 
     @property
     def scan_id(self) -> str:
-        """Identifier, unique in its store."""
+        """Its id, unique in its store."""
 
     @property
     def dataset(self) -> str:
-        """Name of the data set that it belongs to."""
+        """Name of its data set."""
 
     @property
     def modality(self) -> str:
-        """Either ct, mr or pet."""
+        """Modality: ct, mr or pet."""
 
     @property
     def image(self) -> IntArray:
@@ -91,7 +91,7 @@ class ScanLike(Proposals, Protocol):
 
     @property
     def scale(self) -> float:
-        """Real units a code."""
+        """Real units per code."""
 
     @property
     def offset(self) -> float:
@@ -103,7 +103,7 @@ class ScanLike(Proposals, Protocol):
 
     @property
     def labels(self) -> Sequence[LabelLike]:
-        """Expert label maps; may be empty."""
+        """Label maps of experts; may be empty."""
 
     @property
     def attributes(self) -> Mapping[str, Any]:

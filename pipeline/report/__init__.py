@@ -1,10 +1,10 @@
-"""Pictures and pages about stored scans.
+"""Pictures and HTML pages of stored scans.
 
 Takes:  a scan of a store (`ScanLike`) and its score.
-Gives:  HTML pages that need nothing else, and PNG pictures.
+Gives:  self-contained HTML pages, and PNG pictures.
 
-`describe_scan` collects what a page of a scan shows, `overview_scan` a line of it; `scan_page` and
-`store_page` write the HTML.
+`describe_scan` collects the contents of a scan's page, `overview_scan` those of its row in a table;
+`scan_page` and `store_page` write the HTML.
 """
 
 import lazy_loader

@@ -1,8 +1,8 @@
-"""Walking through a scan's proposals: those at a point from atom to organ, those that pass a filter.
+"""Selection of a scan's proposals: those at a voxel from atom to organ, and those that pass a filter.
 
 Reads: a scan (see `pipeline.quality.stored_scan.ScanLike`), a voxel, bounds. Writes: rows of its table,
        pictures.
-Bounds: rows are exact; pictures show one slice each.
+Bounds: rows are exact; a picture shows one slice.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from pipeline.report.slices import (
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """Which proposals are wanted; every bound that is given must hold."""
+    """Bounds on proposals; all of them must hold."""
 
     min_ml: float = 0.0
-    """Least volume in millilitres."""
+    """Smallest volume in millilitres."""
     max_ml: float = float("inf")
     """Largest volume in millilitres."""
     sources: Collection[str] | None = None
-    """Names of the sources wanted; None takes all."""
+    """Names of the accepted sources; None accepts all."""
     min_score: float = float("-inf")
-    """Least score."""
+    """Smallest score."""
 
 
 def rows_where(scan: ScanLike, wanted: Filter) -> NDArray[np.int64]:
-    """Rows of the proposals that pass a filter, best first."""
+    """Return the rows of the proposals that pass a filter, best first: int64 (M,)."""
     volumes = scan.table[:, VOXELS] * float(np.prod(scan.spacing_zyx_mm)) / 1000
     keep = (volumes >= wanted.min_ml) & (volumes <= wanted.max_ml)
     keep &= np.asarray(scan.scores) >= wanted.min_score
@@ -58,7 +58,10 @@ def rows_where(scan: ScanLike, wanted: Filter) -> NDArray[np.int64]:
 
 
 def deepest_voxel(mask: NDArray[np.bool_]) -> Point:
-    """The voxel of a mask that is farthest from its surface, in voxels.
+    """Return the voxel (z, y, x) of a mask that is farthest from its surface, measured in voxels.
+
+    Args:
+        mask: bool (z, y, x).
 
     Raises:
         ValueError: the mask is empty.
@@ -74,7 +77,16 @@ def deepest_voxel(mask: NDArray[np.bool_]) -> Point:
 
 
 def ladder(scan: ScanLike, point: Point, *, steps: int = 8) -> list[int]:
-    """A few of the proposals that contain a voxel, smallest first, evenly spaced in log volume."""
+    """Return a few of the proposals that contain a voxel, smallest first, evenly spaced in log volume.
+
+    Args:
+        scan: The scan.
+        point: Voxel (z, y, x).
+        steps: The most proposals.
+
+    Returns:
+        Rows of the proposal table.
+    """
     rows = proposals_at(scan, point)
     if rows.size <= steps:
         return [int(row) for row in rows]
@@ -87,7 +99,17 @@ def ladder(scan: ScanLike, point: Point, *, steps: int = 8) -> list[int]:
 def ladder_strip(
     scan: ScanLike, point: Point, rows: Sequence[int], *, plane: Plane = "axial", pixels: int = 190
 ) -> Rgb:
-    """The atom at a voxel, then proposals that contain it, each filled on the slice through the voxel."""
+    """Return pictures of the atom at a voxel and of proposals that contain it.
+
+    Each mask is filled on the slice through the voxel.
+
+    Args:
+        scan: The scan.
+        point: Voxel (z, y, x).
+        rows: Rows of the proposals.
+        plane: Plane of the slice.
+        pixels: Edge of each picture.
+    """
     s = slice_of(scan, plane, point[PLANES.index(plane)])
     row, column = place(point, scan.image.shape, plane)
     at = (int(row), int(column))
@@ -115,7 +137,15 @@ def planes_at(
     label: IntArray | None = None,
     pixels: int = 380,
 ) -> list[Rgb]:
-    """The three planes through a voxel, marked by a cross, with proposals filled and structures outlined."""
+    """Return the three planes through a voxel: a cross at it, proposals filled, structures outlined.
+
+    Args:
+        scan: The scan.
+        point: Voxel (z, y, x).
+        rows: Rows of the proposals.
+        label: Label map (z, y, x); 0 is background.
+        pixels: Longest edge of the scan in the pictures.
+    """
     frame = frame_of(scan, pixels)
     pictures = []
     for axis, s in enumerate(slices_through(scan, point)):
@@ -128,7 +158,12 @@ def planes_at(
 
 
 def structure_outlines(label: IntArray, *, fill: float = 0.0) -> list[Overlay]:
-    """An overlay for each structure on a slice of a label map; yellow if there is only one."""
+    """Return an overlay for each structure on a slice of a label map; yellow if there is only one.
+
+    Args:
+        label: (height, width), turned for display; 0 is background.
+        fill: Opacity of the inside, 0 to 1.
+    """
     values = [int(v) for v in np.unique(label) if v]
     colors = [LABEL_COLOR] if len(values) == 1 else [PALETTE[v % len(PALETTE)] for v in values]
     return [
@@ -138,7 +173,7 @@ def structure_outlines(label: IntArray, *, fill: float = 0.0) -> list[Overlay]:
 
 
 def hierarchy_sheet(scan: ScanLike, point: Point, *, pixels: int = 240, label: IntArray | None = None) -> Rgb:
-    """One picture from image to organ: a row a plane; columns image, atoms, size classes, labels."""
+    """Return one picture from image to organ: a row per plane; columns image, atoms, size classes, labels."""
     slices = slices_through(scan, point)
     frame = frame_of(scan, pixels)
     plain = replace(frame, marks=False)

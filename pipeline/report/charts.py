@@ -1,7 +1,7 @@
 """Small charts as inline SVG: histograms, bars, curves. Values in, markup out.
 
-Colours come from the page (CSS classes and `currentColor`), so that charts follow its light and dark themes;
-every mark carries its numbers in a `<title>`, which browsers show on hover and readers read out.
+Colours come from the page (CSS classes and `currentColor`), so that charts follow its light and dark themes.
+Every mark has its numbers in a `<title>`, which browsers show on hover and screen readers read.
 
 Reads: numbers. Writes: an `<svg>` element as text. Bounds: no scripts, no fonts, no network.
 """
@@ -26,16 +26,16 @@ class Curve:
 
     name: str
     values: tuple[float, ...]
-    """One value a position on the x axis."""
+    """One value per position on the x axis."""
     style: int = 0
-    """Which of the page's series colours."""
+    """Index of the page's series colour."""
     dashed: bool = False
 
 
 def histogram(
     values: NDArray[Any], *, label: str, bins: int = 30, logarithmic: bool = False, unit: str = ""
 ) -> str:
-    """Counts of values in equal bins, or in bins equal on a logarithmic axis (values > 0)."""
+    """Return a histogram with equal bins, or with bins that are equal on a logarithmic axis (values > 0)."""
     data = np.log10(values[values > 0]) if logarithmic else np.asarray(values, dtype=np.float64)
     if not data.size:
         return _empty(label)
@@ -59,7 +59,7 @@ def histogram(
 
 
 def bars(names: Sequence[str], values: Sequence[float], *, label: str) -> str:
-    """Horizontal bars, one a name, each with its value at the end."""
+    """Return horizontal bars, one per name, with their values at the end."""
     row = 24
     height = row * len(names) + 8
     top = max([*values, 1e-12])
@@ -76,15 +76,15 @@ def bars(names: Sequence[str], values: Sequence[float], *, label: str) -> str:
 
 
 def curves(positions: Sequence[str], series: Sequence[Curve], *, label: str, unit: str = "") -> str:
-    """Lines over equally spaced positions, y from 0 to 1, with a legend below."""
+    """Return lines over equally spaced positions, y from 0 to 1, with a legend below."""
     width = _WIDTH - _LEFT - _RIGHT
-    spots = [_LEFT + width * (k + 0.5) / len(positions) for k in range(len(positions))]
+    xs = [_LEFT + width * (k + 0.5) / len(positions) for k in range(len(positions))]
     parts = []
     for number, curve in enumerate(series):
-        points = " ".join(f"{x:.1f},{_y(v):.1f}" for x, v in zip(spots, curve.values, strict=True))
+        points = " ".join(f"{x:.1f},{_y(v):.1f}" for x, v in zip(xs, curve.values, strict=True))
         dash = ' stroke-dasharray="5 4"' if curve.dashed else ""
         parts.append(f'<polyline class="l{curve.style}" points="{points}"{dash}/>')
-        for x, name, v in zip(spots, positions, curve.values, strict=True):
+        for x, name, v in zip(xs, positions, curve.values, strict=True):
             title = f"<title>{escape(curve.name)}, {escape(name)}: {v:.3f}</title>"
             parts.append(
                 f'<circle class="s{curve.style}" cx="{x:.1f}" cy="{_y(v):.1f}" r="3">{title}</circle>'
@@ -92,7 +92,7 @@ def curves(positions: Sequence[str], series: Sequence[Curve], *, label: str, uni
         x, y = _LEFT + (number % 2) * width / 2, _HEIGHT + 8 + 17 * (number // 2)
         parts.append(f'<line class="l{curve.style}" x1="{x}" x2="{x + 22}" y1="{y}" y2="{y}"{dash}/>')
         parts.append(f'<text x="{x + 28}" y="{y + 4}">{escape(curve.name)}</text>')
-    marks = list(zip(spots, positions, strict=True))
+    marks = list(zip(xs, positions, strict=True))
     levels = [(f, f"{f:g}") for f in (0.0, 0.25, 0.5, 0.75, 1.0)]
     height = _HEIGHT + 17 * ((len(series) + 1) // 2) + 4
     return _chart(label, "".join(parts), marks, levels, unit, height=height)
@@ -101,7 +101,7 @@ def curves(positions: Sequence[str], series: Sequence[Curve], *, label: str, uni
 def scatter(
     names: Sequence[str], x: Sequence[float], y: Sequence[float], *, label: str, unit: str = ""
 ) -> str:
-    """Points over a logarithmic x axis (x > 0), y from 0 to 1."""
+    """Return points over a logarithmic x axis (x > 0), y from 0 to 1."""
     if not names:
         return _empty(label)
     exponents = np.log10(np.asarray(x, dtype=np.float64))
@@ -142,7 +142,7 @@ def _chart(
     *,
     height: int = _HEIGHT,
 ) -> str:
-    """Axes, grid and labels around the marks of a chart."""
+    """Return a chart: axes, grid and labels around its marks."""
     base = _HEIGHT - _BOTTOM
     grid = "".join(
         f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{_y(f):.1f}" y2="{_y(f):.1f}"/>'
@@ -169,20 +169,20 @@ def _empty(label: str) -> str:
 
 
 def _number(value: float) -> str:
-    """A number as people write it: 0.02, 1.5, 1,200."""
+    """Return a number in short form: 0.02, 1.5, 1,200."""
     if value and abs(value) < 0.001:
         return f"{value:.0e}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _decades(low: float, high: float) -> list[float]:
-    """Whole powers of ten between two exponents, with halves where there are few."""
+    """Return the whole numbers between two exponents; if fewer than two, the ends and the middle."""
     whole = [float(e) for e in range(int(np.ceil(low)), int(np.floor(high)) + 1)]
     return whole if len(whole) >= 2 else [low, (low + high) / 2, high]
 
 
 def _round_steps(low: float, high: float) -> list[float]:
-    """About five round numbers between two values."""
+    """Return about five round numbers between two values."""
     raw = (high - low) / 5
     power = 10.0 ** np.floor(np.log10(raw))
     step = min((m * power for m in (1, 2, 2.5, 5, 10)), key=lambda s: abs(s - raw))

@@ -1,7 +1,7 @@
-"""Pieces of an HTML page: the frame, lists of facts, figures, tables. Values in, markup out.
+"""Parts of an HTML page: the frame, lists of facts, figures, tables. Values in, markup out.
 
-Reads: text and PNG bytes; text is escaped where a docstring does not say that it is markup already.
-Writes: HTML. Bounds: the style sheet and the script of the page are files of this package, read once a page.
+Reads: text and PNG bytes; text is escaped, unless a docstring says that it is markup already.
+Writes: HTML. Bounds: the style sheet and the script are files of this package, read once per page.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from pipeline.report.overview import Picture
 
 
 def page(title: str, header: str, links: Sequence[tuple[str, str]], body: str) -> str:
-    """The frame of a page, with style and script inline."""
+    """Return a complete page, with style and script inline.
+
+    Args:
+        title: Title of the page, text.
+        header: Contents of the header, markup.
+        links: (target, name) of the navigation.
+        body: Contents, markup.
+    """
     package = files("pipeline.report")
     style = (package / "report.css").read_text(encoding="utf-8")
     script = (package / "report.js").read_text(encoding="utf-8")
@@ -31,7 +38,7 @@ def page(title: str, header: str, links: Sequence[tuple[str, str]], body: str) -
 
 
 def image(picture: Picture) -> str:
-    """A picture with its bytes in the page."""
+    """Return an image element with the picture's bytes in the page."""
     data = base64.b64encode(picture.png).decode("ascii")
     return (
         f'<img src="data:image/png;base64,{data}" width="{picture.width}" height="{picture.height}" '
@@ -40,19 +47,19 @@ def image(picture: Picture) -> str:
 
 
 def figure(picture: Picture, caption: str = "") -> str:
-    """A picture and its caption; `caption` is markup and takes the place of its own."""
+    """Return a picture and its caption; `caption` is markup and replaces the picture's own."""
     text = caption or escape(picture.caption)
     return f"<figure>{image(picture)}{f'<figcaption>{text}</figcaption>' if text else ''}</figure>"
 
 
 def number_list(counts: Sequence[tuple[str, str]]) -> str:
-    """The few numbers that matter, large: number and what it counts."""
+    """Return a list of large numbers: (number, what it counts)."""
     items = "".join(f"<li><b>{escape(n)}</b><span>{escape(what)}</span></li>" for n, what in counts)
     return f'<ul class="numbers">{items}</ul>'
 
 
 def fact_list(facts: Sequence[tuple[str, str]]) -> str:
-    """Names and values."""
+    """Return a list of names and values."""
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
     return f'<div class="card"><dl class="facts">{rows}</dl></div>'
 
@@ -60,7 +67,14 @@ def fact_list(facts: Sequence[tuple[str, str]]) -> str:
 def table(
     heading: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1, style: str = "text"
 ) -> str:
-    """A table to sort by its headings; cells are markup, the first `text` columns are words, not numbers."""
+    """Return a table that can be sorted by its headings.
+
+    Args:
+        heading: Headings, markup.
+        rows: Cells, markup.
+        text: The first `text` columns are words, all others are numbers.
+        style: CSS class of the word columns.
+    """
     classes = [style if k < text else "" for k in range(len(heading))]
     head = "".join(
         f'<th scope="col" class="{c}">{name}</th>' for c, name in zip(classes, heading, strict=True)
@@ -74,7 +88,7 @@ def table(
 
 
 def _cell(style: str, cell: str) -> str:
-    """A cell; one that holds a number also says it without separators, for sorting."""
+    """Return a cell; a number is also stored without separators, for sorting."""
     plain = cell.replace(",", "").removesuffix("%")
     value = f' data-value="{plain}"' if plain.replace(".", "", 1).isdigit() else ""
     return f'<td class="{style}"{value}>{cell}</td>'

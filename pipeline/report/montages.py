@@ -1,4 +1,4 @@
-"""Which slices and proposals of a scan to show, and the montages made of them.
+"""Choice of the slices and proposals of a scan that are shown, and montages of them.
 
 Reads: a scan (see `pipeline.quality.stored_scan.ScanLike`) and points, rows of its proposal table,
        structures.
@@ -55,13 +55,13 @@ Point = tuple[int, int, int]
 """A voxel (z, y, x)."""
 
 CT_SOFT_HU = (-300.0, 200.0)
-"""Regions whose mean lies outside are shown in a window of their own."""
+"""Regions whose mean lies outside this range are shown in another window."""
 CT_BODY_HU = -500.0
-"""Voxels above it belong to the body; what they enclose (lungs, bowel gas) does too."""
+"""Voxels above this are body, and so are cavities that they enclose (lungs, bowel gas)."""
 
 
 def foreground(scan: ScanLike) -> NDArray[np.bool_]:
-    """The body, bool (z, y, x): above a threshold, holes in axial slices filled."""
+    """Return the body mask, bool (z, y, x): above a threshold, holes in axial slices filled."""
     if in_hounsfield(scan):
         threshold = (CT_BODY_HU - scan.offset) / scan.scale
     else:
@@ -71,28 +71,33 @@ def foreground(scan: ScanLike) -> NDArray[np.bool_]:
 
 
 def focus_point(scan: ScanLike, body: NDArray[np.bool_]) -> Point:
-    """The voxel whose three slices show most.
+    """Return the voxel (z, y, x) whose three slices show most.
 
-    With labels, most structures, then most labelled voxels. Without, much of the body and much contrast
-    within it, among the slices between a fifth and four fifths of the body's voxels.
+    With labels: most structures, then most labelled voxels. Without: a large body area with high contrast,
+    among the slices between a fifth and four fifths of the body's voxels.
+
+    Args:
+        scan: The scan.
+        body: bool (z, y, x), True in the body.
     """
     shape = scan.image.shape
-    worth = [np.zeros(size) for size in shape]
+    ratings = [np.zeros(size) for size in shape]
     for label in scan.labels:
         where = np.nonzero(label.array)
         width = int(label.array.max()) + 1
         values = label.array[where].astype(np.int64)
         for axis, size in enumerate(shape):
             counts = np.bincount(where[axis] * width + values, minlength=size * width).reshape(size, width)
-            worth[axis] += np.count_nonzero(counts, axis=1) + counts.sum(axis=1) / (values.size + 1)
+            ratings[axis] += np.count_nonzero(counts, axis=1) + counts.sum(axis=1) / (values.size + 1)
     z, y, x = (
-        int(np.argmax(w)) if w.any() else _contrasted_slice(scan, body, axis) for axis, w in enumerate(worth)
+        int(np.argmax(rating)) if rating.any() else _contrasted_slice(scan, body, axis)
+        for axis, rating in enumerate(ratings)
     )
     return (z, y, x)
 
 
 def _contrasted_slice(scan: ScanLike, body: NDArray[np.bool_], axis: int) -> int:
-    """The slice with the largest product of body area and standard deviation of intensity within it."""
+    """Return the slice with the largest product of body area and standard deviation of intensity in it."""
     others = tuple(a for a in range(3) if a != axis)
     area = body.sum(axis=others)
     if not area.any():
@@ -100,9 +105,9 @@ def _contrasted_slice(scan: ScanLike, body: NDArray[np.bool_], axis: int) -> int
     values = np.where(body, scan.image.astype(np.float32), 0)
     mean = values.sum(axis=others) / np.maximum(area, 1)
     variance = (values**2).sum(axis=others) / np.maximum(area, 1) - mean**2
-    worth = ndimage.uniform_filter1d(area * np.sqrt(np.maximum(variance, 0)), max(1, len(area) // 12))
+    rating = ndimage.uniform_filter1d(area * np.sqrt(np.maximum(variance, 0)), max(1, len(area) // 12))
     start, stop = np.searchsorted(np.cumsum(area) / area.sum(), (0.2, 0.8))
-    return int(start + np.argmax(worth[start : stop + 1]))
+    return int(start + np.argmax(rating[start : stop + 1]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,29 +117,29 @@ class Slice:
     plane: Plane
     index: int
     levels: NDArray[np.uint8]
-    """(height, width) grey."""
+    """(height, width) grey levels."""
     atoms: tuple[NDArray[np.integer], ...]
-    """(height, width, 1) a layer: a box in its own right, so that masks can be looked up on it."""
+    """(height, width, 1) per layer: with three axes, so that masks can be looked up in it."""
     orders: Sequence[Rows]
     table: NDArray[np.integer]
     voxel: tuple[float, float]
     """Height and width of a voxel in mm."""
 
     def mask(self, row: int) -> NDArray[np.bool_]:
-        """The mask of a proposal on this slice, (height, width)."""
+        """Return the mask of a proposal on this slice, bool (height, width)."""
         return proposal_mask(self, row)[:, :, 0]
 
     def draw(self, overlays: Sequence[Overlay], frame: Frame) -> Rgb:
-        """The slice with overlays."""
+        """Return the slice with overlays."""
         return draw_slice(self.levels, self.plane, self.voxel, frame=frame, overlays=overlays)
 
     def draw_atoms(self, frame: Frame) -> Rgb:
-        """The slice with the borders of its atoms."""
+        """Return the slice with the borders of its atoms."""
         return draw_borders(self.draw([], frame), self.atoms[0][:, :, 0])
 
 
 def slice_of(scan: ScanLike, plane: Plane, index: int, window: Window | None = None) -> Slice:
-    """A slice of a scan, in the window given or the usual one."""
+    """Return a slice of a scan, in the given display window or the usual one."""
     return Slice(
         plane=plane,
         index=index,
@@ -147,7 +152,10 @@ def slice_of(scan: ScanLike, plane: Plane, index: int, window: Window | None = N
 
 
 def rows_by_size(scan: ScanLike) -> dict[str, NDArray[np.int64]]:
-    """Rows of the proposals of each size class that has any, best first, from the smallest class."""
+    """Return the rows of the proposals by size class, best first; smallest class first.
+
+    Empty classes are left out.
+    """
     volumes = scan.table[:, VOXELS] * float(np.prod(scan.spacing_zyx_mm))
     classes = np.searchsorted(SIZE_CLASSES_MM3, volumes, side="right")
     found = ((name, np.flatnonzero(classes == k)) for k, name in enumerate(SIZE_CLASS_NAMES))
@@ -157,11 +165,17 @@ def rows_by_size(scan: ScanLike) -> dict[str, NDArray[np.int64]]:
 def disjoint_rows(
     slices: Sequence[Slice], rows: Iterable[int], *, most: int = 60, tries: int = 400
 ) -> list[int]:
-    """The best-ranked proposals that hardly overlap on the slices, in order of rank.
+    """Return the best-ranked proposals that hardly overlap on the slices, in order of rank.
 
-    A proposal is taken if at most a tenth of it lies on those taken before, over all slices together.
+    A proposal is chosen if at most a tenth of it overlaps those chosen before, over all slices together.
+
+    Args:
+        slices: The slices.
+        rows: Rows of the proposals, best first.
+        most: The most proposals.
+        tries: The most rows that are examined.
     """
-    taken: list[int] = []
+    chosen: list[int] = []
     painted = [np.zeros(s.levels.shape, dtype=np.bool_) for s in slices]
     for row in islice(rows, tries):
         masks = [s.mask(int(row)) for s in slices]
@@ -169,16 +183,16 @@ def disjoint_rows(
         shared = sum(int((mask & p).sum()) for mask, p in zip(masks, painted, strict=True))
         if area == 0 or shared > 0.1 * area:
             continue
-        taken.append(int(row))
+        chosen.append(int(row))
         for p, mask in zip(painted, masks, strict=True):
             p |= mask
-        if len(taken) == most:
+        if len(chosen) == most:
             break
-    return taken
+    return chosen
 
 
 def frame_of(scan: ScanLike, pixels: int) -> Frame:
-    """A scale at which the longest edge of the scan takes `pixels`, the same for its three planes."""
+    """Return a frame in which the longest edge of the scan has `pixels`; equal for its three planes."""
     edge_mm = max(n * mm for n, mm in zip(scan.image.shape, scan.spacing_zyx_mm, strict=True))
     return Frame(mm_per_pixel=edge_mm / pixels)
 
@@ -186,7 +200,7 @@ def frame_of(scan: ScanLike, pixels: int) -> Frame:
 def planes_with(
     scan: ScanLike, point: Point, rows: Sequence[int], *, pixels: int = 360, fill: float = 0.32
 ) -> list[Rgb]:
-    """The three planes through a point with proposals laid over them, each in its own colour."""
+    """Return the three planes through a point with proposals over them, each in its own colour."""
     frame = frame_of(scan, pixels)
     return [
         s.draw([_overlay(s.mask(row), k, fill) for k, row in enumerate(rows)], frame)
@@ -195,7 +209,7 @@ def planes_with(
 
 
 def slices_through(scan: ScanLike, point: Point) -> list[Slice]:
-    """The three slices through a point."""
+    """Return the three slices through a point."""
     window = display_window(scan)
     return [slice_of(scan, plane, point[axis], window) for axis, plane in enumerate(PLANES)]
 
@@ -207,7 +221,7 @@ def _overlay(mask: NDArray[np.bool_], number: int, fill: float) -> Overlay:
 def size_montages(
     scan: ScanLike, point: Point, *, pixels: int = 360, marks: bool = True
 ) -> dict[str, list[Rgb]]:
-    """For each size class, the three planes through a point with its best proposals that do not overlap."""
+    """Return, for each size class, the three planes through a point with its best disjoint proposals."""
     slices = slices_through(scan, point)
     frame = replace(frame_of(scan, pixels), marks=marks)
     montages = {}
@@ -220,7 +234,7 @@ def size_montages(
 
 
 def widest_slice(mask: NDArray[np.bool_], spacing_zyx_mm: tuple[float, float, float]) -> tuple[Plane, int]:
-    """The slice with the largest section of a mask; axial unless another is a third larger."""
+    """Return the slice with the largest section of a mask; axial unless another is a third larger."""
     best: tuple[float, Plane, int] = (0.0, "axial", mask.shape[0] // 2)
     for axis, plane in enumerate(PLANES):
         areas = mask.sum(axis=tuple(a for a in range(3) if a != axis))
@@ -231,7 +245,7 @@ def widest_slice(mask: NDArray[np.bool_], spacing_zyx_mm: tuple[float, float, fl
 
 
 def proposal_tile(scan: ScanLike, row: int, *, color: Color = PROPOSAL_COLOR, pixels: int = 200) -> Rgb:
-    """One proposal on its widest slice, with its surroundings."""
+    """Return a picture of one proposal on its widest slice, with its surroundings."""
     low, high = scan.table[row, Z0 : X0 + 1], scan.table[row, Z1 : X1 + 1]
     box = (slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2]))
     inside = proposal_mask(scan, row, box)
@@ -243,14 +257,22 @@ def proposal_tile(scan: ScanLike, row: int, *, color: Color = PROPOSAL_COLOR, pi
 
 
 def window_for(scan: ScanLike, mean: float) -> Window:
-    """The window in which a region of this mean value shows: air in a lung window, bone in a wide one."""
+    """Return the display window for a region with this mean: a lung window for air, a wide one for bone."""
     if in_hounsfield(scan) and not CT_SOFT_HU[0] < mean < CT_SOFT_HU[1]:
         return Window(low=-1000, high=200) if mean < 0 else Window(low=-150, high=500)
     return display_window(scan)
 
 
 def structure_tile(scan: ScanLike, label: IntArray, value: int, row: int, *, pixels: int = 220) -> Rgb:
-    """A structure (outline) and the proposal that matches it (fill), on the structure's widest slice."""
+    """Return a structure (outline) and the proposal that matches it (fill), on the structure's widest slice.
+
+    Args:
+        scan: The scan.
+        label: Label map (z, y, x).
+        value: Value of the structure.
+        row: Row of the proposal, -1 for none.
+        pixels: Edge of the picture.
+    """
     structure = label == value
     plane, index = widest_slice(structure, scan.spacing_zyx_mm)
     mean = float(scan.image[structure].mean()) * scan.scale + scan.offset
@@ -270,16 +292,16 @@ def close_up(
     *,
     cross: tuple[int, int] | None = None,
 ) -> Rgb:
-    """A square window on a slice, around a mask with as much again beside it, at least 60 mm wide.
+    """Return a square part of a slice around a mask: 1.6 times its extent, at least 60 mm wide.
 
-    Black where the scan ends.
+    Black outside the scan.
 
     Args:
-        s: the slice.
-        around: (height, width) what to show; must not be empty.
-        overlays: drawn on the window.
-        pixels: edge of the picture.
-        cross: a voxel (row, column) of the slice to mark.
+        s: The slice.
+        around: bool (height, width) mask to show; must not be empty.
+        overlays: Drawn on the part.
+        pixels: Edge of the picture.
+        cross: Voxel (row, column) of the slice that is marked.
     """
     where = np.argwhere(around)
     low, high = where.min(axis=0), where.max(axis=0) + 1
@@ -300,7 +322,7 @@ def close_up(
 
 
 def coverage_limits(cover: NDArray[np.int32]) -> tuple[int, int]:
-    """The counts that the ends of the colour scale stand for: the first and the last percentile."""
+    """Return the counts at the ends of the colour scale: 1st and 99th percentile of covered voxels."""
     covered = cover[cover > 0]
     if not covered.size:
         return 1, 2
@@ -311,7 +333,7 @@ def coverage_limits(cover: NDArray[np.int32]) -> tuple[int, int]:
 def coverage_planes(
     scan: ScanLike, cover: NDArray[np.int32], point: Point, *, pixels: int = 360
 ) -> list[Rgb]:
-    """The three planes through a point, coloured by how many proposals contain each voxel.
+    """Return the three planes through a point, coloured by how many proposals contain each voxel.
 
     Colours are equal steps of the logarithm between `coverage_limits`; voxels in no proposal stay grey.
     """
@@ -330,7 +352,7 @@ def coverage_planes(
 
 
 def overview_slice(scan: ScanLike, point: Point, *, pixels: int = 150) -> Rgb:
-    """The axial slice through a point with the best proposals of 1 mL and more that do not overlap."""
+    """Return the axial slice through a point with the best disjoint proposals of 1 mL and more."""
     s = slice_of(scan, "axial", point[0])
     voxels = SIZE_CLASSES_MM3[0] / float(np.prod(scan.spacing_zyx_mm))
     rows = disjoint_rows([s], np.flatnonzero(scan.table[:, VOXELS] >= voxels), most=40)

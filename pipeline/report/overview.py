@@ -1,10 +1,10 @@
-"""What there is to see of a scan's proposals: facts, pictures and numbers, ready to be laid out.
+"""Contents of the report on a scan's proposals: facts, pictures and numbers, without layout.
 
-Reads: a scan (see `pipeline.quality.stored_scan.ScanLike`) and, where it has labels, its score.
+Reads: a scan (see `pipeline.quality.stored_scan.ScanLike`) and, if it has labels, its score.
 Writes: a `ScanOverview` (a row of a table) or a `ScanReport` (a section of a page). Both hold plain values
-and PNG bytes, so they travel between processes.
-Bounds: a few seconds and a few MB a scan; examples are the best-ranked ones, the structures shown are capped
-and the cap is stated.
+and PNG bytes, so they can be sent between processes.
+Bounds: a few seconds and a few MB per scan. Examples are the best-ranked ones; the number of structures shown
+is limited, and the page states it.
 """
 
 from __future__ import annotations
@@ -43,39 +43,39 @@ from pipeline.report.montages import (
 from pipeline.report.slices import Rgb, arrange_planes, to_png, volume_text
 
 COVERAGE_STEPS = ((0, 0), (1, 9), (10, 19), (20, 49), (50, 99), (100, 199), (200, 499), (500, 10**9))
-"""Groups of voxels by how many proposals contain them, first and last count."""
+"""Groups of voxels by how many proposals contain them: first and last count."""
 
 OUTSIDE_BODY_FRACTION = 0.1
-"""A proposal with less of its voxels than this in the body lies outside it."""
+"""A proposal is outside the body if a smaller fraction of its voxels is in the body."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig:
-    """How much of a scan is shown."""
+    """Sizes and numbers of the pictures of a scan."""
 
     plane_pixels: int = 520
     """Longest edge of the scan in the three-plane pictures."""
     sheet_pixels: int = 240
-    """Longest edge of the scan in the one picture that shows all sizes side by side."""
+    """Longest edge of the scan in the picture that shows all sizes side by side."""
     tile_pixels: int = 200
     """Edge of the small pictures."""
     examples: int = 6
-    """Single proposals shown of each size class."""
+    """Number of single proposals shown for each size class."""
     structures: int = 60
-    """Structures shown against their best proposal; the table lists all."""
+    """Number of structures shown with their best proposal; the table lists all."""
     png_colors: int = 256
     """Colours of a picture's palette; fewer make smaller pages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture and what it shows, in words."""
+    """A picture with its description."""
 
     png: bytes
     width: int
     height: int
     alt: str
-    """What is seen, for those who do not see it."""
+    """Description for readers who do not see the picture."""
     caption: str = ""
 
 
@@ -86,7 +86,7 @@ class SizeGroup:
     name: str
     num_proposals: int
     body_fraction: float
-    """Share of the body's voxels that at least one of them contains."""
+    """Fraction of the body's voxels that at least one of them contains."""
     planes: Picture
     examples: tuple[Picture, ...]
 
@@ -101,7 +101,7 @@ class Match:
 
 @dataclass(frozen=True, kw_only=True)
 class ScanOverview:
-    """A scan in one row."""
+    """Contents of a scan's row in a table."""
 
     scan_id: str
     dataset: str
@@ -111,34 +111,34 @@ class ScanOverview:
     num_atoms: int
     num_proposals: int
     covered_fraction: float
-    """Share of the body's voxels that at least one proposal contains."""
+    """Fraction of the body's voxels that at least one proposal contains."""
     outside_fraction: float
-    """Share of the proposals that lie outside the body: couch, streaks, air."""
+    """Fraction of the proposals that are outside the body: couch, streaks, air."""
     num_structures: int
     mean_iou: float | None
     """Mean best IoU over the scored structures; None without labels."""
     found_fraction: float | None
-    """Share of the scored structures with a best IoU of one half or more."""
+    """Fraction of the scored structures with a best IoU of 0.5 or more."""
     slic_iou: float | None
-    """Mean best IoU of flat SLIC, where it was computed."""
+    """Mean best IoU of flat SLIC, if it was computed."""
     thumbnail: Picture
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanReport:
-    """All there is to see of one scan."""
+    """Contents of a scan's page."""
 
     overview: ScanOverview
     facts: tuple[tuple[str, str], ...]
-    """Name and value of what is known about the scan."""
+    """Names and values of what is known about the scan."""
     sheet: Picture
     """From image to organ: image, atoms, proposals of each size class and labels, in three planes."""
     groups: tuple[SizeGroup, ...]
     coverage: Picture
     coverage_shares: tuple[tuple[str, float], ...]
-    """Share of the body's voxels by the number of proposals that contain them."""
+    """Fraction of the body's voxels by the number of proposals that contain them."""
     matches: tuple[Match, ...]
-    """Best first, the first `InspectConfig.structures` of them."""
+    """Best first; at most `InspectConfig.structures`."""
     score: ScanScore | None
     volumes_ml: NDArray[np.float64]
     """(N,) volume of each proposal."""
@@ -149,7 +149,7 @@ class ScanReport:
 
 
 def describe_scan(scan: ScanLike, score: ScanScore | None, config: InspectConfig | None = None) -> ScanReport:
-    """Facts, pictures and numbers of one scan."""
+    """Return facts, pictures and numbers of one scan."""
     config = config or InspectConfig()
     body = foreground(scan)
     point = focus_point(scan, body)
@@ -183,7 +183,7 @@ def describe_scan(scan: ScanLike, score: ScanScore | None, config: InspectConfig
 def overview_scan(
     scan: ScanLike, score: ScanScore | None, config: InspectConfig | None = None
 ) -> ScanOverview:
-    """A scan in one row: the cheap part of `describe_scan`."""
+    """Return the contents of a scan's row in a table; much faster than `describe_scan`."""
     return _overview(scan, score, foreground(scan), coverage(scan), config or InspectConfig())
 
 
@@ -222,13 +222,13 @@ def _overview(
 
 
 def _outside_fraction(scan: ScanLike, body: NDArray[np.bool_]) -> float:
-    """Share of the proposals that have less than a tenth of their voxels in the body."""
+    """Return the fraction of the proposals that have less than a tenth of their voxels in the body."""
     overlap = interval_overlap(scan, body.view(np.uint8), values=[1])
     return float(np.mean(overlap.intersection[0] < OUTSIDE_BODY_FRACTION * overlap.proposal_voxels))
 
 
 def scan_facts(scan: ScanLike) -> tuple[tuple[str, str], ...]:
-    """What is known about a scan, as names and values to print."""
+    """Return what is known about a scan, as names and values to print."""
     z, y, x = scan.image.shape
     dz, dy, dx = scan.spacing_zyx_mm
     known = scan.attributes
@@ -292,7 +292,7 @@ def _step_name(low: int, high: int) -> str:
 
 
 def _sheet(scan: ScanLike, point: Point, config: InspectConfig) -> Picture:
-    """The picture that says most in one look; of several label maps it shows the first."""
+    """Return the picture from image to organ; of several label maps it shows the first."""
     label = scan.labels[0].array if scan.labels else None
     sheet = hierarchy_sheet(scan, point, pixels=config.sheet_pixels, label=label)
     shown = "image, atoms, proposals of each size class" + (" and expert labels" if scan.labels else "")
@@ -302,7 +302,7 @@ def _sheet(scan: ScanLike, point: Point, config: InspectConfig) -> Picture:
 def _size_groups(
     scan: ScanLike, point: Point, body: NDArray[np.bool_], config: InspectConfig
 ) -> tuple[SizeGroup, ...]:
-    """One group a size class: its best disjoint proposals in three planes, and single examples."""
+    """Return one group per size class: its best disjoint proposals in three planes, and single examples."""
     groups = []
     montages = size_montages(scan, point, pixels=config.plane_pixels)
     for name, rows in rows_by_size(scan).items():
@@ -335,7 +335,7 @@ def _example(scan: ScanLike, row: int, config: InspectConfig) -> Picture:
 
 
 def _matches(scan: ScanLike, score: ScanScore | None, config: InspectConfig) -> tuple[Match, ...]:
-    """The structures with the proposal that matches each best, best first."""
+    """Return the structures with the proposal that matches each best, best first."""
     if score is None:
         return ()
     arrays = {label.name: label.array for label in scan.labels}
@@ -350,7 +350,7 @@ def _match(scan: ScanLike, entry: StructureScore, arrays: Mapping[str, Any], con
 
 
 def _spread(entries: Sequence[StructureScore], most: int) -> list[StructureScore]:
-    """At most so many entries, spread over the ranking, so that the worst are seen as well as the best."""
+    """Return at most `most` entries, evenly spread over the ranking, so that the worst are shown too."""
     if len(entries) <= most:
         return list(entries)
     return [entries[round(k * (len(entries) - 1) / (most - 1))] for k in range(most)]

@@ -1,7 +1,8 @@
-"""The report of `mass inspect`: one HTML page that needs nothing beside itself.
+"""The report of `mass inspect`: one self-contained HTML page.
 
-Pictures are PNG data URIs, charts inline SVG, style and the sorting of tables inline: no network, no fonts,
-no other file. Readable in light and dark, by keyboard and by screen reader; complete without scripts.
+Pictures are PNG data URIs, charts are inline SVG, style and script are inline: no network, no fonts, no other
+file. The page can be read in light and dark themes, by keyboard and with a screen reader, and it is complete
+without scripts.
 
 Reads: `pipeline.report.overview` dataclasses, `StoreScore`. Writes: HTML text, the same for the same input.
 Bounds: one to six MB for each scan in full, 15 KB for each row of the overview.
@@ -31,18 +32,18 @@ _VIEW = (
 
 @dataclass(frozen=True, kw_only=True)
 class StoreFacts:
-    """What the page of a store says about it."""
+    """Facts about a store on its page."""
 
     name: str
-    """Name of the store, as given by the user; no need of a full path."""
+    """Name of the store as the user gave it, not a full path."""
     facts: tuple[tuple[str, str], ...] = ()
-    """Name and value of what is worth knowing, as the spacing and the format version."""
+    """Names and values, such as the spacing and the format version."""
     failures: tuple[tuple[str, str, str], ...] = ()
-    """Scan, reason and remedy of what could not be prepared."""
+    """Scan, reason and remedy of each scan that could not be prepared."""
 
 
 def scan_page(report: ScanReport) -> str:
-    """A page on one scan."""
+    """Return the page of one scan."""
     overview = report.overview
     title = f"{overview.scan_id} · mask proposals"
     links = [("#sizes", "By size"), ("#labels", "Against labels"), ("#numbers", "Distributions")]
@@ -58,13 +59,13 @@ def store_page(
     score: StoreScore | None = None,
     reports: Sequence[ScanReport] = (),
 ) -> str:
-    """A page on a whole store: summary, a row a scan, and in full the scans of `reports`.
+    """Return the page of a store: a summary, one row per scan, and the scans of `reports` in full.
 
     Args:
-        store: name, facts, failures.
-        overviews: every scan of the store.
-        score: its score against labels, if it has any.
-        reports: scans shown in full below the table, each reached by a link from its row.
+        store: Name, facts, failures.
+        overviews: All scans of the store.
+        score: The store's score against labels, if it has labels.
+        reports: Scans shown in full below the table; their rows link to them.
     """
     full = {report.overview.scan_id for report in reports}
     proposals = sum(overview.num_proposals for overview in overviews)
@@ -92,7 +93,7 @@ def store_page(
 
 
 def _scan_body(report: ScanReport, *, prefix: str, level: int) -> str:
-    """All sections on one scan; ids begin with the prefix."""
+    """Return all sections on one scan; the ids of elements begin with the prefix."""
     start = f"{prefix}-" if prefix else ""
     head = f"h{level}"
     return "\n".join(
@@ -144,7 +145,7 @@ def _grade(iou: float) -> str:
 
 
 def _matches(report: ScanReport) -> str:
-    """Pictures of the structures with their best proposals, the table of all, and the curve against n."""
+    """Return pictures of structures with their best proposals, a table of all, and the curve against n."""
     score = report.score
     if score is None or not (score.structures or score.skipped):
         return "<p>This scan has no labels.</p>"
@@ -181,7 +182,7 @@ def _match(match: Match) -> str:
 
 
 def _quality_curve(score: StoreScore) -> str:
-    """Mean best IoU and share found against the number of proposals."""
+    """Return the mean best IoU and the fraction found against the number of proposals."""
     overall = score.overall
     if overall is None:
         return ""
@@ -201,7 +202,7 @@ def _quality_curve(score: StoreScore) -> str:
 
 
 def _quality_by_size(score: ScanScore) -> str:
-    """Best IoU of each structure against its volume: which sizes are missed."""
+    """Return the best IoU of each structure against its volume: it shows which sizes are missed."""
     names = [entry.name for entry in score.structures]
     volumes = [entry.volume_mm3 / 1000 for entry in score.structures]
     best = [entry.iou[-1] for entry in score.structures]
@@ -254,7 +255,7 @@ def _coverage(report: ScanReport) -> str:
 
 
 def _datasets(overviews: Sequence[ScanOverview], score: StoreScore | None) -> str:
-    """One row a data set, with its score where it has one."""
+    """Return one row per data set, with its score if it has labels."""
     scored = {summary.group: summary for summary in score.datasets} if score is not None else {}
     flat = any(summary.slic_iou is not None for summary in scored.values())
     heading = ["data set", "modality", "scans", "proposals a scan", "body covered"]
@@ -285,7 +286,7 @@ def _datasets(overviews: Sequence[ScanOverview], score: StoreScore | None) -> st
 
 
 def _scan_table(overviews: Sequence[ScanOverview], full: set[str]) -> str:
-    """One row a scan; those shown in full below are links."""
+    """Return one row per scan; scans shown in full below are links."""
     scored = any(overview.mean_iou is not None for overview in overviews)
     heading = ['<span class="quiet">slice</span>', "scan", "data set", "modality", "size in mm", "atoms"]
     heading += [
@@ -325,5 +326,5 @@ def _failure_table(failures: Sequence[tuple[str, str, str]]) -> str:
 
 
 def _anchor(scan_id: str) -> str:
-    """The id of a scan's section; scan ids are letters, digits, dots, dashes and underscores already."""
+    """Return the id of a scan's section; scan ids need no other escaping."""
     return f"scan-{escape(scan_id)}"

@@ -1,4 +1,4 @@
-// Sort a table by a column: click its heading. The page is complete without it.
+// Sorts a table by a column when its heading is clicked. The page is complete without this script.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {

@@ -1,12 +1,13 @@
-"""Slices of a scan as pictures, with masks laid over them: arrays in, RGB arrays or PNG bytes out.
+"""Slices of a scan as pictures with masks over them: arrays in, RGB arrays or PNG bytes out.
 
-Shown as radiologists do: axial from the feet (the patient's right is on the left, front on top), coronal
-from the front (right on the left, head on top), sagittal with the front on the left and the head on top.
-Letters on the edges say so. Pixels are square in mm whatever the spacing.
+The radiological convention is used: axial from the feet (the patient's right is on the left, front on top),
+coronal from the front (right on the left, head on top), sagittal with the front on the left and the head on
+top. Letters at the edges show the directions. Pixels are square in mm, whatever the spacing.
 
 Reads: volumes (z, y, x) whose indices grow to S, A, R; spacing in mm. Writes: uint8 (height, width, 3).
-Bounds: masks are drawn smoothly (linear interpolation, cut at one half), so an outline may lie up to half a
-voxel off; thin parts of one voxel stay visible.
+Bounds: masks are drawn smoothly (linear interpolation, threshold 0.5), so an outline can be wrong by up to
+        half
+a voxel; parts of one voxel's width stay visible.
 """
 
 from __future__ import annotations
@@ -28,21 +29,22 @@ Plane: TypeAlias = Literal["axial", "coronal", "sagittal"]
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 """Planes, in the order of the array axis that each one cuts."""
 Rgb: TypeAlias = NDArray[np.uint8]
-"""(height, width, 3)."""
+"""uint8 (height, width, 3)."""
 Color: TypeAlias = tuple[int, int, int]
+"""Red, green, blue, 0 to 255."""
 
 EDGES: dict[Plane, tuple[str, str, str, str]] = {
     "axial": ("R", "L", "A", "P"),
     "coronal": ("R", "L", "S", "I"),
     "sagittal": ("A", "P", "S", "I"),
 }
-"""What lies at the left, right, upper and lower edge of each plane."""
+"""Letters at the left, right, upper and lower edge of each plane."""
 
 PALETTE: tuple[Color, ...] = (
     (86, 180, 233), (240, 146, 45), (96, 211, 148), (238, 90, 122), (170, 140, 245), (232, 214, 75),
     (62, 205, 198), (245, 145, 205), (163, 200, 70), (205, 145, 100), (125, 155, 245), (255, 130, 110),
 )  # fmt: skip
-"""Colours that stay apart from each other and from grey."""
+"""Colours that are easy to distinguish from each other and from grey."""
 LABEL_COLOR: Color = (255, 221, 51)
 """Outlines of expert labels."""
 PROPOSAL_COLOR: Color = (64, 196, 255)
@@ -60,20 +62,21 @@ HEAT: NDArray[np.float32] = np.array(
     ],
     dtype=np.float32,
 )
-"""Colours of a count, low to high: dark blue over green to yellow, as readable without colour vision."""
+"""Colours of a count, low to high: dark blue, green, yellow; readable without colour vision."""
 
 CT_WINDOW_HU = (-160.0, 240.0)
-"""Soft-tissue window, level 40, width 400, the radiologist's usual one for the trunk."""
+"""Soft-tissue window: level 40, width 400, usual for the trunk."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """How real values become grey: low is black, high is white, or the reverse."""
+    """Conversion of real values to grey: low is black and high is white, or the reverse."""
 
     low: float
+    """Real value at one end of the grey scale."""
     high: float
     inverted: bool = False
-    """PET is read black on white."""
+    """Whether low is white, as is usual for PET."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,7 @@ class Overlay:
     """One mask on a slice."""
 
     mask: NDArray[np.bool_]
-    """(height, width), turned for display like the slice."""
+    """(height, width), turned for display as the slice is."""
     color: Color
     fill: float = 0.3
     """Opacity of the inside, 0 to 1."""
@@ -91,24 +94,24 @@ class Overlay:
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """How a slice is drawn: how large, and what is written on it."""
+    """Size of a drawn slice, and the marks on it."""
 
     mm_per_pixel: float
     marks: bool = True
     """Letters at the edges, and a scale bar."""
     cross: tuple[float, float] | None = None
-    """A point (row, column) in voxels of the turned slice to mark with a cross."""
+    """Position (row, column) in voxels of the turned slice that is marked with a cross."""
 
 
 def in_hounsfield(scan: ScanLike) -> bool:
-    """Whether real values are Hounsfield units: CT, and not one that ingest found to be scaled otherwise."""
+    """Whether real values are Hounsfield units: the scan is CT, and ingest has not found another unit."""
     intensity = scan.attributes.get("intensity")
     unit = intensity.get("unit", "HU") if isinstance(intensity, Mapping) else "HU"
     return scan.modality == "ct" and unit == "HU"
 
 
 def display_window(scan: ScanLike) -> Window:
-    """The window in which a scan is shown: soft tissue for CT, robust extremes of the body for MR and PET."""
+    """Return the display window of a scan: soft tissue for CT, robust extremes of the body for MR and PET."""
     if in_hounsfield(scan):
         return Window(low=CT_WINDOW_HU[0], high=CT_WINDOW_HU[1])
     sample = scan.image[::2, ::2, ::2].astype(np.float32) * scan.scale + scan.offset
@@ -119,7 +122,11 @@ def display_window(scan: ScanLike) -> Window:
 
 
 def cut(volume: NDArray[Any], plane: Plane, index: int) -> NDArray[Any]:
-    """One slice of a volume (z, y, x), turned for display: rows from the top, columns from the left."""
+    """Return one slice of a volume (z, y, x), turned for display.
+
+    Returns:
+        (height, width): rows from the top, columns from the left, as `EDGES` names them.
+    """
     match plane:
         case "axial":
             return volume[index, ::-1, ::-1]
@@ -130,14 +137,20 @@ def cut(volume: NDArray[Any], plane: Plane, index: int) -> NDArray[Any]:
 
 
 def cut_region(shape: tuple[int, ...], plane: Plane, index: int) -> tuple[slice, slice, slice]:
-    """The one-voxel-thick box of a slice; read it, then `cut(box, plane, 0)`."""
+    """Return the box of a slice, one voxel thick; read it, then call `cut(box, plane, 0)`."""
     region = [slice(0, n) for n in shape]
     region[PLANES.index(plane)] = slice(index, index + 1)
     return (region[0], region[1], region[2])
 
 
 def place(point_zyx: tuple[int, int, int], shape: tuple[int, ...], plane: Plane) -> tuple[float, float]:
-    """Where a voxel lies on the turned slice that cuts it: (row, column)."""
+    """Return the position (row, column) of a voxel on the turned slice through it.
+
+    Args:
+        point_zyx: The voxel.
+        shape: Shape (z, y, x) of the volume.
+        plane: Plane of the slice.
+    """
     axis = PLANES.index(plane)
     row, column = (shape[a] - 1 - point_zyx[a] for a in range(3) if a != axis)
     return float(row), float(column)
@@ -146,7 +159,17 @@ def place(point_zyx: tuple[int, int, int], shape: tuple[int, ...], plane: Plane)
 def locate(
     row: float, column: float, point_zyx: tuple[int, int, int], shape: tuple[int, ...], plane: Plane
 ) -> tuple[int, int, int]:
-    """The voxel at a place on the turned slice through a point: the inverse of `place`, inside the scan."""
+    """Return the voxel (z, y, x) at a position on the turned slice through a point; the inverse of `place`.
+
+    Positions outside the scan are moved to its edge.
+
+    Args:
+        row: Row on the turned slice.
+        column: Column on the turned slice.
+        point_zyx: A voxel of the slice.
+        shape: Shape (z, y, x) of the volume.
+        plane: Plane of the slice.
+    """
     axis = PLANES.index(plane)
     found = list(point_zyx)
     for a, turned in zip((a for a in range(3) if a != axis), (row, column), strict=True):
@@ -155,14 +178,14 @@ def locate(
 
 
 def voxel_mm(spacing_zyx_mm: tuple[float, float, float], plane: Plane) -> tuple[float, float]:
-    """Height and width in mm of a voxel on a plane."""
+    """Return height and width of a voxel on a plane, in mm."""
     axis = PLANES.index(plane)
     height, width = (spacing_zyx_mm[a] for a in range(3) if a != axis)
     return height, width
 
 
 def gray(codes: IntArray, scan: ScanLike, window: Window) -> NDArray[np.uint8]:
-    """Codes of a slice as grey levels."""
+    """Return codes of a slice as grey levels, uint8 of the same shape."""
     real = codes.astype(np.float32) * scan.scale + scan.offset
     level = np.clip((real - window.low) / (window.high - window.low), 0, 1)
     return np.asarray(np.rint(255 * (1 - level if window.inverted else level)), dtype=np.uint8)
@@ -176,14 +199,14 @@ def draw_slice(
     frame: Frame,
     overlays: Sequence[Overlay] = (),
 ) -> Rgb:
-    """A slice with overlays, at the frame's size.
+    """Return a slice with overlays, at the frame's size.
 
     Args:
-        picture: (height, width) grey or (height, width, 3) colours, turned for display.
-        plane: names the edges.
-        voxel: height and width of a voxel in mm.
-        frame: size and marks.
-        overlays: drawn in turn: fills first, then outlines, so that no outline is hidden.
+        picture: uint8 (height, width) grey or (height, width, 3) colours, turned for display.
+        plane: Decides the letters at the edges.
+        voxel: Height and width of a voxel in mm.
+        frame: Size and marks.
+        overlays: All fills are drawn first, then all outlines, so that no outline is hidden.
     """
     rows, columns = picture.shape[:2]
     height = max(1, round(rows * voxel[0] / frame.mm_per_pixel))
@@ -208,13 +231,13 @@ def draw_slice(
 def draw_borders(
     picture: Rgb, ids: IntArray, *, color: Color = (120, 200, 255), opacity: float = 0.75
 ) -> Rgb:
-    """A picture of a slice with lines between neighbouring regions.
+    """Return a picture of a slice with lines between neighbouring regions.
 
     Args:
-        picture: (height, width, 3), the slice enlarged.
+        picture: (height, width, 3), the enlarged slice.
         ids: (rows, columns) region of each voxel of the slice.
-        color: of the lines.
-        opacity: of the lines, 0 to 1.
+        color: Colour of the lines.
+        opacity: Opacity of the lines, 0 to 1.
     """
     height, width = picture.shape[:2]
     rows = np.arange(height) * ids.shape[0] // height
@@ -229,20 +252,20 @@ def draw_borders(
 
 
 def _enlarge(mask: NDArray[np.bool_], width: int, height: int) -> NDArray[np.bool_]:
-    """A mask at the picture's size, its steps smoothed."""
+    """Return a mask at the picture's size, with smooth edges."""
     picture = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(picture) >= 128
 
 
 def _rim(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
-    """The inner edge of a mask, `width` pixels wide; the picture's border is no edge."""
+    """Return the inner edge of a mask, `width` pixels wide; the picture's border is not an edge."""
     inside = ndimage.binary_erosion(mask, iterations=width, border_value=1)
     return np.asarray(mask & ~inside, dtype=np.bool_)
 
 
 @lru_cache(maxsize=8)
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font that Pillow carries, so that pictures look alike everywhere."""
+    """Return Pillow's own font, so that pictures are equal everywhere."""
     return ImageFont.load_default(size=size)
 
 
@@ -250,7 +273,7 @@ def write(
     picture: Image.Image, place: tuple[float, float], text: str, *, anchor: str = "la", size: int = 12,
     color: Color = (255, 255, 255), halo: Color | None = (0, 0, 0),
 ) -> None:  # fmt: skip
-    """Write a line of text on a picture, with a dark halo so that it reads on any grey."""
+    """Write a line of text on a picture; the dark halo makes it readable on any grey."""
     ImageDraw.Draw(picture).text(
         place, text, font=_font(size), fill=color, anchor=anchor,
         stroke_width=0 if halo is None else 1, stroke_fill=halo,
@@ -258,7 +281,7 @@ def write(
 
 
 def _draw_marks(picture: Image.Image, plane: Plane, mm_per_pixel: float) -> None:
-    """Letters at the edges; a scale bar of a round length at the lower right."""
+    """Draw letters at the edges, and a scale bar of a round length at the lower right."""
     width, height = picture.size
     if min(width, height) < 60:
         return
@@ -279,7 +302,7 @@ def _draw_marks(picture: Image.Image, plane: Plane, mm_per_pixel: float) -> None
 
 
 def _draw_cross(picture: Image.Image, row: float, column: float) -> None:
-    """A cross with an open centre."""
+    """Draw a cross with an open centre."""
     pen = ImageDraw.Draw(picture)
     for color, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
         for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1)):
@@ -289,7 +312,7 @@ def _draw_cross(picture: Image.Image, row: float, column: float) -> None:
 
 
 def beside(pictures: Sequence[Rgb], *, gap: int = 6, background: Color = (0, 0, 0), columns: int = 0) -> Rgb:
-    """Pictures in a row, or in rows of `columns`, each centred in its cell."""
+    """Return pictures in a row, or in rows of `columns`, each centred in its cell."""
     columns = columns or len(pictures)
     rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
     widths = [
@@ -310,14 +333,14 @@ def beside(pictures: Sequence[Rgb], *, gap: int = 6, background: Color = (0, 0, 
 
 
 def arrange_planes(planes: Sequence[Rgb], *, gap: int = 6) -> Rgb:
-    """Three planes in a row, or coronal over sagittal beside axial, whichever wastes less room."""
+    """Return three planes in a row, or axial next to coronal over sagittal, whichever is smaller."""
     row = beside(planes, gap=gap)
     stack = beside([planes[0], beside(planes[1:], gap=gap, columns=1)], gap=gap)
     return stack if stack.size < row.size else row
 
 
 def captioned(picture: Rgb, text: str, *, size: int = 12, background: Color = (0, 0, 0)) -> Rgb:
-    """A picture with lines of text above it."""
+    """Return a picture with lines of text above it."""
     lines = text.split("\n")
     step = round(1.4 * size)
     strip = step * len(lines) + 4
@@ -330,7 +353,7 @@ def captioned(picture: Rgb, text: str, *, size: int = 12, background: Color = (0
 
 
 def to_png(picture: Rgb, *, colors: int | None = None) -> bytes:
-    """PNG bytes; with `colors` (at most 256) as a palette, a third of the size and hard to tell apart."""
+    """Return PNG bytes; with `colors` (at most 256) as a palette, at about a third of the size."""
     image = Image.fromarray(picture)
     if colors is not None:
         image = image.quantize(colors, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
@@ -340,5 +363,5 @@ def to_png(picture: Rgb, *, colors: int | None = None) -> bytes:
 
 
 def volume_text(volume_ml: float) -> str:
-    """A volume as people write it."""
+    """Return a volume as text: "1.20 L", "34.5 mL"."""
     return f"{volume_ml / 1000:.2f} L" if volume_ml >= 1000 else f"{volume_ml:.3g} mL"

@@ -1,11 +1,11 @@
-"""Grids of voxels in the patient, and images between them.
+"""Grids of voxels in the patient, and resampling of images between them.
 
 Takes:  an array (z, y, x) with its `Grid`: shape, voxel size, origin, direction.
 Gives:  the array turned to RAS, cropped or resampled, with its new grid.
 
-A `Grid` is what a file's header says. `turn_to_ras`, `crop_grid` and `resampled_grid` make new grids,
-`resample_image` and `resample_labels` move voxels onto them; `body_mask` and `body_box` find the body or the
-foreground.
+A `Grid` holds the geometry in a file's header. `turn_to_ras`, `crop_grid` and `resampled_grid` make new
+grids, `resample_image` and `resample_labels` resample voxels to them; `body_mask` and `body_box` find the
+body or the foreground.
 """
 
 import lazy_loader

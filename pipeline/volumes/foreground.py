@@ -1,9 +1,9 @@
-"""The box that holds the body, or whatever of it the scan shows.
+"""Body mask of a scan, and the box around the body.
 
-*Reads*: an image (z, y, x) in real units with its spacing. *Writes*: a box (three slices). The rule looks at
-intensities only, never at labels, and errs on the side of keeping: it takes every component of the foreground
-that is not small beside the largest (two legs, two arms), at a resolution of a few millimetres.
-Stops being valid where the object is darker than its surroundings (then nearly everything is kept).
+*Reads*: an image (z, y, x) in real units with its spacing. *Writes*: a mask, or a box (three slices). The
+rules use intensities only, never labels, and keep too much rather than too little: they take every component
+of the foreground that is not small relative to the largest (two legs, two arms), at a resolution of a few
+millimetres. If the object is darker than its surroundings, nearly everything is kept.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 _WORKING_MM = 3.0
-"""Distance of the voxels looked at; a body's outline needs no more."""
+"""Distance of the sampled voxels in mm; enough for the outline of a body."""
 
 _SMALL_FRACTION_CT = 0.02
 """CT components with fewer voxels than this fraction of the largest are left out (table, cables)."""
 
 _SMALL_FRACTION = 0.002
-"""The same for MR and PET, where the body itself falls apart into bright pieces and only noise is small."""
+"""The same for MR and PET, where the body consists of many bright components and only noise is small."""
 
 
 def body_box(
@@ -31,13 +31,16 @@ def body_box(
     threshold: float | None,
     margin_mm: float,
 ) -> tuple[slice, slice, slice] | None:
-    """The box of the foreground with its margin, or None where there is no foreground.
+    """Return the box of the foreground with its margin, or None if there is no foreground.
 
     Args:
         image: (z, y, x), any number type.
-        spacing_zyx_mm: Voxel size along each axis.
-        threshold: Voxels above it are foreground; None finds one between background and body.
-        margin_mm: Kept around the foreground on each side, in mm, as far as the image reaches.
+        spacing_zyx_mm: Voxel size along each axis, in mm.
+        threshold: Voxels above it are foreground; None to find one between background and body.
+        margin_mm: Margin around the foreground on each side, in mm, as far as the image reaches.
+
+    Returns:
+        Slices along z, y, x, in voxels.
     """
     strides = tuple(max(1, round(_WORKING_MM / s)) for s in spacing_zyx_mm)
     sample = image[tuple(slice(None, None, k) for k in strides)]
@@ -58,10 +61,13 @@ def body_box(
 
 
 def background_threshold(sample: NDArray[Any]) -> float:
-    """A threshold between air and body for MR and PET: Otsu's on the logarithm of intensity.
+    """Return a threshold between air and body for MR and PET: Otsu's on the logarithm of intensity.
 
-    On the plain intensities Otsu separates bright tissue (fat, a tumour's uptake) from the rest; the
-    logarithm makes the step from noise to the faintest tissue the larger one.
+    On the plain intensities, Otsu separates bright tissue (fat, a tumour's uptake) from the rest. With the
+    logarithm, the step from noise to the darkest tissue is the larger one.
+
+    Args:
+        sample: Intensities in any shape, any number type.
     """
     values = sample.astype(np.float32, copy=False).ravel()
     low, high = (float(v) for v in np.percentile(values, (0.1, 99.5)))
@@ -74,9 +80,9 @@ def background_threshold(sample: NDArray[Any]) -> float:
 
 
 def _main_components(mask: NDArray[np.bool_], small_fraction: float) -> NDArray[np.bool_]:
-    """The mask without thin bridges and without components that are small beside the largest."""
+    """Return the mask without thin bridges and without components that are small relative to the largest."""
     opened = ndimage.binary_opening(mask, ndimage.generate_binary_structure(3, 1))
-    if opened.sum() < 0.25 * mask.sum():  # a body a few voxels thick: opening would eat it
+    if opened.sum() < 0.25 * mask.sum():  # the body is a few voxels thick: opening would remove it
         opened = mask
     parts, num_parts = ndimage.label(opened)
     if num_parts <= 1:
@@ -93,16 +99,16 @@ def body_mask(
     threshold: float | None,
     most: float,
 ) -> NDArray[np.bool_]:
-    """Where the body is, holes filled and a few millimetres of rim included; bool (z, y, x).
+    """Return the mask of the body, with holes filled and a rim of a few millimetres; bool (z, y, x).
 
-    Drawn at a resolution of 3 mm. Lungs and bowel count as body: holes are filled slice by slice along each
-    axis. What is beside the body (table, air, streaks) does not.
+    Computed at a resolution of 3 mm. Lungs and bowel belong to the body, since holes are filled slice by
+    slice along each axis. Table, air and streaks outside do not belong to it.
 
     Args:
         image: (z, y, x), any number type.
-        spacing_zyx_mm: Voxel size along each axis.
-        threshold: Voxels above it are body; None finds one between background and body.
-        most: A threshold that is found is not taken higher than this, so that dark tissue stays body.
+        spacing_zyx_mm: Voxel size along each axis, in mm.
+        threshold: Voxels above it are body; None to find one between background and body.
+        most: Upper limit of a threshold that is found, so that dark tissue stays body.
     """
     strides = tuple(max(1, round(_WORKING_MM / s)) for s in spacing_zyx_mm)
     sample = image[tuple(slice(None, None, k) for k in strides)]
@@ -120,7 +126,7 @@ def body_mask(
 
 
 def otsu_threshold(values: NDArray[np.floating[Any]]) -> float:
-    """The threshold that separates values into two classes with the largest variance between (Otsu 1979)."""
+    """Return the threshold with the largest variance between the two classes of values (Otsu 1979)."""
     counts, edges = np.histogram(values, bins=256)
     centres = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)

@@ -1,4 +1,4 @@
-"""Where the voxels of an array lie in the patient.
+"""Grids: the position of an array's voxels in the patient.
 
 World points are (x, y, z) in mm in the DICOM and ITK frame: x grows to the patient's left, y to the back,
 z to the head. Arrays are (z, y, x). Reads: nothing. Writes: nothing.
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ORTHONORMAL_TOLERANCE = 1e-3
-"""Largest entry of |D^T D - 1| that headers in single precision still show."""
+"""Largest entry of |D^T D - 1| that is accepted; headers in single precision are not exactly orthonormal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Grid:
 
     Attributes:
         shape_zyx: Number of voxels along the array's axes.
-        spacing_xyz_mm: Distance of neighbours along the index axes x, y, z.
+        spacing_xyz_mm: Distance between neighbouring voxels along the index axes x, y, z.
         origin_xyz_mm: World point of the centre of voxel (0, 0, 0).
         direction: 3x3 matrix by rows; column j is the unit vector of index axis j (x, y, z) in the world.
     """
@@ -54,7 +54,7 @@ class Grid:
 
     @property
     def spacing_zyx_mm(self) -> tuple[float, float, float]:
-        """Voxel size along the array's axes."""
+        """Voxel size along the array's axes, in mm."""
         x, y, z = self.spacing_xyz_mm
         return (z, y, x)
 
@@ -65,30 +65,30 @@ class Grid:
 
     @property
     def extent_zyx_mm(self) -> tuple[float, float, float]:
-        """Size of the volume along the array's axes, from face to face."""
+        """Size of the volume along the array's axes, from outer face to outer face, in mm."""
         z, y, x = (n * s for n, s in zip(self.shape_zyx, self.spacing_zyx_mm, strict=True))
         return (z, y, x)
 
     @property
     def affine(self) -> NDArray[np.float64]:
-        """(4, 4) matrix from an index (x, y, z, 1) to a world point."""
+        """float64 (4, 4) matrix from an index (x, y, z, 1) to a world point in mm."""
         affine = np.eye(4)
         affine[:3, :3] = self.matrix * np.array(self.spacing_xyz_mm)
         affine[:3, 3] = self.origin_xyz_mm
         return affine
 
     def to_world(self, index_xyz: NDArray[np.float64]) -> NDArray[np.float64]:
-        """World points (..., 3) in mm of index positions (..., 3) in the order x, y, z."""
+        """Return world points (..., 3) in mm from index positions (..., 3), both as x, y, z."""
         affine = self.affine
         return np.asarray(index_xyz @ affine[:3, :3].T + affine[:3, 3], dtype=np.float64)
 
     def to_index(self, world_xyz: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Index positions (..., 3) in the order x, y, z of world points (..., 3) in mm."""
+        """Return index positions (..., 3) from world points (..., 3) in mm, both as x, y, z."""
         inverse = np.linalg.inv(self.affine)
         return np.asarray(world_xyz @ inverse[:3, :3].T + inverse[:3, 3], dtype=np.float64)
 
     def to_dict(self) -> dict[str, list[float] | list[int]]:
-        """Plain values for a file; `from_dict` gives the grid back exactly."""
+        """Return plain values to be written to a file; `from_dict` returns an equal grid."""
         return {
             "shape_zyx": list(self.shape_zyx),
             "spacing_xyz_mm": list(self.spacing_xyz_mm),
@@ -98,7 +98,7 @@ class Grid:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Grid:
-        """The grid that `to_dict` described."""
+        """Return the grid from the values of `to_dict`."""
         z, y, x = (int(n) for n in values["shape_zyx"])
         return cls(
             shape_zyx=(z, y, x),
@@ -109,19 +109,19 @@ class Grid:
 
 
 def triple(values: Any) -> tuple[float, float, float]:
-    """Three plain floats."""
+    """Return three values as plain floats."""
     x, y, z = (float(v) for v in values)
     return (x, y, z)
 
 
 def nine(values: Any) -> tuple[float, float, float, float, float, float, float, float, float]:
-    """Nine plain floats, by rows; negative zeros become zeros."""
+    """Return nine values as plain floats, by rows; negative zeros become zeros."""
     a, b, c, d, e, f, g, h, i = (float(v) + 0.0 for v in np.asarray(values, dtype=np.float64).ravel())
     return (a, b, c, d, e, f, g, h, i)
 
 
 def corner_distance_mm(first: Grid, second: Grid) -> float:
-    """Largest distance between the same outer corner of two grids of one shape."""
+    """Return the largest distance between equal outer corners of two grids of the same shape, in mm."""
     z, y, x = first.shape_zyx
     corners = np.array([[i, j, k] for i in (-0.5, x - 0.5) for j in (-0.5, y - 0.5) for k in (-0.5, z - 0.5)])
     gaps = np.linalg.norm(first.to_world(corners) - second.to_world(corners), axis=1)

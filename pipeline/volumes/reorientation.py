@@ -1,10 +1,10 @@
-"""Turning, cutting and re-gridding, on grids and on arrays alike; no voxel value is computed here.
+"""Turning, cropping and resampling of grids, and turning of arrays; no voxel value is computed here.
 
-The stored frame: array axis z runs to the patient's head (S), y to the front (A), x to the right (R), each
-along the scan's own axis that lies closest. An oblique scan stays oblique: its axes are only permuted and
+In the stored form, array axis z runs to the patient's head (S), y to the front (A), x to the right (R), each
+along the scan's own axis that is closest. An oblique scan stays oblique: its axes are only permuted and
 flipped, so labels are turned without interpolation, and `Grid` keeps the true directions.
 
-Reads: nothing. Writes: nothing. Stops being valid for sheared axes, which `Grid` refuses.
+Reads: nothing. Writes: nothing. Sheared axes are refused by `Grid`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.volumes.grid import Grid, nine, triple
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 _RAS_IN_WORLD = np.diag([-1.0, -1.0, 1.0])
-"""Column j is where stored axis j (x, y, z) should point in the ITK world (left, back, head): R, A, S."""
+"""Column j is the direction of stored axis j (x, y, z) in the ITK world (left, back, head): R, A, S."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Turn:
 
 
 def turn_to_ras(grid: Grid) -> Turn:
-    """The turn that brings each axis as close to S, A, R as whole axes allow."""
+    """Return the turn that brings each axis as close to S, A, R as permutations and flips allow."""
     towards = grid.matrix.T @ _RAS_IN_WORLD  # [source axis x,y,z ; wanted axis x,y,z] cosine
     best = max(permutations(range(3)), key=lambda p: (sum(abs(towards[p[j], j]) for j in range(3)), p))
     axes = tuple(2 - best[2 - i] for i in range(3))
@@ -47,13 +47,13 @@ def turn_to_ras(grid: Grid) -> Turn:
 
 
 def turn_array(array: NDArray[Scalar], turn: Turn) -> NDArray[Scalar]:
-    """A view of the array with its axes turned."""
+    """Return a view of the array (z, y, x) with its axes turned."""
     steps = tuple(slice(None, None, -1 if flip else 1) for flip in turn.flips)
     return array.transpose(turn.axes)[steps]
 
 
 def turn_grid(grid: Grid, turn: Turn) -> Grid:
-    """The grid of `turn_array(array, turn)`: the same voxels at the same places."""
+    """Return the grid of `turn_array(array, turn)`; each voxel keeps its world point."""
     shape = [grid.shape_zyx[axis] for axis in turn.axes]
     spacing, columns = [0.0] * 3, np.zeros((3, 3))
     corner = np.zeros(3)
@@ -71,7 +71,7 @@ def turn_grid(grid: Grid, turn: Turn) -> Grid:
 
 
 def crop_grid(grid: Grid, box: tuple[slice, slice, slice]) -> Grid:
-    """The grid of `array[box]`; the box has plain starts and stops inside the array."""
+    """Return the grid of `array[box]`; the box has plain starts and stops inside the array."""
     z, y, x = box
     shape = (z.stop - z.start, y.stop - y.start, x.stop - x.start)
     origin = grid.to_world(np.array([x.start, y.start, z.start], dtype=np.float64))
@@ -84,7 +84,12 @@ def crop_grid(grid: Grid, box: tuple[slice, slice, slice]) -> Grid:
 
 
 def resampled_grid(grid: Grid, spacing_mm: float) -> Grid:
-    """The grid of isotropic voxels with the same axes and centre; it covers the volume to half a voxel."""
+    """Return the grid of isotropic voxels with the same axes and centre; its size is right to half a voxel.
+
+    Args:
+        grid: The grid to be resampled.
+        spacing_mm: Edge of the new voxels in mm.
+    """
     spacing = np.array(grid.spacing_zyx_mm)
     size = np.array(grid.shape_zyx)
     new = np.maximum(1, np.floor(size * spacing / spacing_mm + 0.5 + 1e-9)).astype(int)
@@ -100,12 +105,12 @@ def resampled_grid(grid: Grid, spacing_mm: float) -> Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class AxisMap:
-    """How one array axis of a target grid runs through a source grid with parallel axes.
+    """The relation of one array axis of a target grid to a source grid with parallel axes.
 
     Attributes:
         axis: The source array's axis (0 = z, 1 = y, 2 = x).
         start: Source index position of target index 0.
-        step: Source index positions a target index; negative when the axes run against each other.
+        step: Source index positions per target index; negative if the axes have opposite directions.
     """
 
     axis: int
@@ -113,29 +118,28 @@ class AxisMap:
     step: float
 
     def positions(self, length: int) -> NDArray[np.float64]:
-        """(length,) source index positions of target indices 0, 1, ..."""
+        """Return float64 (length,) source index positions of target indices 0, 1, ..."""
         return self.start + self.step * np.arange(length, dtype=np.float64)
 
     def nearest(self, length: int) -> NDArray[np.int64]:
-        """(length,) nearest source indices; a tie goes up, however the rounding noise falls."""
+        """Return int64 (length,) nearest source indices; a tie goes up, whatever the rounding error."""
         return np.floor(self.positions(length) + 0.5 + 1e-6).astype(np.int64)
 
 
 def axis_maps(source: Grid, target: Grid) -> tuple[AxisMap, AxisMap, AxisMap]:
-    """For the target's array axes z, y, x: which source axis each follows, and where.
+    """Return the relation of the target's array axes z, y, x to the source's axes.
 
     Raises:
         ValueError: The two grids' axes are not parallel.
     """
     matrix = np.linalg.inv(source.affine) @ target.affine  # target index (x, y, z, 1) -> source index
     linear, offset = matrix[:3, :3], matrix[:3, 3]
-    drift_mm = (
-        np.abs(linear) * np.array(source.spacing_xyz_mm)[:, None]
-    )  # a target voxel's way along source axes
-    follows = drift_mm.argmax(axis=0)
-    rest = drift_mm.copy()
+    # Distance along each source axis per step along each target axis.
+    step_mm = np.abs(linear) * np.array(source.spacing_xyz_mm)[:, None]
+    follows = step_mm.argmax(axis=0)
+    rest = step_mm.copy()
     rest[follows, range(3)] = 0
-    if len(set(follows.tolist())) != 3 or rest.max() > 1e-3 * drift_mm.max():
+    if len(set(follows.tolist())) != 3 or rest.max() > 1e-3 * step_mm.max():
         raise ValueError("the two grids have no parallel axes")
     maps = [
         AxisMap(axis=2 - int(follows[j]), start=float(offset[follows[j]]), step=float(linear[follows[j], j]))
@@ -145,6 +149,6 @@ def axis_maps(source: Grid, target: Grid) -> tuple[AxisMap, AxisMap, AxisMap]:
 
 
 def whole(shape: tuple[int, ...]) -> tuple[slice, slice, slice]:
-    """The box of a whole (z, y, x) array, with plain starts and stops."""
+    """Return the box of a whole (z, y, x) array, with plain starts and stops."""
     z, y, x = shape
     return (slice(0, z), slice(0, y), slice(0, x))

@@ -1,12 +1,12 @@
-"""Re-gridding along the axes: images by averaged linear interpolation, labels by nearest neighbour.
+"""Resampling along the axes: images by averaged linear interpolation, labels by nearest neighbour.
 
 *Reads*: (z, y, x) arrays on a grid. *Writes*: float32 images, or labels of the input's dtype, on a grid with
-the same axes. Both grids share their directions, so everything is one pass along each axis: exact, the same
-on every machine, and without threads that several workers would fight over.
+the same axes. Both grids have the same directions, so there is one pass along each axis. The result is the
+same on every machine. No threads are used, since several workers run side by side.
 
-Upsampling is plain linear interpolation. Downsampling by a ratio r averages the linear interpolation over a
-window of sqrt(r^2 - 1) source voxels, so that little finer than the target's voxels is left to alias, nothing
-jumps at r = 1, and a linear ramp stays where it is.
+Upsampling is linear interpolation. Downsampling by a ratio r averages the linear interpolation over a window
+of sqrt(r^2 - 1) source voxels. This removes most of what would alias, is continuous at r = 1, and does not
+shift a linear ramp.
 """
 
 from __future__ import annotations
@@ -22,18 +22,24 @@ from pipeline.volumes.reorientation import AxisMap, axis_maps
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 _SLAB_VOXELS = 8_000_000
-"""Voxels turned to float32 at a time, so that a large int16 scan is never held whole as float."""
+"""Voxels converted to float32 at a time, so that a large int16 scan is never held completely as float."""
 
 
 def resample_image(image: NDArray[Any], source: Grid, target: Grid, *, floor: float) -> NDArray[np.float32]:
-    """The image on the target grid, float32 (z, y, x); beyond the edge the nearest voxel goes on.
+    """Resample an image to another grid; beyond the edge the nearest voxel is repeated.
 
     Args:
         image: (z, y, x), any number type, on `source`.
         source: The image's grid.
         target: A grid with the same axis directions.
-        floor: Values below are raised to it first (padding such as -3024 must not bleed into tissue);
-            -inf leaves all.
+        floor: Lower values are first raised to this (padding such as -3024 must not mix with tissue); -inf
+            for no floor.
+
+    Returns:
+        float32 (z, y, x) on `target`.
+
+    Raises:
+        ValueError: The grids' axes differ.
     """
     maps = axis_maps(source, target)
     if tuple(m.axis for m in maps) != (0, 1, 2):
@@ -48,7 +54,19 @@ def resample_image(image: NDArray[Any], source: Grid, target: Grid, *, floor: fl
 
 
 def resample_labels(labels: NDArray[Scalar], source: Grid, target: Grid) -> NDArray[Scalar]:
-    """The label map on the target grid by nearest neighbour, (z, y, x) in the input's dtype."""
+    """Resample a label map to another grid by nearest neighbour.
+
+    Args:
+        labels: (z, y, x) on `source`.
+        source: The labels' grid.
+        target: A grid with the same axis directions.
+
+    Returns:
+        (z, y, x) on `target`, in the labels' dtype.
+
+    Raises:
+        ValueError: The grids' axes differ.
+    """
     maps = axis_maps(source, target)
     if tuple(m.axis for m in maps) != (0, 1, 2):
         raise ValueError("the target's axes must be the source's, in the same order")
@@ -60,7 +78,10 @@ def resample_labels(labels: NDArray[Scalar], source: Grid, target: Grid) -> NDAr
 
 
 def _kernel(along: AxisMap, num_in: int, num_out: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Taps and their weights, both (num_taps, num_out); the weights of a target voxel sum to 1."""
+    """Return source indices and their weights, both (num_taps, num_out).
+
+    The weights of a target voxel sum to 1.
+    """
     positions = along.positions(num_out)
     window = float(np.sqrt(max(0.0, along.step**2 - 1)))
     half_width = 1 + window / 2
@@ -76,7 +97,7 @@ def _kernel(along: AxisMap, num_in: int, num_out: int) -> tuple[NDArray[np.int64
 
 
 def _ramp(t: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Integral of the triangle max(0, 1 - |t|) from minus infinity."""
+    """Return the integral of the triangle max(0, 1 - |t|) from minus infinity to t."""
     t = np.clip(t, -1, 1)
     return np.where(t < 0, (1 + t) ** 2 / 2, 1 - (1 - t) ** 2 / 2)
 
@@ -84,7 +105,7 @@ def _ramp(t: NDArray[np.float64]) -> NDArray[np.float64]:
 def _apply(
     array: NDArray[np.float32], kernel: tuple[NDArray[np.int64], NDArray[np.float32]], axis: int
 ) -> NDArray[np.float32]:
-    """The weighted sum of taps along one axis."""
+    """Return the weighted sum of source voxels along one axis."""
     taps, weights = kernel
     if len(taps) == 1 and np.array_equal(taps[0], np.arange(array.shape[axis])):
         return array
