@@ -70,7 +70,7 @@ from training.network import (
     export_weights,
     installed_versions,
     load_checkpoint,
-    warning_of,
+    preparation_warning,
 )
 
 REPORT = "report.json"
@@ -171,7 +171,7 @@ def finetune(
             ranks.wait()
             return job.train(net, on_progress)
         with locked_run(folder):
-            warning = "" if config.finetune.from_scratch else warning_of(net.trained_on, store)
+            warning = "" if config.finetune.from_scratch else preparation_warning(net.trained_on, store)
             if warning and on_warning:
                 on_warning(warning)
             if resume:
