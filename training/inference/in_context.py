@@ -30,7 +30,6 @@ from training.data import (
     boxes_over,
     fit_window,
     from_window,
-    gaussian_weights,
     hull_of,
     join_boxes,
     labels_to_window,
@@ -38,6 +37,7 @@ from training.data import (
     take_image,
     to_window,
     window_boxes,
+    window_weights,
 )
 from training.engine import Precision, autocast, choose_precision
 from training.errors import ConfigError, DataError
@@ -374,7 +374,7 @@ def predict(
         return
     window = fit_window(shape, config.window_voxels)
     boxes = window_boxes(shape, window, config.overlap_fraction)
-    weights = gaussian_weights(window)
+    weights = window_weights(window)
     jobs = _jobs(prompts, config, image.size)
     done, total = 0, len(jobs) * len(boxes)
     for batch in jobs:
