@@ -150,7 +150,7 @@ def digest_scans(entries: Mapping[str, IndexEntry], scan_ids: Sequence[str]) -> 
 
 
 class SampleReader:
-    """Reads samples of a run. Opens the store at the first read, so that it can be pickled before."""
+    """Reads samples of a run. Opens the store at the first read; can be pickled at any time."""
 
     def __init__(
         self, store: str | Path, scan_ids: Sequence[str], config: DataConfig, *, seed: int, digest: str
