@@ -65,7 +65,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: there is no such file") from error
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: damaged, or no checkpoint. Remove it, and the run goes on from the one before"
+            f"{path}: damaged, or not a checkpoint. Remove it, to resume the run from the previous checkpoint"
         ) from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of a mass3d run")

@@ -144,7 +144,7 @@ class Trainer(Generic[BatchT, ViewsT]):
         """
         paths = list_checkpoints(self.folder / CHECKPOINTS)
         if not paths:
-            raise CheckpointError(f"{self.folder}: no checkpoint to go on from. Begin the run anew")
+            raise CheckpointError(f"{self.folder}: no checkpoint to resume from. Begin a new run")
         state = read_checkpoint(paths[-1])
         try:
             self.task.net.load_state_dict(state["model"])

@@ -255,7 +255,7 @@ def _read_torch(path: Path, weights: WhichWeights) -> tuple[StateDict, TrainedOn
         name = {"ema": "ema_model", "model": "model"}[weights]
         chosen = document.get(name)
         if chosen is None:
-            raise CheckpointError(f"{path}: has no {name!r} weights; ask for the other set")
+            raise CheckpointError(f"{path}: has no {name!r} weights; load the other set")
     if not isinstance(chosen, dict) or not all(isinstance(value, Tensor) for value in chosen.values()):
         raise CheckpointError(f"{path}: not a checkpoint of Iris: no state dict in it")
     config = document.get("config")
