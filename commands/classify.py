@@ -31,7 +31,7 @@ from training.classification import (
     write_features,
 )
 from training.engine import choose_device
-from training.network import TrainedOn, load_checkpoint, warning_of
+from training.network import TrainedOn, load_checkpoint, preparation_warning
 
 _TABLES = ("classification", "embedding", "augmentation", "optimisation", "run")
 
@@ -111,7 +111,7 @@ def run_classify(arguments: Namespace) -> tuple[int, dict[str, Any]]:
 
 def warned(trained_on: TrainedOn, store: Store) -> list[str]:
     """Print how the store's scans differ from those of the training; the same for machines."""
-    text = warning_of(trained_on, store)
+    text = preparation_warning(trained_on, store)
     if text:
         print(f"warning: {text}")
     return [text] if text else []

@@ -16,7 +16,7 @@ from training.engine import choose_device
 from training.evaluation import NARROW_COLUMNS, EvaluationConfig, Failed, Table, evaluate_in_context
 from training.files import write_atomically
 from training.inference import inference_for
-from training.network import TrainedOn, load_checkpoint, warning_of
+from training.network import TrainedOn, load_checkpoint, preparation_warning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,7 @@ def facts_of(arguments: Namespace, store: Store, question: Question, trained_on:
         f"{question.how}; seed {config.seed}",
         f"windows of {window} voxels" + (", averaged over mirrorings" if config.inference.mirror else ""),
     ]
-    warning = warning_of(trained_on, store)
+    warning = preparation_warning(trained_on, store)
     return [*facts, f"warning: {warning}"] if warning else facts
 
 

@@ -6,7 +6,7 @@ crc32c and size for arrays). Holds paths only, so it can be pickled, and thousan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from storage.records import Intensity, Labels, LabelVolume, Proposals, ScanRecor
 from storage.regions import Region, parse_region, region_shape
 from storage.scan_files import ScanFiles
 from storage.volumes import VolumeReader
-from storage.words import build_lookup, count_voxels, covered_part, unpack_words
+from storage.words import add_words, build_lookup, count_voxels, unpack_words
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -317,7 +317,7 @@ class Scan:
         for layer, members in runs.items():
             boxes = self.proposals.boxes[[chosen[bit] for bit, _ in members]]
             boxes = coarse_boxes(boxes, level.factors_zyx) - corner
-            _add_words(
+            add_words(
                 words,
                 partial(self._volumes.parts, self._layer_path(layer), box, level.factors_zyx),
                 build_lookup(members),
@@ -431,23 +431,3 @@ class Scan:
     @cached_property
     def _rows(self) -> list[NDArray[np.uint16]]:
         return [row for orders in self._all_orders for row in orders]
-
-
-def _add_words(
-    words: NDArray[np.uint16],
-    parts: Callable[[Callable[[Region], bool]], Iterator[tuple[Region, NDArray[np.uint16]]]],
-    lookup: NDArray[np.uint16],
-    boxes: NDArray[np.int32],
-) -> None:
-    """OR the masks of a layer into `words`.
-
-    Args:
-        words: (z, y, x); updated.
-        parts: Yields the wanted parts of the layer's ids, with their position.
-        lookup: (65536,) word of every atom id.
-        boxes: (K, 6) boxes of the masks, relative to the corner of `words`.
-    """
-    for target, part in parts(lambda target: covered_part(target, boxes) is not None):
-        inside = covered_part(target, boxes)
-        assert inside is not None
-        words[target][inside] |= lookup[part[inside]]

@@ -6,7 +6,7 @@ take one look-up per voxel, whatever K is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,3 +79,23 @@ def count_voxels(
         sums = np.concatenate([[0], np.cumsum(counts[layer][row])])
         voxels[here] = sums[proposals.stop[here]] - sums[proposals.start[here]]
     return voxels
+
+
+def add_words(
+    words: NDArray[np.uint16],
+    parts: Callable[[Callable[[Region], bool]], Iterator[tuple[Region, NDArray[np.uint16]]]],
+    lookup: NDArray[np.uint16],
+    boxes: NDArray[np.int32],
+) -> None:
+    """OR the masks of a layer into `words`.
+
+    Args:
+        words: (z, y, x); updated.
+        parts: Yields the wanted parts of the layer's ids, with their position.
+        lookup: (65536,) word of every atom id.
+        boxes: (K, 6) boxes of the masks, relative to the corner of `words`.
+    """
+    for target, part in parts(lambda target: covered_part(target, boxes) is not None):
+        inside = covered_part(target, boxes)
+        assert inside is not None
+        words[target][inside] |= lookup[part[inside]]

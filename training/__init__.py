@@ -1,4 +1,4 @@
-"""Training: the Iris network, batches from the store, losses, one trainer, inference and evaluation.
+"""Training and use of the Iris network: data loading, losses, trainer, inference and evaluation.
 
     from training import Iris, load_checkpoint, segment
 
@@ -8,7 +8,7 @@
     result.save("scan_seg.nii.gz")
     logits = net(target, reference, masks)   # (B,1,Z,Y,X), (B,1,Z,Y,X), (B,K,Z,Y,X) -> (B,K,Z,Y,X)
 
-Names are loaded when first used, so that importing `training` costs nothing.
+Names are imported at their first use, so that `import training` itself takes no time.
 """
 
 import lazy_loader

@@ -1,47 +1,47 @@
-"""What can go wrong in training and with networks: what must hold, what was got, what to do.
+"""Errors of training and inference. Each message says what must hold, what was found, and what to do.
 
     TrainingError
-    ├── ConfigError      (ValueError)       a setting that cannot be, or that differs from the run's
-    ├── RunError         (FileExistsError)  a run folder that cannot be begun, gone on with, or shared
-    ├── CheckpointError  (ValueError)       no checkpoint that is known, or one that does not fit
-    ├── CropError        (ValueError)       an image or masks whose size the network cannot take
-    ├── DataError        (RuntimeError)     a scan that a batch needs is damaged or gone, or a worker died
-    └── NonFiniteLoss    (ArithmeticError)  a loss or gradient that is NaN or infinite
+    ├── ConfigError      (ValueError)       a setting is invalid, or differs from that of the run
+    ├── RunError         (FileExistsError)  a run folder cannot be created, resumed or shared
+    ├── CheckpointError  (ValueError)       not a known kind of checkpoint, or it does not fit the network
+    ├── CropError        (ValueError)       the network cannot take an image or masks of this size
+    ├── DataError        (RuntimeError)     a scan of a batch is damaged or missing, or a worker died
+    └── NonFiniteLoss    (ArithmeticError)  a loss or gradient is NaN or infinite
 
-Each takes one message, so that it survives pickling on its way back from a worker.
+Each takes one message, so that it can be pickled and sent back from a worker process.
 """
 
-# ruff: noqa: N818 - "NonFiniteLoss" says it all; "Error" would only lengthen every except clause.
+# ruff: noqa: N818 - "NonFiniteLoss" is clear without the suffix "Error".
 from __future__ import annotations
 
 
 class TrainingError(Exception):
-    """Anything this package raises on purpose."""
+    """Base class of all errors that this package raises itself."""
 
     def __str__(self) -> str:
-        # FileExistsError would show a tuple.
+        # The __str__ of FileExistsError would show a tuple.
         return str(self.args[0]) if self.args else ""
 
 
 class ConfigError(TrainingError, ValueError):
-    """A setting outside of what it may be, or other than the run was begun with."""
+    """A setting is outside its valid range, or differs from the one that the run started with."""
 
 
 class RunError(TrainingError, FileExistsError):
-    """A run folder that cannot be begun, gone on with, or shared."""
+    """A run folder cannot be created, resumed, or shared with another process."""
 
 
 class CheckpointError(TrainingError, ValueError):
-    """A file that is no checkpoint of a known kind, or whose tensors do not fit the network."""
+    """A file is not a checkpoint of a known kind, or its tensors do not fit the network."""
 
 
 class CropError(TrainingError, ValueError):
-    """An image or masks whose size the network cannot take, or that do not fit each other."""
+    """The network cannot take images or masks of this size, or their sizes do not match."""
 
 
 class DataError(TrainingError, RuntimeError):
-    """A scan that a batch needs cannot be read, or the worker that reads it died."""
+    """A scan that a batch needs cannot be read, or the worker process that reads it died."""
 
 
 class NonFiniteLoss(TrainingError, ArithmeticError):
-    """A loss or gradient that is NaN or infinite; nothing was changed by it."""
+    """A loss or gradient is NaN or infinite; the weights were not updated with it."""

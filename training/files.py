@@ -1,4 +1,4 @@
-"""Writing a file so that a crash leaves the old one or the new one, never half of one."""
+"""Atomic writing of files: after a crash either the old or the new file is there, complete."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from typing import IO
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Have a file written under another name in the same folder, synced, and renamed to `path`."""
+    """Write a file under a temporary name in the same folder, sync it to disk, and rename it to `path`.
+
+    Args:
+        path: The file to create or replace; its folder is created where it does not exist.
+        write: Called with the open binary file; writes the content.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     try:

@@ -1,10 +1,10 @@
-"""Classes of whole scans, from features of the encoder or by training all of it.
+"""Classification of whole scans, with a frozen encoder or by training the whole encoder.
 
 Takes:  weights, a store, a table of classes, and `ClassifyConfig`.
 Gives:  a `Classification`: heads, scores with intervals, predictions.
 
-`classify` is the door; `encode_scan` gives the features of one scan, `load_classifier` (heads) opens what was
-trained.
+`classify` is the main function. `encode_scan` returns the features of one scan; `load_classifier` loads a
+trained classifier.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Every choice of a classification, and what each mode begins with. Reads and writes nothing."""
+"""Settings of a classification, with the defaults of each mode. Reads and writes nothing."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ Mode = Literal["frozen-attention", "frozen-linear", "full"]
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyConfig:
-    """Settings of a classification; checked when made."""
+    """Settings of a classification; checked on construction."""
 
     mode: Mode = "frozen-attention"
-    """What is trained, on what."""
+    """"frozen-attention": attention head on a frozen encoder; "frozen-linear": logistic regression on its
+    pooled features; "full": encoder and attention head are trained."""
     from_scratch: bool = False
-    """Whether the encoder's weights are drawn anew: the same network, without what the checkpoint knows."""
+    """Whether to replace the encoder's weights by random ones; a baseline with the same network."""
     weighted: bool = True
-    """Whether rare classes weigh as much as frequent ones."""
+    """Whether to weight classes so that rare ones count as much as frequent ones."""
     hidden: int = 64
-    """Width of the attention's two layers."""
+    """Width of the two layers that compute the attention."""
     dropout: float = 0.2
-    """Part of the summed token's channels that a training step does not see."""
+    """Dropout probability of the channels of the attention-weighted sum of tokens."""
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
-    """How scans are shown to the encoder."""
+    """Windows, tokens and precision of the encoder."""
     augmentation: ViewAugmentation = field(default_factory=ViewAugmentation)
-    """How windows are changed where all weights are trained; nothing is mirrored: sides may be classes."""
+    """Augmentation of windows in the mode "full"; never mirrors, because classes may depend on the side."""
     optimisation: OptimisationConfig = field(default_factory=OptimisationConfig)
-    """How weights are changed, where they are trained by steps; its seed draws weights and samples."""
+    """Optimisation in the modes "frozen-attention" and "full"; its seed is used for weights and samples."""
     run: RunConfig = field(default_factory=RunConfig)
-    """How a training is watched."""
+    """Logging, checkpoints and evaluations."""
 
     def __post_init__(self) -> None:
         if self.hidden < 1 or not 0 <= self.dropout < 1:
@@ -43,14 +44,14 @@ class ClassifyConfig:
             )
 
     def values(self) -> dict[str, Any]:
-        """All settings, plain values by table."""
+        """Return all settings as plain values by table."""
         values = asdict(self)
         tables = {name: value for name, value in values.items() if isinstance(value, dict)}
         return {"classification": {k: v for k, v in values.items() if k not in tables}, **tables}
 
 
 def classify_config(mode: Mode, *, from_scratch: bool = False) -> ClassifyConfig:
-    """Return the settings of a mode that the others are changed from."""
+    """Return the default settings of a mode."""
     if mode == "full":
         return ClassifyConfig(
             mode=mode,

@@ -1,14 +1,15 @@
-"""What an encoder makes of a whole scan: tokens for attention pooling, and one pooled vector.
+"""Encoder features of whole scans: tokens for attention pooling, and one pooled vector.
 
-    scan --windows--> encoder --> five stages, averaged over the cells of the deepest, side by side = tokens
-                                  mean over space of every stage, and maximum of the deepest = pooled
+    scan --windows--> encoder --> tokens: all five stages, averaged over the cells of the deepest stage's grid
+                                          and concatenated
+                                  pooled: spatial mean of every stage, and maximum of the deepest stage
 
 Reads:  scans of a store (z-scores), an encoder.
-Writes: `ScanFeatures`: tokens float32 (T, C) with C the sum of the stages' widths, full resolution first;
-        pooled float32 (C + width of the deepest,). A file of pooled vectors, .npz or .csv.
-Bounds: a window is a multiple of 16 voxels; what it holds beyond the scan is the scan's darkest value, as in
-        pretraining, and counts as the scan does. Where windows share voxels these count twice. Memory holds
-        one window's features.
+Writes: `ScanFeatures`: tokens float32 (T, C), where C is the sum of the stages' channels, full resolution
+        first; pooled float32 (C + channels of the deepest stage,). A file of pooled vectors, .npz or .csv.
+Bounds: a window is a multiple of 16 voxels. It is padded with the scan's minimum, as in pretraining; padding
+        has the same weight as the scan. Voxels in several windows count several times. The features of one
+        window at a time are in memory.
 """
 
 from __future__ import annotations
@@ -35,25 +36,26 @@ from training.files import write_atomically
 from training.network import Features
 
 STAGE_SCALES = (1, 2, 4, 8, 16)
-"""Voxels that a cell of each stage is wide, full resolution first."""
+"""Voxels per cell of each stage along an axis, full resolution first."""
 
 SUFFIXES = (".npz", ".csv")
 
 Progress = Callable[[int, int], None]
-"""Called with scans done and scans in all."""
+"""Called with the number of scans done and of all scans."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingConfig:
-    """How scans are shown to an encoder; checked when made."""
+    """Settings of the encoding of scans; checked on construction."""
 
     window_voxels: Size = (128, 128, 128)
-    """Most voxels of a window; multiples of 16. Larger scans are seen by several windows, spread evenly."""
+    """Largest size of a window (z, y, x), multiples of 16. Larger scans are covered by several windows."""
     max_tokens: int = 512
-    """Most tokens of a scan; neighbouring ones are averaged until they are no more, one a window at least."""
+    """Largest number of tokens per scan; neighbouring tokens are averaged to stay below it, but each window
+    has at least one."""
     precision: Precision = "float32"
-    """Of the encoder's arithmetic (autocast); "auto" is bfloat16 where the device has it. Not the default:
-    features are kept, and a classifier made on one machine is used on another."""
+    """Precision of the encoder (autocast); "auto" is bfloat16 if the device has it. The default is float32 so
+    that stored features and classifiers can be used on any machine."""
 
     def __post_init__(self) -> None:
         size = self.window_voxels
@@ -67,12 +69,12 @@ class EmbeddingConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScanFeatures:
-    """One scan, encoded; on the CPU."""
+    """Encoder features of one scan, on the CPU."""
 
     tokens: Tensor
-    """float32 (T, C)"""
+    """float32 (T, C): tokens of all windows."""
     pooled: Tensor
-    """float32 (C + width of the deepest stage,)"""
+    """float32 (C + channels of the deepest stage,): the pooled vector."""
 
 
 @torch.no_grad()
@@ -83,13 +85,13 @@ def encode_scan(
     *,
     device: torch.device | str = "cpu",
 ) -> ScanFeatures:
-    """Return what an encoder makes of a whole scan.
+    """Return the encoder features of a whole scan.
 
     Args:
         encoder: On `device`; maps (B, 1, Z, Y, X) to `Features`.
         image: (z, y, x) z-scores.
-        config: Windows and precision.
-        device: Where to compute.
+        config: Windows, tokens and precision.
+        device: Device to compute on.
     """
     device = torch.device(device)
     z, y, x = image.shape
@@ -110,20 +112,25 @@ def encode_scan(
 
 
 def pool(features: Features) -> tuple[Tensor, Tensor]:
-    """Return the mean over space of every stage, (B, C), and the maximum of the deepest, (B, width)."""
+    """Return the spatial mean of every stage, (B, C), and the maximum of the deepest stage, (B, width)."""
     means = [feature.float().mean(dim=(2, 3, 4)) for feature in features[::-1]]
     return torch.cat(means, dim=1), features[0].float().amax(dim=(2, 3, 4))
 
 
 def tokens_of(features: Features, cells: Size | None = None) -> Tensor:
-    """Return tokens (B, T, C): all stages averaged over `cells` (default: the deepest stage's own)."""
+    """Return tokens (B, T, C): all stages, averaged over a grid of cells and concatenated.
+
+    Args:
+        features: Of a window.
+        cells: Number of cells along z, y, x; by default the grid of the deepest stage.
+    """
     z, y, x = cells or features[0].shape[2:]
     stages = [functional.adaptive_avg_pool3d(feature.float(), (z, y, x)) for feature in features[::-1]]
     return torch.cat(stages, dim=1).flatten(2).transpose(1, 2)
 
 
 def _num_cells(window: Size, num_windows: int, max_tokens: int) -> Size:
-    """Cells a window along z, y, x: the deepest stage's, or fewer."""
+    """Return the cells per window along z, y, x: the deepest stage's grid, or fewer."""
     z, y, x = (side // STRIDE_VOXELS for side in window)
     while z * y * x * num_windows > max_tokens and z * y * x > 1:
         z, y, x = (math.ceil(side / 2) for side in (z, y, x))
@@ -131,7 +138,7 @@ def _num_cells(window: Size, num_windows: int, max_tokens: int) -> Size:
 
 
 def feature_names(channels: Sequence[int]) -> tuple[str, ...]:
-    """Return the names of a pooled vector's numbers: "mean_1_000" is channel 0 of full resolution."""
+    """Return the names of a pooled vector's elements, as "mean_1_000" for channel 0 at full resolution."""
     means = [
         f"mean_{scale}_{channel:03d}"
         for scale, width in zip(STAGE_SCALES, channels, strict=True)
@@ -149,14 +156,14 @@ def encode_store(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, ScanFeatures]:
-    """Return the features of scans of a store, by id; the encoder's mode is as before.
+    """Return the features of scans of a store, by id; the encoder's mode is restored.
 
     Args:
         encoder: On `device`.
-        store: With the scans.
-        scan_ids: Which.
-        config: Windows and precision.
-        device: Where to compute.
+        store: The store with the scans.
+        scan_ids: Ids of the scans to encode.
+        config: Windows, tokens and precision.
+        device: Device to compute on.
         progress: Called after each scan.
     """
     training = encoder.training
@@ -174,7 +181,7 @@ def encode_store(
 
 
 def encoder_digest(encoder: nn.Module) -> str:
-    """Return a sha256 of an encoder's weights: which encoder features are of."""
+    """Return the SHA-256 of an encoder's weights, which identifies the encoder of features and heads."""
     digest = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -183,7 +190,11 @@ def encoder_digest(encoder: nn.Module) -> str:
 
 
 def check_features_path(path: Path) -> Path:
-    """Return the path of a file of features, or say what is wrong with it, before hours of work."""
+    """Return the path of a feature file; called before the encoding, so that errors come early.
+
+    Raises:
+        ConfigError: The suffix is not .npz or .csv, or the path is a folder.
+    """
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"{path}: features are written as .npz or .csv, name the file so")
     if path.is_dir():
@@ -194,15 +205,15 @@ def check_features_path(path: Path) -> Path:
 def write_features(
     path: Path, store: Store, pooled: dict[str, NDArray[np.float32]], *, channels: Sequence[int], encoder: str
 ) -> None:
-    """Write pooled features, whole or not at all.
+    """Write pooled features, atomically.
 
     Args:
-        path: Ends in .npz (arrays ids, features (N, F) float32, names, datasets, splits, encoder) or .csv (a
-            row a scan: id, dataset, split, then a column a feature).
-        store: The scans are of.
-        pooled: By id.
-        channels: Widths of the encoder.
-        encoder: Its digest.
+        path: Ends in .npz (arrays ids, features (N, F) float32, names, datasets, splits, encoder) or .csv
+            (one row per scan: id, dataset, split, then one column per feature).
+        store: The store of the scans.
+        pooled: Pooled vectors (F,) by scan id.
+        channels: Channels of the encoder's stages.
+        encoder: Digest of the encoder.
     """
     names = feature_names(channels)
     entries = [store.entries[scan_id] for scan_id in pooled]

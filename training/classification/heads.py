@@ -1,8 +1,8 @@
-"""What is put on an encoder to tell classes: an attention over tokens, or a linear map of the pooled vector.
+"""Classification heads on the encoder's features: attention pooling of tokens, or a linear layer.
 
 Reads:  `ScanFeatures`: tokens (T, C), pooled (F,); see `training.classification.embedding`.
-Writes: logits (K,), and `head.safetensors`: the weights, and in the metadata the kind, the classes, and the
-        digest of the encoder that they are for.
+Writes: logits (K,), and `head.safetensors`: the weights, with the kind of head, the classes and the digest of
+        the encoder in the metadata.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _METADATA = "mass3d_head"
 
 
 class AttentionHead(nn.Module):
-    """Tokens weighted by attention, summed, and mapped to classes (Ilse et al. 2018, gated attention).
+    """Gated attention pooling of tokens, then a linear layer (Ilse et al. 2018).
 
     Args:
         width: Channels of a token.
-        num_classes: Logits.
-        hidden: Width of the two layers that give a token its weight.
-        dropout: Part of the summed token's channels that a training step does not see.
+        num_classes: Number of logits.
+        hidden: Width of the two layers that compute a token's attention weight.
+        dropout: Dropout probability of the channels of the weighted sum.
     """
 
     def __init__(self, width: int, num_classes: int, *, hidden: int = 64, dropout: float = 0.2) -> None:
@@ -52,12 +52,12 @@ class AttentionHead(nn.Module):
         self.out = nn.Linear(width, num_classes)
 
     def standardise(self, tokens: Tensor) -> None:
-        """Take the mean and deviation of tokens (N, C) for those of all."""
+        """Set the mean and standard deviation of the input normalisation from tokens (N, C)."""
         self.get_buffer("token_mean").copy_(tokens.mean(0))
         self.get_buffer("token_std").copy_(tokens.std(0, correction=0).clamp_min(1e-6))
 
     def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
-        """Map tokens (B, T, C), of which those in `valid` (B, T) exist, to logits (B, K)."""
+        """Map tokens (B, T, C) to logits (B, K); tokens where `valid` (B, T) is False are padding."""
         tokens = (tokens - self.get_buffer("token_mean")) / self.get_buffer("token_std")
         scores = self.score(torch.tanh(self.value(tokens)) * torch.sigmoid(self.gate(tokens)))[..., 0]
         weights = torch.softmax(scores.masked_fill(~valid, -torch.inf), dim=1)
@@ -66,7 +66,7 @@ class AttentionHead(nn.Module):
 
 
 class LinearHead(nn.Module):
-    """A linear map of the standardised pooled vector."""
+    """A linear layer on the standardised pooled vector."""
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ Head = AttentionHead | LinearHead
 
 @torch.no_grad()
 def logits_of(head: Head, features: Sequence[ScanFeatures]) -> NDArray[np.float32]:
-    """Return the logits (N, K) of encoded scans; the head's mode is as before."""
+    """Return the logits (N, K) of encoded scans, computed in evaluation mode; the head's mode is restored."""
     training = head.training
     head.eval()
     device = next(head.parameters()).device
@@ -105,39 +105,51 @@ def logits_of(head: Head, features: Sequence[ScanFeatures]) -> NDArray[np.float3
 
 
 def probabilities_of(logits: NDArray[np.float32], *, multi_label: bool) -> NDArray[np.float32]:
-    """Return probabilities (N, K): of each class by itself with several labels a scan, else together 1."""
+    """Return probabilities (N, K): sigmoid of each logit for multi-label data, else the softmax."""
     tensor = torch.from_numpy(logits)
     return (torch.sigmoid(tensor) if multi_label else torch.softmax(tensor, dim=1)).numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadCard:
-    """What a file of a head says beside its weights."""
+    """Metadata in the file of a head: its kind and size, the classes, the encoder."""
 
     kind: Kind
+    """Kind of head."""
     classes: tuple[str, ...]
+    """Name of each class, in the order of the logits."""
     multi_label: bool
+    """Whether a scan may have several classes."""
     width: int
-    """Numbers that it takes: channels of a token, or of the pooled vector."""
+    """Number of input channels: of a token, or of the pooled vector."""
     hidden: int
-    """Of the attention; 0 without."""
+    """Width of the attention's layers; 0 for a linear head."""
     encoder: str
-    """Digest of the encoder."""
+    """Digest of the encoder that the head was trained with."""
     embedding: EmbeddingConfig
+    """Settings of the encoding of scans."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Classifier:
-    """An encoder with a head: an image in, probabilities out."""
+    """An encoder with a classification head, for prediction."""
 
     net: Iris
+    """The network with the encoder."""
     head: Head
+    """The head."""
     card: HeadCard
+    """Metadata of the head."""
 
     def probabilities(
         self, image: NDArray[np.float32], *, device: torch.device | str = "cpu"
     ) -> dict[str, float]:
-        """Return the probability of each class of an image (z, y, x), z-scores at the store's spacing."""
+        """Return the probability of each class, by name.
+
+        Args:
+            image: (z, y, x) z-scores, with the spacing of the store that the head was trained on.
+            device: Device of the head; the encoder is moved to it.
+        """
         encoder = self.net.encoder.to(device).eval()
         features = encode_scan(encoder, image, self.card.embedding, device=device)
         row = probabilities_of(logits_of(self.head, [features]), multi_label=self.card.multi_label)[0]
@@ -145,14 +157,14 @@ class Classifier:
 
 
 def export_head(path: Path, head: Head, card: HeadCard) -> None:
-    """Write a head, whole or not at all."""
+    """Write the weights of a head as safetensors, with its card in the metadata; atomic."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
     written = in_fixed_order(save(tensors, metadata={"format": "pt", _METADATA: json.dumps(asdict(card))}))
     write_atomically(path, lambda file: file.write(written))
 
 
 def export_encoder(path: Path, net: Iris) -> None:
-    """Write a network whose encoder alone was trained (or drawn), as `load_checkpoint` reads it."""
+    """Write a network of which only the encoder was trained (or is random); `load_checkpoint` reads it."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     note = "the encoder is for the head beside it; the decoder was not trained with it: not for segmentation"
     written = in_fixed_order(save(tensors, metadata={"format": "pt", "note": note}))
@@ -160,10 +172,10 @@ def export_encoder(path: Path, net: Iris) -> None:
 
 
 def load_head(path: Path) -> tuple[Head, HeadCard]:
-    """Return a head and what it says.
+    """Return a head, in evaluation mode, and its card.
 
     Raises:
-        CheckpointError: No such file, or no head in it.
+        CheckpointError: There is no such file, or it does not contain a head.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -187,11 +199,11 @@ def load_classifier(run: Path | str, checkpoint: Path | str | None = None) -> Cl
     """Return the classifier in the folder of a complete run of `mass classify`.
 
     Args:
-        run: The folder.
-        checkpoint: The one that its frozen encoder came from; not needed where the run has trained its own.
+        run: Folder of the run.
+        checkpoint: The checkpoint of the frozen encoder; not needed if the run folder has its own encoder.
 
     Raises:
-        CheckpointError: Something is missing, or the checkpoint is another one.
+        CheckpointError: A file is missing, or the checkpoint has another encoder.
     """
     run = Path(run)
     head, card = load_head(run / HEAD)

@@ -1,6 +1,6 @@
-"""Which scan is what, and which scans are trained on: a labels.csv, or what the store kept of its sources.
+"""Classes and splits of scans, from a labels.csv or from the store.
 
-Reads:  a CSV file (columns: `id`; `class`, or one column of 0 and 1 for each class; `split`, if wanted), or
+Reads:  a CSV file (columns: `id`; `class`, or one column of 0 and 1 for each class; optionally `split`), or
         the classes and splits in a store.
 Writes: `ClassTable`, `ClassSplit`. Every error names the file or store and says what to do.
 """
@@ -30,35 +30,40 @@ SPLITS = {
     "validation": "val",
     "test": "test",
 }
-"""What parts may be called, and what they are."""
+"""Accepted names of splits -> "train", "val" or "test"."""
 
 _RESERVED = ("id", "split", "class")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClassTable:
-    """Scans and what they are."""
+    """Scans with their classes and splits."""
 
     source: str
-    """Where it comes from, for messages."""
+    """File or store that the table is from, for messages."""
     ids: tuple[str, ...]
-    """(N,)"""
+    """(N,) ids of the scans."""
     classes: tuple[str, ...]
-    """(K,) names, numbers in their order."""
+    """(K,) names, sorted; names that are numbers are sorted by value."""
     targets: NDArray[np.float32]
-    """(N, K) 0 or 1; with one label a scan, one 1 a row."""
+    """(N, K) 0 or 1; without `multi_label`, each row has one 1."""
     multi_label: bool
     """Whether a scan may have several classes, or none."""
     splits: tuple[str, ...]
-    """(N,) "train", "val", "test", or "" where unknown."""
+    """(N,) "train", "val", "test", or "" if unknown."""
 
     @property
     def indices(self) -> NDArray[np.int64]:
-        """(N,) the class of each scan; with several a scan, the first of them."""
+        """(N,) index of each scan's class; of its first class if it has several."""
         return np.asarray(self.targets.argmax(axis=1), dtype=np.int64)
 
     def to_csv(self, path: Path, splits: Mapping[str, str]) -> None:
-        """Write the table as a labels.csv, with these splits by id, whole or not at all."""
+        """Write the table as a labels.csv, atomically.
+
+        Args:
+            path: The file.
+            splits: Split of each scan, by id.
+        """
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         writer.writerow(["id", *(self.classes if self.multi_label else ["class"]), "split"])
@@ -70,35 +75,40 @@ class ClassTable:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassSplit:
-    """Rows of a table by what they are for."""
+    """Rows of a `ClassTable` for training, validation and test."""
 
     train: tuple[int, ...]
+    """Rows of the training scans."""
     validation: tuple[int, ...]
-    """What choices are made by; may be empty."""
+    """Rows used to choose regularisation or weights; may be empty."""
     test: tuple[int, ...]
-    """What figures are told of."""
+    """Rows that the scores are measured on."""
     tested_on: str
-    """What these are called: "test", or "val" where there is no test part."""
+    """Name of the split of `test`: "test", or "val" if there is no test split."""
 
 
 def read_class_table(path: Path, store: Store) -> ClassTable:
     """Return the table in a labels.csv.
 
+    Args:
+        path: The file; see the module's docstring for its columns.
+        store: The store that has the scans.
+
     Raises:
-        DataError: It cannot be read or understood, or names scans that are not in the store.
+        DataError: The file cannot be read, is invalid, or names scans that are not in the store.
     """
     rows, columns = _read_rows(path)
     ids = [row["id"] for row in rows]
     repeated = [scan_id for scan_id, count in Counter(ids).items() if count > 1]
     if repeated:
         raise DataError(
-            f"{path}: {len(repeated)} ids occur more than once ({_listed(repeated)}); keep one row a scan"
+            f"{path}: {len(repeated)} ids occur more than once ({_listed(repeated)}); keep one row per scan"
         )
-    strangers = [scan_id for scan_id in ids if scan_id not in store.entries]
-    if strangers:
+    unknown = [scan_id for scan_id in ids if scan_id not in store.entries]
+    if unknown:
         raise DataError(
-            f"{path}: {len(strangers)} of {len(ids)} ids are not in {store.path} ({_listed(strangers)}); "
-            "correct them, or remove their rows (`mass status` tells what the store has)"
+            f"{path}: {len(unknown)} of {len(ids)} ids are not in {store.path} ({_listed(unknown)}); "
+            "correct them, or remove their rows (`mass status` shows what is in the store)"
         )
     splits = [_split(row.get("split", ""), f"{path}: scan {row['id']}") for row in rows]
     if any(splits) and not all(splits):
@@ -115,16 +125,16 @@ def read_class_table(path: Path, store: Store) -> ClassTable:
 
 
 def table_of_store(store: Store) -> ClassTable:
-    """Return the classes that a store kept of its sources (sets, the column `class` of manifests).
+    """Return the classes recorded in a store, from .npz sets or the column `class` of manifests.
 
     Raises:
-        DataError: It kept none, or of several kinds.
+        DataError: The store has no classes, or classes of several kinds.
     """
     kept: dict[str, Any] = {scan_id: store.scan(scan_id).attributes.get("class") for scan_id in store.entries}
     kept = {scan_id: value for scan_id, value in kept.items() if value}
     where = str(store.path)
     if not kept:
-        raise DataError(f"{where}: the store knows no classes; name a file with --labels")
+        raise DataError(f"{where}: the store has no classes; name a file with --labels")
     ids = list(kept)
     splits = [SPLITS.get(store.entries[scan_id].split.lower(), "") for scan_id in ids]
     sizes = {len(value) if isinstance(value, list) else 0 for value in kept.values()}
@@ -137,7 +147,7 @@ def table_of_store(store: Store) -> ClassTable:
 
 
 def with_store_splits(table: ClassTable, store: Store) -> ClassTable:
-    """Return the table with the splits that the store knows, where it has none of its own."""
+    """Return the table with the splits recorded in the store, if it has no splits itself."""
     if any(table.splits):
         return table
     splits = tuple(SPLITS.get(store.entries[scan_id].split.lower(), "") for scan_id in table.ids)
@@ -152,15 +162,15 @@ def with_store_splits(table: ClassTable, store: Store) -> ClassTable:
 
 
 def split_classes(table: ClassTable, *, test_fraction: float = 0.0, seed: int = 0) -> ClassSplit:
-    """Return which rows are trained on, chosen by, and tested on.
+    """Return the rows for training, validation and test.
 
     Args:
-        table: With splits, unless they are drawn.
-        test_fraction: Above 0: draw so large a part of each class as test, whatever splits there are.
+        table: Classes of the scans, with splits unless `test_fraction` is above 0.
+        test_fraction: If above 0, the splits are ignored, and this fraction of each class is drawn as test.
         seed: Of the draw.
 
     Raises:
-        DataError: A part is missing, or lacks a class that it needs.
+        DataError: A split is missing, or lacks a class that it needs.
     """
     splits = _drawn(table, test_fraction, seed) if test_fraction else table.splits
     parts = {
@@ -189,7 +199,7 @@ def split_classes(table: ClassTable, *, test_fraction: float = 0.0, seed: int = 
 
 
 def _check_classes(table: ClassTable, split: ClassSplit) -> None:
-    """Refuse what nothing can be learned from, or what no AUC can be told of."""
+    """Raise DataError if the training scans lack a class, or the test scans do not define an AUC."""
     train, test = table.targets[list(split.train)], table.targets[list(split.test)]
     if not table.multi_label and (train.sum(axis=0) > 0).sum() < 2:
         only = table.classes[int(train[0].argmax())]
@@ -210,7 +220,7 @@ def _check_classes(table: ClassTable, split: ClassSplit) -> None:
 
 
 def _drawn(table: ClassTable, fraction: float, seed: int) -> tuple[str, ...]:
-    """Splits drawn from each class apart; with several classes a scan, from each combination of them."""
+    """Return random splits, stratified by class; for multi-label data, by combination of classes."""
     if not 0 < fraction < 1:
         raise DataError(f"--test-fraction must be above 0 and below 1, got {fraction}")
     generator = np.random.default_rng(seed)
@@ -226,7 +236,7 @@ def _drawn(table: ClassTable, fraction: float, seed: int) -> tuple[str, ...]:
 
 
 def _read_rows(path: Path) -> tuple[list[dict[str, str]], list[str]]:
-    """The rows of a CSV, cells stripped, and its columns in small letters but for names of classes."""
+    """Return the rows of a CSV with stripped cells, and its columns; reserved names are in lower case."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -238,7 +248,7 @@ def _read_rows(path: Path) -> tuple[list[dict[str, str]], list[str]]:
         cells for cells in csv.reader(text.splitlines(), delimiter=max(",;\t", key=first.count)) if any(cells)
     ]
     if len(lines) < 2:
-        raise DataError(f"{path}: has no rows; write a line `id,class`, then a line for each scan")
+        raise DataError(f"{path}: has no rows; write a line `id,class`, then one line for each scan")
     columns = [cell.strip() for cell in lines[0]]
     columns = [column.lower() if column.lower() in _RESERVED else column for column in columns]
     if "id" not in columns or len(set(columns)) < len(columns):
@@ -247,7 +257,7 @@ def _read_rows(path: Path) -> tuple[list[dict[str, str]], list[str]]:
     for number, cells in enumerate(lines[1:], start=2):
         if len(cells) != len(columns):
             raise DataError(
-                f"{path}: row {number} has {len(cells)} cells under {len(columns)} columns; mend it"
+                f"{path}: row {number} has {len(cells)} cells under {len(columns)} columns; correct it"
             )
     return [dict(zip(columns, map(str.strip, cells), strict=True)) for cells in lines[1:]], columns
 

@@ -1,10 +1,10 @@
-"""Logistic regression on pooled features, its regularisation chosen where the test scans are not looked at.
+"""Logistic regression on pooled features; its regularisation is chosen without the test scans.
 
 Reads:  pooled features (N, F) and classes of training and validation scans.
-Writes: a `LinearHead`, and what was chosen. C is that of CANDIDATES with the highest macro AUC on the
-        validation scans; without any, the highest mean in a stratified cross-validation of the training
-        scans; with less than two scans of a class, 1. The regression is then fitted to the training scans
-        alone.
+Writes: a `LinearHead`, and the regularisation. C is the one of CANDIDATES with the highest macro AUC on the
+        validation scans. If there are none, it is the one with the highest mean AUC in a stratified
+        cross-validation of the training scans; if a class has fewer than two scans, C is 1. The regression
+        is then fitted to the training scans alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from training.classification.heads import LinearHead
 from training.classification.scores import macro_auc
 
 CANDIDATES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Of C, the inverse strength of the regularisation."""
+"""Candidates for C, the inverse strength of the regularisation."""
 
 _FOLDS = 5
 _MAX_ITERATIONS = 5000
@@ -35,10 +35,11 @@ class ChosenC:
     """The regularisation, and how it was chosen."""
 
     value: float
+    """C, the inverse strength."""
     by: str
-    """"validation", "cross-validation", or "default"."""
+    """How it was chosen: "validation", "cross-validation", or "default"."""
     auc: float
-    """Macro AUC that it was chosen by; NaN by default."""
+    """Macro AUC with this C; NaN for "default"."""
 
 
 def fit_linear(
@@ -51,37 +52,37 @@ def fit_linear(
     weighted: bool,
     seed: int,
 ) -> tuple[LinearHead, ChosenC]:
-    """Return the regression as a head.
+    """Fit the regression and return it as a head, with the chosen regularisation.
 
     Args:
         train: (N, F) pooled features.
         targets: (N, K) 0 or 1.
         validation: (M, F); M may be 0.
         validation_targets: (M, K).
-        multi_label: Whether a scan may have several classes: a regression a class, then.
-        weighted: Whether rare classes weigh as much as frequent ones.
-        seed: Of the folds.
+        multi_label: Whether a scan may have several classes; then each class has its own regression.
+        weighted: Whether to weight classes so that rare ones count as much as frequent ones.
+        seed: Of the folds of the cross-validation.
     """
 
-    def tried(c: float, rows: NDArray[np.intp], others: Array, truth: Array) -> float:
+    def auc_with(c: float, rows: NDArray[np.intp], others: Array, truth: Array) -> float:
         head = _fit(train[rows], targets[rows], c, multi_label=multi_label, weighted=weighted)
         return macro_auc(_logits(head, others), truth)
 
-    everything = np.arange(len(train))
+    all_rows = np.arange(len(train))
     if len(validation):
-        found = [tried(c, everything, validation, validation_targets) for c in CANDIDATES]
+        aucs = [auc_with(c, all_rows, validation, validation_targets) for c in CANDIDATES]
         by = "validation"
     else:
         folds = _folds(targets, seed)
-        found = [
-            float(np.mean([tried(c, fit, train[held], targets[held]) for fit, held in folds] or [math.nan]))
+        aucs = [
+            float(np.mean([auc_with(c, fit, train[out], targets[out]) for fit, out in folds] or [math.nan]))
             for c in CANDIDATES
         ]
         by = "cross-validation"
-    known = [(value, -k) for k, value in enumerate(found) if math.isfinite(value)]
+    known = [(value, -k) for k, value in enumerate(aucs) if math.isfinite(value)]
     if known:
-        best, place = max(known)  # of equals the strongest regularisation
-        chosen = ChosenC(value=CANDIDATES[-place], by=by, auc=best)
+        best, negative_index = max(known)  # among equal AUCs, the strongest regularisation
+        chosen = ChosenC(value=CANDIDATES[-negative_index], by=by, auc=best)
     else:
         chosen = ChosenC(value=1.0, by="default", auc=math.nan)
     head = _fit(train, targets, chosen.value, multi_label=multi_label, weighted=weighted)
@@ -89,7 +90,7 @@ def fit_linear(
 
 
 def _fit(train: Array, targets: Array, c: float, *, multi_label: bool, weighted: bool) -> LinearHead:
-    """A regression for each class with several labels a scan, one for all else."""
+    """Return a fitted head: one regression per class for multi-label data, else one for all classes."""
     mean, std = train.mean(axis=0), train.std(axis=0)
     std = np.where(std > 1e-6, std, 1.0).astype(np.float32)
     standardised = (train - mean) / std
@@ -97,12 +98,12 @@ def _fit(train: Array, targets: Array, c: float, *, multi_label: bool, weighted:
     weight, bias = np.zeros((num_classes, train.shape[1])), np.zeros(num_classes)
     if multi_label:
         for k in range(num_classes):
-            if 0 < targets[:, k].sum() < len(targets):  # a fold may lack a class: its logits stay 0
+            if 0 < targets[:, k].sum() < len(targets):  # else a fold lacks the class, and its logits are 0
                 model = _regression(standardised, targets[:, k].astype(int), c, weighted=weighted)
                 weight[k], bias[k] = model.coef_[0], model.intercept_[0]
     else:
         model = _regression(standardised, targets.argmax(axis=1), c, weighted=weighted)
-        if len(model.classes_) == 2:  # one map for both: a softmax of it and 0 is the sigmoid of it
+        if len(model.classes_) == 2:  # one logit for both classes: softmax(logit, 0) = sigmoid(logit)
             weight[model.classes_[1]], bias[model.classes_[1]] = model.coef_[0], model.intercept_[0]
         else:
             weight[model.classes_], bias[model.classes_] = model.coef_, model.intercept_
@@ -125,7 +126,7 @@ def _regression(
 
 
 def _folds(targets: Array, seed: int) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Folds in which every combination of classes is spread evenly; none where one occurs but once."""
+    """Return folds stratified by combination of classes; an empty list if one occurs only once."""
     groups = np.unique(targets, axis=0, return_inverse=True)[1].ravel()
     least = int(np.bincount(groups).min())
     if least < 2:

@@ -1,7 +1,7 @@
-"""What came of a classification, for people: a page, a table's rows, predictions of every scan.
+"""Results of a classification as files: a Markdown page, rows of a table, predictions of every scan.
 
 Reads:  figures and probabilities (N, K).
-Writes: Markdown; predictions.csv: a row a scan, with its split, what it is, what is said, and probabilities.
+Writes: Markdown; predictions.csv with one row per scan: split, true class, predicted class, probabilities.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from training.files import write_atomically
 
 
 def score_rows(scores: ClassScores) -> list[tuple[str, str, str]]:
-    """Return the table's rows: class, tested scans of it, AUC with its interval; the mean last."""
+    """Return the table's rows: class, number of its test scans, AUC with interval; the mean comes last."""
     rows = [(s.name, str(s.num_scans), interval(s.auc, s.auc_interval)) for s in scores.classes]
     return [*rows, ("mean over classes", str(scores.num_scans), interval(scores.auc, scores.auc_interval))]
 
@@ -32,13 +32,19 @@ def interval(value: float, bounds: tuple[float, float]) -> str:
 
 
 def to_markdown(scores: ClassScores, document: Mapping[str, Any]) -> str:
-    """Return the figures as a page."""
-    encoder = "drawn weights" if document["from_scratch"] else f"checkpoint {document['checkpoint']}"
+    """Return a Markdown page with the figures.
+
+    Args:
+        scores: Scores of the test scans.
+        document: The content of results.json.
+    """
+    encoder = "random weights" if document["from_scratch"] else f"checkpoint {document['checkpoint']}"
     lines = [
         f"# {document['mode']}, {encoder}",
         "",
-        f"Trained on {document['num_train']} scans, chosen by {document['num_validation']}, tested on the "
-        f"{scores.num_scans} of the split {document['tested_on']}; 95 % intervals over draws of these.",
+        f"Trained on {document['num_train']} scans, selected on {document['num_validation']} validation "
+        f"scans, tested on the {scores.num_scans} scans of the split {document['tested_on']}. 95 % intervals "
+        "by bootstrap over the test scans.",
         "",
         "| class | scans | AUC |",
         "|---|---|---|",
@@ -56,16 +62,24 @@ def write_predictions(
     splits: Mapping[str, str],
     probabilities: NDArray[np.float32],
 ) -> None:
-    """Write what a classifier says of some scans, and what they are; whole or not at all."""
+    """Write true and predicted classes of scans as CSV, atomically.
+
+    Args:
+        path: The file.
+        table: Classes of the scans.
+        rows: Rows of the table to write.
+        splits: Split of each scan, by id.
+        probabilities: (len(rows), K).
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     truth = [f"is {name}" for name in table.classes] if table.multi_label else ["class", "predicted"]
     writer.writerow(["id", "split", *truth, *(f"p {name}" for name in table.classes)])
     for row, values in zip(rows, probabilities, strict=True):
         if table.multi_label:
-            said = [f"{value:g}" for value in table.targets[row]]
+            cells = [f"{value:g}" for value in table.targets[row]]
         else:
-            said = [table.classes[int(table.indices[row])], table.classes[int(values.argmax())]]
+            cells = [table.classes[int(table.indices[row])], table.classes[int(values.argmax())]]
         scan_id = table.ids[row]
-        writer.writerow([scan_id, splits[scan_id], *said, *(f"{value:.6f}" for value in values)])
+        writer.writerow([scan_id, splits[scan_id], *cells, *(f"{value:.6f}" for value in values)])
     write_atomically(path, lambda file: file.write(text.getvalue().encode()))

@@ -1,16 +1,16 @@
-"""Classification of whole scans: a frozen encoder with a head, or all weights trained; figures for each.
+"""Classification of whole scans with a frozen or a trained encoder: training, test and results.
 
-    frozen-linear     pooled features, standardised, logistic regression
-    frozen-attention  tokens of the frozen encoder, attention and a linear map, trained by the one trainer
-    full              encoder, attention and map, trained by the one trainer on augmented windows
+    frozen-linear     standardised pooled features, logistic regression
+    frozen-attention  tokens of the frozen encoder; attention pooling and linear layer trained
+    full              encoder, attention pooling and linear layer trained on augmented windows
 
 Reads:  a checkpoint, a store, a table of classes and splits.
-Writes: a run's folder (`training.engine.run_folder`), and when it is complete: head.safetensors,
-        encoder.safetensors (where the encoder is not the checkpoint's), predictions.csv (validation and
-        test), labels.csv (what was used), results.json, results.md.
-Bounds: nothing is chosen by the test scans. Where there are validation scans, C or the best weights of a
-        training are chosen by their macro AUC; without, C by cross-validation, and the last averaged weights
-        are taken. One process; a frozen encoder's tokens of all scans are held in memory.
+Writes: a run's folder (`training.engine.run_folder`) and, when the run is complete: head.safetensors,
+        encoder.safetensors (unless the encoder is that of the checkpoint), predictions.csv (validation and
+        test scans), labels.csv (the classes and splits used), results.json, results.md.
+Bounds: the test scans are not used for any choice. If there are validation scans, C or the best weights are
+        chosen by their macro AUC; otherwise C by cross-validation, and the last averaged weights are used.
+        Training uses one process; a frozen encoder's tokens of all scans are in memory.
 """
 
 from __future__ import annotations
@@ -72,22 +72,22 @@ from training.network import Iris, installed_versions
 
 RESULTS, TABLE, PREDICTIONS, LABELS = "results.json", "results.md", "predictions.csv", "labels.csv"
 
-_MEASURED_SCANS = 64
-"""Training scans whose tokens standardise a head that is trained with its encoder."""
+_NORMALISATION_SCANS = 64
+"""Number of training scans whose tokens set a head's input normalisation in the mode "full"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
-    """How a classification ended."""
+    """The outcome of a classification."""
 
     scores: ClassScores | None
-    """On the test scans; None where a signal stopped the training."""
+    """Scores of the test scans; None if a signal stopped the training."""
     tested_on: str
-    """What these are: "test" or "val"."""
+    """Split of the test scans: "test" or "val"."""
     training: TrainingResult | None
-    """Of the trainer; None in the mode frozen-linear."""
+    """Result of the trainer; None in the mode frozen-linear."""
     document: Mapping[str, Any]
-    """What results.json says."""
+    """Content of results.json."""
 
 
 def classify(
@@ -106,32 +106,33 @@ def classify(
     on_progress: Callable[[TrainingProgress], None] | None = None,
     on_precision: Callable[[ChosenPrecision], None] | None = None,
 ) -> Classification:
-    """Train a classifier in a run's folder, and tell how well it does.
+    """Train a classifier, test it, and write the run's folder.
 
     Args:
-        net: The checkpoint's network; not changed.
-        store: With the scans.
-        folder: The run's; made where there is none.
-        config: Every setting.
-        table: What the scans are.
-        split: Which of them are trained on, chosen by, tested on.
-        checkpoint: What to call the checkpoint.
-        resume: Go on with the run in the folder.
-        device: Where to compute.
-        features: Of the scans by this very encoder and `config.embedding`, where they are known already.
-        on_encoded: Told after each scan that a frozen encoder has seen.
-        on_progress: Told after each step of a training.
-        on_precision: Told before the first step of a training.
+        net: The network of the checkpoint; not changed.
+        store: The store with the scans.
+        folder: Folder of the run; created if it does not exist.
+        config: All settings.
+        table: Classes of the scans.
+        split: Rows of the table for training, validation and test.
+        checkpoint: Name of the checkpoint, for the results.
+        resume: Whether to resume the run in the folder.
+        device: Device to compute on.
+        features: Features of the scans, if they were computed before with this encoder and
+            `config.embedding`.
+        on_encoded: Called after each scan that the frozen encoder has encoded.
+        on_progress: Called after each training step.
+        on_precision: Called before the first training step.
 
     Raises:
         RunError: There is a run in the folder (or, with `resume`, none), or another process trains in it.
-        ConfigError: Settings, classes or scans differ from the run's.
+        ConfigError: Settings, classes or scans differ from those of the run.
         DataError: A scan cannot be read.
         NonFiniteLoss: A loss or gradient is NaN or infinite.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError("mass classify trains in one process; start it without torchrun")
-    net = _fresh(net, config) if config.from_scratch else copy.deepcopy(net)
+    net = _with_random_weights(net, config) if config.from_scratch else copy.deepcopy(net)
     where = choose_device(device)
     net = net.to(where)
     precision = settle_precision(folder, config.optimisation.precision, where, resume=resume)
@@ -146,17 +147,18 @@ def classify(
         job = _Job(
             store=store, folder=folder, config=config, table=table, split=split, net=net, precision=precision
         )
-        made = job.make(features, on_encoded, on_progress)
-        if made.training is not None and not made.training.complete:
+        trained = job.train(features, on_encoded, on_progress)
+        training = trained.training
+        if training is not None and not training.complete:
             return Classification(
-                scores=None, tested_on=split.tested_on, training=made.training, document=made.told
+                scores=None, tested_on=split.tested_on, training=training, document=trained.details
             )
-        scores, document = job.finish(made, checkpoint)
-    return Classification(scores=scores, tested_on=split.tested_on, training=made.training, document=document)
+        scores, document = job.finish(trained, checkpoint)
+    return Classification(scores=scores, tested_on=split.tested_on, training=training, document=document)
 
 
-def _fresh(net: Iris, config: ClassifyConfig) -> Iris:
-    """The same network, its weights drawn."""
+def _with_random_weights(net: Iris, config: ClassifyConfig) -> Iris:
+    """Return a network of the same size with random weights."""
     torch.manual_seed(config.optimisation.seed)
     return Iris(net.channels, net.num_tasks, position_std=0.02).eval()
 
@@ -164,7 +166,7 @@ def _fresh(net: Iris, config: ClassifyConfig) -> Iris:
 def _record(
     net: Iris, store: Store, config: ClassifyConfig, table: ClassTable, split: ClassSplit
 ) -> RunRecord:
-    """What the run is of: with other classes, splits or another encoder it is another run."""
+    """Return the record that identifies the run: settings, scans, classes, splits and encoder."""
     used = {
         part: [[table.ids[row], "".join(f"{value:g}" for value in table.targets[row])] for row in rows]
         for part, rows in (("train", split.train), ("val", split.validation), ("test", split.test))
@@ -185,20 +187,21 @@ def _record(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Made:
-    """A classifier, before it is tested."""
+class _TrainedHead:
+    """A trained head, with the features to test it on."""
 
     head: Head
     features: Mapping[str, ScanFeatures]
-    """Of validation and test scans, at least, by id; none where a training was stopped."""
+    """Features by id, at least of validation and test scans; empty if the training was stopped."""
     training: TrainingResult | None
-    told: Mapping[str, Any]
-    """How it was made."""
+    """Result of the trainer; None for a linear head."""
+    details: Mapping[str, Any]
+    """Entries of results.json on the training: C, or steps and the best step."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Job:
-    """What the parts of a classification share."""
+    """A classification, after its folder was created or checked."""
 
     store: Store
     folder: Path
@@ -206,17 +209,17 @@ class _Job:
     table: ClassTable
     split: ClassSplit
     net: Iris
-    """On its device; a copy, whose encoder the mode "full" trains."""
+    """A copy of the checkpoint's network, on its device; the mode "full" trains its encoder in place."""
     precision: ChosenPrecision
     began: float = field(default_factory=time.monotonic)
 
-    def make(
+    def train(
         self,
         features: Mapping[str, ScanFeatures] | None,
         on_encoded: Progress | None,
         on_progress: Callable[[TrainingProgress], None] | None,
-    ) -> _Made:
-        """Train what the mode trains."""
+    ) -> _TrainedHead:
+        """Train according to the mode; a frozen encoder first encodes the scans."""
         if self.config.mode == "full":
             return self.full(on_progress)
         if features is None:
@@ -227,7 +230,7 @@ class _Job:
         return self.attention(features, on_progress)
 
     def encoded(self, rows: Sequence[int], progress: Progress | None = None) -> dict[str, ScanFeatures]:
-        """Features of some rows by the encoder as it is now."""
+        """Return the features of rows of the table, by id, with the present encoder."""
         ids = [self.table.ids[row] for row in rows]
         return encode_store(
             self.net.encoder, self.store, ids, self.config.embedding, device=self.device, progress=progress
@@ -235,10 +238,12 @@ class _Job:
 
     @property
     def device(self) -> torch.device:
+        """Device of the network."""
         return next(self.net.parameters()).device
 
     @property
     def samples(self) -> Samples:
+        """The scans of the training."""
         return Samples(
             table=self.table,
             train=self.split.train,
@@ -247,8 +252,8 @@ class _Job:
             weighted=self.config.weighted,
         )
 
-    def linear(self, features: Mapping[str, ScanFeatures]) -> _Made:
-        """Logistic regression on pooled features."""
+    def linear(self, features: Mapping[str, ScanFeatures]) -> _TrainedHead:
+        """Fit a logistic regression on pooled features."""
         from training.classification.linear_probe import fit_linear
 
         def pooled(rows: Sequence[int]) -> NDArray[np.float32]:
@@ -265,35 +270,35 @@ class _Job:
             weighted=self.config.weighted,
             seed=self.config.optimisation.seed,
         )
-        told = {"c": chosen.value, "c_chosen_by": chosen.by}
-        return _Made(head=head, features=features, training=None, told=told)
+        details = {"c": chosen.value, "c_chosen_by": chosen.by}
+        return _TrainedHead(head=head, features=features, training=None, details=details)
 
     def attention(
         self,
         features: Mapping[str, ScanFeatures],
         on_progress: Callable[[TrainingProgress], None] | None,
-    ) -> _Made:
-        """Attention pooling over a frozen encoder's tokens."""
+    ) -> _TrainedHead:
+        """Train an attention head on the frozen encoder's tokens."""
         head = self._new_head()
-        shown = [features[self.table.ids[row]].tokens for row in self.split.train]
-        head.standardise(torch.cat(shown).to(self.device))
-        result, told = self._trained(attention_task(head, features, self.samples), on_progress)
+        tokens = [features[self.table.ids[row]].tokens for row in self.split.train]
+        head.standardise(torch.cat(tokens).to(self.device))
+        result, details = self._run_trainer(attention_task(head, features, self.samples), on_progress)
         assert isinstance(result.average, AttentionHead)
-        return _Made(head=result.average, features=features, training=result, told=told)
+        return _TrainedHead(head=result.average, features=features, training=result, details=details)
 
-    def full(self, on_progress: Callable[[TrainingProgress], None] | None) -> _Made:
-        """Encoder and head; the encoder becomes the trained one, the decoder stays as it was."""
+    def full(self, on_progress: Callable[[TrainingProgress], None] | None) -> _TrainedHead:
+        """Train encoder and attention head; the encoder is replaced by the trained one."""
         head = self._new_head()
         encoder = self.net.encoder
-        ids = [self.table.ids[row] for row in self.split.train[:_MEASURED_SCANS]]
+        ids = [self.table.ids[row] for row in self.split.train[:_NORMALISATION_SCANS]]
         measure_tokens(head, encoder, self.store, ids, self.config.embedding)
         model = ImageClassifier(encoder, head)
         task = full_task(model, self.store, self.samples, self.config.embedding, self.config.augmentation)
-        result, told = self._trained(task, on_progress)
+        result, details = self._run_trainer(task, on_progress)
         assert isinstance(result.average, ImageClassifier)
         encoder.load_state_dict(result.average.encoder.state_dict())
-        tested = self.encoded((*self.split.validation, *self.split.test)) if result.complete else {}
-        return _Made(head=result.average.head, features=tested, training=result, told=told)
+        features = self.encoded((*self.split.validation, *self.split.test)) if result.complete else {}
+        return _TrainedHead(head=result.average.head, features=features, training=result, details=details)
 
     def _new_head(self) -> AttentionHead:
         torch.manual_seed(self.config.optimisation.seed)
@@ -305,10 +310,10 @@ class _Job:
         )
         return head.to(self.device)
 
-    def _trained(
+    def _run_trainer(
         self, task: Task[Any, Any], on_progress: Callable[[TrainingProgress], None] | None
     ) -> tuple[TrainingResult, dict[str, Any]]:
-        """Train by steps; the averaged network of the result is the best one by the validation scans."""
+        """Train; if there are validation scans, the result's averaged network is the best one on them."""
         trainer = Trainer(
             task,
             self.folder,
@@ -321,18 +326,18 @@ class _Job:
         if has_begun(self.folder):
             trainer.resume()
         result = trainer.run()
-        told: dict[str, Any] = {"steps": result.step}
+        details: dict[str, Any] = {"steps": result.step}
         best = self.folder / CHECKPOINTS / BEST
         if result.complete and best.exists():
             state = read_checkpoint(best)
             result.average.load_state_dict(state["ema_model"])
-            told |= {"best_step": state["step"], "best_validation_auc": state["best"]}
-        return result, told
+            details |= {"best_step": state["step"], "best_validation_auc": state["best"]}
+        return result, details
 
-    def finish(self, made: _Made, checkpoint: str) -> tuple[ClassScores, dict[str, Any]]:
-        """Test the classifier, and write what came of it."""
+    def finish(self, trained: _TrainedHead, checkpoint: str) -> tuple[ClassScores, dict[str, Any]]:
+        """Test the classifier and write head, predictions and results; return scores and results.json."""
         table, split, config = self.table, self.split, self.config
-        linear = isinstance(made.head, LinearHead)
+        linear = isinstance(trained.head, LinearHead)
         card = HeadCard(
             kind="linear" if linear else "attention",
             classes=table.classes,
@@ -342,27 +347,29 @@ class _Job:
             encoder=encoder_digest(self.net.encoder),
             embedding=config.embedding,
         )
-        export_head(self.folder / HEAD, made.head, card)
+        export_head(self.folder / HEAD, trained.head, card)
         if config.mode == "full" or config.from_scratch:
             export_encoder(self.folder / ENCODER, self.net)
         rows = (*split.validation, *split.test)
-        logits = logits_of(made.head, [made.features[table.ids[row]] for row in rows])
+        logits = logits_of(trained.head, [trained.features[table.ids[row]] for row in rows])
         probabilities = probabilities_of(logits, multi_label=table.multi_label)
         parts = {"train": split.train, "val": split.validation, split.tested_on: split.test}
         splits = {table.ids[row]: part for part, members in parts.items() for row in members}
         write_predictions(self.folder / PREDICTIONS, table, rows, splits, probabilities)
         table.to_csv(self.folder / LABELS, splits)
-        tested = probabilities[len(split.validation) :]
+        test_probabilities = probabilities[len(split.validation) :]
         truth = table.targets[list(split.test)]
-        scores = score_classes(tested, truth, table.classes, multi_label=table.multi_label)
-        document = self._document(made, card, scores, checkpoint)
+        scores = score_classes(test_probabilities, truth, table.classes, multi_label=table.multi_label)
+        document = self._document(trained, card, scores, checkpoint)
         page, text = to_markdown(scores, document), json.dumps(document, indent=1) + "\n"
         write_atomically(self.folder / TABLE, lambda file: file.write(page.encode()))
         write_atomically(self.folder / RESULTS, lambda file: file.write(text.encode()))
         return scores, document
 
-    def _document(self, made: _Made, card: HeadCard, scores: ClassScores, checkpoint: str) -> dict[str, Any]:
-        """What results.json says."""
+    def _document(
+        self, trained: _TrainedHead, card: HeadCard, scores: ClassScores, checkpoint: str
+    ) -> dict[str, Any]:
+        """Return the content of results.json."""
         counts = self.table.targets[list(self.split.train)].sum(axis=0).astype(int).tolist()
         return {
             "mode": self.config.mode,
@@ -376,7 +383,7 @@ class _Job:
             "num_train": len(self.split.train),
             "num_validation": len(self.split.validation),
             "train_counts": dict(zip(self.table.classes, counts, strict=True)),
-            **made.told,
+            **trained.details,
             **scores.to_json(),
             "seconds": time.monotonic() - self.began,
         }

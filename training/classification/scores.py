@@ -1,14 +1,14 @@
-"""How well classes are told apart: AUC, balanced accuracy, and how sure these are.
+"""Scores of a classification: AUC and balanced accuracy with 95 % intervals.
 
 Reads:  probabilities and truth (N, K).
-Writes: `ClassScores`. An AUC is of one class against the rest: the chance that a scan of the class scores
-        higher than one of the rest, ties one half (Hanley and McNeil 1982); the macro AUC is the mean over
-        classes that have both. Balanced accuracy is the mean over classes of the part that is found: with
-        one label a scan, the most probable class counts as found; with several, probabilities of at least
-        0.5, and the part of the rest that is rightly left out counts as much.
-Bounds: intervals are percentiles of bootstrap draws of the scans (Efron 1979): they tell how much depends on
-        which scans were tested, not how much on which were trained on. Draws without two classes are left
-        out.
+Writes: `ClassScores`. The AUC of a class is one-vs-rest: the probability that a scan of the class scores
+        higher than a scan of the rest, ties count one half (Hanley and McNeil 1982). The macro AUC is the
+        mean over classes that have both kinds of scans. Balanced accuracy is the mean recall over classes;
+        the predicted class is the most probable one. For multi-label data, classes with a probability of at
+        least 0.5 are predicted, and each class counts with the mean of sensitivity and specificity.
+Bounds: intervals are percentiles of a bootstrap over the test scans (Efron 1979). They measure the variation
+        from the choice of test scans, not from that of training scans. Resamples in which a class has no
+        AUC are left out.
 """
 
 from __future__ import annotations
@@ -30,34 +30,37 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScore:
-    """One class against the rest."""
+    """The AUC of one class against the rest."""
 
     name: str
+    """Name of the class."""
     num_scans: int
-    """Tested scans that have it."""
+    """Number of test scans of the class."""
     auc: float
-    """NaN where all or none have it."""
+    """NaN if all or no test scans are of the class."""
     auc_interval: Interval
-    """95 %."""
+    """95 % interval (low, high)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScores:
-    """All classes."""
+    """The scores over all classes, and of each class."""
 
     num_scans: int
-    """Tested."""
+    """Number of test scans."""
     auc: float
-    """Mean over classes."""
+    """Macro AUC: mean over classes."""
     auc_interval: Interval
-    """95 %."""
+    """95 % interval (low, high)."""
     balanced_accuracy: float
+    """Balanced accuracy, 0..1."""
     balanced_accuracy_interval: Interval
-    """95 %."""
+    """95 % interval (low, high)."""
     classes: tuple[ClassScore, ...]
+    """Score of each class."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return all figures; NaN, which JSON lacks, is null."""
+        """Return all figures as plain values; NaN becomes None, since JSON has no NaN."""
         return {
             "num_scans": self.num_scans,
             "auc": _plain(self.auc),
@@ -85,19 +88,19 @@ def score_classes(
     num_draws: int = NUM_DRAWS,
     seed: int = 0,
 ) -> ClassScores:
-    """Return the figures of some scans.
+    """Return the scores of test scans, with bootstrap intervals.
 
     Args:
         probabilities: (N, K).
         targets: (N, K) 0 or 1.
-        names: (K,) of the classes.
+        names: (K,) names of the classes.
         multi_label: Whether a scan may have several classes.
-        num_draws: Bootstrap draws.
-        seed: Of the draws.
+        num_draws: Number of bootstrap resamples.
+        seed: Seed of the resampling.
     """
     truth = np.asarray(targets) > 0.5
-    everything = np.arange(len(truth))[None]
-    aucs, accuracy = _figures(probabilities, truth, everything, multi_label)
+    all_rows = np.arange(len(truth))[None]
+    aucs, accuracy = _figures(probabilities, truth, all_rows, multi_label)
     generator = np.random.default_rng(seed)
     drawn_aucs, drawn_accuracies = [], []
     for first in range(0, num_draws, _CHUNK):
@@ -126,7 +129,12 @@ def score_classes(
 
 
 def macro_auc(probabilities: NDArray[np.floating[Any]], targets: NDArray[np.floating[Any]]) -> float:
-    """Return the mean AUC over classes that have both; NaN where none has."""
+    """Return the mean AUC over classes with positive and negative scans; NaN if there are none.
+
+    Args:
+        probabilities: (N, K).
+        targets: (N, K) 0 or 1.
+    """
     truth = np.asarray(targets) > 0.5
     rows = np.arange(len(truth))[None]
     return float(
@@ -137,24 +145,27 @@ def macro_auc(probabilities: NDArray[np.floating[Any]], targets: NDArray[np.floa
 def _figures(
     probabilities: NDArray[Any], truth: NDArray[np.bool_], rows: NDArray[np.integer[Any]], multi_label: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """AUC of each class (D, K) and balanced accuracy (D,) of D draws of rows (D, N)."""
+    """Return the AUC of each class (D, K) and the balanced accuracy (D,) for D resamples of rows (D, N)."""
     num_classes = truth.shape[1]
     aucs = np.stack([_aucs(probabilities[:, k], truth[:, k], rows) for k in range(num_classes)], axis=1)
     if multi_label:
         chosen = probabilities >= 0.5
     else:
         chosen = np.eye(num_classes, dtype=bool)[probabilities.argmax(axis=1)]
-    found = [_recall(chosen[:, k], truth[:, k], rows) for k in range(num_classes)]
+    recalls = [_recall(chosen[:, k], truth[:, k], rows) for k in range(num_classes)]
     if multi_label:
-        left_out = [_recall(~chosen[:, k], ~truth[:, k], rows) for k in range(num_classes)]
-        found = [_mean(np.stack(pair, axis=1)) for pair in zip(found, left_out, strict=True)]
-    return aucs, _mean(np.stack(found, axis=1))
+        specificities = [_recall(~chosen[:, k], ~truth[:, k], rows) for k in range(num_classes)]
+        recalls = [_mean(np.stack(pair, axis=1)) for pair in zip(recalls, specificities, strict=True)]
+    return aucs, _mean(np.stack(recalls, axis=1))
 
 
 def _aucs(
     scores: NDArray[Any], positive: NDArray[np.bool_], rows: NDArray[np.integer[Any]]
 ) -> NDArray[np.float64]:
-    """AUC of each draw, (D,): the sum of ranks of the positives (Mann-Whitney); NaN without both."""
+    """Return the AUC of each resample, (D,), from the rank sum of the positives (Mann-Whitney).
+
+    NaN where a resample has no positive or no negative scan.
+    """
     ranks = stats.rankdata(scores[rows], axis=1)
     drawn = positive[rows]
     num_positive = drawn.sum(axis=1).astype(np.float64)
@@ -168,7 +179,7 @@ def _aucs(
 def _recall(
     chosen: NDArray[np.bool_], truth: NDArray[np.bool_], rows: NDArray[np.integer[Any]]
 ) -> NDArray[np.float64]:
-    """The part of the true ones that was chosen, of each draw, (D,); NaN without any."""
+    """Return the recall in each resample, (D,): the fraction of true scans that were chosen, or NaN."""
     count = truth[rows].sum(axis=1)
     hits = (truth & chosen)[rows].sum(axis=1)
     result: NDArray[np.float64] = np.where(count > 0, hits / np.maximum(count, 1), np.nan)
@@ -176,7 +187,7 @@ def _recall(
 
 
 def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean of each row (D, K) over what is a number; NaN where nothing is."""
+    """Return the mean of each row of (D, K) over its finite values, (D,); NaN if it has none."""
     known = np.isfinite(values)
     count = known.sum(axis=1)
     sums = np.where(known, values, 0.0).sum(axis=1)

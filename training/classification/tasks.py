@@ -1,9 +1,8 @@
-"""Classification as the one trainer takes it: a head on kept tokens, or an encoder and a head on scans.
+"""Classification tasks for the trainer: a head on stored tokens, or an encoder and a head on images.
 
-Reads:  features of scans (frozen encoder), or the scans of a store; which of them are what.
+Reads:  features of scans (frozen encoder), or the scans of a store; a table of classes.
 Writes: tasks for `training.engine.trainer`. Sample i of a run is a scan drawn from (seed, i), with
-        replacement. Evaluations tell the macro AUC on the validation scans, which says which weights are the
-        best.
+        replacement. Evaluations return the macro AUC on the validation scans, which selects the best weights.
 """
 
 from __future__ import annotations
@@ -38,28 +37,28 @@ from training.network import Encoder
 
 SCORE = "auc"
 
-_MOST_WEIGHT = 100.0
-"""Of a class: one scan in ten thousand does not outweigh a batch."""
+_MAX_CLASS_WEIGHT = 100.0
+"""Largest weight of a class, so that a single scan of a very rare class does not dominate a batch."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenBatch:
-    """Encoded scans."""
+    """Tokens of B encoded scans, padded to the same number."""
 
     tokens: Tensor
-    """float32 (B, T, C)"""
+    """float32 (B, T, C); 0 where padded."""
     valid: Tensor
-    """bool (B, T): which of them exist."""
+    """bool (B, T): False where padded."""
     targets: Tensor
     """float32 (B, K) 0 or 1."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageBatch:
-    """Windows of scans."""
+    """Windows of B scans, before augmentation."""
 
     cuts: Batch
-    """As the loader of pretraining makes them; both views are one cut, no masks."""
+    """The windows, in the format of pretraining; both views are the same cut, without masks."""
     targets: Tensor
     """float32 (B, K) 0 or 1."""
 
@@ -92,16 +91,18 @@ class ImageClassifier(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Samples:
-    """What a training draws from."""
+    """The scans of a training: classes, rows for training and validation, seed."""
 
     table: ClassTable
+    """Classes of the scans."""
     train: tuple[int, ...]
-    """Rows of the table."""
+    """Rows of the training scans."""
     validation: tuple[int, ...]
-    """Rows that say which weights are the best; may be empty."""
+    """Rows of the validation scans, which select the best weights; may be empty."""
     seed: int
+    """Seed of the samples."""
     weighted: bool
-    """Whether rare classes weigh as much as frequent ones."""
+    """Whether to weight classes so that rare ones count as much as frequent ones."""
 
     @property
     def validation_ids(self) -> tuple[str, ...]:
@@ -109,7 +110,13 @@ class Samples:
         return tuple(self.table.ids[row] for row in self.validation)
 
     def rows(self, size: int, first: int, number: int) -> Iterator[list[tuple[int, int]]]:
-        """Samples first .. first + number, `size` at a time: (sample, row)."""
+        """Yield batches of (sample number, row of the table), for samples first .. first + number.
+
+        Args:
+            size: Samples per batch.
+            first: First sample number.
+            number: Number of samples; a multiple of `size`.
+        """
         for start in range(first, first + number, size):
             yield [
                 (k, self.train[int(generator_of(self.seed, k, "scan").integers(len(self.train)))])
@@ -118,7 +125,14 @@ class Samples:
 
 
 def class_weights(targets: NDArray[np.float32], *, multi_label: bool, weighted: bool) -> Tensor:
-    """Return weights (K,): of the scans of a class; with several labels a scan, of its 1 against its 0."""
+    """Return class weights (K,) for `class_loss`.
+
+    Args:
+        targets: (N, K) 0 or 1, of the training scans.
+        multi_label: Whether a scan may have several classes. Then the weight of a class is that of its
+            positive scans relative to the negative ones; otherwise it is the weight of its scans.
+        weighted: False gives weights of 1.
+    """
     if not weighted:
         return torch.ones(targets.shape[1])
     count = targets.sum(axis=0)
@@ -126,11 +140,18 @@ def class_weights(targets: NDArray[np.float32], *, multi_label: bool, weighted: 
         weights = (len(targets) - count) / np.maximum(count, 1)
     else:
         weights = len(targets) / (targets.shape[1] * np.maximum(count, 1))
-    return torch.from_numpy(np.clip(weights, 1 / _MOST_WEIGHT, _MOST_WEIGHT).astype(np.float32))
+    return torch.from_numpy(np.clip(weights, 1 / _MAX_CLASS_WEIGHT, _MAX_CLASS_WEIGHT).astype(np.float32))
 
 
 def class_loss(logits: Tensor, targets: Tensor, weights: Tensor, *, multi_label: bool) -> LossTerms:
-    """Return the weighted cross-entropy, the mean over samples (and, with several labels, classes)."""
+    """Return the weighted cross-entropy, averaged over samples (and over classes for multi-label data).
+
+    Args:
+        logits: (B, K).
+        targets: (B, K) 0 or 1.
+        weights: (K,), see `class_weights`.
+        multi_label: Whether a scan may have several classes: binary instead of softmax cross-entropy.
+    """
     logits = logits.float()
     if multi_label:
         losses = functional.binary_cross_entropy_with_logits(
@@ -138,7 +159,8 @@ def class_loss(logits: Tensor, targets: Tensor, weights: Tensor, *, multi_label:
         )
         total = losses.mean()
     else:
-        # Not divided by the batch's own weights: a batch in two parts must be what it is as a whole.
+        # Not divided by the sum of the batch's weights: the mean over two halves of a batch must be the mean
+        # over the batch.
         each = -(functional.log_softmax(logits, dim=1) * targets).sum(dim=1)
         total = (each * (targets * weights).sum(dim=1)).mean()
     return LossTerms(total=total, parts={})
@@ -147,12 +169,12 @@ def class_loss(logits: Tensor, targets: Tensor, weights: Tensor, *, multi_label:
 def attention_task(
     head: AttentionHead, features: Mapping[str, ScanFeatures], samples: Samples
 ) -> Task[TokenBatch, TokenBatch]:
-    """Training a head on the tokens of a frozen encoder.
+    """Return the task of training a head on the tokens of a frozen encoder.
 
     Args:
-        head: On the device it is trained on.
-        features: Of all training and validation scans, by id.
-        samples: What is drawn from.
+        head: The head, on the device it is trained on.
+        features: Features of all training and validation scans, by id.
+        samples: The scans of the training.
     """
     device = next(head.parameters()).device
     table = samples.table
@@ -198,14 +220,14 @@ def full_task(
     embedding: EmbeddingConfig,
     augmentation: ViewAugmentation,
 ) -> Task[ImageBatch, ImageViews]:
-    """Training encoder and head on scans; of larger scans, on a window drawn for each sample.
+    """Return the task of training encoder and head on scans; each sample is one random window of a scan.
 
     Args:
-        net: On the device it is trained on.
-        store: With the scans.
-        samples: What is drawn from.
+        net: The network, on the device it is trained on.
+        store: The store with the scans.
+        samples: The scans of the training.
         embedding: Windows; the same for training and evaluation.
-        augmentation: How a window is changed.
+        augmentation: Augmentation of the windows.
     """
     device = next(net.parameters()).device
     table = samples.table
@@ -247,7 +269,15 @@ def full_task(
 def cut_batch(
     store: Store, scan_ids: Sequence[str], sample_indices: Sequence[int], crop: Size, *, seed: int
 ) -> Batch:
-    """Return a window of each scan, where its sample puts it, in the form that augmentation takes."""
+    """Return a random window of each scan as a batch for augmentation, with both views equal and no masks.
+
+    Args:
+        store: The store with the scans.
+        scan_ids: The scan of each sample.
+        sample_indices: Number of each sample, which determines its window.
+        crop: Voxels of a window.
+        seed: Of the run.
+    """
     codes, scales, offsets, paddings = [], [], [], []
     for scan_id, sample in zip(scan_ids, sample_indices, strict=True):
         scan = store.scan(scan_id)
@@ -258,9 +288,10 @@ def cut_batch(
             for part, size in zip(box, scan.shape, strict=True)
         )
         part = scan.image_codes(inside)
-        moved = tuple(slice(b.start - i.start, b.stop - i.start) for b, i in zip(box, inside, strict=True))
+        # The box relative to the part that was read.
+        local = tuple(slice(b.start - i.start, b.stop - i.start) for b, i in zip(box, inside, strict=True))
         padding = round((intensity.low - scan.offset) / scan.scale)
-        codes.append(np.ascontiguousarray(take(part, (moved[0], moved[1], moved[2]), fill=padding)))
+        codes.append(np.ascontiguousarray(take(part, (local[0], local[1], local[2]), fill=padding)))
         scales.append(scan.scale / intensity.std)
         offsets.append((scan.offset - intensity.mean) / intensity.std)
         paddings.append(padding)
@@ -283,7 +314,7 @@ def cut_batch(
 
 
 def draw_box(shape: Size, crop: Size, generator: np.random.Generator) -> Slices:
-    """Return a window anywhere in a volume; along axes where it is the longer, centred over it."""
+    """Return a window at a random position in a volume; centred along axes where it is longer."""
     starts = [
         int(generator.integers(size - wide + 1)) if size > wide else -((wide - size) // 2)
         for size, wide in zip(shape, crop, strict=True)
@@ -293,7 +324,7 @@ def draw_box(shape: Size, crop: Size, generator: np.random.Generator) -> Slices:
 
 
 def crop_of(store: Store, scan_ids: Sequence[str], embedding: EmbeddingConfig) -> Size:
-    """Return the one window for all scans, for a batch has one shape: what holds the largest, or the most."""
+    """Return one window size for all scans: that of the largest scan, at most `window_voxels`."""
     shapes = np.array([store.entries[scan_id].shape_zyx for scan_id in scan_ids])
     z, y, x = (int(side) for side in shapes.max(axis=0))
     return fit_window((z, y, x), embedding.window_voxels)
@@ -302,7 +333,15 @@ def crop_of(store: Store, scan_ids: Sequence[str], embedding: EmbeddingConfig) -
 def measure_tokens(
     head: AttentionHead, encoder: Encoder, store: Store, scan_ids: Sequence[str], embedding: EmbeddingConfig
 ) -> None:
-    """Standardise a head by the tokens that its encoder makes of some scans as it begins."""
+    """Set the input normalisation of a head from the tokens of some scans, before the training.
+
+    Args:
+        head: Changed in place.
+        encoder: Encoder with its initial weights.
+        store: The store with the scans.
+        scan_ids: Ids of the scans to encode.
+        embedding: Windows and precision.
+    """
     device = next(encoder.parameters()).device
     found = encode_store(encoder, store, scan_ids, embedding, device=device)
     head.standardise(torch.cat([features.tokens for features in found.values()]).to(device))

@@ -1,11 +1,11 @@
-"""Samples of a store: two views of a scan and some of its masks, augmented, in batches.
+"""Training samples from a store: two views of a scan and some of its masks, in batches, with augmentation.
 
 Takes:  a store of `mass prepare`, and `DataConfig`.
 Gives:  a `Batch`: two images (B, 1, Z, Y, X) and the masks of each (B, K, Z, Y, X).
 
-`make_loader` yields batches from worker processes, the same for the same seed and step. `augment` changes the
-views. Windows over a scan, whole scans stretched over one window, and boxes are cut by the functions of
-`windows`, `whole_scans` and `boxes`.
+`make_loader` returns a loader whose batches depend on the seed and the sample number only, with any number of
+worker processes. `augment` augments both views. `windows` computes windows over a scan, `whole_scans`
+resamples a whole scan to one window, `boxes` draws the positions of crops.
 """
 
 import lazy_loader

@@ -39,11 +39,11 @@ from .windows import (
     box_of_mask as box_of_mask,
     boxes_over as boxes_over,
     fit_window as fit_window,
-    gaussian_weights as gaussian_weights,
     hull_of as hull_of,
     join_boxes as join_boxes,
     take as take,
     take_image as take_image,
     window_boxes as window_boxes,
+    window_weights as window_weights,
 )
 from .words import unpack_words as unpack_words

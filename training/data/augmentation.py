@@ -1,12 +1,13 @@
-"""Augmentation on the training device: parameters are drawn first, then applied; both views share nothing.
+"""Augmentation on the training device: parameters are drawn first, then applied; the views are independent.
 
-*Takes* a Batch of cuts, *gives* Views of crops. Each sample's numbers are drawn on the CPU from a generator
-of its own (run's seed, sample, view), so that they are the same however a batch is shared out. The image is
-warped trilinearly, the words once by nearest neighbour whatever K is, on the same grid. What a warp brings in
-from outside the cut is the scan's padding value in the image and in no mask but the last, which is all ones.
+*Takes* a Batch of cuts, *gives* Views of crops. The parameters of each sample are drawn on the CPU from its
+own generator (seed of the run, sample, view), so that they do not depend on how samples are distributed over
+ranks and batches. Image and words are warped on the same grid: the image trilinearly, the words by nearest
+neighbour, once for all K masks. Voxels from outside the cut have the padding value of the scan in the image,
+and belong to no mask except the last one, which is all ones.
 
-*Valid* for voxels of one size along all axes: rotations are in voxels. The field of noise is drawn on the
-device, from the sample's seed: the same on every rank, but a GPU's is not the CPU's.
+*Valid* for isotropic voxels, because rotations are in voxels. Noise is drawn on the device, from the sample's
+seed: it is the same on every rank, but differs between GPU and CPU.
 """
 
 from __future__ import annotations
@@ -32,30 +33,30 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class ViewAugmentation:
-    """How strongly a view is changed; the defaults are the published recipe's for the reference (weak)."""
+    """How strongly a view is augmented; the defaults are the published weak augmentation of the reference."""
 
     affine_probability: float = 0.5
-    """Share of samples that are warped."""
+    """Probability that a sample is warped, 0..1."""
     max_scale_change: float = 0.3
-    """Each axis is scaled by 1 - this to 1 + this."""
+    """Each axis is scaled by a factor between 1 - this and 1 + this."""
     max_rotation_degrees: float = 30.0
-    """Rotation about each axis, either way."""
+    """Largest rotation about each axis, in both directions."""
     max_shear: float = 0.0
-    """Shear along each axis with each other, either way."""
+    """Largest shear for each pair of axes, in both directions."""
     intensity_probability: float = 0.2
-    """Share of samples for each of the changes below, each by itself."""
+    """Probability of each of the changes below, 0..1; they are drawn independently."""
     brightness: Range = (0.9, 1.1)
-    """Factor of the z-scores."""
+    """Factor on the z-scores."""
     brightness_shift_std: float = 0.1
-    """Standard deviation of what is added to all z-scores of a view."""
+    """Standard deviation of the constant added to all z-scores of a view."""
     gamma: Range = (0.8, 1.2)
-    """Exponent of the values, taken between the view's least (0) and greatest (1)."""
+    """Exponent of the intensities, after scaling them to 0..1 by the view's minimum and maximum."""
     contrast: Range = (0.8, 1.2)
-    """Factor of the distance to the view's mean; values stay between its least and greatest."""
+    """Factor on the difference to the view's mean; results are clipped to the view's minimum and maximum."""
     blur_voxels: Range = (0.8, 1.2)
-    """Sigma of a Gaussian, voxels."""
+    """Standard deviation of the Gaussian blur, voxels."""
     noise_std: float = 0.02
-    """Standard deviation of what is added to each voxel."""
+    """Standard deviation of the Gaussian noise added to each voxel, z-score units."""
 
     def __post_init__(self) -> None:
         for name in ("affine_probability", "intensity_probability"):
@@ -69,11 +70,11 @@ class ViewAugmentation:
         for name in ("brightness", "gamma", "contrast", "blur_voxels"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
-                raise ConfigError(f"{name} must be two numbers > 0, the lesser first, got {[low, high]}")
+                raise ConfigError(f"{name} must be two numbers > 0, the smaller first, got {[low, high]}")
 
 
 def strong() -> ViewAugmentation:
-    """Return the published recipe's for the target."""
+    """Return the strong augmentation that the published recipe uses for the target."""
     return ViewAugmentation(
         affine_probability=0.8,
         max_shear=0.1,
@@ -88,20 +89,20 @@ def strong() -> ViewAugmentation:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationConfig:
-    """How both views are changed."""
+    """Augmentation of both views."""
 
     reference: ViewAugmentation = field(default_factory=ViewAugmentation)
-    """The view whose mask is given: weak."""
+    """Of the view whose mask is given: weak."""
     target: ViewAugmentation = field(default_factory=strong)
-    """The view to segment: strong."""
+    """Of the view to segment: strong."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Drawn:
-    """What happens to one view of each of B samples, on the CPU; a neutral value leaves a sample as it is."""
+    """Drawn augmentation parameters of one view of B samples, on the CPU; a neutral value changes nothing."""
 
     matrix: Tensor
-    """float32 (B, 3, 3), (z, y, x): from an offset to the middle of the crop to one of the cut, voxels."""
+    """float32 (B, 3, 3), (z, y, x): maps offsets from the crop's centre to offsets from the cut's, voxels."""
     brightness: Tensor
     """float32 (B,); neutral 1."""
     brightness_shift: Tensor
@@ -115,25 +116,28 @@ class Drawn:
     noise_std: Tensor
     """float32 (B,), z-score units; neutral 0."""
     noise_seed: Tensor
-    """int64 (B,)."""
+    """int64 (B,): seed of each sample's noise."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Views:
-    """What a training step takes: crops on the training device."""
+    """Augmented crops on the training device: the input of a training step."""
 
     reference: Tensor
     """float32 (B, 1, Z, Y, X), z-scores."""
     target: Tensor
     """float32 (B, 1, Z, Y, X), z-scores."""
     reference_masks: Tensor
-    """bool (B, K, Z, Y, X); the last is all ones. A mask may be empty where the warp moved it out."""
+    """bool (B, K, Z, Y, X); the last mask is all ones. A mask is empty if the warp moved it out."""
     target_masks: Tensor
     """bool (B, K, Z, Y, X): the same masks in the target."""
 
 
 def augment(batch: Batch, config: AugmentationConfig) -> Views:
-    """Return both views of a batch, changed as its seed and sample indices say, on the batch's device."""
+    """Return both views of a batch, augmented, on the batch's device.
+
+    The result is a function of the batch's data, seed and sample indices.
+    """
     samples = [int(index) for index in batch.sample_indices]
     reference, reference_words = apply_drawn(
         batch.reference_codes,
@@ -156,7 +160,7 @@ def augment(batch: Batch, config: AugmentationConfig) -> Views:
 
 
 def draw(config: ViewAugmentation, generators: list[np.random.Generator]) -> Drawn:
-    """Return what happens to a view of each sample, one generator a sample."""
+    """Draw the augmentation parameters of one view of each sample, with one generator per sample."""
     rows = [_draw_one(config, generator) for generator in generators]
     return Drawn(
         matrix=torch.from_numpy(np.stack([matrix for matrix, _, _ in rows])).float(),
@@ -171,7 +175,11 @@ def draw(config: ViewAugmentation, generators: list[np.random.Generator]) -> Dra
 def _draw_one(
     config: ViewAugmentation, generator: np.random.Generator
 ) -> tuple[NDArray[np.float64], dict[str, float], int]:
-    """Draw every number, used or not: a probability that changes moves no other number."""
+    """Draw matrix, values and noise seed of one sample.
+
+    All numbers are drawn, also those that are not used, so that changing one probability does not change the
+    numbers drawn after it.
+    """
     warped = generator.random() < config.affine_probability
     scale = generator.uniform(1 - config.max_scale_change, 1 + config.max_scale_change, 3)
     angles = np.radians(generator.uniform(-config.max_rotation_degrees, config.max_rotation_degrees, 3))
@@ -197,30 +205,33 @@ def affine_matrix(
     """Return rotations about z, y and x times a shear times a scaling, (3, 3) on (z, y, x).
 
     Args:
-        scale: Factor of each axis, (3,); above 1 the crop sees more of the cut.
+        scale: Factor of each axis, (3,); above 1 the crop shows more of the cut.
         angles: Rotation about each axis, radians, (3,).
         shear: Off-diagonal entries, row by row, (6,).
     """
     matrix = np.eye(3)
     for axis, angle in enumerate(angles):
         first, second = (other for other in range(3) if other != axis)
-        turn = np.eye(3)
-        turn[first, first] = turn[second, second] = math.cos(angle)
-        turn[first, second], turn[second, first] = -math.sin(angle), math.sin(angle)
-        matrix = matrix @ turn
+        rotation = np.eye(3)
+        rotation[first, first] = rotation[second, second] = math.cos(angle)
+        rotation[first, second], rotation[second, first] = -math.sin(angle), math.sin(angle)
+        matrix = matrix @ rotation
     sheared = np.eye(3)
     sheared[~np.eye(3, dtype=bool)] = shear
     return np.asarray(matrix @ sheared @ np.diag(scale))
 
 
 def apply_drawn(codes: Tensor, words: Tensor, batch: Cuts, drawn: Drawn) -> tuple[Tensor, Tensor]:
-    """Return one view's image, float32 (B, 1, Z, Y, X), and words, int16 (B, Z, Y, X), cropped.
+    """Return the augmented crops of one view.
 
     Args:
-        codes: int16 (B, 1, Z, Y, X), cut.
-        words: int16 (B, Z, Y, X), cut.
-        batch: Whose scale, offset and padding the codes have.
-        drawn: What to do.
+        codes: int16 (B, 1, Z, Y, X): image codes of the cuts.
+        words: int16 (B, Z, Y, X): words of the cuts.
+        batch: The batch that the cuts are from; gives scale, offset, padding and crop size.
+        drawn: Augmentation parameters.
+
+    Returns:
+        Image, float32 (B, 1, Z, Y, X), z-scores; words, int16 (B, Z, Y, X).
     """
     with torch.no_grad(), torch.autocast(codes.device.type, enabled=False):
         image, words = warp(codes, words, batch, drawn.matrix)
@@ -239,10 +250,16 @@ def apply_drawn(codes: Tensor, words: Tensor, batch: Cuts, drawn: Drawn) -> tupl
 
 
 def warp(codes: Tensor, words: Tensor, batch: Cuts, matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the crop from the middle of each cut, seen through its matrix: z-scores and words.
+    """Return the crop from the middle of each cut, warped by its matrix: z-scores and words.
 
-    A sample whose matrix is the identity is cut out, exactly. One grid serves both: image and words move
-    together.
+    A sample whose matrix is the identity is cropped without interpolation. Image and words are sampled on the
+    same grid.
+
+    Args:
+        codes: int16 (B, 1, Z, Y, X): image codes of the cuts.
+        words: int16 (B, Z, Y, X): words of the cuts.
+        batch: The batch that the cuts are from.
+        matrix: (B, 3, 3), see `Drawn`.
     """
     scale, offset = (value.view(-1, 1, 1, 1, 1) for value in (batch.scale, batch.offset))
     z, y, x = _middle(codes.shape[2:], batch.crop_zyx)
@@ -252,9 +269,10 @@ def warp(codes: Tensor, words: Tensor, batch: Cuts, matrix: Tensor) -> tuple[Ten
     if moved:
         grid = _grid(matrix[moved], codes.shape[2:], batch.crop_zyx, codes.device)
         padding = batch.padding_codes[moved].float().view(-1, 1, 1, 1, 1)
-        # Outside is 0 of what is sampled: the padding is taken off before and put back after.
-        seen = _sample(codes[moved].float() - padding, grid, "bilinear") + padding
-        image[moved] = seen * scale[moved] + offset[moved]
+        # grid_sample gives 0 outside the cut: with the padding subtracted before and added after, it gives
+        # the padding.
+        warped = _sample(codes[moved].float() - padding, grid, "bilinear") + padding
+        image[moved] = warped * scale[moved] + offset[moved]
         cropped[moved] = _sample(words[moved].float()[:, None], grid, "nearest")[:, 0].to(words.dtype)
     return image, cropped
 
@@ -264,7 +282,7 @@ def _sample(volume: Tensor, grid: Tensor, mode: str) -> Tensor:
 
 
 def _grid(matrix: Tensor, cut: torch.Size, crop: Triple, device: torch.device) -> Tensor:
-    """Return where each voxel of the crop looks, (B, Z, Y, X, 3), in grid_sample's (x, y, z) of -1..1."""
+    """Return the sampling position of each voxel of the crop, (B, Z, Y, X, 3): (x, y, z) in -1..1."""
     ratio = torch.tensor(crop, dtype=torch.float64) / torch.tensor(cut, dtype=torch.float64)[:, None]
     theta = (matrix.double() * ratio).flip(1, 2)
     theta = torch.cat([theta, torch.zeros(len(theta), 3, 1, dtype=theta.dtype)], dim=2)
@@ -276,21 +294,21 @@ def _middle(cut: torch.Size, crop: Triple) -> tuple[slice, ...]:
     return tuple(slice(start, start + part) for start, part in zip(starts, crop, strict=True))
 
 
-def _brighten(image: Tensor, factor: Tensor) -> Tensor:
+def _scale_brightness(image: Tensor, factor: Tensor) -> Tensor:
     return image * factor
 
 
-def _shift(image: Tensor, amount: Tensor) -> Tensor:
+def _add(image: Tensor, amount: Tensor) -> Tensor:
     return image + amount
 
 
-def _bend(image: Tensor, gamma: Tensor) -> Tensor:
+def _change_gamma(image: Tensor, gamma: Tensor) -> Tensor:
     low = image.amin(dim=(1, 2, 3, 4), keepdim=True)
     span = image.amax(dim=(1, 2, 3, 4), keepdim=True) - low
     return ((image - low) / span.clamp_min(1e-6)).clamp_(0, 1) ** gamma * span + low
 
 
-def _stretch(image: Tensor, factor: Tensor) -> Tensor:
+def _change_contrast(image: Tensor, factor: Tensor) -> Tensor:
     low = image.amin(dim=(1, 2, 3, 4), keepdim=True)
     high = image.amax(dim=(1, 2, 3, 4), keepdim=True)
     mean = image.mean(dim=(1, 2, 3, 4), keepdim=True)
@@ -298,10 +316,10 @@ def _stretch(image: Tensor, factor: Tensor) -> Tensor:
 
 
 def _blur(image: Tensor, sigma: Tensor) -> Tensor:
-    """Blur along each axis by a matrix of Gaussian weights, each row of sum 1: borders darken nothing."""
+    """Blur along each axis with a matrix of Gaussian weights; rows sum to 1, so borders do not darken."""
     for axis in (2, 3, 4):
-        places = torch.arange(image.shape[axis], dtype=torch.float32, device=image.device)
-        weights = torch.exp(-0.5 * ((places[:, None] - places) / sigma.view(-1, 1, 1)) ** 2)
+        indices = torch.arange(image.shape[axis], dtype=torch.float32, device=image.device)
+        weights = torch.exp(-0.5 * ((indices[:, None] - indices) / sigma.view(-1, 1, 1)) ** 2)
         weights = weights / weights.sum(dim=2, keepdim=True)
         moved = image.movedim(axis, 2).flatten(3)
         image = (weights[:, None] @ moved).view(image.movedim(axis, 2).shape).movedim(2, axis)
@@ -314,11 +332,11 @@ def _noise(like: Tensor, seed: int) -> Tensor:
 
 
 _CHANGES: dict[str, tuple[float, Callable[[Tensor, Tensor], Tensor]]] = {
-    "brightness": (1.0, _brighten),
-    "brightness_shift": (0.0, _shift),
-    "gamma": (1.0, _bend),
-    "contrast": (1.0, _stretch),
+    "brightness": (1.0, _scale_brightness),
+    "brightness_shift": (0.0, _add),
+    "gamma": (1.0, _change_gamma),
+    "contrast": (1.0, _change_contrast),
     "blur_voxels": (0.0, _blur),
-    "noise_std": (0.0, _shift),
+    "noise_std": (0.0, _add),
 }
-"""Neutral value of each change and how it is made, in this order; noise is a field of its own."""
+"""Neutral value and function of each intensity change, in order; for noise the value is drawn by `_noise`."""

@@ -1,7 +1,7 @@
-"""The batch as it travels from a loader's worker to the training device: codes and words, two bytes each.
+"""Batches as the loader sends them to the training device: codes and words, two bytes per voxel each.
 
-Nothing is a float before the device: a sample of two 168^3 cuts is 38 MB so, and 683 MB as float32 images and
-13 float32 masks.
+Values become floats on the device only: a sample of two cuts of 168^3 voxels takes 38 MB as codes and words,
+but 683 MB as float32 images and 13 float32 masks.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from training.data.boxes import Triple
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cuts:
-    """What batches of B cuts share: how codes are read, whose they are, the way to a device."""
+    """Common fields of batches of B samples: intensity scale, scan ids, sample numbers, crop size."""
 
     scale: Tensor
-    """float32 (B,): z-score units a code step."""
+    """float32 (B,): z-score units per code step."""
     offset: Tensor
     """float32 (B,): z-score of code 0."""
     padding_codes: Tensor
-    """int16 (B,): the image outside the scan: the lower clip bound (air in CT, background elsewhere)."""
+    """int16 (B,): code outside the scan: the lower clip bound (air in CT, background otherwise)."""
     sample_indices: Tensor
-    """int64 (B,), on the CPU wherever the rest is: which samples of the run these are."""
+    """int64 (B,): numbers of the samples in the run; always on the CPU."""
     scan_ids: tuple[str, ...]
-    """Whose they are."""
+    """The scan of each sample."""
     seed: int
-    """The run's."""
+    """Seed of the run."""
     crop_zyx: Triple
-    """Voxels of a view: what augmentation takes from the middle of a cut."""
+    """Voxels of a view, which augmentation takes from the middle of a cut."""
 
     def __len__(self) -> int:
         return len(self.scan_ids)
@@ -43,7 +43,7 @@ class Cuts:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """Return the batch in page-locked memory, from which a GPU copies while others compute."""
+        """Return the batch in page-locked memory, which a GPU can copy from while it computes."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
@@ -61,24 +61,24 @@ class Batch(Cuts):
     """Two cuts of each of B scans, before augmentation."""
 
     reference_codes: Tensor
-    """int16 (B, 1, Z, Y, X), cut: z-score = code * scale + offset. Outside the scan: `padding_codes`."""
+    """int16 (B, 1, Z, Y, X): cuts; z-score = code * scale + offset. `padding_codes` outside the scan."""
     target_codes: Tensor
-    """The same of the target."""
+    """The same for the target."""
     reference_words: Tensor
-    """int16 (B, Z, Y, X), cut: bit k is mask k, k < K - 1; the last, all ones, has none. Outside 0."""
+    """int16 (B, Z, Y, X): cuts; bit k is mask k < K - 1, the last mask (all ones) has no bit. 0 outside."""
     target_words: Tensor
-    """The same of the target: the same K masks."""
+    """The same for the target, with the same K masks."""
     num_masks: int
-    """K, the all-ones mask counted."""
+    """K, including the mask of all ones."""
 
     @property
     def reference(self) -> Tensor:
-        """Z-scores of the reference, float32 (B, 1, Z, Y, X), cut."""
+        """Cuts of the reference, float32 (B, 1, Z, Y, X), z-scores."""
         return self._z_scores(self.reference_codes)
 
     @property
     def target(self) -> Tensor:
-        """Z-scores of the target, float32 (B, 1, Z, Y, X), cut."""
+        """Cuts of the target, float32 (B, 1, Z, Y, X), z-scores."""
         return self._z_scores(self.target_codes)
 
     def _z_scores(self, codes: Tensor) -> Tensor:

@@ -1,16 +1,16 @@
-"""Which two boxes of a scan a sample shows: integer arithmetic, no I/O.
+"""Boxes of voxels, and drawing the two boxes of a scan that a sample shows: integer arithmetic, no I/O.
 
-A *view* is the box of `crop` voxels that the network sees where nothing is warped; its *cut* is the larger
-box of `cut` voxels around the same centre, so that a rotated or widened view still finds voxels at its edges.
-Starts may be negative and stops beyond the scan: what lies outside is padded by who reads.
+A *view* is the box of `crop` voxels that the network sees if nothing is warped. Its *cut* is the larger box
+of `cut` voxels around the same centre, so that a rotated or enlarged view has image data at its edges, too.
+Starts may be negative and stops may lie beyond the scan; the reader pads what is outside.
 
-    scan   |-----------------------------|         scan smaller than the view:      |--------|
-    view        [-----------]                      it lies wholly inside, anywhere  [-------------]
+    scan   |-----------------------------|         scan smaller than the view:   |--------|
+    view        [-----------]                      it lies anywhere inside    [-------------]
     cut      [-----------------]
 
 Along an axis where the scan has at least as many voxels as the view, the view lies inside the scan; where it
-has fewer, the scan lies inside the view. Both views move, so that no mask stays where it was: a network that
-copies the reference's mask to the same place gains nothing.
+has fewer, the scan lies inside the view. Both views are drawn, so that a mask has different positions in the
+two: a network cannot succeed by copying the reference's mask to the same position.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ import numpy as np
 
 Triple: TypeAlias = tuple[int, int, int]
 
-_PROPOSED = 32
-"""Shifts drawn at once; about one in five meets an overlap of 0.67."""
+_SHIFTS_PER_DRAW = 32
+"""Shifts drawn at once; about one in five has an overlap of at least 0.67."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """A half-open box of voxels, (z, y, x); it may leave the scan."""
+    """A half-open box of voxels, (z, y, x); it may extend beyond the scan."""
 
     start: Triple
+    """First voxel along each axis."""
     stop: Triple
+    """One beyond the last voxel along each axis."""
 
     @property
     def shape(self) -> Triple:
@@ -46,18 +48,18 @@ class Box:
 
     @property
     def slices(self) -> tuple[slice, slice, slice]:
-        """One slice an axis; only of a box that starts at 0 or later."""
+        """One slice per axis; valid only if every start is 0 or more."""
         z, y, x = (slice(start, stop) for start, stop in zip(self.start, self.stop, strict=True))
         return z, y, x
 
     def intersect(self, other: Box) -> Box:
-        """Return what both cover; an axis of no or negative length where they do not meet."""
+        """Return the intersection of both boxes; a length is 0 or negative where they do not meet."""
         return Box(
             start=_triple(map(max, self.start, other.start)), stop=_triple(map(min, self.stop, other.stop))
         )
 
     def enclose(self, other: Box) -> Box:
-        """Return the smallest box around both."""
+        """Return the smallest box that contains both."""
         return Box(
             start=_triple(map(min, self.start, other.start)), stop=_triple(map(max, self.stop, other.stop))
         )
@@ -70,7 +72,7 @@ class Box:
         )
 
     def within(self, outer: Box) -> Box:
-        """Return the same box counted from the corner of `outer`."""
+        """Return the same box in coordinates relative to the start of `outer`."""
         return Box(
             start=_triple(a - b for a, b in zip(self.start, outer.start, strict=True)),
             stop=_triple(a - b for a, b in zip(self.stop, outer.start, strict=True)),
@@ -83,29 +85,30 @@ def whole(shape: Triple) -> Box:
 
 
 def overlap_fraction(first: Box, second: Box) -> float:
-    """Return the share of the first box that the second covers, in voxels of the boxes, padding included."""
+    """Return the fraction of the first box's voxels, padding included, that the second box covers."""
     return first.intersect(second).voxels / first.voxels
 
 
-def draw_views(
+def draw_crop_views(
     shape: Triple, crop: Triple, *, min_overlap: float, generator: np.random.Generator
 ) -> tuple[Box, Box]:
-    """Return the reference's and the target's view.
+    """Draw the view of the reference and that of the target.
+
+    The reference's position is uniform over all positions, the target's over those that overlap enough.
 
     Args:
         shape: Voxels of the scan along each axis.
         crop: Voxels of a view along each axis.
-        min_overlap: Least share of a view that the other covers, 0..1.
-        generator: Draws the reference's place evenly over all places, then the target's evenly over those
-            that overlap enough.
+        min_overlap: Smallest fraction of a view that the other view covers, 0..1.
+        generator: Source of randomness.
     """
     low = np.minimum(0, np.subtract(shape, crop))
     high = np.maximum(0, np.subtract(shape, crop))
     reference = generator.integers(low, high, endpoint=True)
-    # One axis alone may move no further than this, whatever the others do.
+    # Largest shift along one axis, for no shift along the others.
     reach = np.floor((1 - min_overlap) * np.array(crop) + 1e-9).astype(np.int64)
     nearest, farthest = np.maximum(low, reference - reach), np.minimum(high, reference + reach)
-    starts = generator.integers(nearest, farthest, endpoint=True, size=(_PROPOSED, 3))
+    starts = generator.integers(nearest, farthest, endpoint=True, size=(_SHIFTS_PER_DRAW, 3))
     overlaps = np.maximum(0, 1 - np.abs(starts - reference) / crop).prod(axis=1)
     enough = overlaps >= min_overlap - 1e-9
     target = starts[int(enough.argmax())]

@@ -1,17 +1,17 @@
-"""Batches of a run from a store, in this process or in workers: the same ones however they are shared out.
+"""Loads the batches of a run from a store, in this process or in worker processes.
 
     loader = make_loader("STORE", scan_ids, DataConfig(), batch_size=4, seed=0, num_samples=400_000)
     for batch in loader:
         views = augment(batch.to("cuda", non_blocking=True), AugmentationConfig())
 
-Sample i of a run depends on the seed and i only. Rank r of w takes, of every w * batch_size samples, the r-th
-batch_size; going on after a stop is `first_sample`. Of a last, smaller lot every rank takes its share, which
-differs by one sample at most (and is none, and no batch, where there are fewer samples than ranks).
+Sample i of a run depends on the seed and i only, not on workers or ranks. Of every w * batch_size samples,
+rank r of w takes the r-th batch_size samples. A resumed run starts at `first_sample`. The last samples, if
+they are fewer, are divided so that ranks differ by at most one sample; a rank without samples has no batch.
 
-*Workers* are started by a fork server (spawn where there is none), open the store themselves and leave
-SIGINT and, for half a minute, SIGTERM to the process that started them. A scan that cannot be read and a
-worker that died are a DataError in that process, at the batch where it happened, within seconds. When that
-process is killed, they end.
+*Workers* are started by a fork server (by spawn where there is none) and open the store themselves. They
+ignore SIGINT, and end 30 s after SIGTERM, so that the process that started them can save first. If a scan
+cannot be read or a worker dies, that process gets a DataError at this batch within seconds. If that process
+is killed, the workers end.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ from training.data.sampling import DataConfig, make_choice
 from training.errors import ConfigError, DataError
 
 _SECONDS_TO_SAVE = 30
-"""How long workers go on after SIGTERM, so that the trainer ends its step and saves; as schedulers grant."""
+"""Time that workers keep running after SIGTERM, so that the trainer can finish its step and save.
+
+Schedulers usually allow this much before they kill a job.
+"""
 
 
 SampleT = TypeVar("SampleT")
@@ -48,8 +51,8 @@ SampleT_co = TypeVar("SampleT_co", covariant=True)
 BatchT = TypeVar("BatchT")
 
 
-class Reads(Protocol[SampleT_co]):
-    """What reads samples: pickled into workers, so it opens nothing before it is asked."""
+class SampleSource(Protocol[SampleT_co]):
+    """Reads samples by number; it is pickled for workers, so it opens no file before the first read."""
 
     def read(self, index: int) -> SampleT_co:
         """Return sample `index` of the run, or raise DataError."""
@@ -57,18 +60,18 @@ class Reads(Protocol[SampleT_co]):
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Which samples of a run a rank takes, batch by batch."""
+    """The samples of a run that one rank reads, batch by batch."""
 
     first_sample: int
-    """Where this stretch of the run begins."""
+    """First sample number of all ranks."""
     num_samples: int
-    """Samples in it, of all ranks."""
+    """Number of samples of all ranks together."""
     batch_size: int
-    """Samples of a rank in a batch."""
+    """Samples of one rank in a batch."""
     rank: int = 0
-    """Which rank, 0..world_size - 1."""
+    """This rank, 0..world_size - 1."""
     world_size: int = 1
-    """Ranks."""
+    """Number of ranks."""
 
     def __post_init__(self) -> None:
         if self.first_sample < 0 or self.num_samples < 0 or self.batch_size < 1:
@@ -84,7 +87,7 @@ class Share:
         return full + (len(self._part(rest)) > 0)
 
     def batch(self, number: int) -> range:
-        """Return the samples of the rank's batch `number`."""
+        """Return the sample numbers of the rank's batch `number`, counted from 0."""
         together = self.batch_size * self.world_size
         part = self._part(min(together, self.num_samples - number * together))
         first = self.first_sample + number * together
@@ -95,7 +98,7 @@ class Share:
 
 
 class SampleLoader(Generic[BatchT]):
-    """Yields the batches of a rank, in order; each iteration starts at the first again."""
+    """Iterates over the batches of a rank, in order; every iteration starts at the first batch."""
 
     def __init__(self, batches: BatchReader[Any, BatchT], *, num_workers: int, pin: bool) -> None:
         self._batches = batches
@@ -113,23 +116,23 @@ class SampleLoader(Generic[BatchT]):
                     raise DataError(item.message)
                 yield item
         finally:
-            del iterator  # ends the workers now, not when a traceback lets go of this frame
+            del iterator  # ends the workers now; a traceback might keep this frame alive
 
     def _loader(self) -> DataLoader[BatchT | _Failure]:
         workers = self._num_workers
         with warnings.catch_warnings():
-            # How many workers are worthwhile is the caller's to say: much of a read is waiting for the disk.
+            # More workers than CPU cores can be useful, because reading often waits for the disk.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             return DataLoader(
                 self._batches,
                 batch_size=None,
                 sampler=range(len(self._batches)),
                 num_workers=workers,
-                collate_fn=_as_it_is,
+                collate_fn=_identity,
                 worker_init_fn=_start_worker if workers else None,
                 multiprocessing_context=_context() if workers else None,
                 pin_memory=self._pin,
-                generator=torch.Generator(),  # else it would draw from the global one
+                generator=torch.Generator(),  # otherwise it would draw from the global generator
             )
 
 
@@ -147,24 +150,24 @@ def make_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> SampleLoader[Batch]:
-    """Return what yields the batches of one rank.
+    """Return a loader of the batches of one rank.
 
     Args:
         store: Path of the store.
         scan_ids: Scans to train on (see `split_scans`).
-        config: What samples are made of.
+        config: Which samples are drawn, and their sizes.
         batch_size: Samples of this rank in a batch.
         seed: Of the run, >= 0.
         num_samples: Samples of all ranks together, from `first_sample` on.
-        first_sample: The run's sample to begin with: where it was stopped.
-        rank: Which rank this is.
-        world_size: How many there are.
-        num_workers: Processes that read; 0 reads in this one.
-        pin_memory: Whether batches come in page-locked memory; for training on a GPU.
+        first_sample: Number of the first sample; above 0 for a resumed run.
+        rank: This rank.
+        world_size: Number of ranks.
+        num_workers: Number of reading processes; 0 reads in this process.
+        pin_memory: Whether batches are in page-locked memory, for training on a GPU.
 
     Raises:
         DataError: The store cannot be opened, is empty, or lacks a scan.
-        ConfigError: Numbers that do not go together.
+        ConfigError: A number is outside its range.
     """
     share = Share(
         first_sample=first_sample,
@@ -178,7 +181,7 @@ def make_loader(
     except (StorageError, OSError) as error:
         raise DataError(f"the store cannot be opened: {error}") from error
     digest = digest_scans(entries, scan_ids)
-    make_choice((entries[scan_id] for scan_id in scan_ids), config.dataset_weights)  # or raises, here and now
+    make_choice((entries[scan_id] for scan_id in scan_ids), config.dataset_weights)  # to raise errors early
     reader = SampleReader(store, scan_ids, config, seed=seed, digest=digest)
     batches = BatchReader(reader, partial(collate, config=config, seed=seed), share)
     return SampleLoader(batches, num_workers=num_workers, pin=pin_memory)
@@ -186,16 +189,16 @@ def make_loader(
 
 @dataclass(frozen=True)
 class _Failure:
-    """A DataError on its way from a worker: raised there, it would arrive in the worker's traceback."""
+    """Message of a DataError in a worker; if raised there, it would arrive with the worker's traceback."""
 
     message: str
 
 
 class BatchReader(Dataset["BatchT | _Failure"], Generic[SampleT, BatchT]):
-    """Batch number -> batch, in whichever process."""
+    """Map-style data set of whole batches: batch number -> batch."""
 
     def __init__(
-        self, reader: Reads[SampleT], collate: Callable[[Sequence[SampleT]], BatchT], share: Share
+        self, reader: SampleSource[SampleT], collate: Callable[[Sequence[SampleT]], BatchT], share: Share
     ) -> None:
         self._reader = reader
         self._collate = collate
@@ -213,7 +216,13 @@ class BatchReader(Dataset["BatchT | _Failure"], Generic[SampleT, BatchT]):
 
 
 def collate(samples: Sequence[Sample], config: DataConfig, *, seed: int) -> Batch:
-    """Return samples as one batch."""
+    """Return samples as one batch.
+
+    Args:
+        samples: Of equal shapes.
+        config: Gives the number of masks and the crop size.
+        seed: Of the run.
+    """
     return Batch(
         reference_codes=stack([sample.cuts[0] for sample in samples])[:, None],
         target_codes=stack([sample.cuts[1] for sample in samples])[:, None],
@@ -238,7 +247,7 @@ def stack(arrays: Sequence[np.ndarray]) -> Tensor:
 def _next(iterator: Iterator[BatchT | _Failure]) -> BatchT | _Failure | None:
     try:
         return next(iterator, None)
-    except (RuntimeError, EOFError, OSError) as error:  # the latter two: it died while handing over a batch
+    except (RuntimeError, EOFError, OSError) as error:  # the last two: it died while it sent a batch
         if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
         raise DataError(
@@ -247,20 +256,21 @@ def _next(iterator: Iterator[BatchT | _Failure]) -> BatchT | _Failure | None:
         ) from error
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
 def _start_worker(worker: int) -> None:
-    # A job's end is announced to every process of it; the trainer's own saves and ends the workers. That
-    # it does is not left to chance: multiprocessing, too, ends with SIGTERM what is left when it exits.
+    # Schedulers send signals to every process of a job. The trainer handles them: it saves, then ends the
+    # workers. SIGTERM must still end a worker, after a delay, because multiprocessing sends it at exit.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_SECONDS_TO_SAVE))
     threading.Thread(target=_end_with_trainer, daemon=True).start()
 
 
 def _end_with_trainer() -> None:
-    # torch watches a worker's parent, which is the fork server: that waits for its workers to end first.
+    # torch ends a worker when its parent dies. Here the parent is the fork server, which outlives the trainer
+    # because it waits for its workers.
     trainer = multiprocessing.parent_process()
     if trainer is not None:
         trainer.join()
@@ -271,5 +281,5 @@ def _context() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.data.loader"])  # imports torch once, not once a worker
+    context.set_forkserver_preload(["training.data.loader"])  # imports torch once, not once per worker
     return context

@@ -1,11 +1,11 @@
-"""Reads sample i of a run from the store: the box around both cuts once, of it two cuts of codes and words.
+"""Reads sample i of a run from the store: two cuts of image codes and words of one scan.
 
-*Reads* of one scan: the image codes and the atoms of the union of both cuts, the proposals, the orders.
-*Gives* a Sample, the same wherever and whenever it is read. Which masks are visible is counted, not guessed:
-boxes rule most proposals out before anything is read, then one histogram of the atoms in each view and prefix
-sums along the orders give the voxels of all that are left.
+*Reads* of one scan: image codes and atoms in the smallest box around both cuts, the proposals, the orders.
+*Gives* a Sample, which depends on the seed and i only. The visible voxels of each mask are counted exactly:
+first the proposals' boxes exclude most proposals without reading voxels; then one histogram of the atoms in
+each view, and prefix sums along the orders, give the voxel counts of all the others.
 
-Where it stops being valid: a scan that was replaced since the run began is an error, not another sample.
+Where it stops being valid: a scan that was replaced after the run began causes an error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from storage import IndexEntry, Level, Scan, StorageError, open_store
 from storage.words import build_lookup
-from training.data.boxes import Box, Triple, draw_views, whole
+from training.data.boxes import Box, Triple, draw_crop_views, whole
 from training.data.sampling import (
     DataConfig,
     ScanChoice,
@@ -36,14 +36,14 @@ from training.data.sampling import (
 from training.data.whole_scans import ScanView, draw_scan_views, sample_linear, sample_nearest
 from training.errors import DataError
 
-_PLACES_TRIED = 4
-"""Pairs of views drawn of a scan before one with fewer visible masks than asked for is taken."""
+_MAX_VIEW_PAIRS = 4
+"""Pairs of views drawn in a scan before the best one is used, although it shows fewer masks than wanted."""
 
-_SCANS_TRIED = 16
+_MAX_SCANS = 16
 """Scans drawn for a sample before it is an error that none of them shows any mask."""
 
-_KEPT_BYTES = 128 * 2**20
-"""Orders of opened scans that a reader keeps: opening one takes 2 to 4 ms."""
+_MAX_CACHED_BYTES = 128 * 2**20
+"""Limit on the orders of opened scans that a reader keeps; opening a scan takes 2 to 4 ms."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,46 +51,53 @@ class Sample:
     """Two cuts of one scan."""
 
     index: int
-    """Which sample of the run."""
+    """Number of the sample in the run."""
     scan_id: str
-    """Whose it is."""
+    """The scan it is from."""
     cuts: tuple[NDArray[np.int16], NDArray[np.int16]]
-    """Codes of the reference and the target, (z, y, x)."""
+    """Image codes of the reference's and the target's cut, (z, y, x)."""
     words: tuple[NDArray[np.int16], NDArray[np.int16]]
-    """Words of the same, (z, y, x)."""
+    """Words of both cuts, (z, y, x)."""
     scale: float
-    """Z-score units a code step."""
+    """Z-score units per code step."""
     offset: float
     """Z-score of code 0."""
     padding_code: int
-    """What `cuts` holds outside the scan."""
+    """Value of `cuts` outside the scan."""
     views: tuple[Box, Box]
-    """What the reference and the target show of the scan, unwarped, in voxels of the level it was read at."""
+    """Unwarped views of the reference and the target, in voxels of the level that was read."""
     masks: tuple[int, ...]
-    """The proposal of each bit; repeated where too few are visible."""
+    """The proposal of each bit; proposals are repeated where too few are visible."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Place:
-    """A pair of views and what is visible in both."""
+class _ViewPair:
+    """The views of the reference and the target, and the proposals that are visible in both."""
 
     level: Level
-    """Where it is read."""
+    """Level of the scan that is read."""
     views: tuple[Box, Box]
-    """What the reference and the target show of the scan, unwarped, in voxels of the level."""
+    """Unwarped views of the reference and the target, in voxels of the level."""
     cuts: tuple[Box, Box] | tuple[_Resampled, _Resampled]
-    """The same with the margins that warping needs."""
+    """The views with the margins that warping needs."""
     region: Box
-    """The union of both cuts, inside the scan, in voxels of the level."""
+    """The smallest box around both cuts, clipped to the scan, in voxels of the level."""
     atoms: dict[int, NDArray[np.uint16]]
-    """Of each layer that a visible mask needs, in the region."""
+    """Atoms in the region, (z, y, x), of each layer that a visible proposal needs."""
     ids: NDArray[np.int64]
-    """Visible proposals."""
+    """Visible proposals, (n,)."""
     voxels: NDArray[np.int64]
-    """Of each in the view that shows less of it."""
+    """Visible voxels of each, (n,), in the view that shows fewer of them."""
 
     def cut(self, number: int, array: NDArray[np.int16], *, padding: int, image: bool) -> NDArray[np.int16]:
-        """Return a cut of what was read of the region; only an image is interpolated."""
+        """Return one cut of an array of the region.
+
+        Args:
+            number: 0 for the reference, 1 for the target.
+            array: (z, y, x) in the region.
+            padding: Value outside the scan.
+            image: Whether to interpolate; words are sampled by nearest neighbour.
+        """
         cut = self.cuts[number]
         if isinstance(cut, Box):
             return cut_out(array, self.region, cut, padding)
@@ -99,28 +106,34 @@ class _Place:
 
 @dataclass(frozen=True, kw_only=True)
 class _Resampled:
-    """A cut that a box of the scan is resampled to."""
+    """A cut that is made by resampling a box of the scan."""
 
     view: ScanView
     """The box, in voxels of level 0, margins included."""
     shape: Triple
     """Voxels of the cut."""
     factors: Triple
-    """Of the level that is read."""
+    """Voxels of level 0 per voxel of the level that is read, along each axis."""
 
     def take(self, array: NDArray[np.int16], region: Box, *, padding: int, image: bool) -> NDArray[np.int16]:
-        """Return the cut from what was read of a region of the level."""
-        inside = [
-            places - start
-            for places, start in zip(self.view.positions(self.shape, self.factors), region.start, strict=True)
+        """Return the cut, resampled from an array of a region of the level; see `_ViewPair.cut`."""
+        positions = [
+            along_axis - start
+            for along_axis, start in zip(
+                self.view.positions(self.shape, self.factors), region.start, strict=True
+            )
         ]
         if not image:
-            return sample_nearest(array, inside, fill=padding)
-        return np.rint(sample_linear(array.astype(np.float32), inside, fill=padding)).astype(np.int16)
+            return sample_nearest(array, positions, fill=padding)
+        return np.rint(sample_linear(array.astype(np.float32), positions, fill=padding)).astype(np.int16)
 
 
 def digest_scans(entries: Mapping[str, IndexEntry], scan_ids: Sequence[str]) -> str:
-    """Return a digest of every byte of these scans, as the index names them.
+    """Return a digest of all data of these scans, computed from their digests in the index.
+
+    Args:
+        entries: The index of the store, by scan id.
+        scan_ids: Scans to include, in any order.
 
     Raises:
         DataError: A scan is not in the index.
@@ -137,7 +150,7 @@ def digest_scans(entries: Mapping[str, IndexEntry], scan_ids: Sequence[str]) -> 
 
 
 class SampleReader:
-    """Reads samples of a run. Holds a path and opens the store when first asked: it may be pickled."""
+    """Reads samples of a run. Opens the store at the first read; can be pickled at any time."""
 
     def __init__(
         self, store: str | Path, scan_ids: Sequence[str], config: DataConfig, *, seed: int, digest: str
@@ -158,13 +171,13 @@ class SampleReader:
         """Return sample `index` of the run.
 
         Raises:
-            DataError: A scan that it needs is damaged, gone or replaced, or no scan shows a mask.
+            DataError: A scan that it needs is damaged, missing or replaced, or no scan shows a mask.
         """
         generator = generator_of(self._seed, index, "scan")
-        tried = []
-        for _ in range(_SCANS_TRIED):
+        drawn = []
+        for _ in range(_MAX_SCANS):
             scan_id = self._choice.draw(generator)
-            tried.append(scan_id)
+            drawn.append(scan_id)
             try:
                 sample = self._read_from(self._scan(scan_id), index, generator)
             except (StorageError, OSError) as error:
@@ -175,8 +188,8 @@ class SampleReader:
             if sample is not None:
                 return sample
         raise DataError(
-            f"sample {index}: {_SCANS_TRIED} scans drawn in a row show no mask of at least "
-            f"{self._config.min_mask_voxels} voxels in both views: {', '.join(sorted(set(tried)))}. Lower "
+            f"sample {index}: {_MAX_SCANS} scans drawn in a row show no mask of at least "
+            f"{self._config.min_mask_voxels} voxels in both views: {', '.join(sorted(set(drawn)))}. Lower "
             "min_mask_voxels, enlarge the crop, or leave these scans out"
         )
 
@@ -186,7 +199,7 @@ class SampleReader:
 
     @cached_property
     def _entries(self) -> Mapping[str, IndexEntry]:
-        """The index, which must still name the scans of the run as they were when it began."""
+        """The index; checked once that the scans of the run are those that it began with."""
         try:
             entries = open_store(self._path).entries
         except (StorageError, OSError) as error:
@@ -203,25 +216,25 @@ class SampleReader:
             scan = Scan(self._path, self._entries[scan_id])
             self._kept_bytes += _order_bytes(scan)
             self._scans[scan_id] = scan
-            while self._kept_bytes > _KEPT_BYTES and len(self._scans) > 1:
+            while self._kept_bytes > _MAX_CACHED_BYTES and len(self._scans) > 1:
                 self._kept_bytes -= _order_bytes(self._scans.popitem(last=False)[1])
         self._scans.move_to_end(scan_id)
         return self._scans[scan_id]
 
     def _read_from(self, scan: Scan, index: int, generator: np.random.Generator) -> Sample | None:
-        """Return a sample of this scan, or None where no place tried shows any mask."""
+        """Return a sample of this scan, or None if no pair of views that was drawn shows any mask."""
         wanted = self._config.masks_per_sample - 1
-        best: _Place | None = None
-        for _ in range(_PLACES_TRIED):
-            place = self._look(scan, generator)
-            if place is not None and (best is None or len(place.ids) > len(best.ids)):
-                best = place
+        best: _ViewPair | None = None
+        for _ in range(_MAX_VIEW_PAIRS):
+            pair = self._draw_view_pair(scan, generator)
+            if pair is not None and (best is None or len(pair.ids) > len(best.ids)):
+                best = pair
             if best is not None and len(best.ids) >= wanted:
                 break
         if best is None:
             return None
         chosen = draw_masks(best.voxels, scan.proposals.source[best.ids], wanted, generator)
-        # Too few: all of them, then again in the same order, so that K is the same in every sample.
+        # If too few are visible, they are repeated in the same order, so that K is the same in every sample.
         masks = np.resize(best.ids[chosen], wanted)
         words = _words(scan, masks, best)
         intensity = scan.intensity
@@ -245,16 +258,16 @@ class SampleReader:
             masks=tuple(int(mask) for mask in masks),
         )
 
-    def _look(self, scan: Scan, generator: np.random.Generator) -> _Place | None:
-        """Draw a pair of views and return what is visible in both, or None where nothing is."""
+    def _draw_view_pair(self, scan: Scan, generator: np.random.Generator) -> _ViewPair | None:
+        """Draw a pair of views and find the proposals visible in both; None if there are none."""
         fraction = self._config.whole_fraction
-        # Nothing is drawn where there is no choice: samples of crops stay what they were.
+        # No number is drawn if the fraction is 0, so that samples are those of versions without this setting.
         if fraction > 0 and generator.random() < fraction:
-            return self._look_at_whole(scan, generator)
-        return self._look_at_crop(scan, generator)
+            return self._draw_whole_scan_pair(scan, generator)
+        return self._draw_crop_pair(scan, generator)
 
-    def _look_at_whole(self, scan: Scan, generator: np.random.Generator) -> _Place | None:
-        """Views of the whole scan or of large parts of it, resampled to the window."""
+    def _draw_whole_scan_pair(self, scan: Scan, generator: np.random.Generator) -> _ViewPair | None:
+        """Draw two views of the whole scan, or of large parts of it, that are resampled to the window."""
         config, window = self._config, self._config.crop_zyx
         drawn = draw_scan_views(
             scan.shape,
@@ -262,28 +275,28 @@ class SampleReader:
             wide_fraction=config.wide_fraction,
             generator=generator,
         )
-        # At least as fine as the window's voxels and, but for short axes, less than twice as fine.
+        # At least as fine as the window's voxels and, except along short axes, less than twice as fine.
         parts = np.min([np.divide(view.size, scan.shape) for view in drawn], axis=0)
         level = scan.level_for([math.ceil(2 * n / part) for n, part in zip(window, parts, strict=True)])
-        factors, all_of_it = level.factors_zyx, whole(level.shape_zyx)
+        factors, whole_scan = level.factors_zyx, whole(level.shape_zyx)
         cuts = [view.grown(window, config.cut_zyx) for view in drawn]
-        # One voxel more on each side, for interpolation.
+        # One more voxel on each side, for interpolation.
         boxes = [cut.box_at(factors).grow((1, 1, 1)) for cut in cuts]
-        region = boxes[0].enclose(boxes[1]).intersect(all_of_it)
+        region = boxes[0].enclose(boxes[1]).intersect(whole_scan)
         views = (drawn[0].box_at(factors), drawn[1].box_at(factors))
-        seen = [view.intersect(all_of_it) for view in views]
-        if not all(view.voxels for view in seen):
+        clipped = [view.intersect(whole_scan) for view in views]
+        if not all(view.voxels for view in clipped):
             return None
         ids = np.arange(len(scan.proposals.voxels), dtype=np.int64)
         atoms = {layer: scan.atoms(layer, region.slices, level=level) for layer in range(scan.num_layers)}
         ratios = np.array([[view.voxel_ratio(window, factors)] for view in drawn])
-        voxels = np.rint(_visible(scan, ids, atoms, seen, region) * ratios).astype(np.int64)
+        voxels = np.rint(_visible(scan, ids, atoms, clipped, region) * ratios).astype(np.int64)
         most = config.max_mask_fraction * math.prod(window)
         visible = (voxels >= config.min_mask_voxels).all(axis=0) & (voxels <= most).any(axis=0)
         if not visible.any():
             return None
         first, second = (_Resampled(view=cut, shape=config.cut_zyx, factors=factors) for cut in cuts)
-        return _Place(
+        return _ViewPair(
             level=level,
             views=views,
             cuts=(first, second),
@@ -293,26 +306,26 @@ class SampleReader:
             voxels=voxels.min(axis=0)[visible],
         )
 
-    def _look_at_crop(self, scan: Scan, generator: np.random.Generator) -> _Place | None:
-        """Overlapping crops of the scan as it is stored."""
+    def _draw_crop_pair(self, scan: Scan, generator: np.random.Generator) -> _ViewPair | None:
+        """Draw two overlapping crops at the stored resolution."""
         config = self._config
-        views = draw_views(
+        views = draw_crop_views(
             scan.shape, config.crop_zyx, min_overlap=config.min_view_overlap, generator=generator
         )
-        seen = [view.intersect(whole(scan.shape)) for view in views]
-        ids = candidates(scan.proposals, seen, config.min_mask_voxels)
+        clipped = [view.intersect(whole(scan.shape)) for view in views]
+        ids = candidates(scan.proposals, clipped, config.min_mask_voxels)
         if not len(ids):
             return None
         cuts = [view.grow(config.margin_zyx) for view in views]
         region = cuts[0].enclose(cuts[1]).intersect(whole(scan.shape))
         layers = {int(layer) for layer in np.unique(scan.proposals.layer[ids])}
         atoms = {layer: scan.atoms(layer, region.slices) for layer in sorted(layers)}
-        voxels = _visible(scan, ids, atoms, seen, region)
-        most = config.max_mask_fraction * np.array([[view.voxels] for view in seen])
+        voxels = _visible(scan, ids, atoms, clipped, region)
+        most = config.max_mask_fraction * np.array([[view.voxels] for view in clipped])
         visible = (voxels >= config.min_mask_voxels).all(axis=0) & (voxels <= most).any(axis=0)
         if not visible.any():
             return None
-        return _Place(
+        return _ViewPair(
             level=scan.level(0),
             views=views,
             cuts=(cuts[0], cuts[1]),
@@ -327,38 +340,45 @@ def _visible(
     scan: Scan,
     ids: NDArray[np.int64],
     atoms: Mapping[int, NDArray[np.uint16]],
-    seen: Sequence[Box],
+    boxes: Sequence[Box],
     region: Box,
 ) -> NDArray[np.int64]:
-    """Return the voxels that proposals have in each of two boxes, (2, n), from the atoms of a region."""
+    """Return the voxel counts of proposals in each of two boxes, (2, n), from the atoms of a region."""
     layers = range(scan.num_layers)
-    counts = [_histograms(atoms[layer], seen, region) if layer in atoms else None for layer in layers]
+    counts = [_histograms(atoms[layer], boxes, region) if layer in atoms else None for layer in layers]
     return visible_voxels(ids, scan.proposals, [scan.orders(layer) for layer in layers], counts)
 
 
 def _histograms(atoms: NDArray[np.uint16], views: Sequence[Box], region: Box) -> NDArray[np.int64]:
-    """Return the voxels of every atom id in the first view plus 2^32 times those in the second, (65536,)."""
+    """Return the voxels of each atom id in the first view plus 2^32 times those in the second, (65536,)."""
     first, second = (
         np.bincount(atoms[view.within(region).slices].ravel(), minlength=65_536) for view in views
     )
     return first + (second << 32)
 
 
-def _words(scan: Scan, masks: NDArray[np.int64], place: _Place) -> NDArray[np.int16]:
-    """Return the words of a place's region, int16 (z, y, x): bit k is proposal masks[k]."""
+def _words(scan: Scan, masks: NDArray[np.int64], pair: _ViewPair) -> NDArray[np.int16]:
+    """Return the words in the region of a pair of views, int16 (z, y, x): bit k is proposal masks[k]."""
     runs: dict[int, list[tuple[int, NDArray[np.uint16]]]] = {}
     for bit, (proposal, layer) in enumerate(zip(masks, scan.proposals.layer[masks], strict=True)):
         runs.setdefault(int(layer), []).append((bit, scan.atom_ids(int(proposal))))
     words: NDArray[np.uint16] | None = None
     for layer, members in runs.items():
-        some = np.take(build_lookup(members), place.atoms[layer])
-        words = some if words is None else words | some
+        layer_words = np.take(build_lookup(members), pair.atoms[layer])
+        words = layer_words if words is None else words | layer_words
     assert words is not None
-    return words.view(np.int16)  # 15 bits at most: none is negative
+    return words.view(np.int16)  # at most 15 bits are used, so no value is negative
 
 
 def cut_out(array: NDArray[np.int16], region: Box, cut: Box, padding: int) -> NDArray[np.int16]:
-    """Return a cut of what was read of `region`, `padding` outside of it."""
+    """Return the part of an array in a cut, with `padding` outside the region.
+
+    Args:
+        array: int16 (z, y, x) in the region.
+        region: The box that the array covers, voxels of the scan.
+        cut: The box to return.
+        padding: Value outside the region.
+    """
     result = np.full(cut.shape, padding, dtype=np.int16)
     shared = cut.intersect(region)
     result[shared.within(cut).slices] = array[shared.within(region).slices]
@@ -366,5 +386,5 @@ def cut_out(array: NDArray[np.int16], region: Box, cut: Box, padding: int) -> ND
 
 
 def _order_bytes(scan: Scan) -> int:
-    """Return the bytes of the orders that an opened scan keeps."""
+    """Return the bytes of the orders that an opened scan keeps in memory."""
     return sum(row.nbytes for layer in range(scan.num_layers) for row in scan.orders(layer))

@@ -1,11 +1,12 @@
-"""What a sample shows: which scan, which places, which masks. Pure: arrays and a generator in, choices out.
+"""Random choices of a sample: which scan and which masks. Pure functions of arrays and a generator.
 
-Everything about sample i of a run is drawn from generators of its own, `generator_of(seed, i, ...)`: no
-worker, rank or restart changes it. Scans are drawn with replacement, by the weight of their data set. Masks
-are drawn without replacement among those visible in both views, evenly over octaves of volume, in an octave
-evenly over sources, within these evenly. One of the K masks of a sample is not drawn: the last is all ones.
+All choices of sample i of a run are drawn from its own generators, `generator_of(seed, i, ...)`, so that they
+do not depend on workers, ranks or restarts. Scans are drawn with replacement, by the weight of their data
+set. Masks are drawn without replacement among those visible in both views: uniformly over octaves of volume,
+within an octave uniformly over sources, within a source uniformly. The last of the K masks of a sample is all
+ones and is not drawn.
 
-*Valid* for up to 16 masks a sample (15 drawn, one bit of a word each).
+*Valid* for up to 16 masks per sample (15 are drawn, with one bit of a word each).
 """
 
 from __future__ import annotations
@@ -24,46 +25,48 @@ from training.data.boxes import Box, Triple
 from training.errors import ConfigError, DataError
 
 MAX_MASKS = 16
-"""Most masks a sample, the all-ones mask counted."""
+"""Largest number of masks per sample, including the mask of all ones."""
 
 STREAMS = ("scan", "reference", "target")
-"""What is drawn apart for a sample: adding a draw to one changes none of the others."""
+"""Independent random streams of a sample: an additional draw from one does not change the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What the samples are made of; the defaults are the published recipe's."""
+    """Which samples are drawn, and their sizes; the defaults are those of the published recipe."""
 
     crop_voxels: int | tuple[int, int, int] = 128
-    """Voxels of a view along z, y, x (or all three); multiples of 16, at most 128: what the network takes."""
+    """Voxels of a view along z, y, x (or along all three); multiples of 16, at most 128 (network's limit)."""
     cut_voxels: int | tuple[int, int, int] = 168
-    """Voxels cut around a view before it is warped; exceeds the crop by an even number, or by none."""
+    """Voxels of the cut around a view, from which the view is warped; larger by an even number, or equal."""
     min_view_overlap: float = 0.67
-    """Least share of a view's box that the other view covers, 0..1."""
+    """Smallest fraction of a view's box that the other view covers, 0..1."""
     masks_per_sample: int = 13
-    """Masks K of a sample, 2 to 16; the last is all ones."""
+    """Number of masks K of a sample, 2 to 16; the last mask is all ones."""
     max_window_voxels: int = 0
-    """Above 0: the size of a view is chosen for the store, in place of `crop_voxels`: of the windows of at
-    most so many voxels the one that shows its whole scans best (`training.data.whole_scans.window_for`)."""
+    """Above 0, the size of a view is chosen for the store, instead of `crop_voxels`: it is the best window of
+    at most this many voxels for showing whole scans (`training.data.whole_scans.window_for`)."""
     whole_fraction: float = 0.0
-    """Share of the samples that show the whole scan, or a large part, in one view; the others are crops."""
+    """Fraction of samples whose views show the whole scan, or large parts of it; all others are crops."""
     whole_move_fraction: float = 0.15
-    """How far a view of the whole scan is moved along y and x, as a part of its length; half along z."""
+    """Largest shift of a view of the whole scan along y and x, as a fraction of the scan's length; along z it
+    is half of this."""
     wide_fraction: float = 0.0
-    """Share of the samples of whole scans whose views are boxes of any part: 0.4 to 1.3 of the scan along
-    each axis, anywhere in it, drawn independently, so that the place alone answers nothing."""
+    """Fraction of the whole-scan samples whose views are independent boxes of 0.4 to 1.3 of the scan along
+    each axis, centred anywhere in the scan, so that the position of a mask alone does not predict it."""
     min_mask_voxels: int = 100
-    """A mask counts as visible where it has at least this many voxels in each of both views."""
+    """A mask is visible if it has at least this many voxels in each of the two views."""
     max_mask_fraction: float = 0.9
-    """A mask that covers more of a view's scan voxels than this, in both, says no more than all ones."""
+    """A mask is not used if it covers more than this fraction of the scan's voxels in each of the two views,
+    because it would be nearly the mask of all ones."""
     dataset_weights: dict[str, float] = field(default_factory=dict)
-    """Share of the samples of each data set, relative. Empty: as many as it has scans. 0 leaves one out."""
+    """Relative number of samples per data set. Empty: the number of its scans. 0 leaves a data set out."""
     splits: tuple[str, ...] = ()
-    """Splits of the store to train on; empty takes all."""
+    """Splits of the store to train on; empty for all."""
     exclude: tuple[str, ...] = ()
-    """Ids of scans never to train on."""
+    """Ids of scans that are never trained on."""
     holdout_fraction: float = 0.0
-    """Share of the scans kept out of training, 0..1, chosen by a hash of the scan's id."""
+    """Fraction of the scans kept out of training, 0..1, chosen by a hash of the scan's id."""
 
     def __post_init__(self) -> None:
         for crop, cut in zip(self.crop_zyx, self.cut_zyx, strict=True):
@@ -104,31 +107,41 @@ class DataConfig:
 
     @property
     def margin_zyx(self) -> Triple:
-        """Voxels that a cut exceeds its view by, on each side."""
+        """Margin in voxels of a cut around its view, on each side of each axis."""
         z, y, x = ((cut - crop) // 2 for cut, crop in zip(self.cut_zyx, self.crop_zyx, strict=True))
         return z, y, x
 
 
 def generator_of(seed: int, sample: int, stream: str) -> np.random.Generator:
-    """Return the generator of one stream (see STREAMS) of sample `sample` of a run."""
+    """Return the random generator of one stream of a sample.
+
+    Args:
+        seed: Of the run.
+        sample: Number of the sample in the run.
+        stream: One of STREAMS.
+    """
     return np.random.default_rng((seed, sample, STREAMS.index(stream)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanSplit:
-    """Which scans of a store a run trains on."""
+    """The scans of a store that a run trains on, and those it keeps out."""
 
     training: tuple[str, ...]
-    """Ids, sorted."""
+    """Ids of the training scans, sorted."""
     holdout: tuple[str, ...]
-    """Ids kept out by `holdout_fraction`, sorted: for evaluation."""
+    """Ids of the scans kept out by `holdout_fraction` for evaluation, sorted."""
 
 
 def split_scans(entries: Mapping[str, IndexEntry], config: DataConfig) -> ScanSplit:
     """Return the scans to train on, and those held out.
 
-    Whether a scan is held out depends on its id alone: one that is added later moves no other. Scans of one
-    patient are told apart like any others; keep a patient out with `exclude` or with a split.
+    Whether a scan is held out depends on its id alone, so that adding scans does not change the choice for
+    others. Scans of one patient are not kept together; use `exclude` or a split to hold out a patient.
+
+    Args:
+        entries: The index of the store, by scan id.
+        config: Splits, excluded scans and the fraction to hold out.
 
     Raises:
         DataError: No scan is left to train on.
@@ -153,29 +166,29 @@ def split_scans(entries: Mapping[str, IndexEntry], config: DataConfig) -> ScanSp
 
 @dataclass(frozen=True, kw_only=True)
 class ScanChoice:
-    """The scans of a run and how often each data set is drawn."""
+    """The scans of a run, by data set, and how often each data set is drawn."""
 
     scan_ids: tuple[tuple[str, ...], ...]
     """Ids of the scans of each data set."""
     cumulative: tuple[float, ...]
-    """Cumulative share of the data sets; the last is 1."""
+    """Cumulative probability of the data sets; the last is 1."""
 
     def draw(self, generator: np.random.Generator) -> str:
-        """Return the id of a scan."""
+        """Draw a scan and return its id."""
         dataset = int(np.searchsorted(self.cumulative, generator.random(), side="right"))
         members = self.scan_ids[min(dataset, len(self.scan_ids) - 1)]
         return members[int(generator.integers(len(members)))]
 
 
 def make_choice(entries: Iterable[IndexEntry], weights: Mapping[str, float]) -> ScanChoice:
-    """Return how scans are drawn.
+    """Return the probabilities with which scans are drawn.
 
     Args:
         entries: The scans of a run.
-        weights: Share of the samples of each data set, relative; empty: as many as it has scans.
+        weights: Relative number of samples per data set; empty for the number of its scans.
 
     Raises:
-        DataError: No scans, or weights and data sets that do not name each other.
+        DataError: There are no scans, or the weights and the scans do not have the same data sets.
     """
     members: dict[str, list[str]] = {}
     for entry in sorted(entries, key=lambda entry: entry.scan_id):
@@ -197,7 +210,15 @@ def make_choice(entries: Iterable[IndexEntry], weights: Mapping[str, float]) -> 
 
 
 def candidates(proposals: Proposals, views: Sequence[Box], min_voxels: int) -> NDArray[np.int64]:
-    """Return the proposals whose boxes let them be visible in every view, (n,): cheap, and none is lost."""
+    """Return the indices (n,) of the proposals that may be visible in every view, judged by their boxes.
+
+    A fast first test: every proposal with `min_voxels` voxels in each view is among them.
+
+    Args:
+        proposals: All proposals of the scan.
+        views: Boxes of the scan.
+        min_voxels: Smallest number of visible voxels.
+    """
     boxes = proposals.boxes
     possible = proposals.voxels >= min_voxels
     for view in views:
@@ -212,16 +233,17 @@ def visible_voxels(
     orders: Sequence[Rows],
     counts: Sequence[NDArray[np.int64] | None],
 ) -> NDArray[np.int64]:
-    """Return the voxels that proposals have in each of two views, (2, n), exactly.
+    """Return the exact number of voxels of proposals in each of two views, (2, n).
 
-    A proposal is a run of its order, so its voxels are the difference of two prefix sums along it.
+    A proposal is an interval of its order of atoms, so that its voxel count is the difference of two prefix
+    sums along the order.
 
     Args:
-        ids: Proposals, (n,).
-        proposals: All of the scan.
-        orders: The rows of atoms of each layer.
-        counts: Voxels of each atom id of a layer in the first view and, times 2^32, in the second, (65536,):
-            one sum serves both. None for a layer without ids.
+        ids: Indices of the proposals to count, (n,).
+        proposals: All proposals of the scan.
+        orders: The orders (rows of atom ids) of each layer.
+        counts: For each layer, (65536,): the voxel count of each atom id in the first view plus 2^32 times
+            that in the second, so that one sum serves both. None for a layer without any of `ids`.
     """
     found = np.zeros(len(ids), dtype=np.int64)
     rows = proposals.order[ids]
@@ -245,11 +267,11 @@ def draw_masks(
     """Return up to `count` different indices into `voxels`, in random order.
 
     Args:
-        voxels: Size of each candidate, (n,), >= 1; candidates of one power of two are one octave.
+        voxels: Size of each candidate, (n,), >= 1; an octave is the sizes from one power of two to the next.
         sources: Source of each candidate, (n,).
-        count: How many to draw, one after the other: each time an octave evenly among those that candidates
-            are left of (nearly: shares are those before the first draw), a source evenly, a candidate evenly.
-        generator: Draws.
+        count: Number of draws. Each draws an octave, then a source, then a candidate, uniformly among those
+            with candidates left. (This holds nearly: the probabilities are those before the first draw.)
+        generator: Source of randomness.
     """
     octaves = np.frexp(voxels.astype(np.float64))[1].astype(np.int64)
     num_sources = int(sources.max()) + 1
@@ -258,7 +280,7 @@ def draw_masks(
     )
     sources_in = np.bincount(cells // num_sources)
     weights = 1.0 / (sources_in[octaves] * cell_sizes[cell_of])
-    # The `count` largest of log(weight) + Gumbel noise are a draw without replacement by weight.
+    # Gumbel top-k: the `count` largest log(weight) + noise are a weighted draw without replacement.
     keys = np.log(weights) + generator.gumbel(size=len(voxels))
     return np.argsort(-keys, kind="stable")[:count]
 

@@ -1,13 +1,14 @@
-"""Whole scans in one window: where views of a scan lie, and the scan resampled to a window and back.
+"""Whole scans in one window: drawing of views, and resampling of a scan to a window and back.
 
-A window cut out of a scan does not say where in the body it is; a whole scan does. So a view may be a box
-of any size, measured in voxels of level 0, that is resampled to the voxels of the window:
+A crop does not show where in the body it is; a whole scan does. Therefore a view may be a box of any size,
+in voxels of level 0, that is resampled to the voxels of the window:
 
     scan      |--------------------------------|         330 mm
     view         [--------------------------------]      as long as the scan, moved
     window       |  |  |  |  |  |  |  |  |  |  |  |      64 voxels of 5.2 mm
 
-Every axis is stretched by itself. Reads nothing: who reads chooses a level that is at least as fine.
+Each axis is scaled independently. This module reads no files; its callers read a level of the scan that is
+at least as fine as the window.
 
 *Takes* and *gives* arrays (z, y, x): images by linear interpolation, labels and masks by nearest neighbour.
 """
@@ -30,31 +31,31 @@ from training.errors import DataError
 Kind = TypeVar("Kind", bound=np.generic)
 
 MAX_SIDE_VOXELS = 128
-"""Longest axis of a window: the network's references take no more."""
+"""Longest axis of a window: the network's limit for references."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanView:
-    """A box of a scan, in voxels of level 0 along z, y, x; it may leave the scan."""
+    """A box of a scan, in voxels of level 0 along z, y, x; it may extend beyond the scan."""
 
     start: tuple[float, float, float]
-    """Its lower edge; 0 is the lower edge of the first voxel."""
+    """Its lower edge along each axis; 0 is the lower edge of the first voxel."""
     size: tuple[float, float, float]
     """Its length along each axis."""
 
     def grown(self, window: Triple, cut: Triple) -> ScanView:
-        """Return the box around the same centre that has as many voxels more as `cut` has beyond `window`."""
+        """Return the box around the same centre, enlarged by the ratio of `cut` to `window`."""
         factors = [whole / part for whole, part in zip(cut, window, strict=True)]
         start = [s - size * (f - 1) / 2 for s, size, f in zip(self.start, self.size, factors, strict=True)]
         size = [size * factor for size, factor in zip(self.size, factors, strict=True)]
         return ScanView(start=_triple(start), size=_triple(size))
 
     def positions(self, window: Triple, factors: Triple) -> tuple[NDArray[np.float64], ...]:
-        """Return where the centres of a window's voxels lie along each axis, as indices of a level's voxels.
+        """Return the centres of a window's voxels along each axis, as fractional voxel indices of a level.
 
         Args:
             window: Voxels that the box is resampled to.
-            factors: Voxels of level 0 that a voxel of the level spans.
+            factors: Voxels of level 0 per voxel of the level, along each axis.
         """
         return tuple(
             (start + (np.arange(count) + 0.5) * size / count) / factor - 0.5
@@ -62,7 +63,7 @@ class ScanView:
         )
 
     def box_at(self, factors: Triple) -> Box:
-        """Return the smallest box of a level's voxels that holds it; it may leave the scan."""
+        """Return the smallest box of a level's voxels that contains this view, also beyond the scan."""
         low = [math.floor(start / factor) for start, factor in zip(self.start, factors, strict=True)]
         high = [
             math.ceil((start + size) / factor)
@@ -71,29 +72,29 @@ class ScanView:
         return Box(start=(low[0], low[1], low[2]), stop=(high[0], high[1], high[2]))
 
     def voxel_ratio(self, window: Triple, factors: Triple) -> float:
-        """Return how many voxels of the window one voxel of a level is."""
+        """Return the number of window voxels per voxel of a level."""
         return math.prod(
             factor * count / size for factor, count, size in zip(factors, window, self.size, strict=True)
         )
 
 
 def whole_view(shape: Triple) -> ScanView:
-    """Return the view of a whole scan, and nothing else."""
+    """Return the view of exactly one whole scan of this shape."""
     return ScanView(start=(0.0, 0.0, 0.0), size=_triple(shape))
 
 
 def draw_scan_views(
     shape: Triple, *, max_move: float, wide_fraction: float, generator: np.random.Generator
 ) -> tuple[ScanView, ScanView]:
-    """Return the views of a reference and of a target, drawn one without the other.
+    """Draw the views of a reference and of a target, independently of each other.
 
     Args:
         shape: Voxels of the scan.
-        max_move: How far a view of the whole scan is moved along y and x, as a part of its length; half of
-            that along z.
-        wide_fraction: Share of pairs that show boxes of 0.4 to 1.3 of the scan along each axis, whose centre
-            lies anywhere in it.
-        generator: Draws.
+        max_move: Largest shift of a view of the whole scan along y and x, as a fraction of the scan's length;
+            along z it is half of this.
+        wide_fraction: Fraction of pairs whose views are boxes of 0.4 to 1.3 of the scan along each axis, with
+            their centre anywhere in the scan.
+        generator: Source of randomness.
     """
     wide = generator.random() < wide_fraction
     sizes = np.array(shape, dtype=np.float64)
@@ -110,17 +111,17 @@ def draw_scan_views(
 
 
 def window_for(shapes: Sequence[Triple], max_voxels: int) -> Triple:
-    """Return the window that shows whole scans best: sides in multiples of 16, at most 128.
+    """Return the best window for whole scans; its sides are multiples of 16, at most 128.
 
-    Of the windows of at most `max_voxels` voxels it is one whose voxels, with the median scan stretched over
-    it, are the shortest along their longest edge; among equals the largest.
+    It is the window of at most `max_voxels` voxels in which the longest edge of a voxel is shortest, when a
+    scan of median shape is resampled to it; among equal windows the largest.
 
     Args:
         shapes: Voxels of the scans along z, y, x.
-        max_voxels: Most voxels of the window.
+        max_voxels: Largest number of voxels of the window.
 
     Raises:
-        DataError: No window is so small.
+        DataError: `max_voxels` is below the smallest window, 16^3.
     """
     sides = range(STRIDE_VOXELS, MAX_SIDE_VOXELS + 1, STRIDE_VOXELS)
     median = np.median(np.array(shapes), axis=0)
@@ -139,9 +140,9 @@ def window_for(shapes: Sequence[Triple], max_voxels: int) -> Triple:
 
 
 def to_window(image: NDArray[np.float32], window: Triple) -> NDArray[np.float32]:
-    """Return a whole image (z, y, x) stretched over a window, as `ScanView`s of whole scans are in training.
+    """Return a whole image (z, y, x) resampled to a window, as whole scans are in training.
 
-    Averaged over blocks until it is less than twice as fine as the window, then interpolated.
+    The image is averaged over blocks until it is less than twice as fine as the window, then interpolated.
     """
     shape = _shape(image)
     factors = plan_levels(shape, [2 * side for side in window])[-1]
@@ -150,19 +151,19 @@ def to_window(image: NDArray[np.float32], window: Triple) -> NDArray[np.float32]
 
 
 def labels_to_window(labels: NDArray[Kind], window: Triple) -> NDArray[Kind]:
-    """Return a whole label map (z, y, x) stretched over a window by nearest neighbour."""
+    """Return a whole label map (z, y, x) resampled to a window by nearest neighbour."""
     return sample_nearest(labels, whole_view(_shape(labels)).positions(window, (1, 1, 1)))
 
 
 def from_window(values: NDArray[np.float32], shape: Triple) -> NDArray[np.float32]:
-    """Return values of a window (z, y, x) on the grid of the whole scan that was stretched over it."""
+    """Return values of a window (z, y, x), interpolated on the grid of the whole scan that it shows."""
     window = _shape(values)
     positions = [(np.arange(n) + 0.5) * w / n - 0.5 for n, w in zip(shape, window, strict=True)]
     return sample_linear(values, positions, fill=0.0)
 
 
 def _block_means(image: NDArray[np.float32], factors: Triple) -> NDArray[np.float32]:
-    """Return the means of blocks of voxels; the last slices stand for what a block lacks."""
+    """Return the means of blocks of voxels; incomplete blocks are padded by repeating the last slice."""
     short = [-size % factor for size, factor in zip(image.shape, factors, strict=True)]
     full = np.pad(image, [(0, more) for more in short], mode="edge") if any(short) else image
     z, y, x = (size // factor for size, factor in zip(full.shape, factors, strict=True))
@@ -174,22 +175,22 @@ def _block_means(image: NDArray[np.float32], factors: Triple) -> NDArray[np.floa
 def sample_linear(
     image: NDArray[np.float32], positions: Sequence[NDArray[np.float64]], *, fill: float
 ) -> NDArray[np.float32]:
-    """Return an image (z, y, x) at positions along each axis, interpolated; `fill` beyond its outer edges.
+    """Return an image (z, y, x) interpolated linearly at a grid of positions.
 
     Args:
-        image: Its voxels' centres lie at 0, 1, 2, ...
-        positions: Along z, y, x; the result has as many voxels along each.
-        fill: Value outside.
+        image: (z, y, x); the centres of its voxels are at 0, 1, 2, ...
+        positions: Fractional voxel indices along z, y, x; the result has as many voxels along each axis.
+        fill: Value beyond the outer edges of the image.
     """
     result = image - np.float32(fill)
-    for axis, places in enumerate(positions):
+    for axis, along_axis in enumerate(positions):
         count = result.shape[axis]
-        weights = np.zeros((len(places), count), dtype=np.float32)
-        inside = (places > -0.5) & (places < count - 0.5)
-        low = np.clip(np.floor(places), 0, count - 1).astype(np.int64)
+        weights = np.zeros((len(along_axis), count), dtype=np.float32)
+        inside = (along_axis > -0.5) & (along_axis < count - 0.5)
+        low = np.clip(np.floor(along_axis), 0, count - 1).astype(np.int64)
         high = np.minimum(low + 1, count - 1)
-        part = np.clip(places - low, 0, 1)
-        rows = np.arange(len(places))
+        part = np.clip(along_axis - low, 0, 1)
+        rows = np.arange(len(along_axis))
         np.add.at(weights, (rows, low), np.where(inside, 1 - part, 0))
         np.add.at(weights, (rows, high), np.where(inside, part, 0))
         result = np.moveaxis(np.tensordot(weights, result, axes=(1, axis)), 0, axis)
@@ -199,14 +200,14 @@ def sample_linear(
 def sample_nearest(
     labels: NDArray[Kind], positions: Sequence[NDArray[np.float64]], *, fill: int = 0
 ) -> NDArray[Kind]:
-    """Return labels (..., z, y, x) at positions along each axis by nearest neighbour; `fill` outside."""
+    """Return labels (..., z, y, x) at a grid of positions by nearest neighbour; see `sample_linear`."""
     shape = labels.shape[-3:]
-    nearest = [np.floor(places + 0.5).astype(np.int64) for places in positions]
+    nearest = [np.floor(along_axis + 0.5).astype(np.int64) for along_axis in positions]
     inside = [(index >= 0) & (index < count) for index, count in zip(nearest, shape, strict=True)]
     z, y, x = (np.clip(index, 0, count - 1) for index, count in zip(nearest, shape, strict=True))
     found = labels[..., z[:, None, None], y[:, None], x]
-    there = inside[0][:, None, None] & inside[1][:, None] & inside[2]
-    return np.where(there, found, np.array(fill, dtype=labels.dtype))
+    in_volume = inside[0][:, None, None] & inside[1][:, None] & inside[2]
+    return np.where(in_volume, found, np.array(fill, dtype=labels.dtype))
 
 
 def _triple(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float, float]:

@@ -1,4 +1,4 @@
-"""Where windows lie on a volume, and how much each of their voxels counts: integers and weights, no image.
+"""Sliding windows over a volume: their positions, and the weight of each voxel of a window.
 
 Reads:  shapes and boxes in voxels, masks bool (z, y, x).
 Writes: boxes as three slices (z, y, x), weights float32 (z, y, x).
@@ -19,12 +19,12 @@ Size: TypeAlias = tuple[int, int, int]
 """Voxels along z, y, x."""
 
 Slices: TypeAlias = tuple[slice, slice, slice]
-"""Half-open, in voxels along z, y, x; may reach beyond the volume, also below 0, where padding is needed."""
+"""Half-open box in voxels along z, y, x; may extend beyond the volume, also below 0, which needs padding."""
 
 Kind = TypeVar("Kind", bound=np.generic)
 
 STRIDE_VOXELS = 16
-"""What the deepest stage of the network makes one voxel of."""
+"""Voxels per axis that one voxel of the network's deepest stage stands for."""
 
 
 def round_up(size: int) -> int:
@@ -33,14 +33,14 @@ def round_up(size: int) -> int:
 
 
 def fit_window(shape: Size, window: Size) -> Size:
-    """Return the window for a volume: no longer than needed to hold it, and a multiple of 16 along each axis.
+    """Return the window size for a volume: no longer than needed, and a multiple of 16 along each axis.
 
     Args:
         shape: Voxels of the volume.
-        window: Most voxels of a window, multiples of 16.
+        window: Largest size of a window, multiples of 16.
 
     Raises:
-        ValueError: A window is no positive multiple of 16.
+        ValueError: The largest size is not a positive multiple of 16 along each axis.
     """
     if any(size < STRIDE_VOXELS or size % STRIDE_VOXELS for size in window):
         raise ValueError(f"a window must be a positive multiple of {STRIDE_VOXELS} voxels, got {window}")
@@ -49,15 +49,15 @@ def fit_window(shape: Size, window: Size) -> Size:
 
 
 def window_boxes(shape: Size, window: Size, overlap_fraction: float) -> tuple[Slices, ...]:
-    """Return windows that cover a volume, evenly spread, in scan order.
+    """Return evenly spaced windows that cover a volume; x varies fastest.
 
-    Neighbours share at least `overlap_fraction` of a window. Where an axis is shorter than the window, one
-    window lies centred over it and reaches beyond on both sides.
+    Where an axis is shorter than the window, one window is centred on it and extends beyond it on both sides.
 
     Args:
         shape: Voxels of the volume.
         window: Voxels of a window, see `fit_window`.
-        overlap_fraction: In [0, 1).
+        overlap_fraction: Smallest overlap of neighbouring windows along an axis, as a fraction of the
+            window's length, in [0, 1).
 
     Raises:
         ValueError: The overlap is not in [0, 1).
@@ -69,7 +69,7 @@ def window_boxes(shape: Size, window: Size, overlap_fraction: float) -> tuple[Sl
 
 
 def _starts(size: int, window: int, overlap_fraction: float) -> list[int]:
-    """Where windows begin along one axis."""
+    """Return the first voxels of the windows along one axis."""
     if size <= window:
         return [-((window - size) // 2)]
     step = max(1, math.floor(window * (1 - overlap_fraction)))
@@ -77,14 +77,15 @@ def _starts(size: int, window: int, overlap_fraction: float) -> list[int]:
     return [(size - window) * k // num_steps for k in range(num_steps + 1)]
 
 
-def gaussian_weights(window: Size, sigma_fraction: float = 0.125) -> NDArray[np.float32]:
-    """Return the weight of each voxel of a window, 1 in its middle (nnU-Net: Isensee et al., 2021).
+def window_weights(window: Size, sigma_fraction: float = 0.125) -> NDArray[np.float32]:
+    """Return the Gaussian weight of each voxel of a window, (z, y, x), largest in its middle.
 
-    Never below 1/1000 of the largest, so that no voxel of a volume is left without weight.
+    As in nnU-Net (Isensee et al., 2021). The largest weight is 1 and the smallest at least 1/1000, so that
+    every voxel of a volume has some weight.
 
     Args:
         window: Voxels of the window.
-        sigma_fraction: Standard deviation as a part of the window's edge.
+        sigma_fraction: Standard deviation as a fraction of the window's edge.
     """
     axes = [np.arange(size) - (size - 1) / 2 for size in window]
     bells = [
@@ -95,7 +96,7 @@ def gaussian_weights(window: Size, sigma_fraction: float = 0.125) -> NDArray[np.
 
 
 def box_of_mask(mask: NDArray[np.bool_]) -> Slices | None:
-    """Return the smallest box that holds a mask (z, y, x), or None where it is empty."""
+    """Return the smallest box that contains a mask (z, y, x), or None if the mask is empty."""
     parts = []
     for axis in range(3):
         inside = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
@@ -106,13 +107,16 @@ def box_of_mask(mask: NDArray[np.bool_]) -> Slices | None:
 
 
 def join_boxes(boxes: Sequence[Slices], window: Size) -> tuple[tuple[int, ...], ...]:
-    """Return groups of boxes that one window can hold together: each box joins the first group it fits.
+    """Group boxes so that one window can contain all boxes of a group; each joins the first group it fits.
 
     A box larger than the window is a group by itself.
 
     Args:
         boxes: At least one.
         window: Voxels of a window.
+
+    Returns:
+        The indices of the boxes of each group.
     """
     groups: list[list[int]] = []
     hulls: list[Slices] = []
@@ -130,7 +134,7 @@ def join_boxes(boxes: Sequence[Slices], window: Size) -> tuple[tuple[int, ...], 
 
 
 def hull_of(*boxes: Slices) -> Slices:
-    """Return the smallest box that holds all of these."""
+    """Return the smallest box that contains all of these boxes."""
     z, y, x = (
         slice(min(part.start for part in parts), max(part.stop for part in parts))
         for parts in zip(*boxes, strict=True)
@@ -139,12 +143,12 @@ def hull_of(*boxes: Slices) -> Slices:
 
 
 def boxes_over(inner: Slices, window: Size, shape: Size) -> tuple[Slices, ...]:
-    """Return windows over a box: one centred on it where it fits, else as many as cover it.
+    """Return windows that cover a box: one centred on it if it fits into a window, else as many as needed.
 
-    Windows are pushed into the volume where it is large enough for them.
+    A window that extends beyond the volume is shifted inside, where the volume is large enough.
 
     Args:
-        inner: What is to be covered, inside the volume.
+        inner: The box to cover, inside the volume.
         window: Voxels of a window.
         shape: Voxels of the volume.
     """
@@ -153,7 +157,7 @@ def boxes_over(inner: Slices, window: Size, shape: Size) -> tuple[Slices, ...]:
         inner[1].stop - inner[1].start,
         inner[2].stop - inner[2].start,
     )
-    corners: dict[Size, None] = {}  # pushed windows may coincide
+    corners: dict[Size, None] = {}  # a dict, because shifted windows may coincide
     for box in window_boxes(extent, window, 0.0):
         z, y, x = (
             _inside(part.start + outer.start, size, limit)
@@ -164,7 +168,7 @@ def boxes_over(inner: Slices, window: Size, shape: Size) -> tuple[Slices, ...]:
 
 
 def _inside(start: int, window: int, size: int) -> int:
-    """The start moved so that the window lies in the volume, or is centred over it where it cannot."""
+    """Return the start shifted so that the window lies in the volume, or centred if it is longer."""
     if size <= window:
         return -((window - size) // 2)
     return min(max(start, 0), size - window)
@@ -176,11 +180,11 @@ def _box(corner: Sequence[int], window: Size) -> Slices:
 
 
 def take(volume: NDArray[Kind], box: Slices, *, fill: float) -> NDArray[Kind]:
-    """Return the part of a volume (..., z, y, x) in a box, which meets it and may reach beyond it.
+    """Return the part of a volume (..., z, y, x) that lies in a box, padded outside the volume.
 
     Args:
         volume: The last three axes are (z, y, x).
-        box: Half-open, voxels.
+        box: Half-open, voxels; intersects the volume and may extend beyond it.
         fill: Value outside the volume.
     """
     shape = volume.shape[-3:]
@@ -194,10 +198,11 @@ def take(volume: NDArray[Kind], box: Slices, *, fill: float) -> NDArray[Kind]:
 
 
 def take_image(image: NDArray[np.float32], box: Slices) -> NDArray[np.float32]:
-    """Return the window of an image (z, y, x) in a box; beyond the scan its darkest value, as in training.
+    """Return the part of an image (z, y, x) in a box, padded with the image's minimum, as in training.
 
-    That is the lower clip bound (air in CT, background elsewhere), which scans reach. It matters: the network
-    norms each window, and a scan smaller than a window is seen with padding all around in every sample.
+    The minimum of a prepared scan is the lower clip bound (air in CT, background otherwise). The padding
+    value matters, because the network normalises each window, and a scan smaller than the window had padding
+    on all sides in every training sample.
     """
     inside = all(part.start >= 0 and part.stop <= size for part, size in zip(box, image.shape, strict=True))
     return take(image, box, fill=0.0 if inside else float(image.min()))

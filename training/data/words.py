@@ -1,7 +1,7 @@
-"""Words: bit k of a voxel's word says whether it lies in mask k. K masks cost one small integer a voxel.
+"""Words: bit k of a voxel's word says whether the voxel is in mask k; one integer per voxel for K masks.
 
-On the CPU they are uint16, in tensors int16 (15 masks at most are drawn, so no word is negative): PyTorch has
-few operations on uint16. They become masks on the training device only.
+Words are uint16 in NumPy and int16 in tensors, because PyTorch has few operations on uint16; at most 15 masks
+are drawn, so no word is negative. They are unpacked into masks on the training device only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def unpack_words(words: Tensor, num_masks: int) -> Tensor:
 
     Args:
         words: (B, Z, Y, X), an integer type; bit k is mask k, for k < K - 1.
-        num_masks: K, the all-ones mask counted.
+        num_masks: K, including the mask of all ones.
     """
     masks = torch.empty((words.shape[0], num_masks, *words.shape[1:]), dtype=torch.bool, device=words.device)
     for bit in range(num_masks - 1):

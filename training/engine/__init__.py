@@ -1,11 +1,11 @@
-"""The trainer: steps, precision, checkpoints, metrics, several GPUs, interruptions.
+"""The trainer, with precision, checkpoints, metrics, several GPUs and resuming after interruptions.
 
 Takes:  a `Task` (network, batches, loss), an `OptimisationConfig` and a `RunConfig`.
 Gives:  a run folder: checkpoints, metrics, config.toml, run.json; a `TrainingResult`.
 
-`Trainer` runs a task and resumes it to the same bits. `begin_run`, `check_run` and `locked_run` keep a run
-folder; `choose_precision` and `choose_device` say how and where. What is trained is for the rooms above to
-say.
+`Trainer` trains a task; a resumed training gives the same weights, bit for bit. `begin_run`, `check_run` and
+`locked_run` create, check and lock a run folder. `choose_precision` and `choose_device` select the arithmetic
+and the device. Tasks are defined by `pretraining`, `finetuning` and `classification`.
 """
 
 import lazy_loader

@@ -1,10 +1,9 @@
-"""Checkpoints: everything a run needs to go on exactly where it stopped, in one file, written atomically.
+"""Checkpoints: one file with everything that a run needs to resume exactly where it stopped.
 
-*Writes* CHECKPOINTS/step-00001000.pt (a run goes on from the newest; the last few are kept) and
-CHECKPOINTS/best.pt (weights only: nothing goes on from it), both dictionaries of tensors and plain values
-that `torch.load(weights_only=True)` reads: "model" and "ema_model" are state dicts of the network, as in the
-published release. *Reads* the same. A file is complete or absent: it is written under another name, synced,
-and renamed.
+*Writes* checkpoints/step-00001000.pt (a run resumes from the newest one; the last few are kept) and
+checkpoints/best.pt (weights only; a run cannot resume from it). Both are dictionaries of tensors and plain
+values that `torch.load(weights_only=True)` reads; "model" and "ema_model" are state dicts of the network, as
+in the published release. *Reads* the same. Files are written atomically: each is complete or absent.
 """
 
 from __future__ import annotations
@@ -27,12 +26,16 @@ _NAME = re.compile(r"step-(\d+)\.pt")
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """The file of the state after `step` steps."""
+    """Return the path of the checkpoint after `step` steps."""
     return folder / f"step-{step:08d}.pt"
 
 
 def step_of(path: Path) -> int:
-    """After how many steps a checkpoint was written, by its name."""
+    """Return the number of steps done at a checkpoint, from its file name.
+
+    Raises:
+        CheckpointError: The name is not step-N.pt.
+    """
     match = _NAME.fullmatch(path.name)
     if not match:
         raise CheckpointError(f"{path}: the name of a checkpoint is step-N.pt")
@@ -40,21 +43,21 @@ def step_of(path: Path) -> int:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints that a run can go on from, oldest first."""
+    """Return the checkpoints that a run can resume from, oldest first."""
     return sorted((path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name)), key=step_of)
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a state: the file is complete or absent, whatever happens."""
+    """Write the state of a training atomically."""
     document = {"format": FORMAT, "format_version": FORMAT_VERSION, **state}
     write_atomically(path, lambda file: torch.save(document, file))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A state, its tensors on the CPU.
+    """Return the state in a checkpoint, with its tensors on the CPU.
 
     Raises:
-        CheckpointError: The file is damaged, or not one of ours.
+        CheckpointError: The file is missing, damaged, or not a checkpoint of this format version.
     """
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
@@ -62,7 +65,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: there is no such file") from error
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: damaged, or no checkpoint. Remove it, and the run goes on from the one before"
+            f"{path}: damaged, or not a checkpoint. Remove it, to resume the run from the previous checkpoint"
         ) from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of a mass3d run")
@@ -74,6 +77,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def remove_old_checkpoints(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what a killed process left half-written."""
+    """Remove all but the newest `keep` checkpoints, and incomplete files of killed processes."""
     for path in [*list_checkpoints(folder)[:-keep], *folder.glob(".*.part")]:
         path.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""One training in several processes, as torchrun starts them: who this process is, means over all of them.
+"""Training in several processes, as torchrun starts them: ranks, device, means over all processes.
 
 *Reads* RANK, WORLD_SIZE and LOCAL_RANK from the environment; without them there is one process. *Writes*
-nothing. On GPUs the processes talk over NCCL, on CPUs over gloo. A process that fails ends the others:
-torchrun sees to it.
+nothing. Processes communicate over NCCL on GPUs and over gloo on CPUs. If a process fails, torchrun ends the
+others.
 """
 
 from __future__ import annotations
@@ -20,30 +20,37 @@ from torch import distributed
 from training.engine.precision import Support, bfloat16_support
 from training.errors import ConfigError
 
-PATIENCE = timedelta(hours=2)
-"""Longest wait for another process: the first one evaluates and saves while the others wait."""
+TIMEOUT = timedelta(hours=2)
+"""Longest wait for another process; the others wait while the first one evaluates and saves."""
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """This process among those that train together."""
+    """The rank of this process among the processes of a training."""
 
     rank: int = 0
-    """Its number, from 0; the first one writes files and talks."""
+    """Number of this process, from 0; the first process writes files and prints messages."""
     world_size: int = 1
-    """How many there are, on all machines."""
+    """Number of processes, on all machines."""
     local_rank: int = 0
-    """Its number on this machine: which GPU is its own."""
+    """Number of this process on its machine; it uses the GPU of this number."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files and talks."""
+        """Whether this process writes files and prints messages."""
         return self.rank == 0
 
     def mean(self, values: Sequence[torch.Tensor | float], device: torch.device) -> list[float]:
-        """The mean of each value over all processes; each has to call it, and gets the same."""
+        """Return the mean of each value over all processes.
+
+        Every process must call this; all get the same result.
+
+        Args:
+            values: Scalars, the same number in each process.
+            device: Of this process.
+        """
         stacked = torch.stack(
             [torch.as_tensor(value, dtype=torch.float64, device=device) for value in values]
         )
@@ -53,16 +60,20 @@ class Ranks:
         return means
 
     def wait(self) -> None:
-        """Return when every process has come here."""
+        """Wait until every process has called this."""
         if self.world_size > 1:
             distributed.barrier()
 
 
 def choose_device(name: DeviceName, local_rank: int = 0) -> torch.device:
-    """The device that is meant: "auto" is this process's GPU where there is one, else the CPU.
+    """Return the device to train on.
+
+    Args:
+        name: "auto" is this process's GPU if PyTorch can use one, otherwise the CPU.
+        local_rank: Number of this process on its machine.
 
     Raises:
-        ConfigError: A GPU is asked for that PyTorch cannot use here.
+        ConfigError: PyTorch cannot use the requested GPU.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -77,10 +88,10 @@ def choose_device(name: DeviceName, local_rank: int = 0) -> torch.device:
 
 
 def common_support(ranks: Ranks, device: torch.device) -> Support:
-    """Whether every process has bfloat16 instructions, on this machine or another; each has to call it."""
+    """Return the bfloat16 support that all processes have, on all machines; every process must call this."""
     support = bfloat16_support(device)
-    everywhere = ranks.mean([float(support.has_bfloat16)], device)[0] == 1
-    if support.has_bfloat16 and not everywhere:
+    all_have_it = ranks.mean([float(support.has_bfloat16)], device)[0] == 1
+    if support.has_bfloat16 and not all_have_it:
         return Support(
             has_bfloat16=False, why="another process of this training has no bfloat16 instructions"
         )
@@ -89,10 +100,13 @@ def common_support(ranks: Ranks, device: torch.device) -> Support:
 
 @contextmanager
 def joined_processes(name: DeviceName) -> Iterator[tuple[Ranks, torch.device]]:
-    """Join the processes of this training for the time of the block.
+    """Connect this process to the other processes of its training while the block runs.
+
+    Args:
+        name: Device to train on.
 
     Yields:
-        This process among them, and its device.
+        The rank of this process, and its device.
     """
     environment = os.environ
     ranks = Ranks(
@@ -107,8 +121,8 @@ def joined_processes(name: DeviceName) -> Iterator[tuple[Ranks, torch.device]]:
         yield ranks, device
         return
     if device.type == "cuda":
-        distributed.init_process_group("nccl", timeout=PATIENCE, device_id=device)
+        distributed.init_process_group("nccl", timeout=TIMEOUT, device_id=device)
     else:
-        distributed.init_process_group("gloo", timeout=PATIENCE)
+        distributed.init_process_group("gloo", timeout=TIMEOUT)
     yield ranks, device
-    distributed.destroy_process_group()  # not after an error: the others might never come
+    distributed.destroy_process_group()  # not after an error: it could wait for the others forever

@@ -1,7 +1,7 @@
-"""A step whose loss or gradient is NaN or infinite: the run ends, and what led to it is kept for inspection.
+"""Ends a run if a loss or gradient is NaN or infinite, and saves state and samples for inspection.
 
-*Writes* RUN/failures/step-N/rank-R.pt before any weight has changed: the samples of each process and, from
-the first one, the whole state. `training.engine.checkpoints.read_checkpoint` reads it.
+*Writes* RUN/failures/step-N/rank-R.pt before any weight is updated: the samples of each process and, in the
+file of the first process, the whole state. `training.engine.checkpoints.read_checkpoint` reads it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import nn
 from training.engine.checkpoints import save_checkpoint
 from training.errors import NonFiniteLoss
 
-_TOLD = 3
-"""Most weights that the message names."""
+_MAX_NAMES = 3
+"""Largest number of weights that the message names."""
 
 
-def refuse_not_finite(
-    told: Mapping[str, float],
+def check_finite(
+    values: Mapping[str, float],
     net: nn.Module,
     batches: Sequence[Any],
     state: Callable[[], dict[str, Any]],
@@ -31,57 +31,58 @@ def refuse_not_finite(
     *,
     rank: int,
 ) -> None:
-    """Return if every number is finite; else keep what led to it, and say what it is.
+    """Raise an error if a value is NaN or infinite, after saving the state and the samples of the step.
 
     Args:
-        told: Losses and the norm of the gradient, over all processes: all come to the same conclusion.
+        values: Losses and gradient norm, equal in all processes, so that all raise the error or none.
         net: The network, with its gradients.
-        batches: This process's samples of the step.
-        state: Gives the state before the step; "step" counts the steps done.
-        folder: The run's.
+        batches: The samples of this process in the step.
+        state: Returns the state before the step; its "step" is the number of steps done.
+        folder: Folder of the run.
         rank: Number of this process.
 
     Raises:
-        NonFiniteLoss: A number is not finite.
+        NonFiniteLoss: A value is not finite.
     """
-    bad = [name for name, value in told.items() if not math.isfinite(value)]
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
     if not bad:
         return
     now = state()
     weights = [name for name, weight in net.named_parameters() if not all_finite(weight)]
     gradients = [name for name, weight in net.named_parameters() if not all_finite(weight.grad)]
-    place = folder / "failures" / f"step-{now['step'] + 1:08d}"
+    failure_folder = folder / "failures" / f"step-{now['step'] + 1:08d}"
     save_checkpoint(
-        place / f"rank-{rank}.pt",
+        failure_folder / f"rank-{rank}.pt",
         {
             **(now if rank == 0 else {"step": now["step"]}),
-            "told": dict(told),
+            "told": dict(values),
             "bad_weights": weights,
             "bad_gradients": gradients,
             "batches": [plain_batch(batch) for batch in batches],
         },
     )
-    what = ", ".join(f"{name} is {told[name]}" for name in bad)
-    where = f"; weights not finite before the step: {_some(weights)}" if weights else ""
-    where += f"; gradients not finite: {_some(gradients)}" if gradients else ""
+    what = ", ".join(f"{name} is {values[name]}" for name in bad)
+    where = f"; weights not finite before the step: {_first_names(weights)}" if weights else ""
+    where += f"; gradients not finite: {_first_names(gradients)}" if gradients else ""
     raise NonFiniteLoss(
-        f"step {now['step'] + 1}: {what}{where}. No weight was changed. State and samples are in {place}. "
-        "Lower peak_rate or max_gradient_norm, or try precision float32, and begin a new run"
+        f"step {now['step'] + 1}: {what}{where}. No weight was changed. State and samples are in "
+        f"{failure_folder}. Lower peak_rate or max_gradient_norm, or try precision float32, and begin a new "
+        "run"
     )
 
 
 def all_finite(tensor: torch.Tensor | None) -> bool:
-    """Whether no value is NaN or infinite; a tensor that is not there has none."""
+    """Whether no value is NaN or infinite; True for None."""
     return tensor is None or bool(torch.isfinite(tensor).all())
 
 
 def plain_batch(batch: Any) -> Any:
-    """A batch's fields by name, as a checkpoint can hold them."""
+    """Return the fields of a batch by name, so that a checkpoint can hold them."""
     if is_dataclass(batch):
         return {field.name: getattr(batch, field.name) for field in fields(batch)}
     return batch
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
-    return ", ".join(names[:_TOLD]) + more
+def _first_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more

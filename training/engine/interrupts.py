@@ -1,7 +1,7 @@
-"""Signals that ask a training to end: noted, so that the step in hand is finished and saved.
+"""Records SIGINT and SIGTERM during a training, so that the current step can be finished and saved.
 
-*Valid* in the main thread. Under torchrun one Ctrl-C comes twice, from the terminal and from torchrun, so
-that a second signal ends the process only after a pause.
+*Valid* in the main thread. Under torchrun one Ctrl-C arrives twice, from the terminal and from torchrun.
+Therefore a second signal ends the process only if it comes after a pause.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from contextlib import contextmanager
 from types import FrameType
 
 PAUSE_SECONDS = 2.0
-"""A signal that comes sooner after the first one is taken for its echo."""
+"""A signal within this time after the first one is taken to be its duplicate."""
 
 
 @contextmanager
 def noted_signals(received: list[int], *, aloud: bool = True) -> Iterator[None]:
-    """Add SIGINT and SIGTERM to `received` in place of ending; a later one ends the process at once.
+    """Append SIGINT and SIGTERM to `received` instead of ending; a later signal ends the process at once.
 
     Args:
-        received: Is added to.
-        aloud: Whether to say so on stderr.
+        received: Signal numbers; extended in place.
+        aloud: Whether to print a message to stderr at the first signal.
     """
     first = 0.0
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal first
         if received and time.monotonic() - first > PAUSE_SECONDS:
-            os._exit(128 + number)  # safe: checkpoints are whole or absent
+            os._exit(128 + number)  # safe, because checkpoints are written atomically
         if not received:
             first = time.monotonic()
             if aloud:

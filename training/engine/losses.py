@@ -1,8 +1,8 @@
-"""The loss of in-context segmentation: Dice and binary cross-entropy, a value a mask, averaged over all.
+"""The loss of in-context segmentation: Dice and binary cross-entropy of each mask, averaged over all masks.
 
-*Reads* logits and masks (B, K, Z, Y, X). *Writes* scalars, float32 whatever the precision of the network.
-Every mask counts the same, whatever its size, so that the mean over samples of one batch split over ranks or
-accumulation is the mean over the batch.
+*Reads* logits and masks (B, K, Z, Y, X). *Writes* scalars, float32 in every precision of the network. All
+masks have the same weight. Therefore, if a batch is split over ranks or accumulation steps, the mean over the
+parts equals the mean over the batch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 SMOOTH_VOXELS = 1.0
-"""Added above and below the line of the Dice: an empty mask that is drawn empty has a loss of 0."""
+"""Added to numerator and denominator of the Dice: an empty mask that is predicted as empty has loss 0."""
 
 LEAST_SHARE, MOST_SHARE = 0.2, 0.8
 """Bounds of the weights of false positives and false negatives (the published recipe)."""
@@ -22,19 +22,19 @@ LEAST_SHARE, MOST_SHARE = 0.2, 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class LossTerms:
-    """A loss and what it is made of, each the mean over a batch's samples and masks; scalars, float32."""
+    """A loss and its parts, each the mean over a batch's samples and masks; scalars, float32."""
 
     total: Tensor
-    """What is minimised."""
+    """The loss to minimise."""
     parts: dict[str, Tensor]
-    """Named parts, detached, for the log."""
+    """Parts of the loss by name, detached, for the log."""
 
 
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """One minus the Dice of every mask, errors weighted by which kind of them prevails.
+    """Return one minus the Dice of every mask, with a larger weight for the more frequent kind of error.
 
     With soft counts TP, FP, FN: 1 - (TP + 1) / (TP + a FP + b FN + 1), where a = FP / (FP + FN) and
-    b = FN / (FP + FN), both clamped to 0.2 .. 0.8 and taken for constants. With a = b = 0.5 it is the Dice.
+    b = FN / (FP + FN), both clamped to 0.2 .. 0.8 and treated as constants. For a = b = 0.5 it is the Dice.
 
     Args:
         logits: (B, K, Z, Y, X).
@@ -58,14 +58,19 @@ def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
-    """Binary cross-entropy of every mask, the mean over its voxels: (B, K), float32, in nats."""
+    """Return the binary cross-entropy of every mask, averaged over voxels: (B, K), float32, in nats.
+
+    Args:
+        logits: (B, K, Z, Y, X).
+        masks: The same shape; 0 or 1, bool or float.
+    """
     return functional.binary_cross_entropy_with_logits(logits.float(), masks.float(), reduction="none").mean(
         (2, 3, 4)
     )
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> LossTerms:
-    """Dice and cross-entropy, summed, averaged over samples and masks.
+    """Return the sum of Dice loss and cross-entropy, averaged over samples and masks.
 
     Args:
         logits: (B, K, Z, Y, X).

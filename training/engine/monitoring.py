@@ -1,8 +1,8 @@
-"""What a training tells while it runs: lines for machines, curves for TensorBoard, a state for the terminal.
+"""Records the metrics of a training (JSON lines, TensorBoard) and its progress (one line for the terminal).
 
-*Writes* RUN/metrics.jsonl, a JSON object a line: "kind" ("train" or "evaluation"), "step" (steps done), and
-numbers by name; and RUN/tensorboard/. A run that goes on from step s first drops what was written beyond s,
-so that every step is told once. Only the first process writes.
+*Writes* RUN/metrics.jsonl, with one JSON object per line: "kind" ("train" or "evaluation"), "step" (steps
+done), and numbers by name; and RUN/tensorboard/. A run that resumes at step s first removes what was written
+for later steps, so that every step is recorded once. Only the first process writes.
 """
 
 from __future__ import annotations
@@ -22,40 +22,42 @@ from training.files import write_atomically
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
 _LEAST_SECONDS = 3.0
-"""Time left is not told before."""
+"""The time left is not estimated before this time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingProgress:
-    """How far a training is."""
+    """Progress of a training: steps done, loss, speed, time left."""
 
     step: int
-    """Steps done, those of earlier processes too."""
+    """Steps done, including those before the run was resumed."""
     num_steps: int
+    """Steps of the whole run."""
     loss: float
-    """A mean over about the last twenty steps."""
+    """Mean over about the last twenty steps."""
     samples_per_second: float
+    """Over all processes."""
     data_wait_fraction: float
-    """Part of the steps' time that was spent waiting for the loader; its start does not count."""
+    """Fraction of the steps' time spent waiting for the loader, without the start of the loader."""
     seconds: float
-    """Since this process has its first batch."""
+    """Time since this process got its first batch."""
     steps_here: int
     """Steps done by this process."""
 
     @property
     def fraction(self) -> float:
-        """Part of the steps that is done."""
+        """Fraction of the steps that are done."""
         return self.step / self.num_steps
 
     @property
     def seconds_left(self) -> float | None:
-        """Expected time to the end, None where it is too early to tell."""
+        """Expected time to the end; None while it is too early for an estimate."""
         if self.seconds < _LEAST_SECONDS or not self.steps_here:
             return None
         return self.seconds / self.steps_here * (self.num_steps - self.step)
 
     def line(self) -> str:
-        """The state in a line: "step 120/600, loss 0.913, 5.1 samples/s, 1 % waiting for data, 2 s left"."""
+        """Return one line: "step 120/600, loss 0.913, 5.1 samples/s, 1 % waiting for data, 2 s left"."""
         parts = [
             f"step {self.step}/{self.num_steps}",
             f"loss {self.loss:.3f}",
@@ -68,18 +70,29 @@ class TrainingProgress:
 
 
 class Monitor:
-    """The metrics of a run, written as they come."""
+    """Writes the metrics of a run while it trains."""
 
     def __init__(self, folder: Path, *, step: int) -> None:
-        """Open the metrics of the run in `folder`, of which `step` steps are done."""
+        """Open the metrics files of a run, and remove what they record for steps after `step`.
+
+        Args:
+            folder: Folder of the run.
+            step: Steps done.
+        """
         self._path = folder / METRICS
         if self._path.exists():
             drop_lines_after(self._path, step)
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._board: Any = SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1)
 
-    def tell(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """Write numbers of a step: a line, and a point of each curve; what is not finite is left out."""
+    def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Write the numbers of a step to both files; values that are not finite are left out.
+
+        Args:
+            kind: "train" or "evaluation".
+            step: Steps done.
+            values: Numbers by name.
+        """
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self._file.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
         self._file.flush()
@@ -87,7 +100,7 @@ class Monitor:
             self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def sync(self) -> None:
-        """Make what was told survive a power cut, before a checkpoint says that these steps are done."""
+        """Flush to disk; done before a checkpoint, so that the metrics of its steps survive a power cut."""
         os.fsync(self._file.fileno())
         self._board.flush()
 
@@ -98,13 +111,13 @@ class Monitor:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; half a line at its end, from a process that was killed, is left out."""
+    """Return the objects in a metrics file, without an incomplete last line of a killed process."""
     text = path.read_text(encoding="utf-8")
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def drop_lines_after(path: Path, step: int) -> None:
-    """Remove the lines beyond `step` from a metrics file, in one step."""
+    """Remove the lines for steps after `step` from a metrics file, atomically."""
     kept = [line for line in read_metrics(path) if line["step"] <= step]
     data = "".join(json.dumps(line) + "\n" for line in kept).encode()
     write_atomically(path, lambda file: file.write(data))

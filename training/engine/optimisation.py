@@ -1,7 +1,7 @@
-"""How weights are changed: optimiser, learning rate over the run, clipping, averaged weights.
+"""Optimisation: optimiser, learning-rate schedule, gradient clipping, moving average of the weights.
 
-*Reads* gradients. *Writes* weights and the optimiser's moments, in place. The rate is a function of the step
-alone, so that a resumed run has nothing to restore.
+*Reads* gradients. *Writes* weights and the optimiser's moments, in place. The learning rate is a function of
+the step alone, so that a resumed run does not have to restore it.
 """
 
 from __future__ import annotations
@@ -23,54 +23,60 @@ class OptimisationConfig:
     """Settings of the table [optimisation]; the defaults are the published recipe's."""
 
     optimiser: Literal["lamb", "adamw", "muon"] = "lamb"
-    """LAMB scales each tensor's update to its norm; Muon makes each matrix's orthogonal, which leaves the
-    plateau of small networks several times sooner than AdamW (docs/results.md)."""
+    """LAMB scales the update of each tensor to the tensor's norm. Muon makes the update of each matrix
+    orthogonal; small networks leave their initial plateau several times sooner than with AdamW
+    (docs/results.md)."""
 
     peak_rate: float = 2e-3
-    """Highest learning rate. The published one is LAMB's at full width; AdamW diverges at 1e-3."""
+    """Largest learning rate. The default is the published one, for LAMB and the full-width network; AdamW
+    diverges at 1e-3."""
 
     vector_rate_fraction: float = 0.08
-    """Muon only: the rate of what is no matrix (biases, norms, tokens; AdamW), as a part of the rate."""
+    """Muon only: learning rate of all parameters that are not matrices (biases, norms, tokens), which AdamW
+    updates, as a fraction of the learning rate."""
 
     weight_decay: float = 1e-5
-    """Decoupled decay, times the rate, a step."""
+    """Decoupled weight decay per step, multiplied by the learning rate."""
 
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the means of gradients and of their squares."""
+    """Decay rates of the moving averages of gradients and squared gradients."""
 
     num_steps: int = 100_000
-    """Steps of the whole run; the rate's course depends on it."""
+    """Steps of the whole run; the learning-rate schedule depends on it."""
 
     batch_size: int = 4
-    """Samples a step, over all processes and accumulated parts together."""
+    """Samples per step, over all processes and accumulation parts together."""
 
     accumulation: int = 1
-    """Parts that a step's samples are cut into, one after the other, to save memory. Divides batch_size."""
+    """Number of parts that a step's samples are split into, to save memory; their gradients are averaged.
+    Divides batch_size."""
 
     warm_up_fraction: float = 0.05
-    """Part of the steps in which the rate rises."""
+    """Fraction of the steps in which the learning rate rises."""
 
     initial_division: float = 25.0
-    """The rate begins at peak_rate / initial_division."""
+    """The learning rate starts at peak_rate / initial_division."""
 
     final_division: float = 1000.0
-    """The rate ends at peak_rate / initial_division / final_division."""
+    """The learning rate ends at peak_rate / initial_division / final_division."""
 
     max_gradient_norm: float = 1.0
-    """Gradients of a larger norm (over all weights) are scaled down to it; 0 never."""
+    """Gradients with a larger norm (over all weights) are scaled down to this norm; 0 disables clipping."""
 
     ema_decay: float = 0.99
-    """The averaged weights move by 1 - ema_decay of the way to the weights at every step."""
+    """Decay per step of the exponential moving average (EMA) of the weights."""
 
     precision: Precision = "auto"
-    """Of convolutions and matrix products in the network (autocast) and of Muon's orthogonalisation; weights,
-    norms and loss stay float32. "auto" is bfloat16 where the device has it, else float32."""
+    """Precision of convolutions and matrix products in the network (autocast) and of Muon's
+    orthogonalisation; weights, norms and loss stay float32. "auto" is bfloat16 where the device has it,
+    otherwise float32."""
 
     compile: bool = False
-    """Whether torch.compile is applied to the network: minutes at the start, then faster steps on a GPU."""
+    """Whether to apply torch.compile to the network: takes minutes at the start, then steps on a GPU are
+    faster."""
 
     seed: int = 0
-    """Of the first weights and of every sample."""
+    """Seed of the initial weights and of every sample."""
 
     def __post_init__(self) -> None:
         for name in ("peak_rate", "vector_rate_fraction", "num_steps", "batch_size", "accumulation"):
@@ -91,11 +97,11 @@ class OptimisationConfig:
 def make_optimiser(
     net: nn.Module, config: OptimisationConfig, *, bfloat16: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimiser over the weights of `net` that need gradients, at the first step's rate.
+    """Return the optimiser of the trainable weights of `net`, with the learning rate of step 0.
 
     Args:
-        net: On the device it is trained on.
-        config: Which optimiser, and how fast.
+        net: The network, on the device it is trained on.
+        config: Which optimiser, and its settings.
         bfloat16: Whether Muon orthogonalises in bfloat16 rather than float32.
     """
     weights = [weight for weight in net.parameters() if weight.requires_grad]
@@ -106,8 +112,8 @@ def make_optimiser(
         case "lamb":
             from pytorch_optimizer import Lamb
 
-            # Without adam_debias this version divides the step, already scaled to the weight's norm, by
-            # 1 - beta1^t: ten times the rate at the first step. LAMB (arXiv 1904.00962v3) does not.
+            # Without adam_debias, this version divides the step by 1 - beta1^t after scaling it to the
+            # weight's norm: the first step is ten times too large. LAMB (arXiv 1904.00962v3) does not.
             return Lamb(weights, lr=rate, betas=betas, weight_decay=decay, adam_debias=True)
         case "muon":
             from training.engine.muon import PrecisionMuon, muon_group
@@ -130,7 +136,7 @@ def make_optimiser(
 
 
 def matrices_of(net: nn.Module) -> list[Tensor]:
-    """The weights of convolutions, linear maps and attention: what maps vectors to vectors."""
+    """Return the weights of convolutions, linear layers and attention with two or more axes."""
     return [
         weight
         for module in net.modules()
@@ -141,9 +147,9 @@ def matrices_of(net: nn.Module) -> list[Tensor]:
 
 
 def rate_at(step: int, config: OptimisationConfig) -> float:
-    """The learning rate of step `step`, counted from 0: two half cosines, up and down ("one cycle").
+    """Return the learning rate of a step, counted from 0: a rising, then a falling half cosine ("one cycle").
 
-    Smith and Topin 2018 (arXiv 1708.07120), as in torch's OneCycleLR, without the cycle of momentum.
+    Smith and Topin 2018 (arXiv 1708.07120), as in torch's OneCycleLR, without the cycle of the momentum.
     """
     first = config.peak_rate / config.initial_division
     last = first / config.final_division
@@ -155,25 +161,34 @@ def rate_at(step: int, config: OptimisationConfig) -> float:
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Give all weights this learning rate, or their group's fraction of it."""
+    """Set the learning rate of each parameter group to `rate` times the group's rate fraction (default 1)."""
     for group in optimiser.param_groups:
         group["lr"] = rate * group.get("rate_fraction", 1.0)
 
 
 def gradient_norm(net: nn.Module) -> Tensor:
-    """The norm of the gradient over all weights, a scalar; not finite where any of them is not."""
+    """Return the norm of the gradient over all weights, a scalar; not finite if any gradient is not."""
     return nn.utils.get_total_norm([weight.grad for weight in net.parameters() if weight.grad is not None])
 
 
 def clip_gradients(net: nn.Module, norm: Tensor, max_norm: float) -> None:
-    """Scale gradients of the norm `norm` down to `max_norm` where that is smaller; 0 leaves them."""
+    """Scale gradients down, in place, if their norm exceeds `max_norm`.
+
+    Args:
+        net: The network with its gradients.
+        norm: Norm of the gradient over all weights, see `gradient_norm`.
+        max_norm: Largest norm; 0 disables clipping.
+    """
     if max_norm > 0:
         nn.utils.clip_grads_with_norm_(net.parameters(), max_norm, norm)
 
 
 @torch.no_grad()
 def update_average(average: nn.Module, net: nn.Module, decay: float) -> None:
-    """Move the averaged weights towards the weights, in place; buffers are copied."""
+    """Update the moving average of the weights, in place: decay * average + (1 - decay) * weights.
+
+    Buffers are copied from `net`.
+    """
     weights: list[Tensor] = list(net.parameters())
     averaged: list[Tensor] = list(average.parameters())
     get_ema_multi_avg_fn(decay)(averaged, weights, None)  # type: ignore[no-untyped-call]
@@ -181,8 +196,8 @@ def update_average(average: nn.Module, net: nn.Module, decay: float) -> None:
         buffer.copy_(source)
 
 
-def _half_cosine(start: float, end: float, way: float) -> float:
-    return end + (start - end) / 2 * (1 + math.cos(math.pi * way))
+def _half_cosine(start: float, end: float, fraction: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * fraction))
 
 
 def _require(holds: bool, field: str, must: str, got: object) -> None:

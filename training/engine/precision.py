@@ -1,11 +1,11 @@
-"""The precision of the network's arithmetic: bfloat16 where the device has the instructions, else float32.
+"""Choice of the network's precision: bfloat16 if the device has the instructions, otherwise float32.
 
-On a processor without bfloat16 instructions a bfloat16 convolution takes a hundred to two hundred times as
-long as a float32 one (docs/results.md), so the precision follows the device when nobody says otherwise. The
-choice looks at what the processor can do, never at a clock: the same machine always chooses the same.
+On a processor without bfloat16 instructions, a bfloat16 convolution takes 100 to 200 times as long as one in
+float32 (docs/results.md), so by default the precision depends on the device. The choice looks at the device's
+instructions and measures no time, so that it is always the same on the same machine.
 
-*Reads* what PyTorch knows of the device, and the variables that take instructions away from PyTorch
-(ATEN_CPU_CAPABILITY) and oneDNN (ONEDNN_MAX_CPU_ISA). *Writes* nothing.
+*Reads* what PyTorch reports about the device, and the environment variables that disable instructions in
+PyTorch (ATEN_CPU_CAPABILITY) and oneDNN (ONEDNN_MAX_CPU_ISA). *Writes* nothing.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Literal
 import torch
 
 Precision = Literal["auto", "bfloat16", "float32"]
-"""What may be asked for."""
+"""Values of the setting `precision`."""
 
 LEAST_CUDA_CAPABILITY = (8, 0)
-"""Compute capability from which CUDA cards have bfloat16 (Ampere); older ones imitate it."""
+"""Smallest compute capability with bfloat16 instructions (Ampere); older GPUs emulate them."""
 
 _BFLOAT16_IN_X86 = ("amx_bf16", "avx512_bf16")
 _BFLOAT16_IN_ONEDNN = ("BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
@@ -31,12 +31,12 @@ _BFLOAT16_IN_ONEDNN = ("BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
 
 @dataclass(frozen=True, kw_only=True)
 class Support:
-    """Whether a device computes in bfloat16 by instructions of its own."""
+    """Whether a device has bfloat16 instructions, and how this was determined."""
 
     has_bfloat16: bool
-    """Whether it does."""
+    """Whether the instructions exist and are enabled."""
     why: str
-    """What was looked at, as "the CPU has avx512_bf16"."""
+    """The reason, for example "the CPU has avx512_bf16"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +44,19 @@ class ChosenPrecision:
     """A precision and the reason for it."""
 
     name: Literal["bfloat16", "float32"]
-    """Of convolutions and matrix products; weights, norms and losses are float32 in both."""
+    """Precision of convolutions and matrix products; weights, norms and losses are float32 in both cases."""
     why: str
-    """The reason, for people."""
+    """The reason, as text for users."""
     warning: str = ""
-    """What the choice costs on this device; empty where it costs nothing."""
+    """How much slower this choice is on this device; empty if it is not slower."""
 
     @property
     def line(self) -> str:
-        """The choice in one line."""
+        """Precision and reason in one line."""
         return f"precision {self.name}: {self.why}"
 
     def to_json(self) -> dict[str, str]:
-        """Plain values, as run.json holds them."""
+        """Return plain values, for run.json."""
         return {"name": self.name, "why": self.why}
 
 
@@ -66,9 +66,9 @@ def choose_precision(
     """Return the precision to compute in.
 
     Args:
-        wanted: "auto" is bfloat16 where the device has it, else float32; the others are taken as they are.
-        device: Where the network computes.
-        support: What the device can do, where that is known; of several processes, what all of them can do.
+        wanted: "auto" is bfloat16 if the device has it, otherwise float32; other values are used unchanged.
+        device: Device of the network.
+        support: The device's support if it is known; for several processes, the support that all have.
     """
     support = support or bfloat16_support(device)
     if wanted == "auto":
@@ -83,13 +83,13 @@ def choose_precision(
 def precision_of_run(
     wanted: Precision, begun: Precision | None, device: torch.device, support: Support
 ) -> ChosenPrecision:
-    """Return the precision of a training: what its run began with, for a new run `choose_precision`.
+    """Return the precision of a training: for a resumed run that of its start, otherwise `choose_precision`.
 
     Args:
-        wanted: By the settings.
-        begun: What a run that goes on began with; None for a new run.
-        device: Where the network computes.
-        support: What the devices of all processes can do.
+        wanted: Precision in the settings.
+        begun: Precision that a resumed run started with; None for a new run.
+        device: Device of the network.
+        support: The support that the devices of all processes have.
     """
     if begun is not None:
         chosen = choose_precision(begun, device, support)
@@ -98,12 +98,12 @@ def precision_of_run(
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device computes in bfloat16 by instructions of its own."""
+    """Whether a device has bfloat16 instructions."""
     return bfloat16_support(device).has_bfloat16
 
 
 def bfloat16_support(device: torch.device) -> Support:
-    """Return whether a device has bfloat16 instructions that are in use, and what tells so."""
+    """Return whether a device has bfloat16 instructions that are enabled, and the reason."""
     match device.type:
         case "cuda":
             major, minor = torch.cuda.get_device_capability(device)
@@ -119,7 +119,7 @@ def bfloat16_support(device: torch.device) -> Support:
 
 
 def autocast(precision: ChosenPrecision, device: torch.device) -> AbstractContextManager[object]:
-    """Return the context in which a network computes in a precision."""
+    """Return the autocast context for a precision."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision.name == "bfloat16")
 
 
@@ -141,11 +141,11 @@ def _cpu_support() -> Support:
 
 
 def _cpu_instructions() -> frozenset[str]:
-    """Return the names of the instruction sets of this CPU, as PyTorch (cpuinfo) knows them."""
+    """Return the names of the instruction sets of this CPU, as PyTorch (cpuinfo) reports them."""
     if not hasattr(torch.cpu, "get_capabilities"):  # before PyTorch 2.11
-        asked = {
+        checks = {
             "amx_bf16": torch.cpu._is_amx_tile_supported,
             "avx512_bf16": torch.cpu._is_avx512_bf16_supported,
         }
-        return frozenset(name for name, ask in asked.items() if ask())
-    return frozenset(name for name, there in torch.cpu.get_capabilities().items() if there is True)
+        return frozenset(name for name, is_supported in checks.items() if is_supported())
+    return frozenset(name for name, present in torch.cpu.get_capabilities().items() if present is True)

@@ -1,20 +1,20 @@
-"""The folder of a run, who may train in it, and whether a run that goes on is still the same run.
+"""The folder of a run: its creation, its lock, and the check that a resumed run has the same settings.
 
     RUN/
         config.toml           every setting, as `mass pretrain --config` (or `mass finetune`) reads them
         run.json              the store's name, digest and settings, the scans trained on, versions, precision
-        metrics.jsonl         what was measured, a line a step told (training.engine.monitoring)
-        tensorboard/          the same as curves, and pictures
+        metrics.jsonl         metrics, one line per recorded step (training.engine.monitoring)
+        tensorboard/          the same as curves
         checkpoints/          step-N.pt, the last few; best.pt, weights only (training.engine.checkpoints)
         pictures/             step-N.png: reference, mask, target, prediction
         failures/step-N/      state and batch of a step whose loss was not finite
         weights.safetensors   the averaged weights, when the run is complete
         MODEL_CARD.md         what they were trained on and how
-        report.json           of a fine-tuning: Dice, HD95, ASD on labelled scans that were kept out
+        report.json           of a fine-tuning: Dice, HD95, ASD on held-out labelled scans
 
-*Writes* config.toml and run.json once, when a run begins. *Reads* them when it goes on: what changes the
-weights has to be the same; what only changes how the run is watched (the table [run]) may differ. A lock on
-the folder keeps a second process out; it is let go when its holder dies.
+*Writes* config.toml and run.json once, when a run begins. *Reads* them when the run is resumed: settings that
+change the weights must be equal; settings that do not (the table [run]) may differ. A lock on the folder
+keeps other processes out; it is released when the process that holds it ends.
 """
 
 from __future__ import annotations
@@ -41,37 +41,37 @@ from training.network import TrainedOn
 
 CONFIG, RECORD, CHECKPOINTS, LOCK = "config.toml", "run.json", "checkpoints", ".lock"
 
-WATCHING = "run"
-"""The table of settings that may differ when a run goes on: none of them changes a weight."""
+CHANGEABLE = "run"
+"""The table of settings that may differ when a run is resumed, because none of them changes a weight."""
 
-_TOLD = 5
-"""Most names that one message lists."""
+_MAX_NAMES = 5
+"""Largest number of names that one message lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Settings of the table [run]: how a run is fed and watched. None of it changes a weight."""
+    """Settings of the table [run]: data loading, logging, checkpoints, evaluations. None changes a weight."""
 
     num_workers: int = 4
-    """Processes that read and cut samples, for each training process; 0 reads in the training process."""
+    """Worker processes that read samples, per training process; 0 reads in the training process."""
 
     log_every: int = 10
-    """Steps a line of metrics: the loss told is the mean over them."""
+    """Steps per line of metrics; the recorded loss is the mean over these steps."""
 
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
 
     keep_last: int = 2
-    """Checkpoints kept, beside the best."""
+    """Number of newest checkpoints to keep, in addition to the best."""
 
     evaluate_every: int = 1000
-    """Steps between evaluations; 0 never."""
+    """Steps between evaluations; 0 disables them."""
 
     max_evaluation_voxels: int = 30_000_000
-    """Larger scans are not evaluated on while training: each would take minutes."""
+    """Larger scans are not used for evaluations during training, because each would take minutes."""
 
     draw_every: int = 1000
-    """Steps between pictures; 0 never."""
+    """Steps between pictures; 0 disables them."""
 
     def __post_init__(self) -> None:
         for name in ("log_every", "checkpoint_every", "keep_last"):
@@ -84,40 +84,40 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What a run is of: its settings and its scans."""
+    """What identifies a run: its settings, its scans and how they were prepared."""
 
     settings: Mapping[str, Any]
-    """By table, plain values."""
+    """Settings by table, plain values."""
     store_name: str
     """The last part of the store's path."""
     scans: Mapping[str, str]
-    """Digest of each scan trained on, by id."""
+    """Digest of each training scan, by id."""
     versions: Mapping[str, str]
-    """Of the packages that the run begins with."""
+    """Versions of the packages at the start of the run."""
     trained_on: TrainedOn = field(default_factory=TrainedOn)
     """How the scans were prepared and cropped."""
 
     @property
     def store_digest(self) -> str:
-        """One digest for all scans trained on."""
+        """One digest of all training scans."""
         return digest_of(dict(self.scans))
 
 
 def scan_digests(store: Store, scan_ids: Sequence[str]) -> dict[str, str]:
-    """What tells a changed scan from the one it was, by id."""
+    """Return a short digest of each scan, by id, which changes when the scan is prepared differently."""
     return {scan_id: store.entries[scan_id].digest[:16] for scan_id in scan_ids}
 
 
 def begin_run(folder: Path, record: RunRecord, precision: ChosenPrecision | None = None) -> None:
-    """Make a run's folder and write down what it is of.
+    """Create the folder of a run, with config.toml and run.json.
 
     Args:
-        folder: The run's.
-        record: What it is of.
-        precision: Of the network's arithmetic, where there is a training; kept when the run goes on.
+        folder: Folder of the run.
+        record: Settings and scans to write.
+        precision: Precision of the network, if it is trained; it stays the same when the run is resumed.
 
     Raises:
-        RunError: There is a run in the folder, or something else.
+        RunError: The folder contains a run or other files.
     """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder}: there is a file of this name. Name a new or an empty folder")
@@ -139,14 +139,18 @@ def begin_run(folder: Path, record: RunRecord, precision: ChosenPrecision | None
         "scans": dict(record.scans),
     }
     write_atomically(folder / CONFIG, lambda file: file.write(to_toml(record.settings).encode()))
-    # Last: a folder with a run.json is a run.
+    # run.json is written last: a folder that has it is a run.
     write_atomically(
         folder / RECORD, lambda file: file.write(json.dumps(document, indent=1).encode() + b"\n")
     )
 
 
 def check_run(folder: Path, record: RunRecord) -> None:
-    """Refuse to go on with a run under other settings or on other scans.
+    """Check that a run may be resumed: its settings and scans are unchanged.
+
+    Args:
+        folder: Folder of the run.
+        record: Present settings and scans.
 
     Raises:
         RunError: There is no run in the folder.
@@ -170,7 +174,7 @@ def check_run(folder: Path, record: RunRecord) -> None:
 
 
 def begun_precision(folder: Path) -> Precision | None:
-    """The precision that the run in a folder began with; None where there is none, or it was not recorded."""
+    """Return the precision that the run in a folder began with; None if no run or no precision is there."""
     path = folder / RECORD
     if not path.exists():
         return None
@@ -181,23 +185,25 @@ def begun_precision(folder: Path) -> Precision | None:
 def settle_precision(
     folder: Path, wanted: Precision, device: torch.device, *, resume: bool, ranks: Ranks | None = None
 ) -> ChosenPrecision:
-    """The precision of a run: a new one's follows the devices, one that goes on keeps what it began with.
+    """Return the precision of a run: chosen for the devices if the run is new, else as it began.
+
+    Every process of the training must call this.
 
     Args:
-        folder: The run's.
-        wanted: By the settings.
-        device: Where this process computes.
-        resume: Whether the run goes on.
-        ranks: This process among those that train together; each of them has to call.
+        folder: Folder of the run.
+        wanted: Precision in the settings.
+        device: Device of this process.
+        resume: Whether the run is resumed.
+        ranks: Rank of this process.
     """
     begun = begun_precision(folder) if resume else None
     return precision_of_run(wanted, begun, device, common_support(ranks or Ranks(), device))
 
 
 def describe_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Settings that differ, as "optimisation.peak_rate 0.002 -> 0.0003"; those of [run] do not count."""
+    """Return the settings that differ, as "optimisation.peak_rate 0.002 -> 0.0003"; [run] is ignored."""
     old, new = _flat(before), _flat(after)
-    names = [name for name in sorted({*old, *new}) if name.split(".")[0] != WATCHING]
+    names = [name for name in sorted({*old, *new}) if name.split(".")[0] != CHANGEABLE]
     return [
         f"{name} {old.get(name, 'unset')} -> {new.get(name, 'unset')}"
         for name in names
@@ -206,18 +212,18 @@ def describe_differences(before: Mapping[str, Any], after: Mapping[str, Any]) ->
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether a run in this folder has a state to go on from."""
+    """Whether the run in this folder has a checkpoint to resume from."""
     return bool(list_checkpoints(folder / CHECKPOINTS))
 
 
 @contextmanager
 def locked_run(folder: Path) -> Iterator[None]:
-    """Be the only process group that trains in the folder, for the time of the block.
+    """Hold the lock of a run's folder while the block runs.
 
     Raises:
-        RunError: Another one does.
+        RunError: Another process holds the lock.
     """
-    made = not folder.exists()
+    created = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -228,7 +234,7 @@ def locked_run(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-        if made and not (folder / RECORD).exists():
+        if created and not (folder / RECORD).exists():
             (folder / LOCK).unlink(missing_ok=True)
             folder.rmdir()
 
@@ -237,7 +243,7 @@ def locked_run(folder: Path) -> Iterator[None]:
 
 
 def to_toml(tables: Mapping[str, Any]) -> str:
-    """Tables of plain values (numbers, texts, true and false, lists, tables) as TOML; None is left out."""
+    """Return tables of plain values (numbers, strings, booleans, lists, tables) as TOML; None is left out."""
     return "\n".join(_table_lines(tables, ())) + "\n"
 
 
@@ -266,7 +272,7 @@ def _value(value: Any) -> str:
 
 
 def _text(text: str) -> str:
-    """A text as TOML has it: as JSON, with DEL escaped too."""
+    """Return a TOML string: a JSON string, with DEL also escaped."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -291,6 +297,6 @@ def _changed_scans(before: Mapping[str, str], after: Mapping[str, str]) -> list[
     return [*gone, *new, *other]
 
 
-def _listed(things: Sequence[str]) -> str:
-    more = f" and {len(things) - _TOLD} more" if len(things) > _TOLD else ""
-    return ", ".join(things[:_TOLD]) + more
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more

@@ -1,6 +1,6 @@
-"""What the trainer trains: a few functions around a network, and what comes out of it.
+"""The interface between the trainer and what it trains: `Task` (network and functions) and `TrainingResult`.
 
-Pretraining (`training.pretraining.run`) and fine-tuning make a `Task` each and share the trainer.
+Pretraining (`training.pretraining.run`), fine-tuning and classification each define a `Task` for the trainer.
 """
 
 from __future__ import annotations
@@ -15,51 +15,51 @@ from torch import nn
 from training.engine.losses import LossTerms
 
 BatchT = TypeVar("BatchT")
-"""Samples as the loader gives them."""
+"""A batch from the loader."""
 ViewsT = TypeVar("ViewsT")
-"""Samples as the loss takes them."""
+"""A batch after `Task.prepare`, as the loss takes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task(Generic[BatchT, ViewsT]):
-    """What is trained, on what."""
+    """A network and the functions to train it."""
 
     net: nn.Module
     """The network, on the device it is trained on."""
     batches: Callable[[int, int, int], Iterable[BatchT]]
-    """(size, first, number): of the samples first .. first + number of the run this process's share, `size`
-    at a time. Sample i is the same whenever and wherever it is asked for."""
+    """(size, first, number) -> this process's batches, of `size` samples each, of samples first to
+    first + number of the run. Sample i is the same in every process and after every restart."""
     prepare: Callable[[BatchT], ViewsT]
     """Moves samples to the device and augments them; called in full precision, without gradients."""
     loss: Callable[[nn.Module, ViewsT], LossTerms]
-    """The mean over the samples; called in mixed precision, with the network as it is to be called."""
+    """Mean loss over the samples; called in mixed precision, with the (compiled, distributed) network."""
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None
-    """Numbers about the averaged network; the one called `score` says which weights are the best."""
+    """Returns figures of the averaged network by name; the one named by `score` selects the best weights."""
     score: str = "dice"
-    """The number of an evaluation that is the higher, the better the weights."""
+    """Name of the figure that selects the best weights; higher is better."""
     draw: Callable[[nn.Module, ViewsT, Path], object] | None = None
-    """Writes a picture of what the averaged network makes of this step's views, a PNG file."""
+    """Writes a PNG file with predictions of the averaged network for the views of this step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """How a training ended."""
+    """The outcome of a training: steps done, losses, speed, averaged network."""
 
     step: int
     """Steps done."""
     complete: bool
-    """Whether these are all; else it was stopped by a signal, and its state is saved."""
+    """Whether all steps are done; otherwise a signal stopped the training, and its state is saved."""
     signal_number: int
-    """The signal that stopped it, 0 if none did."""
+    """The signal that stopped the training; 0 if it is complete."""
     first_loss: float
-    """Mean loss of the first tenth of the steps done by this process, NaN where there was none."""
+    """Mean loss of the first tenth of the steps done by this process; NaN if it did none."""
     last_loss: float
-    """Mean loss of the last tenth."""
+    """Mean loss of the last tenth of these steps."""
     seconds: float
-    """Time of this process."""
+    """Wall time of this process."""
     data_wait_fraction: float
-    """Part of the steps' time that was spent waiting for samples; the start of the loader does not count."""
+    """Fraction of the steps' time spent waiting for samples, without the start of the loader."""
     samples_per_second: float
     """Over all processes; without the start of the loader, evaluations and pictures."""
     average: nn.Module
-    """The averaged network."""
+    """The network with averaged weights."""

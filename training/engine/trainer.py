@@ -1,13 +1,13 @@
-"""One training: batches in, weights out, and a run folder that it can go on from.
+"""The trainer: runs the steps of a task, and saves and resumes its state in a run folder.
 
-*Reads* the batches of a task (`training.engine.task`). *Writes* into a run's folder (its layout:
-`training.engine.run_folder`) metrics, checkpoints and pictures.
+*Reads* the batches of a task (`training.engine.task`). *Writes* metrics, checkpoints and pictures into a run
+folder (layout: `training.engine.run_folder`).
 
-    step: its samples, part after part -> loss, gradients -> averaged over processes -> all finite? or the run
-    ends before a weight is touched -> clipped -> weights -> averaged weights
+    one step: loss and gradients of each part of its samples -> mean over processes -> check that all are
+    finite (otherwise the run ends) -> clip gradients -> update weights -> update averaged weights
 
-*Valid*: going on gives the same weights as not having stopped, bit for bit on a CPU with the same number of
-threads and processes. With another number of processes the curve is the same but for rounding.
+*Valid*: a resumed training gives the same weights as an uninterrupted one, bit for bit on a CPU with the same
+number of threads and processes. With another number of processes the weights are equal up to rounding.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from training.engine.checkpoints import (
     save_checkpoint,
 )
 from training.engine.distributed import Ranks
-from training.engine.failures import refuse_not_finite
+from training.engine.failures import check_finite
 from training.engine.interrupts import noted_signals
 from training.engine.monitoring import Monitor, TrainingProgress
 from training.engine.optimisation import (
@@ -54,22 +54,23 @@ from training.engine.run_folder import CHECKPOINTS, RunConfig
 from training.engine.task import BatchT, Task, TrainingResult, ViewsT
 from training.errors import CheckpointError, ConfigError
 
-_SHOWN_STEPS = 20
-"""The loss that is shown is the mean of so many steps."""
+_PROGRESS_STEPS = 20
+"""Number of steps that the loss in the progress line is averaged over."""
 
 
 @dataclass(kw_only=True)
 class _Clock:
-    """Where the time of this process went."""
+    """Time that this process spent on steps, waiting, evaluations and pictures."""
 
     began: float = field(default_factory=time.monotonic)
     waited_seconds: float = 0.0
-    """For batches, without the first: workers start meanwhile."""
+    """Waiting for batches, except the first one."""
     starting_seconds: float = 0.0
-    """For the first batch."""
-    looked_seconds: float = 0.0
-    """For evaluations and pictures."""
+    """Waiting for the first batch, while the workers start."""
+    evaluation_seconds: float = 0.0
+    """Evaluations and pictures."""
     num_steps: int = 0
+    """Steps done by this process."""
 
     @property
     def seconds(self) -> float:
@@ -77,12 +78,12 @@ class _Clock:
 
     @property
     def stepping_seconds(self) -> float:
-        """For steps: all but the loader's start, evaluations and pictures."""
-        return max(self.seconds - self.starting_seconds - self.looked_seconds, 1e-9)
+        """Time of the steps: all but the loader's start, evaluations and pictures."""
+        return max(self.seconds - self.starting_seconds - self.evaluation_seconds, 1e-9)
 
 
 class Trainer(Generic[BatchT, ViewsT]):
-    """A training in progress. `run` does it; the rest are its parts."""
+    """Trains a task: `resume` restores the newest checkpoint, `run` does the steps."""
 
     def __init__(
         self,
@@ -96,17 +97,20 @@ class Trainer(Generic[BatchT, ViewsT]):
         precision: ChosenPrecision | None = None,
         on_progress: Callable[[TrainingProgress], None] | None = None,
     ) -> None:
-        """Make what a training needs.
+        """Create optimiser and averaged network.
 
         Args:
-            task: What is trained, on what.
-            folder: The run's folder, made already.
-            optimisation: How weights are changed.
-            run: How the run is watched.
-            ranks: This process among those that train together.
-            settings: All settings, plain values by table; kept in checkpoints for who loads them.
-            precision: Of the network's arithmetic; by default what `optimisation` asks for on this device.
-            on_progress: Told after every step, in the first process.
+            task: Network, batches and loss.
+            folder: Folder of the run; exists already.
+            optimisation: Settings of the optimisation.
+            run: Settings of logging, checkpoints and evaluations.
+            ranks: Rank of this process.
+            settings: All settings, plain values by table; written into checkpoints ("config").
+            precision: Precision of the network; by default `optimisation.precision` on this device.
+            on_progress: Called after every step, in the first process.
+
+        Raises:
+            ConfigError: The samples of a step cannot be divided equally among processes and parts.
         """
         self.task, self.folder, self.config, self.watch = task, folder, optimisation, run
         self.ranks = ranks or Ranks()
@@ -128,19 +132,19 @@ class Trainer(Generic[BatchT, ViewsT]):
         self.step = 0
         self.window: dict[str, float] = {}
         self.best: float | None = None
-        self.looked_at = 0
+        self.last_evaluated_step = 0
         self.clock = _Clock()
         self.losses: list[float] = []
 
     def resume(self) -> None:
-        """Take up the newest checkpoint of the run.
+        """Restore the state of the newest checkpoint of the run.
 
         Raises:
-            CheckpointError: There is none, or it is damaged or of another network.
+            CheckpointError: There is no checkpoint, or it is damaged or of another network.
         """
         paths = list_checkpoints(self.folder / CHECKPOINTS)
         if not paths:
-            raise CheckpointError(f"{self.folder}: no checkpoint to go on from. Begin the run anew")
+            raise CheckpointError(f"{self.folder}: no checkpoint to resume from. Begin a new run")
         state = read_checkpoint(paths[-1])
         try:
             self.task.net.load_state_dict(state["model"])
@@ -149,14 +153,14 @@ class Trainer(Generic[BatchT, ViewsT]):
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{paths[-1]}: does not fit the network of this run: {error}") from error
         self.step, self.window, self.best = state["step"], state["window"], state["best"]
-        self.looked_at = state["looked_at"]
+        self.last_evaluated_step = state["looked_at"]
         torch.set_rng_state(state["random_state"])
 
     def run(self) -> TrainingResult:
-        """Train until the last step, or until a signal asks for the end.
+        """Train until the last step, or until SIGINT or SIGTERM.
 
         Returns:
-            How it ended. All processes get the same, but for times.
+            The outcome; equal in all processes, except for times.
 
         Raises:
             NonFiniteLoss: A loss or gradient is NaN or infinite; state and batch of the step are saved.
@@ -165,12 +169,12 @@ class Trainer(Generic[BatchT, ViewsT]):
         received: list[int] = []
         stopped = False
         try:
-            with noted_signals(received, aloud=self.ranks.is_first), self._fed() as feed:
-                self._look(monitor, None)  # what a signal left undone
+            with noted_signals(received, aloud=self.ranks.is_first), self._batch_iterator() as batches:
+                self._evaluate_and_draw(monitor, None)  # an evaluation that a signal prevented
                 while not (self._done or stopped):
-                    stopped, views = self._one_step(feed, monitor, received)
+                    stopped, views = self._one_step(batches, monitor, received)
                     if not stopped:
-                        self._look(monitor, views)
+                        self._evaluate_and_draw(monitor, views)
                     if stopped or self._done or self.step % self.watch.checkpoint_every == 0:
                         self._save(monitor)
         finally:
@@ -182,17 +186,17 @@ class Trainer(Generic[BatchT, ViewsT]):
     # ------------------------------------------------------------ a step
 
     def _one_step(
-        self, feed: Iterator[BatchT], monitor: Monitor | None, received: list[int]
+        self, batches: Iterator[BatchT], monitor: Monitor | None, received: list[int]
     ) -> tuple[bool, ViewsT]:
-        """Do a step; returns whether any process was asked to stop, and the views of its last part."""
+        """Do one step; return whether any process got a signal to stop, and the views of the last part."""
         self.optimiser.zero_grad(set_to_none=True)
-        seen: list[BatchT] = []
+        parts: list[BatchT] = []
         sums: dict[str, Any] = {}
         weight = 1 / self.config.accumulation
         for part in range(self.config.accumulation):
-            seen.append(self._next(feed))
+            parts.append(self._next(batches))
             with torch.no_grad():
-                views = self.task.prepare(seen[-1])
+                views = self.task.prepare(parts[-1])
             with self._unsynchronised(part), autocast(self.precision, self.device):
                 terms = self.task.loss(self.model, views)
             with self._unsynchronised(part):
@@ -200,20 +204,21 @@ class Trainer(Generic[BatchT, ViewsT]):
             for name, value in {"loss": terms.total.detach(), **terms.parts}.items():
                 sums[name] = sums.get(name, 0.0) + weight * value.double()
         norm = gradient_norm(self.task.net)
-        *values, asked = self.ranks.mean([*sums.values(), float(bool(received))], self.device)
-        told = dict(zip(sums, values, strict=True)) | {"gradient_norm": float(norm)}
-        refuse_not_finite(told, self.task.net, seen, self.state, self.folder, rank=self.ranks.rank)
+        *means, signalled = self.ranks.mean([*sums.values(), float(bool(received))], self.device)
+        values = dict(zip(sums, means, strict=True)) | {"gradient_norm": float(norm)}
+        check_finite(values, self.task.net, parts, self.state, self.folder, rank=self.ranks.rank)
         clip_gradients(self.task.net, norm, self.config.max_gradient_norm)
         set_rate(self.optimiser, rate_at(self.step, self.config))
         self.optimiser.step()
         update_average(self.average, self.task.net, self.config.ema_decay)
         self.step += 1
-        self._tell(told, monitor)
-        return asked > 0, views
+        self._record_step(values, monitor)
+        return signalled > 0, views
 
-    def _next(self, feed: Iterator[BatchT]) -> BatchT:
+    def _next(self, batches: Iterator[BatchT]) -> BatchT:
+        """Return the next batch; the time of waiting is added to the clock."""
         began = time.monotonic()
-        batch = next(feed)
+        batch = next(batches)
         waited = time.monotonic() - began
         if self.clock.num_steps == 0 and not self.clock.starting_seconds:
             self.clock.starting_seconds = waited
@@ -222,19 +227,19 @@ class Trainer(Generic[BatchT, ViewsT]):
         return batch
 
     @contextmanager
-    def _fed(self) -> Iterator[Iterator[BatchT]]:
-        """The batches from this step on; what reads them is shut down at the end."""
+    def _batch_iterator(self) -> Iterator[Iterator[BatchT]]:
+        """The batches from this step on; the loader is shut down at the end of the block."""
         first, last = (steps * self.config.batch_size for steps in (self.step, self.config.num_steps))
-        feed = iter(self.task.batches(self.part_size, first, last - first))
+        batches = iter(self.task.batches(self.part_size, first, last - first))
         try:
-            yield feed
+            yield batches
         finally:
-            close = getattr(feed, "close", None)
+            close = getattr(batches, "close", None)
             if close:
                 close()
 
     def _wrapped(self, net: nn.Module) -> nn.Module:
-        """The network as the loss calls it: compiled, and its gradients averaged over processes."""
+        """Return the network that the loss calls: compiled, and with gradients averaged over processes."""
         if self.config.compile:
             separate_compiled_code(self.device)
         model: Any = torch.compile(net) if self.config.compile else net
@@ -247,29 +252,29 @@ class Trainer(Generic[BatchT, ViewsT]):
         return wrapped.train()
 
     def _unsynchronised(self, part: int) -> AbstractContextManager[Any]:
-        """Gradients are averaged over processes with the last part only."""
+        """Return a context that averages gradients over processes for the last part of a step only."""
         if isinstance(self.model, DistributedDataParallel) and part < self.config.accumulation - 1:
             return self.model.no_sync()
         return nullcontext()
 
-    # ------------------------------------------------------------ beside the steps
+    # ------------------------------------------------------------ metrics, evaluations, checkpoints
 
     @property
     def _done(self) -> bool:
         return self.step >= self.config.num_steps
 
-    def _tell(self, told: Mapping[str, float], monitor: Monitor | None) -> None:
-        """Add a step to the means of its window; write the window when it is full."""
+    def _record_step(self, values: Mapping[str, float], monitor: Monitor | None) -> None:
+        """Add the values of a step to the sums in `window`; write their means every `log_every` steps."""
         self.clock.num_steps += 1
-        self.losses.append(told["loss"])
-        for name, value in {**told, "steps": 1.0}.items():
+        self.losses.append(values["loss"])
+        for name, value in {**values, "steps": 1.0}.items():
             self.window[name] = self.window.get(name, 0.0) + value
         if self.step % self.watch.log_every == 0 or self._done:
             count = self.window.pop("steps")
             means = {name: value / count for name, value in self.window.items()}
             self.window = {}
             if monitor:
-                monitor.tell(
+                monitor.record(
                     "train",
                     self.step,
                     {
@@ -284,7 +289,7 @@ class Trainer(Generic[BatchT, ViewsT]):
                 TrainingProgress(
                     step=self.step,
                     num_steps=self.config.num_steps,
-                    loss=_mean(self.losses[-_SHOWN_STEPS:]),
+                    loss=_mean(self.losses[-_PROGRESS_STEPS:]),
                     samples_per_second=self._samples_per_second,
                     data_wait_fraction=self._wait_fraction,
                     seconds=self.clock.seconds - self.clock.starting_seconds,
@@ -301,9 +306,9 @@ class Trainer(Generic[BatchT, ViewsT]):
     def _wait_fraction(self) -> float:
         return self.clock.waited_seconds / self.clock.stepping_seconds
 
-    def _look(self, monitor: Monitor | None, views: ViewsT | None) -> None:
-        """Evaluate and draw where it is due and not done yet, in the first process."""
-        if monitor and self.looked_at < self.step:
+    def _evaluate_and_draw(self, monitor: Monitor | None, views: ViewsT | None) -> None:
+        """Evaluate and draw, in the first process, if this is due and was not done for this step."""
+        if monitor and self.last_evaluated_step < self.step:
             began = time.monotonic()
             if self.task.draw and views is not None and self._due(self.watch.draw_every):
                 path = self.folder / "pictures" / f"step-{self.step:08d}.png"
@@ -313,16 +318,16 @@ class Trainer(Generic[BatchT, ViewsT]):
             if self.task.evaluate and self._due(self.watch.evaluate_every):
                 with torch.no_grad():
                     values = dict(self.task.evaluate(self.average))
-                monitor.tell("evaluation", self.step, values)
-                self._note_best(values.get(self.task.score, math.nan))
-            self.clock.looked_seconds += time.monotonic() - began
-        self.looked_at = self.step
+                monitor.record("evaluation", self.step, values)
+                self._save_if_best(values.get(self.task.score, math.nan))
+            self.clock.evaluation_seconds += time.monotonic() - began
+        self.last_evaluated_step = self.step
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self._done)
 
-    def _note_best(self, score: float) -> None:
-        """Save these weights if no earlier ones scored as high; NaN is no score."""
+    def _save_if_best(self, score: float) -> None:
+        """Save the weights if their score is higher than all earlier ones; NaN never is."""
         if score > (-math.inf if self.best is None else self.best):
             self.best = score
             names = ("step", "model", "ema_model", "best", "config")
@@ -330,7 +335,7 @@ class Trainer(Generic[BatchT, ViewsT]):
             save_checkpoint(self.folder / CHECKPOINTS / BEST, {name: state[name] for name in names})
 
     def state(self) -> dict[str, Any]:
-        """Everything that going on needs: tensors and plain values."""
+        """Return everything that resuming needs: tensors and plain values."""
         return {
             "step": self.step,
             "model": self.task.net.state_dict(),
@@ -338,7 +343,7 @@ class Trainer(Generic[BatchT, ViewsT]):
             "optimiser": self.optimiser.state_dict(),
             "window": dict(self.window),
             "best": self.best,
-            "looked_at": self.looked_at,
+            "looked_at": self.last_evaluated_step,
             "random_state": torch.get_rng_state(),
             "config": self.settings,
         }
@@ -365,10 +370,10 @@ class Trainer(Generic[BatchT, ViewsT]):
 
 
 def separate_compiled_code(device: torch.device) -> None:
-    """Let torch.compile keep a CPU's code by instruction set; TORCHINDUCTOR_CACHE_DIR stays where it is set.
+    """Give torch.compile one cache folder per CPU instruction set, unless TORCHINDUCTOR_CACHE_DIR is set.
 
-    PyTorch 2.13 takes code that was compiled under ATEN_CPU_CAPABILITY=avx2 for its own without it, and the
-    process dies of damaged memory.
+    Without this, PyTorch 2.13 also uses cached code that was compiled under ATEN_CPU_CAPABILITY=avx2 when the
+    variable is not set, and the process crashes with corrupted memory.
     """
     if device.type == "cpu":
         name = f"torchinductor_{os.getuid()}_{torch.backends.cpu.get_cpu_capability().lower()}"

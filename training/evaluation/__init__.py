@@ -1,9 +1,9 @@
-"""How well structures are found: Dice and surface distances on labelled scans of a store.
+"""Evaluation of segmentations on the labelled scans of a store: Dice and surface distances.
 
 Takes:  a network, a store with labels, and `EvaluationConfig`.
-Gives:  an `Evaluation`: a score a target and structure, summaries with intervals, tables.
+Gives:  an `Evaluation`: one score per target and structure, means with intervals, tables.
 
-`evaluate_in_context` is the door.
+`evaluate_in_context` is the main function.
 """
 
 import lazy_loader

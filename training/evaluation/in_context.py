@@ -1,14 +1,14 @@
-"""In-context Dice on the labelled scans of a store, without training on the labels: how good is a net yet?
+"""In-context evaluation of a network on the labelled scans of a store, without training on the labels.
 
-Some scans serve as references, others as targets; each *prompt* is k references (k shots), put to every
-target that is not among them. A structure is one value of a label map, or (`whole`) all of them together.
+Some scans are references, the others targets. A *prompt* is k references (k shots); it is applied to every
+target that is not one of them. A structure is one value of a label map, or (`whole`) all values together.
 
 Reads:  a store's images (z-scores) and labels.
-Writes: one `Score` a prompt, target and structure (`training.evaluation.scores`); ensembled, one a target and
-        structure.
-Bounds: scans of one data set and label name are compared with each other only. A structure that is absent
-        from a target has no Dice and counts nowhere; how many these are is stated, and how many of them were
-        drawn all the same. Draws come from the config's seed: no generator of the caller's is touched.
+Writes: one `Score` per prompt, target and structure (`training.evaluation.scores`); with ensembling, one per
+        target and structure.
+Bounds: references and targets are of the same data set and label map. If a target lacks a structure, it has
+        no Dice for it and is in no mean; the number of such cases, and of those with a prediction, is
+        reported. Random choices use the config's seed only; no other generator is changed.
 """
 
 from __future__ import annotations
@@ -42,32 +42,32 @@ WHOLE = "whole"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Which scans are compared, and how."""
+    """Which references and targets are used, and which structures."""
 
     targets: tuple[str, ...] = ()
-    """Ids of the target scans; empty: `num_targets` drawn."""
+    """Ids of the target scans; empty to draw `num_targets` scans."""
     references: tuple[str, ...] = ()
-    """Ids of the scans that prompts are made of, in turn; empty: drawn."""
+    """Ids of the reference scans, assigned to prompts in this order; empty to draw them."""
     num_targets: int = 8
-    """Targets drawn from each data set and label name."""
+    """Number of targets drawn from each data set and label map."""
     num_prompts: int = 2
-    """Prompts; each takes `shots` references that no earlier one has, as far as they last."""
+    """Largest number of prompts. Each has `shots` references; no reference is in two prompts."""
     shots: int = 1
-    """References a prompt; their priors are averaged."""
+    """References per prompt; their priors are averaged."""
     datasets: tuple[str, ...] = ()
-    """Data sets to evaluate on; empty: all that have labels."""
+    """Data sets to evaluate on; empty for all that have labels."""
     label: str = ""
-    """Label map to evaluate on; empty: every one."""
+    """Label map to evaluate on; empty for all."""
     whole: bool = True
-    """Whether all values of a label map together are one structure more, where there are several."""
+    """Whether all values of a label map together are an additional structure, if there are several."""
     parts: bool = True
     """Whether each value is a structure."""
     max_structures: int = 16
-    """Most values of a label map that are looked at, those in most references first."""
+    """Largest number of values of a label map to evaluate; those in most references are chosen."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the random choices."""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
-    """Windows and precision."""
+    """Settings of the inference, for example windows and precision."""
 
     def __post_init__(self) -> None:
         for name in ("num_targets", "num_prompts", "shots", "max_structures"):
@@ -88,23 +88,23 @@ def evaluate_in_context(
     distances: bool = False,
     keep_going: bool = False,
 ) -> Evaluation:
-    """Return how well a network finds labelled structures when it is shown k labelled references.
+    """Return the scores of in-context segmentation on labelled targets, given labelled references.
 
-    The network's mode and the state of every random generator are as before.
+    The network's mode (training or evaluation) and the state of every random generator are restored.
 
     Args:
         net: An `Iris` on `device`.
-        store: With labels.
-        config: Which scans, how many prompts.
-        device: Where to compute.
-        progress: Called with targets done and targets in all.
-        ensemble: Whether the prompts' probabilities are averaged, in place of scoring each prompt.
-        distances: Whether surface distances are measured too.
-        keep_going: Whether a target whose bytes are damaged is told of, in place of ending it all.
+        store: A store with labels.
+        config: References, targets and structures.
+        device: Device to compute on.
+        progress: Called with the number of targets done and of all targets.
+        ensemble: Whether to average the probabilities of all prompts, instead of scoring each prompt.
+        distances: Whether to measure surface distances also.
+        keep_going: Whether to list a damaged target in `Evaluation.failed`, instead of raising an error.
 
     Raises:
-        DataError: No two scans of the store share a label map, or a chosen id is not in it.
-        CorruptStore: A reference is damaged; a target too, unless `keep_going`.
+        DataError: No two scans of the store share a label map, or a chosen id is not in the store.
+        CorruptStore: A reference is damaged, or a target without `keep_going`.
     """
     cohorts = _cohorts(store, config)
     total, done = sum(len(cohort.targets) for cohort in cohorts), 0
@@ -118,16 +118,16 @@ def evaluate_in_context(
             structures = _structures(store, cohort, config)
             prompts = [_prompt(net, store, cohort, ids, structures, config, device) for ids in cohort.prompts]
             unprompted += _unprompted(cohort, prompts, structures)
-            ask = _Asking(net=net, cohort=cohort, config=config, device=device, distances=distances)
-            for target in cohort.targets:
+            scorer = _Scorer(net=net, cohort=cohort, config=config, device=device, distances=distances)
+            for scan_id in cohort.targets:
                 try:
-                    shown = _Target.read(store.scan(target), cohort.label)
-                    prompted = _prompts_for(target, cohort, prompts)
-                    scores += ask.ensembled(shown, prompted) if ensemble else ask.each(shown, prompted)
+                    target = _Target.read(store.scan(scan_id), cohort.label)
+                    usable = _prompts_for(scan_id, cohort, prompts)
+                    scores += scorer.ensembled(target, usable) if ensemble else scorer.each(target, usable)
                 except CorruptStore as error:
                     if not keep_going:
                         raise
-                    failed.append(Failed(target=target, label=cohort.label, reason=str(error)))
+                    failed.append(Failed(target=scan_id, label=cohort.label, reason=str(error)))
                 done += 1
                 if progress is not None:
                     progress(done, total)
@@ -138,21 +138,22 @@ def evaluate_in_context(
 
 @dataclass(frozen=True, kw_only=True)
 class _Cohort:
-    """Scans with the same label map: what can be compared."""
+    """Scans of one data set that share a label map, split into references and targets."""
 
     dataset: str
     label: str
     prompts: tuple[tuple[str, ...], ...]
+    """Ids of the references of each prompt."""
     targets: tuple[str, ...]
+    """Ids of the targets."""
 
 
 def _cohorts(store: Store, config: EvaluationConfig) -> list[_Cohort]:
-    """Who is shown to whom."""
-    strangers = [scan_id for scan_id in (*config.targets, *config.references) if scan_id not in store.entries]
-    if strangers:
-        raise DataError(
-            f"evaluation: scan {strangers[0]!r} is not in {store.path}, nor {len(strangers) - 1} others"
-        )
+    """Return the scans of each data set that share a label map, split into references and targets."""
+    missing = [scan_id for scan_id in (*config.targets, *config.references) if scan_id not in store.entries]
+    if missing:
+        more = f" ({len(missing) - 1} more are missing)" if len(missing) > 1 else ""
+        raise DataError(f"evaluation: scan {missing[0]!r} is not in {store.path}{more}")
     members: dict[tuple[str, str], list[str]] = {}
     for entry in store.entries.values():
         for label in entry.labels:
@@ -162,12 +163,12 @@ def _cohorts(store: Store, config: EvaluationConfig) -> list[_Cohort]:
     for (dataset, label), ids in members.items():
         generator = np.random.default_rng(config.seed)
         shuffled = [ids[k] for k in generator.permutation(len(ids))]
-        strange = [scan_id for scan_id in shuffled if scan_id not in config.references] or shuffled
-        targets = _chosen(config.targets, strange[: config.num_targets], ids)
+        no_references = [scan_id for scan_id in shuffled if scan_id not in config.references] or shuffled
+        targets = _chosen(config.targets, no_references[: config.num_targets], ids)
         others = [scan_id for scan_id in shuffled if scan_id not in targets] or shuffled
         references = _chosen(config.references, others, ids)
         prompts = _groups(references, config.shots, config.num_prompts)
-        # A target may be among the references of some prompts, but not of all.
+        # A target may be a reference of some prompts, but not of all.
         targets = [target for target in targets if any(target not in prompt for prompt in prompts)]
         if targets:
             cohorts.append(_Cohort(dataset=dataset, label=label, prompts=prompts, targets=tuple(targets)))
@@ -181,19 +182,19 @@ def _cohorts(store: Store, config: EvaluationConfig) -> list[_Cohort]:
 
 
 def _chosen(wanted: Sequence[str], drawn: Sequence[str], ids: Sequence[str]) -> list[str]:
-    """The wanted ids that are in the cohort; what was drawn where none is wanted."""
-    there = set(ids)
-    return [scan_id for scan_id in wanted if scan_id in there] if wanted else list(drawn)
+    """Return the ids to use: the wanted ones that are among `ids`, or the drawn ones if none are wanted."""
+    present = set(ids)
+    return [scan_id for scan_id in wanted if scan_id in present] if wanted else list(drawn)
 
 
 def _groups(references: Sequence[str], shots: int, count: int) -> tuple[tuple[str, ...], ...]:
-    """Up to `count` disjoint groups of `shots` references; one smaller group where there are not enough."""
-    whole = [tuple(references[k : k + shots]) for k in range(0, len(references) - shots + 1, shots)]
-    return tuple(whole[:count]) or ((tuple(references),) if references else ())
+    """Return up to `count` disjoint groups of `shots` references; one smaller group if there are too few."""
+    full = [tuple(references[k : k + shots]) for k in range(0, len(references) - shots + 1, shots)]
+    return tuple(full[:count]) or ((tuple(references),) if references else ())
 
 
 def _structures(store: Store, cohort: _Cohort, config: EvaluationConfig) -> tuple[Structure, ...]:
-    """What is looked for: the most frequent values of the references' label maps, and all together."""
+    """Return the structures: the values found in most references' label maps, and all values together."""
     counts: dict[int, int] = {}
     names: dict[int, str] = {}
     for scan_id in dict.fromkeys(scan_id for ids in cohort.prompts for scan_id in ids):
@@ -219,7 +220,7 @@ def _prompt(
     config: EvaluationConfig,
     device: torch.device | str,
 ) -> Prompt | None:
-    """The encoded references of one prompt; None where they show none of the structures."""
+    """Return the encoded references of one prompt; None if they have none of the structures."""
     scans = [store.scan(scan_id) for scan_id in ids]
     references = [
         Reference(image=scan.image(normalize=True), labels=scan.labels(cohort.label)) for scan in scans
@@ -235,7 +236,7 @@ def _prompt(
 def _unprompted(
     cohort: _Cohort, prompts: Sequence[Prompt | None], structures: Sequence[Structure]
 ) -> Iterator[Unprompted]:
-    """What a prompt's references all lack."""
+    """Yield the structures that all references of a prompt lack."""
     for ids, prompt in zip(cohort.prompts, prompts, strict=True):
         for structure in structures if prompt is None else prompt.missing:
             yield Unprompted(
@@ -243,12 +244,12 @@ def _unprompted(
             )
 
 
-_Prompted = list[tuple[tuple[str, ...], Prompt]]
-"""Prompts with the ids of their references."""
+_NamedPrompts = list[tuple[tuple[str, ...], Prompt]]
+"""Prompts, each with the ids of its references."""
 
 
-def _prompts_for(target: str, cohort: _Cohort, prompts: Sequence[Prompt | None]) -> _Prompted:
-    """The prompts that a target is not part of."""
+def _prompts_for(target: str, cohort: _Cohort, prompts: Sequence[Prompt | None]) -> _NamedPrompts:
+    """Return the prompts that do not have the target as a reference."""
     return [
         (ids, prompt)
         for ids, prompt in zip(cohort.prompts, prompts, strict=True)
@@ -258,7 +259,7 @@ def _prompts_for(target: str, cohort: _Cohort, prompts: Sequence[Prompt | None])
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Target:
-    """A scan that structures are looked for in."""
+    """A scan to segment, with its expert labels."""
 
     scan_id: str
     image: NDArray[np.float32]
@@ -267,7 +268,7 @@ class _Target:
 
     @classmethod
     def read(cls, scan: Scan, label: str) -> _Target:
-        """A scan of a store."""
+        """Read image and label map of a stored scan."""
         return cls(
             scan_id=scan.id,
             labels=scan.labels(label),
@@ -277,8 +278,8 @@ class _Target:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Asking:
-    """Who is asked what, and how answers are scored."""
+class _Scorer:
+    """Segments targets of a cohort with prompts, and scores the results."""
 
     net: torch.nn.Module
     cohort: _Cohort
@@ -292,37 +293,38 @@ class _Asking:
         context: InContextNet = self.net  # type: ignore[assignment]
         return predict(context, target.image, prompts, self.config.inference, device=self.device)
 
-    def each(self, target: _Target, prompted: _Prompted) -> Iterator[Score]:
-        """The scores of one target with every prompt."""
-        for number, part, probabilities in self._predict(target, [prompt for _, prompt in prompted]):
-            ids, prompt = prompted[number]
+    def each(self, target: _Target, prompts: _NamedPrompts) -> Iterator[Score]:
+        """Yield the scores of one target with every prompt."""
+        for number, part, probabilities in self._predict(target, [prompt for _, prompt in prompts]):
+            ids, prompt = prompts[number]
             for structure, probability in zip(prompt.structures[part], probabilities, strict=True):
                 yield self._score(target, structure, ids, probability)
 
-    def ensembled(self, target: _Target, prompted: _Prompted) -> Iterator[Score]:
-        """The scores of one target with the mean probability of all prompts that show a structure.
+    def ensembled(self, target: _Target, prompts: _NamedPrompts) -> Iterator[Score]:
+        """Yield the scores of one target with the mean probability of all prompts that have a structure.
 
-        As many structures at a time as half the memory of the accumulators holds.
+        Structures are processed in groups, so that the sums of a group need at most half of
+        `max_accumulator_bytes`.
         """
-        structures = list(dict.fromkeys(s for _, prompt in prompted for s in prompt.structures))
-        room = self.config.inference.max_accumulator_bytes // (2 * 4 * target.image.size)
-        for first in range(0, len(structures), max(1, room)):
-            some = structures[first : first + max(1, room)]
-            asked = [(ids, prompt.only(some)) for ids, prompt in prompted]
-            asked = [(ids, prompt) for ids, prompt in asked if prompt.structures]
+        structures = list(dict.fromkeys(s for _, prompt in prompts for s in prompt.structures))
+        group_size = self.config.inference.max_accumulator_bytes // (2 * 4 * target.image.size)
+        for first in range(0, len(structures), max(1, group_size)):
+            group = structures[first : first + max(1, group_size)]
+            reduced = [(ids, prompt.only(group)) for ids, prompt in prompts]
+            reduced = [(ids, prompt) for ids, prompt in reduced if prompt.structures]
             sums: dict[Structure, NDArray[np.float32]] = {}
-            shown: dict[Structure, list[str]] = {structure: [] for structure in some}
-            for number, part, probabilities in self._predict(target, [prompt for _, prompt in asked]):
-                ids, prompt = asked[number]
+            references: dict[Structure, list[str]] = {structure: [] for structure in group}
+            for number, part, probabilities in self._predict(target, [prompt for _, prompt in reduced]):
+                ids, prompt = reduced[number]
                 for structure, probability in zip(prompt.structures[part], probabilities, strict=True):
                     if structure in sums:
                         sums[structure] += probability
                     else:
                         sums[structure] = probability.copy()
-                    shown[structure].append("+".join(ids))
-            for structure in some:
-                mean = sums.pop(structure) / np.float32(len(shown[structure]))
-                yield self._score(target, structure, tuple(shown[structure]), mean)
+                    references[structure].append("+".join(ids))
+            for structure in group:
+                mean = sums.pop(structure) / np.float32(len(references[structure]))
+                yield self._score(target, structure, tuple(references[structure]), mean)
 
     def _score(
         self,
@@ -331,10 +333,10 @@ class _Asking:
         references: tuple[str, ...],
         probability: NDArray[np.float32],
     ) -> Score:
-        drawn, expected = probability >= self.config.inference.threshold, structure.mask(target.labels)
-        apart: SurfaceDistances = UNKNOWN
+        predicted, expected = probability >= self.config.inference.threshold, structure.mask(target.labels)
+        distances: SurfaceDistances = UNKNOWN
         if self.distances:
-            apart = surface_distances(drawn, expected, target.spacing_zyx_mm)
+            distances = surface_distances(predicted, expected, target.spacing_zyx_mm)
         return Score(
             dataset=self.cohort.dataset,
             label=self.cohort.label,
@@ -342,8 +344,8 @@ class _Asking:
             target=target.scan_id,
             references=references,
             expected_voxels=int(expected.sum()),
-            predicted_voxels=int(drawn.sum()),
-            common_voxels=int((expected & drawn).sum()),
-            hd95_mm=apart.hd95_mm,
-            asd_mm=apart.asd_mm,
+            predicted_voxels=int(predicted.sum()),
+            common_voxels=int((expected & predicted).sum()),
+            hd95_mm=distances.hd95_mm,
+            asd_mm=distances.asd_mm,
         )

@@ -1,7 +1,6 @@
-"""An evaluation as tables: Markdown for people, CSV a case, JSON for machines.
+"""Tables of an evaluation: Markdown, CSV with one row per case, and JSON.
 
-*Reads* an `Evaluation`. *Writes* text. Numbers that are not defined are "-" in Markdown, empty in CSV and
-null in JSON.
+*Reads* an `Evaluation`. *Writes* text. Undefined numbers are "-" in Markdown, empty in CSV and null in JSON.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from typing import Any
 from training.evaluation.scores import MEASURES, Evaluation, Interval, Measure, Score, bootstrap, plain
 
 TITLES: dict[Measure, str] = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "asd_mm": "ASD (mm)"}
-"""What each measure is called for people."""
+"""Name of each measure in tables."""
 
-_READING = """\
-Dice is 0 where a structure is there and nothing was drawn (missed); HD95 and ASD have no value then, and are
-means over the other cases. A structure that a target lacks (absent) has no Dice and is in no mean; how often
-it was drawn all the same is told. Brackets: 95 % intervals, bootstrap over targets; - where fewer than two
-targets. Measured on the store's grid.
+_EXPLANATION = """\
+If a target has a structure but nothing was predicted (missed), Dice is 0, and HD95 and ASD have no value;
+they are means over the other cases. If a target lacks a structure (absent), it has no Dice and is in no mean;
+"drawn though absent" counts how often something was predicted. Brackets: 95 % intervals, bootstrap over
+targets; - for fewer than two targets. Measured on the store's grid.
 """
 
 
@@ -39,12 +38,12 @@ class Table:
 
     @classmethod
     def of(cls, evaluation: Evaluation, *, num_resamples: int = 2000, seed: int = 0) -> Table:
-        """The means and intervals of an evaluation.
+        """Return the means and intervals of an evaluation.
 
         Args:
             evaluation: All scores.
-            num_resamples: Of the bootstrap.
-            seed: Of its draws.
+            num_resamples: Number of bootstrap resamples.
+            seed: Seed of the resampling.
         """
         found = {
             measure: bootstrap(evaluation, measure, num_resamples=num_resamples, seed=seed)
@@ -57,7 +56,7 @@ class Table:
         )
 
     def structure_rows(self) -> list[tuple[str, ...]]:
-        """A row a structure, then the mean over structures: texts in the order of `COLUMNS`."""
+        """Return one row per structure, then the mean over structures, with the columns of `COLUMNS`."""
         rows = []
         for number, one in enumerate(self.evaluation.structures):
             means = [_mean_text(m, getattr(one, m), self.each[m][number]) for m in MEASURES]
@@ -74,23 +73,23 @@ class Table:
         return rows
 
     def narrow_rows(self) -> list[tuple[str, ...]]:
-        """The same for narrow terminals, in the order of `NARROW_COLUMNS`: the last two columns in one."""
+        """Return the rows for narrow terminals (`NARROW_COLUMNS`): the last two columns are combined."""
         return [
             (*means, absent if absent == "0" else f"{absent} ({drawn} drawn)")
             for *means, absent, drawn in self.structure_rows()
         ]
 
     def to_markdown(self, title: str, facts: Sequence[str] = ()) -> str:
-        """Every table, with what is needed to read them.
+        """Return a page with all tables and an explanation.
 
         Args:
-            title: Of the page.
-            facts: Lines on how it was measured.
+            title: Title of the page.
+            facts: Lines that describe the measurement.
         """
-        parts = [f"# {title}\n", *(f"- {fact}" for fact in facts), "", _READING]
+        parts = [f"# {title}\n", *(f"- {fact}" for fact in facts), "", _EXPLANATION]
         parts += ["## By structure\n", _markdown(COLUMNS, self.structure_rows())]
         if self.evaluation.unprompted:
-            parts += ["## Not asked for: the references lack it\n"]
+            parts += ["## Not evaluated: no reference has the structure\n"]
             rows = [
                 (f"{u.dataset} / {u.label} / {u.structure}", " ".join(u.references))
                 for u in self.evaluation.unprompted
@@ -108,7 +107,7 @@ class Table:
         return "\n".join(parts)
 
     def to_csv(self) -> str:
-        """A row a case and structure."""
+        """Return CSV text with one row per score (prompt, target and structure)."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         names = ("dataset", "label", "structure", "target")
@@ -128,7 +127,7 @@ class Table:
         return text.getvalue()
 
     def to_json(self) -> dict[str, Any]:
-        """Means, intervals, counts, single scores; plain values without NaN."""
+        """Return means, intervals, counts and single scores, as plain values without NaN."""
         structures = []
         for number, one in enumerate(self.evaluation.structures):
             measured: dict[str, Any] = {

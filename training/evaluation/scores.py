@@ -1,11 +1,11 @@
-"""What an evaluation comes to: scores a case, means a structure, and how sure they are.
+"""Results of an evaluation: the score of each case, means per structure, and confidence intervals.
 
 Reads:  voxel counts and surface distances of each prompt, target and structure.
 Writes: means, and 95 % intervals by bootstrap over targets.
-Bounds: a structure that a target lacks has no Dice there and counts nowhere; how many these are is stated,
-        and how many of them were drawn all the same. One that the target has and that was missed has Dice 0
-        and no surface distance; how many these are is stated too. Surface distances are means over what was
-        found.
+Bounds: if a target lacks a structure, the case has no Dice and is in no mean; the number of such cases is
+        reported, and in how many of them something was predicted. If the target has the structure and nothing
+        was predicted (missed), the Dice is 0 and there is no surface distance; the number of these cases is
+        reported, too. Surface distances are means over the cases where the structure was found.
 """
 
 from __future__ import annotations
@@ -26,39 +26,39 @@ _COVERED_PERCENT = 95.0
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How well one structure was found in one target."""
+    """The segmentation quality of one structure in one target."""
 
     dataset: str
-    """Collection of the scans."""
+    """Data set of the scans."""
     label: str
-    """Label map."""
+    """Name of the label map."""
     structure: str
-    """Name of the value, or "whole"."""
+    """Name of the label value, or "whole"."""
     target: str
     """Id of the target."""
     references: tuple[str, ...]
-    """Ids of the references; ensembled, one entry a prompt, its ids joined by "+"."""
+    """Ids of the references; with ensembling, one entry per prompt, with its ids joined by "+"."""
     expected_voxels: int
-    """Voxels of the structure by the label."""
+    """Voxels of the structure in the label map."""
     predicted_voxels: int
-    """Voxels that were drawn."""
+    """Predicted voxels."""
     common_voxels: int
-    """Voxels of both."""
+    """Voxels in both."""
     hd95_mm: float = math.nan
-    """95th percentile of the Hausdorff distance; NaN where it was not measured or one mask is empty."""
+    """95th percentile of the Hausdorff distance; NaN if it was not measured or one mask is empty."""
     asd_mm: float = math.nan
-    """Average symmetric surface distance; NaN where it was not measured or one mask is empty."""
+    """Average symmetric surface distance; NaN if it was not measured or one mask is empty."""
 
     @property
     def dice(self) -> float:
-        """2 |A and B| / (|A| + |B|) in [0, 1]; NaN where the target lacks the structure."""
+        """2 |A and B| / (|A| + |B|) in [0, 1]; NaN if the target lacks the structure."""
         if not self.expected_voxels:
             return math.nan
         return 2 * self.common_voxels / (self.expected_voxels + self.predicted_voxels)
 
     @property
     def state(self) -> Literal["found", "missed", "absent", "drawn though absent"]:
-        """Whether the target has the structure, and whether something was drawn."""
+        """Whether the target has the structure, and whether something was predicted ("drawn")."""
         if self.expected_voxels:
             return "found" if self.predicted_voxels else "missed"
         return "drawn though absent" if self.predicted_voxels else "absent"
@@ -66,12 +66,16 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Unprompted:
-    """A structure that all references of a prompt lack: it could not be asked for."""
+    """A structure that all references of a prompt lack, so that it could not be segmented with it."""
 
     dataset: str
+    """Data set of the scans."""
     label: str
+    """Name of the label map."""
     structure: str
+    """Name of the label value, or "whole"."""
     references: tuple[str, ...]
+    """Ids of the references of the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,55 +83,58 @@ class Failed:
     """A target that could not be read."""
 
     target: str
+    """Id of the target."""
     label: str
+    """Name of the label map."""
     reason: str
+    """Message of the error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StructureSummary:
-    """One structure over all its cases."""
+    """Means and counts of one structure over all its cases."""
 
     dataset: str
-    """Collection of the scans."""
+    """Data set of the scans."""
     label: str
-    """Label map."""
+    """Name of the label map."""
     structure: str
-    """Name of the value, or "whole"."""
+    """Name of the label value, or "whole"."""
     dice: float
-    """Mean over prompts and targets that have it; NaN where none has."""
+    """Mean over the cases whose target has the structure; NaN if there are none."""
     num_cases: int
-    """How many these are."""
+    """Number of cases whose target has the structure."""
     num_absent: int
-    """Cases whose target lacks it; not in the mean."""
+    """Number of cases whose target lacks the structure; not in the mean."""
     num_drawn_though_absent: int
-    """Those of them where something was drawn."""
+    """Number of cases among these in which something was predicted."""
     num_missed: int
-    """Cases whose target has it and where nothing was drawn: Dice 0, no surface distance."""
+    """Number of cases whose target has the structure and nothing was predicted: Dice 0, no distance."""
     hd95_mm: float
-    """Mean over the cases where it was found; NaN where there is none or nothing was measured."""
+    """Mean over the cases in which the structure was found; NaN if there are none or it was not measured."""
     asd_mm: float
-    """The same."""
+    """Mean over the same cases."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """All scores, and what they come to."""
+    """All scores of an evaluation, with their means."""
 
     scores: tuple[Score, ...]
-    """By prompt, target and structure."""
+    """One score per prompt, target and structure."""
     unprompted: tuple[Unprompted, ...] = ()
-    """Structures that a prompt's references all lack; they have no scores there."""
+    """Structures that all references of a prompt lack; they have no scores with this prompt."""
     failed: tuple[Failed, ...] = ()
     """Targets that could not be read."""
 
     @property
     def num_unprompted(self) -> int:
-        """Structures that a prompt's references all lack, counted over prompts."""
+        """Number of structures that all references of a prompt lack, summed over prompts."""
         return len(self.unprompted)
 
     @property
     def groups(self) -> dict[tuple[str, str, str], list[Score]]:
-        """The scores of each structure (data set, label map, name), in the order in which they were met."""
+        """Scores by structure (data set, label map, name), in the order of their first score."""
         groups: dict[tuple[str, str, str], list[Score]] = {}
         for score in self.scores:
             groups.setdefault((score.dataset, score.label, score.structure), []).append(score)
@@ -135,20 +142,20 @@ class Evaluation:
 
     @property
     def structures(self) -> tuple[StructureSummary, ...]:
-        """A summary of each structure, in the order in which they were met."""
+        """A summary of each structure, in the order of `groups`."""
         return tuple(_summary(*names, scores) for names, scores in self.groups.items())
 
     @property
     def mean_dice(self) -> float:
-        """Mean over structures, each of the same weight; NaN where there is none."""
+        """Mean Dice over structures with equal weights; NaN if there are none."""
         return _mean(summary.dice for summary in self.structures)
 
     def mean(self, measure: Measure) -> float:
-        """Mean of a measure over structures, each of the same weight; NaN where there is none."""
+        """Return the mean of a measure over structures with equal weights; NaN if there are none."""
         return _mean(getattr(summary, measure) for summary in self.structures)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the means, the counts and each structure's mean, without the single scores."""
+        """Return overall means, counts and means per structure, as plain values without the single scores."""
         return {
             "mean_dice": plain(self.mean_dice),
             "mean_hd95_mm": plain(self.mean("hd95_mm")),
@@ -173,10 +180,12 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """Where a mean lies with 95 % confidence; NaN where it cannot be told."""
+    """95 % confidence interval of a mean; NaN if there are too few targets."""
 
     low: float
+    """Lower bound."""
     high: float
+    """Upper bound."""
 
 
 def bootstrap(
@@ -184,26 +193,26 @@ def bootstrap(
 ) -> tuple[Interval, list[Interval]]:
     """Return the 95 % intervals of the mean over structures, and of each structure's mean.
 
-    Targets are drawn with replacement within their data set, all their cases with them: prompts put to one
-    target are no independent cases (percentile bootstrap, Efron and Tibshirani 1993). A mean over fewer than
-    two targets has no interval.
+    Targets are resampled with replacement within their data set, with all their cases, because scores of
+    several prompts on one target are not independent (percentile bootstrap, Efron and Tibshirani 1993). A
+    mean over fewer than two targets has no interval.
 
     Args:
         evaluation: All scores.
-        measure: Which number.
-        num_resamples: Draws.
-        seed: Of the draws.
+        measure: The measure to average.
+        num_resamples: Number of resamples.
+        seed: Seed of the resampling.
     """
     groups = list(evaluation.groups.values())
     targets = list(dict.fromkeys((score.dataset, score.target) for score in evaluation.scores))
     sums, counts = np.zeros((len(groups), len(targets))), np.zeros((len(groups), len(targets)))
-    place = {target: column for column, target in enumerate(targets)}
+    column_of = {target: column for column, target in enumerate(targets)}
     for row, scores in enumerate(groups):
         for score in scores:
             value = getattr(score, measure)
             if not math.isnan(value):
-                sums[row, place[score.dataset, score.target]] += value
-                counts[row, place[score.dataset, score.target]] += 1
+                sums[row, column_of[score.dataset, score.target]] += value
+                counts[row, column_of[score.dataset, score.target]] += 1
     weights = _draws(targets, num_resamples, np.random.default_rng(seed))
     drawn = weights @ counts.T
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -219,7 +228,7 @@ def bootstrap(
 def _draws(
     targets: Sequence[tuple[str, str]], number: int, generator: np.random.Generator
 ) -> NDArray[np.float64]:
-    """How often each target is drawn in each resample, (number, targets)."""
+    """Return how often each target is drawn in each resample, (number, num_targets)."""
     weights = np.zeros((number, len(targets)))
     for dataset in dict.fromkeys(dataset for dataset, _ in targets):
         columns = [column for column, (own, _) in enumerate(targets) if own == dataset]
@@ -259,5 +268,5 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def plain(value: float) -> float | None:
-    """A number for JSON, which has no NaN."""
+    """Return a number for JSON, which has no NaN: None for NaN."""
     return None if math.isnan(value) else value

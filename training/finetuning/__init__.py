@@ -1,9 +1,9 @@
-"""Fine-tuning on labelled scans: tokens for each structure, and the network's weights if wanted.
+"""Fine-tuning on labelled scans: trains tokens for each structure and, optionally, the network's weights.
 
-Takes:  weights or none, a store with labels, and `FinetuneConfig`.
-Gives:  a `Finetuning`: a run folder that `load_finetuned` opens, and a report on the scans kept out.
+Takes:  a checkpoint, a store with labels, and `FinetuneConfig`.
+Gives:  a `Finetuning`: a run folder that `load_finetuned` opens, and a report on the held-out scans.
 
-`finetune` is the door.
+`finetune` is the main function.
 """
 
 import lazy_loader

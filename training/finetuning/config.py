@@ -1,8 +1,8 @@
-"""Every choice of a fine-tuning, and two recipes: for the published network, and for small ones.
+"""Settings of a fine-tuning, and two recipes: for the published network, and for small networks.
 
-A table of a TOML file is a part of `FinetuneConfig`; what is left out keeps the recipe's value. Reads and
-writes nothing. That both recipes differ by mode has one reason: tokens alone are few weights, which start
-where they already work and need larger steps than a network does.
+Each table of a TOML file is a field of `FinetuneConfig`; settings that the file lacks keep the recipe's
+value. Reads and writes nothing. The learning rate of a recipe depends on the mode: tokens alone are few
+weights with a good start, and need larger steps than a network.
 """
 
 from __future__ import annotations
@@ -14,46 +14,46 @@ from training.data import ViewAugmentation, strong
 from training.engine import OptimisationConfig, RunConfig
 from training.errors import ConfigError
 from training.finetuning.samples import LabelledDataConfig
-from training.finetuning.scans import FinetuningConfig, Mode
+from training.finetuning.scans import FinetuneTaskConfig, Mode
 from training.inference import InferenceConfig
 
 FinetuneRecipe = Literal["published", "small"]
 
 TOKEN_RATE = 3e-3
-"""Peak rate of AdamW where only the tokens are trained."""
+"""Peak learning rate of AdamW if only the tokens are trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """Settings of `mass finetune`: a table of the TOML file each."""
+    """Settings of `mass finetune`; each field is a table of the TOML file."""
 
-    finetune: FinetuningConfig = field(default_factory=FinetuningConfig)
-    """What is trained, on which scans."""
+    finetune: FinetuneTaskConfig = field(default_factory=FinetuneTaskConfig)
+    """Which weights are trained, for which structures, on which scans."""
     data: LabelledDataConfig = field(default_factory=LabelledDataConfig)
-    """Places and structures of the samples."""
+    """Crops and structures of the samples."""
     augmentation: ViewAugmentation = field(default_factory=strong)
-    """How samples are changed: the published recipe's strong view."""
+    """Augmentation of the samples; by default that of the target in the published recipe (strong)."""
     optimisation: OptimisationConfig = field(
         default_factory=lambda: OptimisationConfig(optimiser="adamw", peak_rate=1e-4, num_steps=5000)
     )
-    """How weights are changed."""
+    """Optimiser, learning rate, number of steps, precision."""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
-    """How scans are segmented for validation and report, and references shown for the first tokens. The
-    window and the number of masks are those of [data]."""
+    """Inference for validation and report, and encoding of references for the initial tokens. The window and
+    the number of masks are those of [data]."""
     run: RunConfig = field(default_factory=RunConfig)
-    """How the run is fed and watched."""
+    """Data loading, logging, checkpoints."""
 
     def __post_init__(self) -> None:
         if self.inference.mirror:
             raise ConfigError("inference: mirror must be false: tokens are not trained on mirrored images")
 
     def values(self) -> dict[str, Any]:
-        """All settings, plain values by table."""
+        """Return all settings as plain values by table."""
         return asdict(self)
 
 
 def finetune_recipe(name: FinetuneRecipe, mode: Mode = "full") -> FinetuneConfig:
-    """The recipe of this name, with the rate that suits a mode."""
+    """Return the settings of a recipe, with the learning rate for a mode."""
     base = FinetuneConfig() if name == "published" else _small()
     optimisation = base.optimisation
     if mode == "tokens":
@@ -62,7 +62,7 @@ def finetune_recipe(name: FinetuneRecipe, mode: Mode = "full") -> FinetuneConfig
 
 
 def _small() -> FinetuneConfig:
-    """Crops and rates of `mass pretrain --recipe small`: minutes on two CPU cores."""
+    """Return settings with crops and rates of `mass pretrain --recipe small`: minutes on two CPU cores."""
     crop = (32, 48, 32)
     return FinetuneConfig(
         data=LabelledDataConfig(crop_voxels=crop, cut_voxels=(44, 64, 44)),

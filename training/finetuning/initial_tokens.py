@@ -1,4 +1,4 @@
-"""The tokens that a fine-tuning begins with: those of labelled scans shown as references, or random ones.
+"""Initial tokens of a fine-tuning: those of labelled scans encoded as references, or random ones.
 
 *Reads* images and label maps of a store, one scan at a time. *Gives* tokens of K structures and, as the last
 row, of the whole image, at the three deepest stages: (K + 1, 11, C) each.
@@ -19,7 +19,7 @@ from training.inference import Reference, encode_references
 from training.network import NUM_QUERIES, Iris, Priors
 
 OnScan = Callable[[str, int, int], None]
-"""Called with what is done to scans ("encode", "report"), scans done, and scans in all."""
+"""Called with the kind of work ("encode" or "report"), the number of scans done, and of all scans."""
 
 
 def token_shapes(net: Iris, num_structures: int) -> tuple[tuple[int, int, int], ...]:
@@ -28,7 +28,7 @@ def token_shapes(net: Iris, num_structures: int) -> tuple[tuple[int, int, int], 
 
 
 def random_tokens(net: Iris, num_structures: int) -> Priors:
-    """Return tokens drawn from torch's generator, about as large as those of encoded references."""
+    """Return random tokens from torch's global generator, about as large as those of encoded references."""
     first, second, third = (torch.randn(shape) for shape in token_shapes(net, num_structures))
     return first, second, third
 
@@ -36,18 +36,18 @@ def random_tokens(net: Iris, num_structures: int) -> Priors:
 def initial_tokens(
     net: Iris, store: Store, scans: LabelledScans, config: FinetuneConfig, *, on_scan: OnScan | None = None
 ) -> Priors:
-    """Return the tokens that labelled scans, shown as references, give: the mean over those with a structure.
+    """Return the tokens of labelled scans encoded as references, averaged over the scans with a structure.
 
     Args:
-        net: In evaluation mode, on the device to compute on.
-        store: Where the scans are.
-        scans: What is trained on; one scan is in memory at a time.
-        config: `max_token_references`, and the windows of [inference].
-        on_scan: Told after each scan.
+        net: The network in evaluation mode, on the device to compute on.
+        store: The store with the scans.
+        scans: Training scans and structures; one scan is in memory at a time.
+        config: Gives `max_token_references`, and the windows of [inference].
+        on_scan: Called after each scan.
 
     Returns:
-        Deepest stage first, (K + 1, 11, C) each, float32 on the network's device; the last row is the whole
-        image's, averaged over all that was shown.
+        Deepest stage first, (K + 1, 11, C) each, float32 on the network's device; the last row is that of the
+        whole image, averaged over all encoded references.
     """
     device = next(net.parameters()).device
     inference = replace(config.inference, whole_mask=True)
@@ -70,10 +70,10 @@ def initial_tokens(
             prompt = encode_references(
                 net, [reference], [structures[k] for k in group], inference, device=device
             )
-            places = [*group, len(structures)]
-            counts[places] += 1
+            rows = [*group, len(structures)]
+            counts[rows] += 1
             for total, stage in zip(sums, prompt.priors[0], strict=True):
-                total[places] += stage.clone()
+                total[rows] += stage.clone()
         if on_scan:
             on_scan("encode", number + 1, len(scans.training))
     one, two, three = (total / counts[:, None, None] for total in sums)

@@ -1,8 +1,8 @@
-"""How good a fine-tuned network is: Dice, HD95 and ASD of the label maps that it draws of labelled scans.
+"""Evaluation of a fine-tuned network on labelled scans: Dice, HD95 and ASD of its label maps.
 
-*Reads* images (z-scores) and label maps of a store. *Gives* an `Evaluation`, a score a scan and structure.
-A structure that a scan lacks has no Dice and counts nowhere; one that was missed has Dice 0 and no distance:
-as in the in-context evaluation (`training.evaluation.scores`).
+*Reads* images (z-scores) and label maps of a store. *Gives* an `Evaluation`, with one score per scan and
+structure. As in the in-context evaluation (`training.evaluation.scores`), a structure that a scan lacks has
+no Dice and is in no mean; a missed structure has Dice 0 and no distance.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ def evaluate_tokens(
     progress: Callable[[int, int], None] | None = None,
     distances: bool = False,
 ) -> Evaluation:
-    """Return how good the label maps are that a fine-tuned network draws, with sliding windows.
+    """Return the scores of the label maps that a fine-tuned network predicts with sliding windows.
 
-    A voxel belongs to its most probable structure, as `predict_labels` has it. The network's mode stays.
+    Each voxel gets its most probable structure (`predict_labels`). The network's mode is restored.
 
     Args:
-        net: With its tokens, on `device`.
-        store: Where the scans are.
-        table: What the tokens mean.
-        scan_ids: Scans with the label map.
-        config: Overlap and precision; windows and number of masks are the table's.
-        device: Where to compute.
-        progress: Called with scans done and scans in all.
-        distances: Whether surface distances are measured too.
+        net: The network with its tokens, on `device`.
+        store: The store with the scans.
+        table: The structures of the tokens.
+        scan_ids: Scans that have the label map.
+        config: Overlap and precision; window and number of masks are those of the table.
+        device: Device to compute on.
+        progress: Called with the number of scans done and of all scans.
+        distances: Whether to measure surface distances also.
     """
     ids = tuple(scan_ids)
     config = token_inference(config, table)
@@ -52,10 +52,10 @@ def evaluate_tokens(
     try:
         for number, scan_id in enumerate(ids):
             scan = store.scan(scan_id)
-            drawn = predict_labels(net, scan.image(normalize=True), prompt, config, device=device)
+            predicted = predict_labels(net, scan.image(normalize=True), prompt, config, device=device)
             expected = scan.labels(table.label)
-            for place, structure in enumerate(table.structures, start=1):
-                mask, found = structure.mask(expected), drawn == place
+            for value, structure in enumerate(table.structures, start=1):
+                mask, found = structure.mask(expected), predicted == value
                 apart = surface_distances(found, mask, scan.spacing_zyx_mm) if distances else UNKNOWN
                 scores.append(
                     Score(
@@ -79,13 +79,13 @@ def evaluate_tokens(
 
 
 def scalars(evaluation: Evaluation) -> dict[str, float]:
-    """Return "dice", the mean over structures, and each structure's."""
+    """Return the mean Dice over structures ("dice"), and the Dice of each structure, by name."""
     each = {f"dice/{part.dataset}/{part.label}/{part.structure}": part.dice for part in evaluation.structures}
     return {"dice": evaluation.mean_dice, **each}
 
 
 def report_document(evaluation: Evaluation) -> dict[str, Any]:
-    """Return means and single cases, for machines."""
+    """Return means and single cases as plain values, for report.json."""
     cases = [
         {
             "scan": score.target,

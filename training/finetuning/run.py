@@ -3,13 +3,14 @@
     checkpoint --> network --------------------+
     labelled scans --encode, average--> tokens +--> trained on labels --> weights.safetensors
 
-*Reads* a checkpoint and a store's scans with labels. *Writes* a run's folder (`training.engine.run_folder`),
-as pretraining does, and with the same trainer; at the end report.json, Dice, HD95 and ASD of each structure
-on scans that were not trained on. The first tokens are what in-context segmentation with those scans as
-references would use: no step is needed to be as good as that.
+*Reads* a checkpoint and a store's scans with labels. *Writes* a run's folder (`training.engine.run_folder`)
+with the same trainer as pretraining, and at the end report.json: Dice, HD95 and ASD of each structure on
+held-out scans. The initial tokens are those of in-context segmentation with the training scans as references,
+so the network is as good as that before the first step.
 
-Which weights change: "full" all, "decoder" those of decoder and classifier, "tokens" none; the tokens do
-always. What only encodes references (the task encoding) is not used, and stays as it was.
+The tokens are always trained; in addition, the mode "full" trains encoder, decoder and mask head, "decoder"
+the decoder and the mask head, and "tokens" nothing else. The task encoding, which only encodes references, is
+not used and does not change.
 """
 
 from __future__ import annotations
@@ -70,37 +71,37 @@ from training.network import (
     export_weights,
     installed_versions,
     load_checkpoint,
-    warning_of,
+    preparation_warning,
 )
 
 REPORT = "report.json"
 
 _DRAWN_STRUCTURES = 4
-"""Most structures of a sample in a picture."""
+"""Largest number of structures of a sample in a picture."""
 _USE = """\
 from training import load_finetuned, predict_labels
 
 tuned = load_finetuned("FILE.safetensors")
 config = tuned.inference()
-places = predict_labels(tuned.net, image, tuned.prompt(config), config)  # z-scores (z,y,x); 0 or 1 + place"""
+labels = predict_labels(tuned.net, image, tuned.prompt(config), config)  # z-scores (z,y,x); 0 or 1 + index"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finetuning:
-    """How a fine-tuning ended."""
+    """The outcome of a fine-tuning."""
 
     result: TrainingResult
-    """Of the trainer."""
+    """Result of the trainer."""
     scans: LabelledScans
-    """Trained on, and reported on."""
+    """Training scans and held-out scans."""
     resumed: bool
-    """Whether a state was taken up."""
+    """Whether the training was resumed from a checkpoint."""
     is_first: bool
-    """Whether this process is the one that writes and talks."""
+    """Whether this process writes files and prints messages."""
     weights: Path | None
-    """The exported weights; None where the run is not complete."""
+    """Path of the exported weights; None if the run is not complete."""
     report: Evaluation | None
-    """On the scans kept out; None where the run is not complete, or none is kept out."""
+    """Scores on the held-out scans; None if the run is not complete, or there are none."""
 
 
 def finetune(
@@ -116,27 +117,28 @@ def finetune(
     on_warning: Callable[[str], None] | None = None,
     on_precision: Callable[[ChosenPrecision], None] | None = None,
 ) -> Finetuning:
-    """Fine-tune in a run's folder, in this process and those that torchrun has started with it.
+    """Fine-tune a network and write the run's folder; under torchrun, in all its processes together.
 
     Args:
-        checkpoint: Of Iris: ours, the folder of a complete run, or the published one. From scratch, only its
-            widths are taken.
-        store_path: The store.
-        folder: The run's; made where there is none.
-        config: Every setting.
-        resume: Go on with the run in the folder.
-        device: Where to compute.
-        on_progress: Told after every step, in the first process.
-        on_scan: Told of work before and after the steps, in the first process.
-        on_warning: Told, in the first process and before the first step, how the store's scans differ from
-            those that the checkpoint was trained on, where they do.
-        on_precision: Told before the first step, in the first process.
+        checkpoint: A checkpoint of Iris: of a run, the folder of a complete run, or the published one. With
+            `from_scratch`, only its numbers of channels are used.
+        store_path: Path of the store.
+        folder: Folder of the run; created if it does not exist.
+        config: All settings.
+        resume: Whether to resume the run in the folder.
+        device: Device to compute on.
+        on_progress: Called after every step, in the first process.
+        on_scan: Called after each scan that is encoded before or evaluated after the steps, in the first
+            process.
+        on_warning: Called in the first process, before the first step, if the preparation of the store
+            differs from that of the checkpoint's training scans (`preparation_warning`).
+        on_precision: Called before the first step, in the first process.
 
     Raises:
         CheckpointError: The checkpoint is not one of Iris.
-        DataError: The store lacks what is asked for, or a scan cannot be read.
+        DataError: The store lacks the label or the scans in the settings, or a scan cannot be read.
         RunError: There is a run in the folder (or, with `resume`, none), or another process trains in it.
-        ConfigError: Settings, checkpoint or scans differ from the run's, or cannot be.
+        ConfigError: Settings, checkpoint or scans differ from those of the run, or are invalid.
         NonFiniteLoss: A loss or gradient is NaN or infinite.
     """
     checkpoint = weights_file(checkpoint)
@@ -171,7 +173,7 @@ def finetune(
             ranks.wait()
             return job.train(net, on_progress)
         with locked_run(folder):
-            warning = "" if config.finetune.from_scratch else warning_of(net.trained_on, store)
+            warning = "" if config.finetune.from_scratch else preparation_warning(net.trained_on, store)
             if warning and on_warning:
                 on_warning(warning)
             if resume:
@@ -185,7 +187,7 @@ def finetune(
 
 
 def token_table(store: Store, scans: LabelledScans, config: FinetuneConfig) -> TokenTable:
-    """What the tokens of a fine-tuning mean."""
+    """Return the table of a fine-tuning's tokens: their structures, and the preparation of the scans."""
     return TokenTable(
         label=scans.label,
         structures=scans.structures,
@@ -199,7 +201,7 @@ def token_table(store: Store, scans: LabelledScans, config: FinetuneConfig) -> T
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """A fine-tuning whose folder is ready."""
+    """A fine-tuning, after its folder was created or checked."""
 
     store: Store
     folder: Path
@@ -213,7 +215,7 @@ class _Job:
     on_scan: OnScan | None
 
     def train(self, net: Iris, on_progress: Callable[[TrainingProgress], None] | None) -> Finetuning:
-        """Train, export what comes out, and measure it."""
+        """Train and, if the run is complete, export the weights and evaluate them."""
         config, resumed = self.config, has_begun(self.folder)
         torch.manual_seed(config.optimisation.seed)
         if config.finetune.from_scratch:
@@ -255,7 +257,7 @@ class _Job:
         )
 
     def _finish(self, result: TrainingResult) -> tuple[Path, Evaluation | None]:
-        """Export the averaged weights, then report on the scans kept out."""
+        """Export the averaged weights, then write the report on the held-out scans."""
         assert isinstance(result.average, PromptedIris)
         net = result.average.module
         weights, card = self.folder / WEIGHTS, self._card(result)
@@ -302,7 +304,7 @@ class _Job:
 
 
 def freeze(model: PromptedIris, mode: Mode) -> None:
-    """Let the gradient reach what a mode trains, and nothing else."""
+    """Set `requires_grad` of all weights: True for those that the mode trains, else False."""
     net = model.module
     model.requires_grad_(False)
     parts: Iterable[nn.Module] = {
@@ -328,21 +330,21 @@ def finetuning_task(
     table: TokenTable,
     ranks: Ranks,
 ) -> Task[LabelledBatch, LabelledViews]:
-    """Fine-tuning as the trainer takes it.
+    """Return the task of a fine-tuning for the trainer.
 
     Args:
-        model: On the device it is trained on, frozen as the mode wants.
-        store: Where samples come from.
-        config: Every setting.
-        scans: Trained on, and kept out.
-        table: What the tokens mean.
-        ranks: This process among those that train together.
+        model: The network, on the device it is trained on, after `freeze`.
+        store: Store that samples are read from.
+        config: All settings.
+        scans: Training scans and held-out scans.
+        table: Structures of the tokens.
+        ranks: Rank of this process.
     """
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     seed = config.optimisation.seed
     reader = LabelReader(store.path, scans.training, scans.label, scans.structures, config.data, seed=seed)
-    watched = [
+    validation = [
         scan_id
         for scan_id in scans.held_out
         if np.prod(store.entries[scan_id].shape_zyx) <= config.run.max_evaluation_voxels
@@ -366,7 +368,7 @@ def finetuning_task(
     def evaluate(average: nn.Module) -> Mapping[str, float]:
         assert isinstance(average, PromptedIris)
         return scalars(
-            evaluate_tokens(average.module, store, table, watched, config.inference, device=device)
+            evaluate_tokens(average.module, store, table, validation, config.inference, device=device)
         )
 
     return Task(
@@ -374,18 +376,18 @@ def finetuning_task(
         batches=batches,
         prepare=prepare,
         loss=labelled_loss,
-        evaluate=evaluate if watched else None,
+        evaluate=evaluate if validation else None,
         draw=draw_labelled,
     )
 
 
 def labelled_loss(net: nn.Module, views: LabelledViews) -> LossTerms:
-    """The loss of drawing the structures of the samples, absent ones too."""
+    """Return the loss of segmenting the structures of the samples, including absent ones."""
     return segmentation_loss(net(views.image, views.structures), views.masks)
 
 
 def draw_labelled(net: nn.Module, views: LabelledViews, path: Path) -> None:
-    """Draw the first sample: left what is labelled, right what the network draws."""
+    """Write a picture of the first sample: labelled structures on the left, predictions on the right."""
     logits = net(views.image[:1], views.structures[:1])[0]
     image = views.image[0, 0].cpu().numpy()
     visible = views.masks[0].flatten(1).any(1).nonzero().flatten().tolist()

@@ -1,13 +1,15 @@
-"""Samples for training on labels: crops of labelled scans, each with some structures as bits of a word.
+"""Samples for training on labels: crops of labelled scans, each with some structures as bits of words.
 
-*Reads* of one scan: its whole label map once a process (where each structure lies, `_POINTS` places of it at
-most are kept), then the codes and labels of each cut. *Gives* batches of codes and words, and, augmented on
-the device like pretraining's targets, images and masks.
+*Reads* of one scan: its whole label map once per process (at most `_POINTS` voxels of each structure are
+kept), then the codes and labels of each cut. *Gives* batches of codes and words and, after augmentation on
+the device, images and masks.
 
-Sample i of a run depends on the seed and i only, as in pretraining. Of many structures a sample draws a few:
-the one it is centred on, if any, and others evenly; those that the crop lacks are to be drawn empty.
+Sample i of a run depends on the seed and i only, as in pretraining. If there are many structures, a sample
+uses a few: the one it is centred on, if any, and others chosen uniformly. The expected mask of a structure
+that the crop lacks is empty.
 
-*Valid* for label maps that are complete: a structure left out by who labelled a scan is taught to be absent.
+*Valid* for complete label maps: if a structure is visible but not labelled, the network learns that it is
+absent.
 """
 
 from __future__ import annotations
@@ -49,23 +51,23 @@ from training.errors import ConfigError, DataError
 from training.inference import Structure
 
 _POINTS = 512
-"""Most voxels of a structure of a scan that crops are centred on, drawn once."""
+"""Largest number of voxels per structure and scan that crops are placed around; drawn once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledDataConfig:
-    """What the samples are made of: the table [data]; the defaults suit the published network."""
+    """The table [data]: sizes and structures of samples; the defaults are for the published network."""
 
     crop_voxels: int | tuple[int, int, int] = 128
-    """Voxels of a crop along z, y, x (or all three); multiples of 16, at most 128: what the network takes."""
+    """Voxels of a crop along z, y, x (or along all three); multiples of 16, at most 128 (network's limit)."""
     cut_voxels: int | tuple[int, int, int] = 168
-    """Voxels cut around a crop before it is warped; exceeds the crop by an even number, or by none."""
+    """Voxels of the cut around a crop, from which the crop is warped; larger by an even number, or equal."""
     foreground_fraction: float = 0.67
-    """Share of the samples whose crop is laid around a voxel of a structure; the others lie anywhere."""
+    """Fraction of samples whose crop is placed around a voxel of a structure; others are placed anywhere."""
     structures_at_once: int = 12
-    """Most structures drawn in one sample, 1 to 15; of more, each sample takes some."""
+    """Largest number of structures per sample, 1 to 15; if there are more, each sample uses some of them."""
     dataset_weights: dict[str, float] = field(default_factory=dict)
-    """Share of the samples of each data set, relative. Empty: as many as it has scans."""
+    """Relative number of samples per data set. Empty: the number of its scans."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.foreground_fraction <= 1:
@@ -80,7 +82,7 @@ class LabelledDataConfig:
 
     @property
     def boxes(self) -> DataConfig:
-        """The same crops and cuts, checked, as pretraining has them."""
+        """The sizes of crops and cuts as a `DataConfig`, which checks them."""
         return DataConfig(
             crop_voxels=self.crop_voxels, cut_voxels=self.cut_voxels, dataset_weights=self.dataset_weights
         )
@@ -88,54 +90,57 @@ class LabelledDataConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledSample:
-    """A cut of one scan."""
+    """A cut of one scan with its structures."""
 
     index: int
-    """Which sample of the run."""
+    """Number of the sample in the run."""
     scan_id: str
-    """Whose it is."""
+    """The scan it is from."""
     codes: NDArray[np.int16]
-    """(z, y, x)"""
+    """Image codes, (z, y, x)."""
     words: NDArray[np.int16]
-    """(z, y, x): bit k is structure structures[k]; outside of the scan 0."""
+    """(z, y, x): bit k is structure structures[k]; 0 outside the scan."""
     structures: tuple[int, ...]
-    """Places in the list of structures, in rising order."""
+    """Indices into the list of structures, ascending."""
     scale: float
-    """Z-score units a code step."""
+    """Z-score units per code step."""
     offset: float
     """Z-score of code 0."""
     padding_code: int
-    """What `codes` holds outside the scan."""
+    """Value of `codes` outside the scan."""
     crop: Box
-    """What the crop shows of the scan, unwarped."""
+    """The unwarped crop, in voxels of the scan."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledBatch(Cuts):
-    """Cuts of B scans before augmentation; `Batch` of pretraining, with one view."""
+    """Cuts of B scans before augmentation; like `Batch` of pretraining, but with one view."""
 
     codes: Tensor
-    """int16 (B, 1, Z, Y, X), cut: z-score = code * scale + offset."""
+    """int16 (B, 1, Z, Y, X): cuts; z-score = code * scale + offset."""
     words: Tensor
-    """int16 (B, Z, Y, X), cut."""
+    """int16 (B, Z, Y, X): cuts; bit k is structure `structures[:, k]`."""
     structures: Tensor
-    """int64 (B, k): places in the list of structures, one a bit."""
+    """int64 (B, k): indices into the list of structures, one per bit."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelledViews:
-    """What the network sees, and what it is to draw."""
+    """Augmented crops with the masks of their structures, on the training device."""
 
     image: Tensor
     """float32 (B, 1, Z, Y, X), z-scores."""
     masks: Tensor
-    """bool (B, k, Z, Y, X); empty where the crop lacks a structure."""
+    """bool (B, k, Z, Y, X); a mask is empty if the crop lacks the structure."""
     structures: Tensor
-    """int64 (B, k): which structures these are."""
+    """int64 (B, k): indices of these structures in the list of structures."""
 
 
 def augment_labelled(batch: LabelledBatch, config: ViewAugmentation) -> LabelledViews:
-    """Return the crops of a batch, changed as its seed and sample indices say, on the batch's device."""
+    """Return the augmented crops of a batch, on the batch's device.
+
+    The result is a function of the batch's data, seed and sample indices.
+    """
     generators = [generator_of(batch.seed, int(index), "target") for index in batch.sample_indices]
     image, words = apply_drawn(batch.codes, batch.words, batch, draw(config, generators))
     masks = unpack_words(words, batch.structures.shape[1] + 1)[:, :-1]
@@ -143,7 +148,7 @@ def augment_labelled(batch: LabelledBatch, config: ViewAugmentation) -> Labelled
 
 
 class LabelReader:
-    """Reads samples of a run. Holds a path and opens the store when first asked: it may be pickled."""
+    """Reads samples of a run. Holds no open files between reads, so that it can be pickled."""
 
     def __init__(
         self,
@@ -168,7 +173,7 @@ class LabelReader:
         """Return sample `index` of the run.
 
         Raises:
-            DataError: A scan that it needs is damaged, gone or replaced.
+            DataError: A scan that it needs is damaged, missing or replaced.
         """
         generator = generator_of(self._seed, index, "scan")
         scan_id = self._choice.draw(generator)
@@ -197,7 +202,7 @@ class LabelReader:
         boxes = self._config.boxes
         points = self._points_of(scan)
         centre: int | None = None
-        # Every number is drawn, used or not: a fraction that changes moves no other number.
+        # All numbers are drawn, also unused ones: a changed fraction does not change later draws.
         around = generator.random() < self._config.foreground_fraction
         picks = generator.random(2)
         inside, anywhere = generator.random(3), generator.random(3)
@@ -226,7 +231,7 @@ class LabelReader:
         )
 
     def _draw_structures(self, centre: int | None, generator: np.random.Generator) -> tuple[int, ...]:
-        """Return which structures a sample draws: all of them, or some with the one in its centre."""
+        """Draw the structures of a sample: all, or some that include the one the crop is centred on."""
         count = min(self._config.structures_at_once, len(self._structures))
         order = [int(k) for k in generator.permutation(len(self._structures))]
         if centre is not None:
@@ -234,14 +239,14 @@ class LabelReader:
         return tuple(sorted(order[:count]))
 
     def _lookup(self, chosen: Sequence[int]) -> NDArray[np.int16]:
-        """Return the word of every label value, (65536,)."""
+        """Return the word of every label value, int16 (65536,)."""
         lookup = np.zeros(65_536, np.int16)
         for bit, k in enumerate(chosen):
             lookup[list(self._structures[k].values)] |= 1 << bit
         return lookup
 
     def _points_of(self, scan: Scan) -> Mapping[int, NDArray[np.int16]]:
-        """Return some voxels (n, 3) of each structure that a scan has, the same ones in every process."""
+        """Return random voxels (n, 3) of each structure of a scan; they are the same in every process."""
         if scan.id not in self._points:
             labels = scan.labels(self._label)
             generator = np.random.default_rng(zlib.crc32(scan.id.encode()))
@@ -257,28 +262,30 @@ class LabelReader:
 
 
 def box_around(voxel: NDArray[np.int16], shape: Triple, crop: Triple, draws: NDArray[np.float64]) -> Box:
-    """Return a crop in whose middle half a voxel lies, or nearer to its border where the scan ends.
+    """Return a crop with a voxel in its middle half, or nearer to its border if the scan ends there.
+
+    Along each axis the crop lies inside the scan or, if it is longer, contains the scan.
 
     Args:
         voxel: (3,), (z, y, x).
         shape: Voxels of the scan.
-        crop: Voxels of the crop. Along an axis it lies in the scan, or the scan in it.
-        draws: (3,) within 0..1.
+        crop: Voxels of the crop.
+        draws: Uniform random numbers (3,) in 0..1, which determine the position.
     """
     start = voxel - np.floor((0.25 + 0.5 * draws) * crop).astype(np.int64)
     return _box(np.clip(start, *_range(shape, crop)), crop)
 
 
 def box_anywhere(shape: Triple, crop: Triple, draws: NDArray[np.float64]) -> Box:
-    """Return a crop anywhere, evenly; arguments as for `box_around`."""
+    """Return a crop with a uniformly random position; arguments as for `box_around`."""
     low, high = _range(shape, crop)
     return _box(low + np.floor(draws * (high - low + 1)).astype(np.int64), crop)
 
 
 def _range(shape: Triple, crop: Triple) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Least and greatest start of a crop."""
-    room = np.subtract(shape, crop)
-    return np.minimum(0, room), np.maximum(0, room)
+    """Return the smallest and the largest start of a crop along each axis."""
+    difference = np.subtract(shape, crop)
+    return np.minimum(0, difference), np.maximum(0, difference)
 
 
 def _box(start: NDArray[np.int64], size: Triple) -> Box:
@@ -313,6 +320,15 @@ def make_labelled_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> SampleLoader[LabelledBatch]:
-    """Return what yields the batches of one rank; `training.data.loader.make_loader` for labelled samples."""
+    """Return a loader of the batches of one rank; like `training.data.make_loader`, for labelled samples.
+
+    Args:
+        reader: Reads the samples.
+        config: Sizes of crops.
+        share: The samples of this rank.
+        seed: Of the run.
+        num_workers: Number of reading processes; 0 reads in this process.
+        pin_memory: Whether batches are in page-locked memory, for training on a GPU.
+    """
     collate = partial(collate_labelled, config=config, seed=seed)
     return SampleLoader(BatchReader(reader, collate, share), num_workers=num_workers, pin=pin_memory)

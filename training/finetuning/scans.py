@@ -1,7 +1,7 @@
-"""Which labelled scans a fine-tuning is trained on, which are kept out, and what their labels mean.
+"""Choice of a fine-tuning's training scans, held-out scans and structures.
 
-*Reads* a store's index, and the label maps of the scans trained on, once. *Writes* nothing. Which scans are
-drawn depends on the seed and the ids: the first five of ten are the five that `num_scans = 5` takes.
+*Reads* a store's index, and the label maps of the training scans, once. *Writes* nothing. The scans drawn
+depend on the seed and the ids only; a smaller `num_scans` gives a subset of the scans of a larger one.
 """
 
 from __future__ import annotations
@@ -23,41 +23,43 @@ Mode = Literal["full", "decoder", "tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuningConfig:
-    """What is trained, from where, on which scans: the table [finetune]."""
+class FinetuneTaskConfig:
+    """The table [finetune]: which weights are trained, for which structures, on which labelled scans."""
 
     mode: Mode = "full"
-    """Which weights change: all ("full"), all but the encoder's ("decoder"), or the tokens only."""
+    """Which weights are trained, in addition to the tokens: encoder and decoder ("full"), the decoder
+    ("decoder"), or none ("tokens")."""
     from_scratch: bool = False
-    """Whether network and tokens start at random: the same network, to compare with."""
+    """Whether network and tokens start with random values; a baseline with the same network."""
     label: str = ""
-    """Label map to learn; may be left out where the store has one."""
+    """Label map to learn; may be left out if the store has only one."""
     values: tuple[int, ...] = ()
-    """Label values to learn; empty: all that the scans trained on have."""
+    """Label values to learn; empty for all values of the training scans."""
     datasets: tuple[str, ...] = ()
-    """Data sets to take scans from; empty: all."""
+    """Data sets to choose scans from; empty for all."""
     splits: tuple[str, ...] = ()
-    """Splits of the store to train on; empty: all."""
+    """Splits of the store to train on; empty for all."""
     scans: tuple[str, ...] = ()
-    """Ids of the scans to train on; empty: drawn."""
+    """Ids of the training scans; empty to draw them."""
     num_scans: int = 0
-    """How many scans to draw; 0: all that are not kept out."""
+    """Number of training scans to draw; 0 for all that are not held out."""
     scan_seed: int = 0
-    """Of that draw."""
+    """Seed of this draw."""
     exclude: tuple[str, ...] = ()
-    """Ids of scans neither to train on nor to report on."""
+    """Ids of scans that are neither trained on nor reported on."""
     held_out: tuple[str, ...] = ()
-    """Ids of the scans to report on; empty: labelled scans not trained on (see holdout_fraction)."""
+    """Ids of the scans to report on; empty for labelled scans not trained on (see holdout_fraction)."""
     holdout_fraction: float = 0.2
-    """Share of the labelled scans kept out, chosen by a hash of the id, where neither names them."""
+    """Fraction of the labelled scans to hold out, chosen by a hash of the id, if `scans` and `held_out` are
+    empty."""
     num_validation: int = 4
-    """Scans kept out that are looked at while training."""
+    """Number of held-out scans that are evaluated during the training."""
     max_reported: int = 100
-    """Most scans kept out that the report at the end is about."""
+    """Largest number of held-out scans in the report at the end."""
     max_token_references: int = 20
-    """Most scans that the first tokens of a structure are averaged over."""
+    """Largest number of scans that the initial tokens of a structure are averaged over."""
     checkpoint_digest: str = ""
-    """Filled in: what tells the checkpoint from another. A run goes on from the same one only."""
+    """Set by the program: digest of the checkpoint. A run can be resumed with the same checkpoint only."""
 
     def __post_init__(self) -> None:
         for name in ("num_scans", "scan_seed", "num_validation"):
@@ -80,25 +82,30 @@ class FinetuningConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledScans:
-    """What a fine-tuning learns from, and what it is measured on."""
+    """Training scans, held-out scans and structures of a fine-tuning."""
 
     label: str
-    """Label map."""
+    """Name of the label map."""
     training: tuple[str, ...]
-    """Ids, sorted."""
+    """Ids of the training scans, sorted."""
     held_out: tuple[str, ...]
-    """Ids to report on, in the order drawn; the first few are those looked at while training."""
+    """Ids of the scans to report on, in drawn order; the first few are evaluated during the training."""
     structures: tuple[Structure, ...]
-    """In the order of their values."""
+    """Structures to learn, in the order of their label values."""
     modalities: tuple[str, ...]
-    """Of the scans trained on, sorted."""
+    """Modalities of the training scans, sorted."""
 
 
-def choose_scans(store: Store, config: FinetuningConfig) -> LabelledScans:
+def choose_scans(store: Store, config: FinetuneTaskConfig) -> LabelledScans:
     """Return the scans and structures of a fine-tuning.
 
+    Args:
+        store: The store.
+        config: The table [finetune].
+
     Raises:
-        DataError: No such label, no such scan, too few scans, or labels that contradict each other.
+        ConfigError: A scan is to be trained on and held out.
+        DataError: There is no such label or scan, there are too few scans, or labels have different names.
     """
     label = _label(store, config)
     candidates = {
@@ -129,8 +136,8 @@ def choose_scans(store: Store, config: FinetuningConfig) -> LabelledScans:
     )
 
 
-def _label(store: Store, config: FinetuningConfig) -> str:
-    """The label map that is meant."""
+def _label(store: Store, config: FinetuneTaskConfig) -> str:
+    """Return the name of the label map to learn: that of the settings, or the only one of the store."""
     counts = Counter(
         name
         for entry in store.entries.values()
@@ -167,8 +174,8 @@ def _check_ids(store: Store, label: str, ids: Sequence[str], candidates: Mapping
             )
 
 
-def _pools(candidates: Mapping[str, IndexEntry], config: FinetuningConfig) -> tuple[list[str], list[str]]:
-    """Scans to train on or to draw from, and scans to report on, both sorted."""
+def _pools(candidates: Mapping[str, IndexEntry], config: FinetuneTaskConfig) -> tuple[list[str], list[str]]:
+    """Return the scans to train on or to draw from, and the scans to report on."""
     if config.scans:
         both = set(config.scans) & set(config.held_out)
         if both:
@@ -193,24 +200,23 @@ def _pools(candidates: Mapping[str, IndexEntry], config: FinetuningConfig) -> tu
 def find_structures(
     store: Store, label: str, scan_ids: Iterable[str], wanted: Sequence[int] = ()
 ) -> tuple[Structure, ...]:
-    """Return the structures that label maps of scans have, one a value.
+    """Return the structures in the label maps of scans, one per label value.
 
     Args:
-        store: Where they are.
-        label: Label map.
-        scan_ids: Scans.
-        wanted: Values to take; empty: all.
+        store: The store with the scans.
+        label: Name of the label map.
+        scan_ids: Ids of the scans.
+        wanted: Label values to return; empty for all.
 
     Raises:
-        DataError: No structure, a wanted value that is nowhere, or a value with two names.
+        DataError: There is no structure, a wanted value is in no scan, or a value has two names.
     """
     found: set[int] = set()
     names: dict[int, tuple[str, str]] = {}
     ids = tuple(scan_ids)
     for scan_id in ids:
         scan = store.scan(scan_id)
-        here = {int(value) for value in np.unique(scan.labels(label)) if value}
-        found |= here
+        found |= {int(value) for value in np.unique(scan.labels(label)) if value}
         for value, name in scan.label_values(label).items():
             before, first = names.setdefault(value, (name, scan_id))
             if before != name and value in (wanted or [value]):

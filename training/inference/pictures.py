@@ -1,10 +1,10 @@
-"""Pictures of what the network was shown and what it drew: reference, mask, target, prediction.
+"""Pictures of in-context segmentations: reference with mask, target with prediction and expected mask.
 
-    one row a case, one block a plane:   reference + its mask | target + prediction (and what was expected)
+    one row per case, one block per plane:   reference + its mask | target + prediction (+ expected mask)
 
 Reads:  images float (z, y, x), masks bool (z, y, x), spacing in mm.
-Writes: RGB images (Pillow), or a PNG. Mask and prediction are red, what was expected green.
-Bounds: slices are those with most of the mask, so a thin thing may be shown at its thickest only.
+Writes: RGB images (Pillow), or a PNG. Outlines of mask and prediction are red, of the expected mask green.
+Bounds: each plane shows one slice only, the one with the largest area of the mask.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ _PLANES = ("axial", "coronal", "sagittal")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
-    """One in-context question and its answer."""
+    """One in-context segmentation: the reference with its mask, the target with the prediction."""
 
     reference: NDArray[np.floating]
-    """(z, y, x)"""
+    """Image of the reference, (z, y, x)."""
     mask: NDArray[np.bool_]
-    """(z, y, x) on the reference's grid."""
+    """Mask of the reference, (z, y, x)."""
     target: NDArray[np.floating]
-    """(z, y, x)"""
+    """Image of the target, (z, y, x)."""
     prediction: NDArray[np.bool_]
-    """(z, y, x) on the target's grid."""
+    """Predicted mask of the target, (z, y, x)."""
     expected: NDArray[np.bool_] | None = None
-    """(z, y, x) on the target's grid, where it is known."""
+    """Mask of the target by its label, (z, y, x); None if it is not known."""
     spacing_zyx_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """Of both images."""
+    """Voxel size of both images, mm."""
     title: str = ""
-    """Written above."""
+    """Title above the row."""
     reference_name: str = "reference"
-    """What the left panels are called."""
+    """Name of the left panels."""
     own_dice: float | None = None
-    """Dice on the target's own grid, where it was measured there; None: that of the masks here."""
+    """Dice measured on the target's own grid, to be shown; None shows the Dice of the masks here."""
 
     def __post_init__(self) -> None:
         for image, mask in ((self.reference, self.mask), (self.target, self.prediction)):
@@ -56,7 +56,7 @@ class Case:
 
     @property
     def dice(self) -> float | None:
-        """Dice of prediction and expectation; None where there is nothing to compare."""
+        """Dice of prediction and expected mask; None if the expected mask is unknown or empty."""
         if self.own_dice is not None:
             return self.own_dice
         if self.expected is None or not self.expected.any():
@@ -66,11 +66,11 @@ class Case:
 
 
 def draw_cases(cases: Sequence[Case], *, height: int = 160) -> Image.Image:
-    """Return all cases below each other.
+    """Return a picture with one row per case.
 
     Args:
         cases: At least one.
-        height: Pixels of a panel.
+        height: Height of a panel, pixels.
     """
     rows = [_draw_case(case, height) for case in cases]
     width = max(row.width for row in rows)
@@ -83,7 +83,7 @@ def draw_cases(cases: Sequence[Case], *, height: int = 160) -> Image.Image:
 
 
 def write_png(path: Path, cases: Sequence[Case], *, height: int = 160) -> None:
-    """Write the picture of all cases."""
+    """Write the picture of all cases (`draw_cases`) as a PNG; the folder is created if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_cases(cases, height=height).save(path)
 
@@ -122,33 +122,42 @@ def _panel(
     spacing_zyx_mm: tuple[float, float, float],
     height: int,
 ) -> Image.Image:
-    """One slice with outlines, head (or front) up; its pixels are square in mm."""
-    place = best_slice(shown, axis)
+    """Return one slice with outlines, resampled to square pixels (in mm); head or front is at the top.
+
+    Args:
+        image: (z, y, x).
+        outlines: Masks (z, y, x) and their colours.
+        shown: Mask (z, y, x) that the slice is chosen for, see `best_slice`.
+        axis: Axis that the slice is perpendicular to.
+        spacing_zyx_mm: Voxel size.
+        height: Of the panel, pixels.
+    """
+    index = best_slice(shown, axis)
     rows, columns = (spacing for other, spacing in enumerate(spacing_zyx_mm) if other != axis)
-    gray = _upright(np.take(image, place, axis=axis), axis)
+    gray = _upright(np.take(image, index, axis=axis), axis)
     low, high = np.percentile(image, (1, 99))
     levels = np.clip((gray - low) / max(float(high - low), 1e-6) * 255, 0, 255).astype(np.uint8)
     size = (max(1, round(height * gray.shape[1] * columns / (gray.shape[0] * rows))), height)
     panel = np.asarray(Image.fromarray(levels).resize(size, Image.Resampling.BILINEAR).convert("RGB")).copy()
     for mask, colour in outlines:
-        flat = _upright(np.take(mask, place, axis=axis), axis)
+        flat = _upright(np.take(mask, index, axis=axis), axis)
         panel[_edge(np.asarray(Image.fromarray(flat).resize(size, Image.Resampling.NEAREST)))] = colour
     return Image.fromarray(panel)
 
 
 def best_slice(mask: NDArray[np.bool_], axis: int) -> int:
-    """Return the slice with most of the mask along an axis; the middle one where the mask is empty."""
+    """Return the index along an axis of the slice with the largest mask area; the middle if it is empty."""
     areas = mask.sum(axis=tuple(other for other in range(3) if other != axis))
     return int(areas.argmax()) if areas.any() else mask.shape[axis] // 2
 
 
 def _upright(plane: NDArray[np.generic], axis: int) -> NDArray[np.generic]:
-    """Rows of a plane from top to bottom: arrays are RAS, so z and, in axial planes, y run upwards."""
+    """Return a slice with its rows in picture order; array indices grow towards the head or the front."""
     return np.ascontiguousarray(plane[::-1])
 
 
 def _edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixels of a mask that have a neighbour outside."""
+    """Return the pixels of a mask (y, x) that have a neighbour outside it."""
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inner

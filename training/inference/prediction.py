@@ -22,10 +22,10 @@ from training.data import (
     Slices,
     fit_window,
     from_window,
-    gaussian_weights,
     take_image,
     to_window,
     window_boxes,
+    window_weights,
 )
 from training.engine import autocast, choose_precision
 from training.inference.prompts import (
@@ -111,7 +111,7 @@ def predict(
         return
     window = fit_window(shape, config.window_voxels)
     boxes = window_boxes(shape, window, config.overlap_fraction)
-    weights = gaussian_weights(window)
+    weights = window_weights(window)
     jobs = _jobs(prompts, config, image.size)
     done, total = 0, len(jobs) * len(boxes)
     for batch in jobs:

@@ -1,14 +1,13 @@
-"""A fine-tuned network: Iris that carries its question, so that it needs no reference.
+"""A fine-tuned network: Iris with learned tokens of each structure, so that no reference image is needed.
 
     in context   reference + mask --encode--> tokens --+
-    fine-tuned   tokens, trained like weights ---------+--> decode(image) -> a mask each
+    fine-tuned   tokens, trained like weights ---------+--> decode(image) -> one mask per structure
 
-The tokens of K structures at the three deepest stages, and after them those of the whole image (the all-ones
-mask of pretraining), take the place of the buffers `task_prior_0..2` that the published network has for
-them: (K + 1, 11, C) each. So a fine-tuned file is an ordinary checkpoint of Iris, which `load_checkpoint`
-reads as well.
+The tokens of K structures at the three deepest stages, followed by those of the whole image (the all-ones
+mask of pretraining), replace the buffers `task_prior_0..2` of the published network: (K + 1, 11, C) each.
+A fine-tuned file is therefore an ordinary checkpoint of Iris, which `load_checkpoint` also reads.
 
-*Reads* weights.safetensors of a fine-tuning, or one of its run's checkpoints; what the tokens mean is in the
+*Reads* weights.safetensors of a fine-tuning, or a checkpoint of its run; the meaning of the tokens is in the
 metadata, or in the checkpoint's "config". *Writes* nothing.
 """
 
@@ -37,17 +36,18 @@ NUM_STAGES = 3
 
 
 class PromptedIris(nn.Module):
-    """Iris whose tokens are weights: an image in, the masks of its structures out.
+    """Iris whose tokens are trainable weights: maps an image to the masks of its structures.
 
-    The network is called `module`, so that its keys in a run's checkpoint are those of a wrapped Iris.
+    The network is the attribute `module`, so that its keys in a run's checkpoint are those of an Iris wrapped
+    by DDP.
     """
 
     def __init__(self, net: Iris, tokens: Priors) -> None:
-        """Take over a network and give it tokens.
+        """Replace the task priors of a network by trainable tokens, in place.
 
         Args:
-            net: Loses what it remembered of other tasks.
-            tokens: Deepest stage first, (K + 1, 11, C) each; the last row is the whole image's.
+            net: The network; its stored priors of other tasks are removed.
+            tokens: Deepest stage first, (K + 1, 11, C) each; the last row is that of the whole image.
         """
         super().__init__()
         for name, rows in zip(_token_names(), tokens, strict=True):
@@ -57,11 +57,11 @@ class PromptedIris(nn.Module):
         self.module = net
 
     def forward(self, image: Tensor, structures: Tensor) -> Tensor:
-        """Draw structures in an image.
+        """Return the logits of some structures in an image.
 
         Args:
             image: (B, 1, Z, Y, X), z-scores. Axes are multiples of 16.
-            structures: int64 (B, k), places in the list of structures.
+            structures: int64 (B, k), indices into the list of structures.
 
         Returns:
             Logits (B, k, Z, Y, X), float32.
@@ -75,22 +75,22 @@ class PromptedIris(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenTable:
-    """What the tokens of a fine-tuned network mean, and what images they are for."""
+    """The structures of a fine-tuned network's tokens, and the preparation of its training images."""
 
     label: str
-    """Label map of the store that they were trained on."""
+    """Label map of the store that the tokens were trained on."""
     structures: tuple[Structure, ...]
-    """In the order of the tokens; one label value each."""
+    """One per token, in the order of the tokens; each has one label value."""
     spacing_mm: float
-    """Of the images."""
+    """Voxel edge of the training images."""
     ingest: Mapping[str, Any]
-    """Settings that the scans were prepared with, by name; empty where the store does not tell."""
+    """Settings that the training scans were prepared with, by name; empty if the store has no record."""
     modalities: tuple[str, ...]
-    """Of the scans trained on, as "ct", "mr"."""
+    """Modalities of the training scans, as "ct", "mr"."""
     window_voxels: Size
-    """Size of the crops trained on: the window to segment with."""
+    """Size of the training crops (z, y, x); the window to segment with."""
     masks_at_once: int
-    """Most structures that were drawn together."""
+    """Largest number of structures that were predicted together in training."""
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -111,7 +111,13 @@ class TokenTable:
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> TokenTable:
-        """Return the table in plain values; KeyError, TypeError or ValueError where it is none."""
+        """Return the table that `to_json` wrote.
+
+        Raises:
+            KeyError: A field is missing.
+            TypeError: A value is of another type.
+            ValueError: A value cannot be converted.
+        """
         z, y, x = (int(size) for size in table["window_voxels"])
         return cls(
             label=str(table["label"]),
@@ -129,16 +135,16 @@ class TokenTable:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Finetuned:
-    """A fine-tuned network, ready for use."""
+    """A fine-tuned network with one learned task embedding per structure; no reference image is needed."""
 
     net: Iris
-    """On the CPU, float32, in evaluation mode; tokens are among its buffers."""
+    """On the CPU, float32, in evaluation mode; the tokens are buffers of it."""
     table: TokenTable
-    """What they mean."""
+    """Structures of the tokens, and preparation of the training images."""
 
     @property
     def structures(self) -> tuple[Structure, ...]:
-        """What it segments, in the order of `predict_labels`."""
+        """The structures that it segments, in the order of `predict_labels`."""
         return self.table.structures
 
     @property
@@ -153,56 +159,60 @@ class Finetuned:
 
     @property
     def spacing_mm(self) -> float:
-        """Of the images that it takes."""
+        """Voxel edge of the images that it takes, mm."""
         return self.table.spacing_mm
 
     @property
     def ingest(self) -> Mapping[str, Any]:
-        """Settings that its scans were prepared with."""
+        """Settings that its training scans were prepared with."""
         return self.table.ingest
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Of the scans that it was trained on."""
+        """Modalities of its training scans."""
         return self.table.modalities
 
     @property
     def window_voxels(self) -> Size:
-        """The window that it was trained with."""
+        """Size of its training crops (z, y, x)."""
         return self.table.window_voxels
 
     @property
     def masks_at_once(self) -> int:
-        """Most structures that were drawn together."""
+        """Largest number of structures that were predicted together in training."""
         return self.table.masks_at_once
 
     def inference(self, base: InferenceConfig | None = None) -> InferenceConfig:
-        """Return inference settings with the window and the number of masks of the training."""
+        """Return inference settings with the window and the number of masks of the training.
+
+        Args:
+            base: All other settings; None for the defaults.
+        """
         return token_inference(base or InferenceConfig(), self.table)
 
     def prompt(self, config: InferenceConfig, device: torch.device | str = "cpu") -> Prompt:
-        """Return the tokens as what `predict`, `predict_labels` and `predict_probabilities` take.
+        """Return the tokens as a prompt for `predict`, `predict_labels` and `predict_probabilities`.
 
         Args:
-            config: As they are given; see `inference`.
-            device: The network's.
+            config: The settings that these functions get; see `inference`.
+            device: Device of the network.
 
         Raises:
-            ConfigError: Mirrored copies are asked for.
+            ConfigError: `config.mirror` is set.
         """
         return token_prompt(self.net, self.structures, config, device)
 
 
 def load_finetuned(path: Path | str, *, weights: WhichWeights = "ema") -> Finetuned:
-    """Return a fine-tuned network and what it segments.
+    """Return a fine-tuned network and the structures that it segments.
 
     Args:
-        path: weights.safetensors of a fine-tuning's run, one of its checkpoints (best.pt, step-N.pt), or the
-            folder of a run that is complete.
-        weights: Which of a checkpoint's two sets; exported weights have one.
+        path: weights.safetensors of a fine-tuning, a checkpoint of its run (best.pt, step-N.pt), or the
+            folder of a complete run.
+        weights: Which set of weights of a checkpoint; exported weights have only one.
 
     Raises:
-        CheckpointError: No such file, no network, or one that was not fine-tuned.
+        CheckpointError: There is no such file, or it is not a fine-tuned network.
     """
     path = weights_file(path)
     net = load_checkpoint(path, weights=weights)
@@ -225,7 +235,11 @@ def load_finetuned(path: Path | str, *, weights: WhichWeights = "ema") -> Finetu
 
 
 def weights_file(path: Path | str) -> Path:
-    """Return the file that is meant: of a run's folder its exported weights."""
+    """Return the weights file for a path: the exported weights of a run's folder, otherwise the path itself.
+
+    Raises:
+        CheckpointError: The folder has no exported weights.
+    """
     path = Path(path)
     if path.is_dir():
         exported = path / WEIGHTS
@@ -236,7 +250,7 @@ def weights_file(path: Path | str) -> Path:
 
 
 def tokens_of(net: Iris) -> Priors:
-    """Return the tokens that a fine-tuned network carries, deepest stage first: (K + 1, 11, C) each."""
+    """Return the tokens of a fine-tuned network, deepest stage first: (K + 1, 11, C) each."""
     first, second, third = (getattr(net, name) for name in _token_names())
     return first, second, third
 
@@ -244,16 +258,17 @@ def tokens_of(net: Iris) -> Priors:
 def token_prompt(
     net: Iris, structures: tuple[Structure, ...], config: InferenceConfig, device: torch.device | str = "cpu"
 ) -> Prompt:
-    """Return a network's tokens as a prompt.
+    """Return the tokens of a fine-tuned network as a prompt.
 
     Args:
-        net: Of `PromptedIris`, or loaded.
-        structures: What the tokens mean.
-        config: Of the inference.
-        device: Where the prompt is needed.
+        net: The `module` of a `PromptedIris`, or a loaded network.
+        structures: The structure of each token.
+        config: Settings of the inference.
+        device: Device of the prompt.
 
     Raises:
-        ConfigError: Mirrored copies are asked for: tokens of the left side are not those of the right.
+        ConfigError: `config.mirror` is set. In mirrored images, left and right are exchanged, but the tokens
+            of left and right structures are not.
     """
     if config.mirror:
         raise ConfigError(
@@ -267,7 +282,7 @@ def token_prompt(
 
 
 def token_inference(base: InferenceConfig, table: TokenTable) -> InferenceConfig:
-    """Return inference settings as a network was trained: its window, its number of masks, all ones too."""
+    """Return inference settings as in training: the same window, number of masks, and all-ones mask."""
     return replace(
         base, window_voxels=table.window_voxels, masks_at_once=table.masks_at_once, whole_mask=True
     )
@@ -290,7 +305,7 @@ def _table_in_safetensors(path: Path) -> Mapping[str, Any] | None:
 def _table_in_checkpoint(path: Path) -> Mapping[str, Any] | None:
     try:
         config = read_checkpoint(path).get("config", {})
-    except CheckpointError:  # the published file is a checkpoint of Iris, but none of our runs'
+    except CheckpointError:  # a checkpoint of Iris that is not from a run, as the published one
         return None
     table: Mapping[str, Any] | None = config.get(FINETUNED) if isinstance(config, dict) else None
     return table

@@ -1,8 +1,8 @@
-"""Raw scans as `segment` needs them: what a reader gives, and which reader is installed.
+"""Interface of raw scans for `segment`: protocols of a scan and of its reader, and the installed reader.
 
-`training` knows nothing of file formats. Who reads is told by the entry point group "mass3d.scans" (this
-distribution names its ingest there), or is handed over as an argument. Protocols only: reads and writes
-nothing itself.
+`training` does not read image files itself. The reader is found by the entry point group "mass3d.scans"
+(this distribution registers its ingest there), or is passed as an argument. This module reads and writes
+nothing.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ from training.errors import ConfigError
 
 Integer = TypeVar("Integer", bound=np.integer[Any])
 OwnBox: TypeAlias = tuple[slice, slice, slice]
-"""Half-open, in voxels of the input's own array axes."""
+"""Half-open box, in voxels along the input's own array axes."""
 
 GROUP = "mass3d.scans"
 """Entry point group that names the reader of scan files."""
 
 
 class RawScan(Protocol):
-    """A scan prepared as for training, that knows the way back to the grid of its files."""
+    """A scan prepared as for training, with methods to resample results to the grid of its files."""
 
     @property
     def scan_id(self) -> str:
-        """A plain name."""
+        """Name of the scan, usable in file names."""
 
     @property
     def location(self) -> str:
-        """Place to show."""
+        """Path of the scan, for messages."""
 
     @property
     def suffix(self) -> str:
-        """Of result files, as ".nii.gz"."""
+        """Suffix of result files, as ".nii.gz"."""
 
     @property
     def image(self) -> NDArray[np.float32]:
-        """(z, y, x) z-scores; indices grow to head, front and right."""
+        """Prepared image (z, y, x), z-scores; indices grow to head, front and right."""
 
     @property
     def labels(self) -> NDArray[np.uint8] | NDArray[np.uint16] | None:
-        """(z, y, x) on the image's grid, 0 is background; None without a mask."""
+        """Label map (z, y, x) on the image's grid, 0 is background; None without a mask."""
 
     @property
     def label_values(self) -> tuple[int, ...]:
-        """Values in the mask's file, without 0."""
+        """Label values in the mask's file, without 0."""
 
     @property
     def value_names(self) -> Mapping[int, str]:
-        """Names of them, as far as they are known."""
+        """Names of the label values, as far as they are known."""
 
     @property
     def modality(self) -> str:
@@ -62,15 +62,15 @@ class RawScan(Protocol):
 
     @property
     def modality_origin(self) -> str:
-        """Where that is from; begins with "guess" where it is one."""
+        """Source of the modality; begins with "guess" if it was guessed."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was unusual."""
+        """Remarks on unusual properties of the files."""
 
     @property
     def spacing_zyx_mm(self) -> tuple[float, float, float]:
-        """Of the image."""
+        """Voxel size of the prepared image."""
 
     @property
     def own_shape(self) -> tuple[int, int, int]:
@@ -78,15 +78,23 @@ class RawScan(Protocol):
 
     @property
     def own_voxel_ml(self) -> float:
-        """Volume of a voxel of the input's own grid."""
+        """Volume of a voxel of the input's own grid, ml."""
 
     def to_own_grid(
         self, probability: NDArray[np.float32], *, above: float | None = None
     ) -> tuple[OwnBox, NDArray[np.float32]] | None:
-        """A probability as a box of the input's own grid and the values there; 0 elsewhere."""
+        """Resample a probability (z, y, x) from the image's grid to the input's own grid.
+
+        Args:
+            probability: float32 (z, y, x) on the image's grid.
+            above: If given, the box only needs to contain the values above this.
+
+        Returns:
+            A box of the input's own grid and the values in it; all others are 0. None if there are none.
+        """
 
     def from_own_grid(self, labels: NDArray[Integer]) -> NDArray[Integer]:
-        """Labels on the input's own grid as the image's grid shows them."""
+        """Resample labels from the input's own grid to the image's grid (z, y, x)."""
 
     def write(self, path: Path, array: NDArray[Any]) -> None:
         """Write an array on the input's own grid as an image file."""
@@ -103,21 +111,21 @@ class ScanReader(Protocol):
         ingest: Mapping[str, Any] | None = None,
         modality: str | None = None,
     ) -> RawScan:
-        """The scan at a path.
+        """Read and prepare the scan at a path.
 
         Args:
             image: A file, or the folder of a DICOM series.
             mask: A label map on the image's grid.
-            ingest: Settings of the ingest by name, "spacing_mm" among them.
-            modality: "ct", "mr" or "pet"; None where the files or a guess shall tell.
+            ingest: Settings of the ingest by name, with "spacing_mm".
+            modality: "ct", "mr" or "pet"; None to find it in the files, or to guess it.
         """
 
 
 def installed_reader() -> ScanReader:
-    """The reader that the installed distributions name.
+    """Return the reader of scan files that an installed distribution registers.
 
     Raises:
-        ConfigError: None does, or several do.
+        ConfigError: No distribution registers one, or several do.
     """
     found = sorted(entry_points(group=GROUP), key=lambda point: point.value)
     values = sorted({point.value for point in found})

@@ -1,10 +1,11 @@
-"""The Iris network: encoder, task encoding, decoder; its weights as files.
+"""The Iris network (encoder, task encoding, decoder), and reading and writing of its weights.
 
 Takes:  target and reference (B, 1, Z, Y, X), the reference's masks (B, K, Z, Y, X).
 Gives:  logits (B, K, Z, Y, X).
 
-`Iris` is the network (Gao et al., CVPR 2025, as in MASS). `load_checkpoint` and `export_weights` read and
-write safetensors with a `ModelCard`; `TrainedOn` records how the scans of the training were prepared.
+`Iris` is the network (Gao et al., CVPR 2025, as in MASS). `load_checkpoint` reads checkpoints of every kind;
+`export_weights` writes safetensors with a `ModelCard`. `TrainedOn` records how the training scans were
+prepared.
 """
 
 import lazy_loader

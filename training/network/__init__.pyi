@@ -8,8 +8,8 @@ from .iris import (
 from .preparation import (
     PUBLISHED_SPACING_MM as PUBLISHED_SPACING_MM,
     TrainedOn as TrainedOn,
+    preparation_warning as preparation_warning,
     recorded_beside as recorded_beside,
-    warning_of as warning_of,
 )
 from .task_encoding import NUM_QUERIES as NUM_QUERIES
 from .weights import (

@@ -1,7 +1,7 @@
-"""The parts Iris is made of: residual convolution blocks, attention and MLP, all pre-normed.
+"""Building blocks of Iris: residual convolution blocks, attention and MLP, all pre-norm.
 
-Attribute names (`conv1.conv`, `fn.mha`, `fc1`, ...) are the published state dict's. Norms compute in float32
-or wider whatever autocast chose for the convolutions around them.
+Attribute names (`conv1.conv`, `fn.mha`, `fc1`, ...) are those of the published state dict. Norms are computed
+in float32 or wider, also under autocast.
 """
 
 from __future__ import annotations
@@ -16,31 +16,33 @@ from torch.nn import functional
 HEAD_WIDTH = 32
 """Width of one attention head."""
 BLOCK_EPS = 1e-4
-"""Of the instance norms in residual blocks and the layer norms before self-attention and MLPs (published)."""
+"""Epsilon of norms in residual blocks, and of layer norms before self-attention and MLPs (published)."""
 NORM_EPS = 1e-5
-"""Of every other norm."""
+"""Epsilon of every other norm."""
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Return `x` in float32 if it is narrower: bfloat16 sums lose the small terms of gradients."""
+    """Return `x` as float32 if it is bfloat16 or float16: sums in bfloat16 lose small terms of gradients."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def norm_relu(x: Tensor, eps: float) -> Tensor:
-    """Instance norm without affine, then ReLU, of (B, C, Z, Y, X); a channel of one voxel becomes 0.
+    """Return ReLU(instance norm without affine) of (B, C, Z, Y, X); a channel of one voxel becomes 0.
 
-    Statistics are float32 whatever the type of `x`.
+    Mean and variance are computed in float32 for every dtype of `x`.
     """
-    # Not functional.instance_norm or batch_norm: they refuse the single deepest voxel of a 16^3 crop.
+    # functional.instance_norm and functional.batch_norm raise an error for one voxel per channel, which is
+    # what the deepest stage has for a crop of 16^3.
     cudnn = torch.backends.cudnn.enabled
     if x.dtype == torch.bfloat16 and in_channels_last(x):
-        # instance_norm would copy to channels first and back. batch_norm of one sample is the same norm, its
-        # plain sums good to 3e-5: enough for bfloat16, too little for the 1e-4 of float32 outputs.
+        # instance_norm would copy to channels first and back. batch_norm of one sample is the same norm. Its
+        # plain sums are accurate to 3e-5: enough for bfloat16, not for the tolerance of 1e-4 on float32
+        # outputs.
         samples = [
             torch.batch_norm(s, None, None, None, None, True, 0.0, eps, cudnn) for s in torch.split(x, 1)
         ]
         return functional.relu(torch.cat(samples) if len(samples) > 1 else samples[0])
-    # Compiled, instance_norm is fused with what is around it.
+    # torch.compile fuses instance_norm with the operations around it, so it needs no special case.
     if x.device.type == "cpu" and in_channels_last(x) and not torch.compiler.is_compiling():
         out: Tensor = _NormRelu.apply(x, eps)  # type: ignore[no-untyped-call]
         return out
@@ -50,8 +52,8 @@ def norm_relu(x: Tensor, eps: float) -> Tensor:
 class _NormRelu(torch.autograd.Function):
     """Instance norm and ReLU of (B, C, Z, Y, X) in channels last, without a copy to channels first and back.
 
-    Mean first, then the mean square of what is left: as exact as instance_norm. (batch_norm's plain sums in
-    this layout are good to 3e-5 only.)
+    The mean is subtracted first, then the mean square of the rest is taken, which is as exact as
+    instance_norm. (The plain sums of batch_norm are accurate to only 3e-5 in this layout.)
     """
 
     @staticmethod
@@ -74,18 +76,18 @@ class _NormRelu(torch.autograd.Function):
 
 
 def _as_volumes(rows: Tensor, shape: torch.Size) -> Tensor:
-    """View rows (B, N, C) as (B, C, Z, Y, X) in channels last."""
+    """Return rows (B, N, C), one per voxel, as a view (B, C, Z, Y, X) in channels last."""
     B, C, Z, Y, X = shape
     return rows.view(B, Z, Y, X, C).permute(0, 4, 1, 2, 3)
 
 
 def in_channels_last(x: Tensor) -> bool:
-    """Whether the channels of (B, C, Z, Y, X) lie side by side in memory, and its voxels do not."""
+    """Whether (B, C, Z, Y, X) is stored in channels-last layout and not also in channels-first layout."""
     return x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
 
 
 def in_best_layout(x: Tensor) -> Tensor:
-    """Lay (B, C, Z, Y, X) out as the convolutions that follow like it best; they keep the layout."""
+    """Return (B, C, Z, Y, X) in the fastest memory layout for the convolutions that follow (they keep it)."""
     # Measured on CPUs with and without bfloat16 (benchmarks/step.py): channels last halves the time of the
     # finest convolutions and their gradients, in both precisions.
     if x.device.type == "cpu":
@@ -103,16 +105,19 @@ class PreNormConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in, Z, Y, X) to (B, out, Z, Y, X)."""
         active = norm_relu(x, BLOCK_EPS)
-        # oneDNN 3.12's bfloat16 weight gradient reads memory that nobody wrote when there are just two
-        # planes: infinities from the first step on. Two planes are cheap in float32.
-        broken = x.device.type == "cpu" and x.shape[2] == 2
-        with torch.autocast("cpu", enabled=False) if broken else nullcontext():
-            out: Tensor = self.conv(at_least_float32(active) if broken else active)
+        # With exactly two planes, the bfloat16 weight gradient of oneDNN 3.12 reads uninitialised memory and
+        # is infinite from the first step on. Two planes cost little in float32.
+        needs_float32 = x.device.type == "cpu" and x.shape[2] == 2
+        with torch.autocast("cpu", enabled=False) if needs_float32 else nullcontext():
+            out: Tensor = self.conv(at_least_float32(active) if needs_float32 else active)
         return out
 
 
 class ResidualBlock(nn.Module):
-    """Two pre-normed convolutions; where the width changes, the shortcut is a third one of the raw input."""
+    """Two pre-norm convolutions and a shortcut.
+
+    The shortcut is the identity, or a third pre-norm convolution where the number of channels changes.
+    """
 
     def __init__(self, in_width: int, out_width: int) -> None:
         super().__init__()
@@ -129,7 +134,7 @@ class ResidualBlock(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, exact GELU, linear."""
+    """Linear layer, exact (not tanh-approximated) GELU, linear layer."""
 
     def __init__(self, in_width: int, hidden_width: int, out_width: int) -> None:
         super().__init__()
@@ -143,7 +148,7 @@ class Mlp(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention in heads of 32; a width below 32 is one head."""
+    """Multi-head attention with 32 channels per head; a width below 32 has one head."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -159,12 +164,12 @@ class LayerNorm(nn.LayerNorm):
     """Layer norm over the last axis, in float32 or wider under autocast."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Norm (..., C)."""
+        """Return the normalised (..., C)."""
         return super().forward(at_least_float32(input))
 
 
 class SelfAttention(nn.Module):
-    """Layer norm, then attention of the tokens to themselves, plus the tokens."""
+    """Layer norm and self-attention, with a residual connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -179,7 +184,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Layer norms of queries and context, then attention of the one to the other, plus the queries."""
+    """Layer norms and attention of queries to a context, with a residual connection for the queries."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -194,7 +199,7 @@ class CrossAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Layer norm, then an MLP of expansion 4, plus its input."""
+    """Layer norm and an MLP of expansion 4, with a residual connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

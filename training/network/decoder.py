@@ -1,7 +1,8 @@
-"""The decoder: tokens of all masks meet the image at the three deepest stages, then the way up.
+"""The decoder: attention between mask tokens and image at the three deepest stages, then upsampling.
 
-The fused image tokens replace the feature that is upsampled. The first token of each mask is kept and,
-through the classifier, becomes the weight vector that turns the decoder's output into the mask's logits.
+At each of these stages, the image tokens after attention replace the feature that is upsampled. The first
+token of each mask is kept; the mask head maps it to the weights of a linear classifier, which turns the
+decoder's voxel features into the logits of the mask.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ Priors = tuple[Tensor, Tensor, Tensor]
 
 
 class FusionBlock(nn.Module):
-    """Tokens attend to the image, the image to the tokens, the tokens to themselves; an MLP after each."""
+    """Attention of mask tokens to the image, of the image to mask tokens, and among mask tokens.
+
+    An MLP follows each of the three.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -39,7 +43,7 @@ class FusionBlock(nn.Module):
         self.prior_ffn_2 = FeedForward(width)
 
     def forward(self, image: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Map image tokens (B, N, C) and mask tokens (B, K*11, C) to the same."""
+        """Map image tokens (B, N, C) and mask tokens (B, K*11, C) to updated ones of the same shapes."""
         tokens = self.prior_ffn(self.prior_aggregate_block(tokens, image))
         image = self.feat_ffn(self.feat_aggregate_block(image, tokens))
         tokens = self.prior_ffn_2(self.prior_attn_block(tokens))
@@ -67,7 +71,7 @@ class Fusion(nn.Module):
 
 
 class Up(nn.Module):
-    """Trilinear upsampling to the skip's size, [skip, upsampled], two blocks, the first of which narrows."""
+    """Upsampling to the size of the skip connection, concatenation [skip, upsampled], two residual blocks."""
 
     def __init__(self, in_width: int, skip_width: int) -> None:
         super().__init__()
@@ -86,7 +90,7 @@ class Up(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The way up, with the masks' tokens fused in at the three deepest stages."""
+    """The expanding path of the U-Net, with mask tokens fused in at the three deepest stages."""
 
     def __init__(self, channels: Widths) -> None:
         super().__init__()
@@ -98,7 +102,11 @@ class Decoder(nn.Module):
         self.up4 = Up(c1, c0)
 
     def forward(self, features: Features, priors: Priors) -> tuple[Tensor, Tensor]:
-        """Draw what the priors ask for.
+        """Return the features that the logits of the masks are computed from.
+
+        Args:
+            features: Of the target, see `Features`.
+            priors: Tokens of each mask, see `Priors`.
 
         Returns:
             Voxel features (B, channels[0], Z, Y, X), and the kept tokens of each mask, deepest stage first:
@@ -115,8 +123,8 @@ class Decoder(nn.Module):
         return self.up4(x, full), torch.cat(kept, dim=2)
 
 
-class Classifier(nn.Module):
-    """From the kept tokens of a mask to its logit at every voxel."""
+class MaskHead(nn.Module):
+    """Maps the kept tokens of a mask to its logit at every voxel."""
 
     def __init__(self, channels: Widths) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The encoder: a residual 3D U-Net's way down, five stages, each half the size of the one before."""
+"""The encoder: the contracting path of a residual 3D U-Net; five stages, each at half the resolution."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Features = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class Stem(nn.Module):
-    """A convolution of the image, then one block, at full resolution."""
+    """A convolution of the image and one residual block, at full resolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Stem(nn.Module):
 
 
 class Down(nn.Module):
-    """Max-pooling by 2, then two blocks, the first of which widens."""
+    """Max-pooling by 2 and two residual blocks; the first one increases the number of channels."""
 
     def __init__(self, in_width: int, out_width: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Down(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Features of an image at five scales."""
+    """Computes features of an image at five scales."""
 
     def __init__(self, channels: Widths) -> None:
         super().__init__()

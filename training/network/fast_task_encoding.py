@@ -1,18 +1,21 @@
-"""Task encoding, the fast form: what `TaskEncoding.forward` gives, with all that masks share done once.
+"""Fast task encoding: the same result as `TaskEncoding.forward`; work that all masks share is done once.
 
-    foreground token   the mean of upsampled features inside a mask = the adjoint of the upsampling applied to
-                       the mask, then one product with the coarse feature; nothing is upsampled
-    expand, merge      linear after the ReLU, so [image, mask] splits into an image half (once an image, with
-                       the position volume) and a mask half (all three stages are one 1 -> 3 convolution)
-    norm of the mask   of a binary mask of mean p is mask * (1 - p) / sqrt(p (1 - p) + eps) after the ReLU
-    squeeze            a matrix product on unshuffled tokens
-    cross-attention    key and value projections, with the affine part of the context's norm, move to the 11
-                       queries: scores change by a constant a query, which softmax drops, and its weights add
-                       to one. Both blocks then read one affine-free norm of the tokens, as keys and values
+    foreground token   The mean of upsampled features inside a mask equals the adjoint of the upsampling,
+                       applied to the mask, times the coarse feature. Nothing is upsampled.
+    expand, merge      `merge` is linear after its ReLU, so the convolution of [image, mask] is the sum of an
+                       image half (computed once per image, with the position volume) and a mask half (one
+                       convolution with 1 input and 3 output channels serves all three stages).
+    norm of the mask   For a binary mask of mean p, instance norm and ReLU give
+                       mask * (1 - p) / sqrt(p (1 - p) + eps).
+    squeeze            A matrix product on unshuffled tokens.
+    cross-attention    The key and value projections, and the affine part of the context's norm, are applied
+                       to the 11 queries instead of the N context tokens. This changes all scores of a query
+                       by the same constant, which softmax ignores; and attention weights sum to one. Both
+                       blocks then use the same normalised tokens as keys and values.
 
-Masks must be 0 and 1; only the direct form takes soft ones. Closed forms, norms and softmax stay in float32
-or wider under autocast. Checkpointing activations saved a tenth of what memory is left, for a third more time
-(measured on a CPU): not done.
+Masks must be 0 and 1; only the direct form takes soft masks. Closed forms, norms and softmax are computed in
+float32 or wider under autocast. Activation checkpointing is not used: on a CPU it saved a tenth of the
+remaining memory for a third more time.
 """
 
 from __future__ import annotations
@@ -32,12 +35,12 @@ def encode_tasks(stages: Sequence[TaskEncoding], features: Sequence[Tensor], mas
     """Return the priors of all stages.
 
     Args:
-        stages: Parameters, one a stage.
-        features: The reference's features, (B, C, z, y, x) a stage.
+        stages: Parameters of each stage.
+        features: The reference's features, (B, C, z, y, x) for each stage.
         masks: (B, K, Z, Y, X), bool or 0 and 1.
 
     Returns:
-        (B, K, 11, C) a stage.
+        (B, K, 11, C) for each stage.
     """
     B, K = masks.shape[:2]
     masks = masks.to(at_least_float32(features[0]).dtype)
@@ -67,13 +70,13 @@ def foreground_tokens(feature: Tensor, masks: Tensor) -> Tensor:
 
 
 def _upsampling(coarse: int, fine: int, *, like: Tensor) -> Tensor:
-    """Return the matrix (coarse, fine) of linear interpolation with aligned corners."""
+    """Return the matrix (coarse, fine) of linear interpolation with aligned corners; dtype as `like`."""
     unit = torch.eye(coarse, dtype=like.dtype, device=like.device)
     return functional.interpolate(unit[None], size=fine, mode="linear", align_corners=True)[0]
 
 
 def _mask_halves(stages: Sequence[TaskEncoding], masks: Tensor) -> tuple[Tensor, ...]:
-    """Return the mask half of every stage's merge, (B, K, Z, Y, X) each, without bias."""
+    """Return the mask's part of each stage's `merge` convolution, (B, K, Z, Y, X) each, without bias."""
     with torch.autocast(masks.device.type, enabled=False):
         mean = masks.mean(dim=(2, 3, 4), keepdim=True)
         height = (1 - mean) / torch.sqrt(mean * (1 - mean) + NORM_EPS)
@@ -83,7 +86,7 @@ def _mask_halves(stages: Sequence[TaskEncoding], masks: Tensor) -> tuple[Tensor,
 
 
 def _conditioned(stage: TaskEncoding, feature: Tensor, mask_half: Tensor) -> Tensor:
-    """Return the feature's tokens (B, K, N, C) that have seen each mask, normed without affine."""
+    """Return the feature conditioned on each mask, as tokens (B, K, N, C), normalised without affine."""
     fine = pixel_shuffle(stage.expand(feature), stage.scale)
     with torch.autocast(feature.device.type, enabled=False):
         fine = norm_relu(at_least_float32(fine), NORM_EPS)
@@ -100,8 +103,8 @@ def _conditioned(stage: TaskEncoding, feature: Tensor, mask_half: Tensor) -> Ten
 
 def _conv(volumes: Tensor, kernels: Tensor) -> Tensor:
     """Convolve (N, 1, Z, Y, X) with (O, 1, 3, 3, 3) to (N, O, Z, Y, X)."""
-    # Measured on a CPU: for one channel, PyTorch's own kernel, which takes single volumes, is 6 times as fast
-    # as oneDNN's, which takes batches and pads the channels to 16.
+    # Measured on a CPU with one channel: PyTorch's own kernel is used for single volumes and is 6 times as
+    # fast as oneDNN's, which is used for batches and pads the channels to 16.
     at_once = 1 if volumes.device.type == "cpu" else len(volumes)
     return torch.cat([functional.conv3d(part, kernels, padding=1) for part in torch.split(volumes, at_once)])
 
@@ -121,7 +124,7 @@ def _norm_relu_tokens(x: Tensor) -> Tensor:
 
 
 def _query_block(block: TaskQueryBlock, queries: Tensor, context: Tensor) -> Tensor:
-    """Do what `TaskQueryBlock` does, for a context that is normed already."""
+    """Return what `TaskQueryBlock` returns, for a context that is already normalised without affine."""
     queries = block.query_ffn_1(block.query_attn_block_1(queries))
     queries = block.query_aggregate_ffn(_attend(block.query_aggregate_block, queries, context))
     out: Tensor = block.query_ffn_2(block.query_attn_block_2(queries))
@@ -129,23 +132,25 @@ def _query_block(block: TaskQueryBlock, queries: Tensor, context: Tensor) -> Ten
 
 
 def _attend(block: CrossAttention, queries: Tensor, context: Tensor) -> Tensor:
-    """Do what `CrossAttention` does from queries (B, Q, C) to a context (B, N, C) normed without affine.
+    """Return `CrossAttention` of queries (B, Q, C) to a context (B, N, C) normalised without affine.
 
-    score = q . Wk (w * c + b) + q . bk = (w * Wk^T q) . c + a constant; and as the attention p sums to one,
+    With the norm's weight w and bias b, a context token c and the attention weights p, which sum to one:
+    score = q . Wk (w * c + b) + q . bk = (w * Wk^T q) . c + a constant;
     value = Wv (w * sum(p c) + b) + bv.
     """
     mha = block.fn.mha
     heads, width = mha.num_heads, mha.embed_dim // mha.num_heads
     to_query, to_key, to_value = mha.in_proj_weight.view(3, heads, width, -1).unbind()
     query_bias, _, value_bias = mha.in_proj_bias.chunk(3)
-    asking = functional.linear(block.norm1(queries), to_query.flatten(0, 1), query_bias)
-    asking = asking.view(*queries.shape[:2], heads, width)
-    asked = torch.einsum("bqhd,hdc->bhqc", asking, to_key * block.norm2.weight)
-    keys = context.to(asked.dtype)[:, None]
-    seen = functional.scaled_dot_product_attention(
-        asked.flatten(1, 2)[:, None], keys, keys, scale=width**-0.5
+    projected = functional.linear(block.norm1(queries), to_query.flatten(0, 1), query_bias)
+    projected = projected.view(*queries.shape[:2], heads, width)
+    # Queries multiplied by the key projection, so that they are compared with context tokens directly.
+    key_queries = torch.einsum("bqhd,hdc->bhqc", projected, to_key * block.norm2.weight)
+    keys = context.to(key_queries.dtype)[:, None]
+    attended = functional.scaled_dot_product_attention(
+        key_queries.flatten(1, 2)[:, None], keys, keys, scale=width**-0.5
     )
-    seen = at_least_float32(seen) * block.norm2.weight + block.norm2.bias
-    value = torch.einsum("bhqc,hdc->bqhd", seen.view(asked.shape), to_value)
+    attended = at_least_float32(attended) * block.norm2.weight + block.norm2.bias
+    value = torch.einsum("bhqc,hdc->bqhd", attended.view(key_queries.shape), to_value)
     out: Tensor = queries + mha.out_proj(value.flatten(2) + value_bias)
     return out

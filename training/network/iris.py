@@ -1,12 +1,12 @@
-"""Iris: a 3D residual U-Net that draws in a target the region that a reference and its mask define.
+"""Iris: a 3D residual U-Net that segments in a target image the region that a reference and its mask define.
 
 Gao et al., "Show and Segment: Universal Medical Image Segmentation via In-Context Learning", CVPR 2025.
 State-dict keys and shapes are those of the published checkpoint.
 
-    target ----> encoder -----------------------> decoder --> voxel features --+
-                                                    ^   |                       |--> logits, one a mask
-    reference -> encoder -> task encoding ----------+   +--> tokens -> classifier
-    masks -------------------^      priors: 11 tokens a mask, at each of the three deepest stages
+    target ----> encoder -----------------------> decoder --> voxel features ---+
+                                                    ^   |                       |--> logits of each mask
+    reference -> encoder -> task encoding ----------+   +--> tokens -> mask head
+    masks -------------------^      priors: 11 tokens per mask at each of the three deepest stages
 """
 
 from __future__ import annotations
@@ -19,29 +19,30 @@ from torch import Tensor, nn
 from training.errors import ConfigError, CropError
 from training.network import fast_task_encoding
 from training.network.blocks import HEAD_WIDTH
-from training.network.decoder import Classifier, Decoder, Priors
+from training.network.decoder import Decoder, MaskHead, Priors
 from training.network.encoder import Encoder, Features, Widths
 from training.network.preparation import TrainedOn
 from training.network.task_encoding import MAX_CROP_VOXELS, NUM_QUERIES, TaskEncoding
 
 CROP_MULTIPLE = 16
-"""Four halvings: every axis of a crop is a multiple of this."""
+"""Every axis of a crop is a multiple of this, because the encoder halves it four times."""
 STAGE_SCALES = (16, 8, 4)
-"""How much coarser the three deepest stages are than the crop."""
+"""Downsampling factor of each of the three deepest stages, deepest first."""
 PUBLISHED_CHANNELS: Widths = (32, 64, 128, 256, 512)
 PUBLISHED_NUM_TASKS = 73
 
 
 class Iris(nn.Module):
-    """The network.
+    """The in-context segmentation network.
 
     Args:
-        channels: Widths of the five stages, full resolution first. The three deepest are multiples of 32, the
-            width of an attention head, or less than it.
-        num_tasks: Labelled tasks whose priors the checkpoint remembers (buffers `task_prior_0..2`); nothing
-            here reads them.
-        position_std: Standard deviation that the position volumes start with; 1 in the published code.
-        task_encoding: "fast" computes once what the masks share; "direct" is the plain form to test against.
+        channels: Number of channels of the five stages, full resolution first. Each of the three deepest is a
+            multiple of 32 (the width of an attention head) or below 32.
+        num_tasks: Number of labelled tasks whose priors the checkpoint stores (buffers `task_prior_0..2`);
+            this class does not read them.
+        position_std: Initial standard deviation of the position volumes; 1 in the published code.
+        task_encoding: "fast" computes once what all masks share; "direct" is the simple form that the fast
+            one is tested against.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Iris(nn.Module):
         self.num_tasks = num_tasks
         self.task_encoding = task_encoding
         self.trained_on = TrainedOn()
-        """What `load_checkpoint` knows of the scans that the weights were trained on."""
+        """How the scans that the weights were trained on were prepared; set by `load_checkpoint`."""
         deepest = self.channels[:1:-1]
         for stage, width in enumerate(deepest):
             self.register_buffer(f"task_prior_{stage}", torch.zeros(num_tasks, NUM_QUERIES + 1, width))
@@ -67,10 +68,10 @@ class Iris(nn.Module):
             TaskEncoding(width, scale, position_std)
             for width, scale in zip(deepest, STAGE_SCALES, strict=True)
         )
-        self.out = Classifier(self.channels)
+        self.out = MaskHead(self.channels)
 
     def forward(self, target: Tensor, reference: Tensor, masks: Tensor) -> Tensor:
-        """Draw in the target what the masks mark in the reference.
+        """Return the logits, in the target, of the structures that the masks mark in the reference.
 
         Args:
             target: (B, 1, Z, Y, X), z-scores. Axes are multiples of 16.
@@ -81,7 +82,7 @@ class Iris(nn.Module):
             Logits (B, K, Z, Y, X) on the target's grid, float32; K independent sigmoid masks.
 
         Raises:
-            CropError: Sizes that do not fit the network or each other.
+            CropError: The network cannot take these sizes, or they do not match each other.
         """
         priors = self.encode_tasks(self.encode(reference), masks)
         return self.decode(self.encode(target), priors)
@@ -110,15 +111,15 @@ class Iris(nn.Module):
                 return first, second, third
 
     def decode(self, target_features: Features, priors: Priors) -> Tensor:
-        """Return the logits (B, K, Z, Y, X), float32, that the priors ask for in the target."""
+        """Return the logits (B, K, Z, Y, X), float32, in the target of the K structures of the priors."""
         voxels, tokens = self.decoder(target_features, priors)
         logits: Tensor = self.out(voxels, tokens)
         return logits
 
     def embed(self, image: Tensor) -> Tensor:
-        """Return dense features (B, channels[0], Z, Y, X) of an image alone.
+        """Return dense features (B, channels[0], Z, Y, X) of an image (B, 1, Z, Y, X) without a reference.
 
-        It is its own reference, and the one mask is all ones.
+        The image serves as its own reference, with one mask of all ones.
         """
         features = self.encode(image)
         everything = torch.ones_like(image, dtype=torch.bool)
@@ -127,7 +128,11 @@ class Iris(nn.Module):
 
 
 def parse_channels(channels: tuple[int, ...]) -> Widths:
-    """Return the five widths, or say what is wrong with them."""
+    """Return the five numbers of channels as a tuple.
+
+    Raises:
+        ConfigError: Not five positive numbers, or a deep stage that cannot be split into attention heads.
+    """
     if len(channels) != 5 or min(channels) < 1:
         raise ConfigError(f"channels: five positive widths expected, got {channels}")
     for width in channels[2:]:
@@ -140,7 +145,7 @@ def parse_channels(channels: tuple[int, ...]) -> Widths:
 
 
 def check_crop(image: Tensor) -> None:
-    """Refuse an image that the encoder cannot halve four times."""
+    """Raise CropError for an image that is not (B, 1, Z, Y, X), or cannot be halved four times."""
     if image.ndim != 5 or image.shape[1] != 1:
         raise CropError(f"an image is (B, 1, Z, Y, X), got {tuple(image.shape)}")
     if any(side % CROP_MULTIPLE or not side for side in image.shape[2:]):
@@ -150,7 +155,7 @@ def check_crop(image: Tensor) -> None:
 
 
 def check_masks(features: Features, masks: Tensor) -> None:
-    """Refuse masks that are not on the reference's grid, or that reach beyond the position volume."""
+    """Raise CropError for masks that are not on the reference's grid, or longer than the position volume."""
     grid, batch = tuple(features[-1].shape[2:]), len(features[-1])
     if masks.ndim != 5 or len(masks) != batch or tuple(masks.shape[2:]) != grid:
         raise CropError(f"masks must be ({batch}, K, *{grid}) like the reference, got {tuple(masks.shape)}")

@@ -1,7 +1,7 @@
-"""How the scans were prepared that a network was trained on: whoever uses the weights does the same.
+"""Record of how a network's training scans were prepared, so that new scans are prepared in the same way.
 
 *Reads* and *writes* plain values, in the metadata of exported weights, in checkpoints ("config"), and in a
-run's run.json. A published checkpoint tells nothing of it: everything is None there.
+run's run.json. A published checkpoint has no such record: spacing and crop are None there.
 """
 
 from __future__ import annotations
@@ -16,29 +16,35 @@ from typing import Any
 from storage import Store
 
 PUBLISHED_SPACING_MM = 1.5
-"""Of the scans behind the published weights (Gao et al., CVPR 2026)."""
-_LOOK = ("ct_window_hu", "percentiles", "crop", "margin_mm", "body_threshold_hu")
-"""Ingest settings that change how a scan looks; the others decide about which files are taken."""
+"""Voxel edge of the scans that the published weights were trained on (Gao et al., CVPR 2026)."""
+_IMAGE_SETTINGS = ("ct_window_hu", "percentiles", "crop", "margin_mm", "body_threshold_hu")
+"""Ingest settings that change the prepared image; the other settings choose which files are used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedOn:
-    """How the scans of a training were prepared and cropped."""
+    """How the training scans of a network were prepared and cropped."""
 
     spacing_mm: float | None = None
-    """Voxel edge of the store; None where it is not known."""
+    """Voxel edge of the store, mm; None where it is not known."""
     ingest: Mapping[str, Any] = field(default_factory=dict)
-    """Ingest settings of the store by name; empty where they are not known: the defaults."""
+    """Ingest settings of the store by name; empty where they are not known, which means the defaults."""
     crop_voxels: tuple[int, int, int] | None = None
-    """Voxels (z, y, x) of the crops that the network was shown; None where it is not known."""
+    """Voxels (z, y, x) of the training crops; None where they are not known."""
     whole_scans: bool = False
-    """Whether it was shown whole scans, each stretched over one crop."""
+    """Whether the network was trained on whole scans, each resampled to the size of one crop."""
 
     @classmethod
     def of_store(
         cls, store: Store, crop_voxels: tuple[int, int, int], *, whole_scans: bool = False
     ) -> TrainedOn:
-        """How a store's scans were prepared and shown, for those who use the weights."""
+        """Return the record of a training on this store.
+
+        Args:
+            store: The store that the network is trained on.
+            crop_voxels: Voxels (z, y, x) of a crop.
+            whole_scans: Whether each crop is a whole scan, resampled.
+        """
         ingest = store.info.config.get("ingest", {})
         return cls(
             spacing_mm=store.info.spacing_mm, ingest=ingest, crop_voxels=crop_voxels, whole_scans=whole_scans
@@ -46,11 +52,11 @@ class TrainedOn:
 
     @property
     def ingest_settings(self) -> dict[str, Any]:
-        """The ingest settings that give scans such as the network was trained on."""
+        """Ingest settings that prepare new scans as the training scans were prepared."""
         return {**self.ingest, "spacing_mm": self.spacing_mm or PUBLISHED_SPACING_MM}
 
     def rows(self) -> dict[str, str]:
-        """What a model card says of it."""
+        """Return the rows of the model card's table: name -> text."""
         rows = {}
         if self.spacing_mm is not None:
             rows["spacing"] = f"{self.spacing_mm:g} mm"
@@ -60,7 +66,7 @@ class TrainedOn:
         return rows
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` gives the same back."""
+        """Return plain values, from which `from_json` restores the record."""
         return {
             "spacing_mm": self.spacing_mm,
             "ingest": dict(self.ingest),
@@ -70,10 +76,10 @@ class TrainedOn:
 
     @classmethod
     def from_json(cls, values: Any) -> TrainedOn | None:
-        """What `to_json` wrote; None for None.
+        """Return the record that `to_json` wrote; None for None.
 
         Raises:
-            ValueError: The values are not of this kind.
+            ValueError: The values are incomplete or of another type.
         """
         if values is None:
             return None
@@ -89,10 +95,18 @@ class TrainedOn:
             raise ValueError(f"trained_on is incomplete ({error!r})") from error
 
 
-def warning_of(trained_on: TrainedOn, store: Store) -> str:
-    """A sentence on how a store's scans differ from those that a network was trained on; "" where in nothing.
+def preparation_warning(trained_on: TrainedOn, store: Store) -> str:
+    """Return one sentence on how the preparation of a store differs from that of a network's training scans.
 
-    What is not recorded on both sides is not compared; a voxel size that is not known is the published one.
+    A setting that is not recorded on both sides is not compared. An unknown spacing of the training is taken
+    to be the published one.
+
+    Args:
+        trained_on: Preparation of the training scans.
+        store: The scans that the network shall be used on.
+
+    Returns:
+        The sentence; "" where nothing differs.
     """
     parts = []
     size, spacing = store.info.spacing_mm, trained_on.spacing_mm or PUBLISHED_SPACING_MM
@@ -102,8 +116,8 @@ def warning_of(trained_on: TrainedOn, store: Store) -> str:
             part if trained_on.spacing_mm else part + " (taken from the paper: the file does not tell)"
         )
     own = store.info.config.get("ingest", {})
-    for name in _LOOK:
-        # Stores and checkpoints are JSON, runs' records TOML: pairs are lists in one, tuples in the other.
+    for name in _IMAGE_SETTINGS:
+        # Pairs are lists in values read from JSON, tuples in settings of this process.
         here, there = (_plain(values.get(name)) for values in (own, trained_on.ingest))
         if here is not None and there is not None and here != there:
             parts.append(f"the store was prepared with {name} = {here}, the training's scans with {there}")
@@ -113,7 +127,7 @@ def warning_of(trained_on: TrainedOn, store: Store) -> str:
 
 
 def recorded_beside(path: Path) -> TrainedOn | None:
-    """What the run's folder tells that a checkpoint lies in; None where it lies in none.
+    """Return the preparation recorded in the run folder around a checkpoint; None where there is no record.
 
     Args:
         path: RUN/weights.safetensors, or RUN/checkpoints/step-N.pt.
@@ -123,10 +137,10 @@ def recorded_beside(path: Path) -> TrainedOn | None:
         if not (record.is_file() and config.is_file()):
             continue
         try:
-            told = TrainedOn.from_json(json.loads(record.read_text(encoding="utf-8")).get("trained_on"))
-            if told is not None:
-                return told
-            # Runs begun before spacing was recorded tell the crop.
+            trained_on = TrainedOn.from_json(json.loads(record.read_text(encoding="utf-8")).get("trained_on"))
+            if trained_on is not None:
+                return trained_on
+            # Runs older than this record have at least the crop, in their settings.
             crop = tomllib.loads(config.read_text(encoding="utf-8"))["data"]["crop_voxels"]
             return TrainedOn(crop_voxels=_size(crop))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -1,7 +1,7 @@
-"""Task encoding at one stage, the direct form: from a reference feature and its masks to 11 tokens a mask.
+"""Direct task encoding at one stage: from a reference feature and its masks to 11 tokens per mask.
 
-This is the reference that the fast form (`fast_task_encoding.py`) is tested against, and it holds the
-parameters of both. It repeats the image's work for every mask.
+The fast form (`fast_task_encoding.py`) is tested against this one and uses the same parameters. The direct
+form repeats the work on the image for every mask.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from training.network.blocks import (
 )
 
 NUM_QUERIES = 10
-"""Learned task queries a stage; with the foreground token they are the 11 tokens of a mask."""
+"""Learned task queries per stage; with the foreground token they are the 11 tokens of a mask."""
 MAX_CROP_VOXELS = 128
-"""Where the learned position volume ends, along each axis."""
+"""Voxels of the learned position volume along each axis."""
 
 
 def pixel_shuffle(x: Tensor, scale: int) -> Tensor:
@@ -62,7 +62,7 @@ class NormReluConv(nn.Sequential):
 
 
 class PositionVolume(nn.Module):
-    """A learned value for every voxel of a crop, from its corner on."""
+    """A learned value for every voxel of a crop, counted from the crop's first corner."""
 
     def __init__(self, std: float) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class PositionVolume(nn.Module):
 
 
 class TaskQueryBlock(nn.Module):
-    """Queries attend to themselves, to the feature, to themselves; an MLP after each."""
+    """Self-attention of the queries, attention to the feature, self-attention; an MLP follows each."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class TaskQueryBlock(nn.Module):
         self.query_ffn_2 = FeedForward(width)
 
     def forward(self, queries: Tensor, context: Tensor) -> Tensor:
-        """Map queries (B, 11, C), seeing feature tokens (B, N, C), to (B, 11, C)."""
+        """Map queries (B, 11, C) and feature tokens (B, N, C) to updated queries (B, 11, C)."""
         queries = self.query_ffn_1(self.query_attn_block_1(queries))
         queries = self.query_aggregate_ffn(self.query_aggregate_block(queries, context))
         out: Tensor = self.query_ffn_2(self.query_attn_block_2(queries))
@@ -96,12 +96,12 @@ class TaskQueryBlock(nn.Module):
 
 
 class TaskEncoding(nn.Module):
-    """One stage's parameters, and the direct form.
+    """Parameters of task encoding at one stage; `forward` is the direct form.
 
     Args:
         width: Channels C of the stage's feature.
-        scale: How much coarser the feature's grid is than the mask's: 16, 8 or 4.
-        position_std: Standard deviation that the position volume starts with.
+        scale: Downsampling factor of the feature's grid relative to the mask's: 16, 8 or 4.
+        position_std: Initial standard deviation of the position volume.
     """
 
     def __init__(self, width: int, scale: int, position_std: float) -> None:
@@ -119,13 +119,13 @@ class TaskEncoding(nn.Module):
         self.pos_embed = PositionVolume(position_std)
 
     def query_blocks(self) -> Iterator[TaskQueryBlock]:
-        """The two blocks, typed."""
+        """Yield the two query blocks, with their type."""
         for block in self.attn_layers:
             assert isinstance(block, TaskQueryBlock)
             yield block
 
     def combine(self, foreground: Tensor) -> Tensor:
-        """Return the first queries (B, 11, C): the learned ones, then the foreground token (B, C)."""
+        """Return the initial queries (B, 11, C): the learned ones, then the foreground token (B, C)."""
         learned = self.norm_query(self.task_query).expand(len(foreground), -1, -1)
         both = torch.cat([learned, self.norm_foreground(foreground)[:, None]], dim=1)
         out: Tensor = self.norm_combined(both)
@@ -151,7 +151,7 @@ class TaskEncoding(nn.Module):
         return total / masks.sum(dim=(2, 3, 4)).clamp(min=1)[:, :, None]
 
     def _conditioned(self, feature: Tensor, masks: Tensor) -> Tensor:
-        """Return the feature (B*K, C, z, y, x) that has seen each mask (B, K, Z, Y, X)."""
+        """Return the feature conditioned on each mask (B, K, Z, Y, X), as (B*K, C, z, y, x)."""
         feature = feature.repeat_interleave(masks.shape[1], dim=0)
         fine = pixel_shuffle(self.expand(feature), self.scale)
         both = torch.cat([fine, masks.flatten(0, 1)[:, None].to(fine.dtype)], dim=1)

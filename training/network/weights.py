@@ -1,9 +1,9 @@
-"""Weights of Iris to and from files: the published checkpoint, our runs' checkpoints, exported safetensors.
+"""Reads and writes weights of Iris: the published checkpoint, checkpoints of runs, exported safetensors.
 
-*Reads* a torch file with the state dicts "model" and "ema_model" (the published `mass_base.pth` and our
-`step-N.pt` alike), a torch file that is one state dict, or a safetensors file. Nothing is ever unpickled
-(`weights_only`). The widths and the number of tasks come from the tensors' shapes. *Writes* NAME.safetensors,
-whose metadata name the architecture, and beside it the model card NAME.md.
+*Reads* a torch file with the state dicts "model" and "ema_model" (the published `mass_base.pth`, and
+`step-N.pt` of a run), a torch file that is one state dict, or a safetensors file. Torch files are read with
+`weights_only`, so no code in them is run. The number of channels and of tasks follows from the tensors'
+shapes. *Writes* NAME.safetensors, with the architecture in its metadata, and the model card NAME.md.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ StateDict = dict[str, Tensor]
 
 MODEL_CARD = "MODEL_CARD.md"
 WEIGHTS = "weights.safetensors"
-"""What a complete run exports."""
+"""Names of the two files that a complete run exports."""
 
 _ARCHITECTURE = "mass3d"
 _WRAPPERS = ("module.", "_orig_mod.")
-"""What DDP, averaging and torch.compile put before every key."""
+"""Prefixes that DDP, weight averaging and torch.compile add to every key."""
 _IN_CONTEXT = """\
 from training import load_checkpoint
 
@@ -48,7 +48,7 @@ _VERSIONED = ("mass3d", "torch", "numpy", "safetensors")
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the versions of the packages that weights depend on."""
+    """Return the versions of the packages that the weights depend on, by name."""
     found = {}
     for name in _VERSIONED:
         try:
@@ -60,35 +60,35 @@ def installed_versions() -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """Where exported weights come from: enough to train them again."""
+    """The origin of exported weights: all that is needed to train them again."""
 
     title: str
-    """One line."""
+    """Title of the card, one line."""
     recipe: str
     """The whole training config, as TOML."""
     store_digest: str
-    """Digest of the store that the network saw."""
+    """Digest of the store that the network was trained on."""
     num_scans: int
-    """Scans that it was trained on."""
+    """Number of training scans."""
     num_steps: int
-    """Optimiser steps."""
+    """Number of optimiser steps."""
     weights: WhichWeights
-    """Whether these are the average ("ema") or the last weights ("model")."""
+    """"ema" for the moving average of the weights, "model" for those of the last step."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """Measured quality, by name, for example the in-context Dice on held-out scans."""
     versions: Mapping[str, str] = field(default_factory=installed_versions)
-    """Package versions that trained it."""
+    """Versions of the packages used for training."""
     summary: str = "Pretrained without labels."
-    """A sentence or two: what was trained on what."""
+    """One or two sentences: what was trained, and on what."""
     use: str = _IN_CONTEXT
-    """Python lines that use the file, FILE for its name without .safetensors."""
+    """Python lines that show how to use the file; FILE stands for its name without .safetensors."""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """More for the file's metadata."""
+    """Further entries of the file's metadata."""
     trained_on: TrainedOn = field(default_factory=TrainedOn)
-    """How the scans were prepared and cropped: what uses the weights does the same."""
+    """How the training scans were prepared and cropped; new scans have to be prepared in the same way."""
 
     def to_markdown(self, net: Iris) -> str:
-        """Return the card of these weights of `net`."""
+        """Return the card as Markdown; `net` is the network whose weights it describes."""
         num_parameters = sum(parameter.numel() for parameter in net.parameters())
         rows = {
             "network": f"Iris, channels {'-'.join(map(str, net.channels))}, {net.num_tasks} task priors",
@@ -111,15 +111,18 @@ class ModelCard:
 
 
 def export_weights(net: Iris, path: Path | str, card: ModelCard) -> Path:
-    """Write the weights as safetensors, and the card beside them as Markdown.
+    """Write the weights as safetensors, and the model card as Markdown in the same folder.
 
     Args:
         net: The network whose weights to write.
-        path: Ends in .safetensors; the card takes its place with .md.
-        card: Where the weights come from.
+        path: Ends in .safetensors; the card has the same name with .md.
+        card: Origin of the weights.
 
     Returns:
-        The card's path.
+        Path of the card.
+
+    Raises:
+        ConfigError: The path does not end in .safetensors.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -142,9 +145,9 @@ def export_weights(net: Iris, path: Path | str, card: ModelCard) -> Path:
 
 
 def in_fixed_order(written: bytes) -> bytes:
-    """Return a safetensors file with its metadata sorted: the library writes them in an order drawn anew.
+    """Return the bytes of a safetensors file with sorted metadata; the library's order is random.
 
-    The format is 8 bytes of the header's length (little endian), the header (JSON, padded with spaces), data.
+    The format is: length of the header (8 bytes, little endian), header (JSON, padded with spaces), data.
     """
     start = 8 + int.from_bytes(written[:8], "little")
     header = json.loads(written[8:start])
@@ -157,16 +160,17 @@ def in_fixed_order(written: bytes) -> bytes:
 def load_checkpoint(path: Path | str, *, weights: WhichWeights = "ema") -> Iris:
     """Return the network of a checkpoint, on the CPU, float32, in evaluation mode.
 
-    Its `trained_on` tells how the scans were prepared that it was trained on, as far as the checkpoint, or
-    the run's folder around it, says so.
+    Its attribute `trained_on` is the preparation of the training scans, as far as it is recorded in the
+    checkpoint or in the run folder around it.
 
     Args:
-        path: A published .pth, a run's step-N.pt or best.pt, exported .safetensors, or the folder of a run
-            that is complete.
-        weights: Which of a checkpoint's two sets; a file of one set has no choice.
+        path: A published .pth, a run's step-N.pt or best.pt, exported .safetensors, or the folder of a
+            complete run.
+        weights: Which set of weights to use; ignored for files that have only one.
 
     Raises:
-        CheckpointError: No such file, no checkpoint of Iris, or something that is not tensors in it.
+        CheckpointError: There is no such file, it is not a checkpoint of Iris, or it holds more than tensors
+            and plain values.
     """
     path = Path(path)
     if path.is_dir():
@@ -184,7 +188,15 @@ def load_checkpoint(path: Path | str, *, weights: WhichWeights = "ema") -> Iris:
 
 
 def network_of(state: StateDict, path: Path) -> Iris:
-    """Return Iris with these weights; `path` is what messages name."""
+    """Return Iris with these weights, in evaluation mode.
+
+    Args:
+        state: Tensors by name; prefixes of wrappers are removed.
+        path: File that error messages name.
+
+    Raises:
+        CheckpointError: The tensors do not fit Iris.
+    """
     state = {_bare(name): tensor.float() for name, tensor in state.items() if name != "n_averaged"}
     try:
         with torch.device("meta"):
@@ -206,7 +218,7 @@ def _channels(state: StateDict) -> Widths:
 
 
 def _bare(name: str) -> str:
-    """Return a key without what wrappers put before it."""
+    """Return a key of a state dict without the prefixes of wrappers."""
     for wrapper in _WRAPPERS:
         name = name.removeprefix(wrapper)
     return name
@@ -243,7 +255,7 @@ def _read_torch(path: Path, weights: WhichWeights) -> tuple[StateDict, TrainedOn
         name = {"ema": "ema_model", "model": "model"}[weights]
         chosen = document.get(name)
         if chosen is None:
-            raise CheckpointError(f"{path}: has no {name!r} weights; ask for the other set")
+            raise CheckpointError(f"{path}: has no {name!r} weights; load the other set")
     if not isinstance(chosen, dict) or not all(isinstance(value, Tensor) for value in chosen.values()):
         raise CheckpointError(f"{path}: not a checkpoint of Iris: no state dict in it")
     config = document.get("config")

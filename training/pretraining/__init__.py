@@ -3,7 +3,7 @@
 Takes:  a store, a run folder, and `PretrainConfig` (`recipe` has ready ones).
 Gives:  a `Pretraining`: weights, model card, metrics, pictures in the run folder.
 
-`pretrain` is the door.
+`pretrain` is the main function.
 """
 
 import lazy_loader

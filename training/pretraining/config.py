@@ -1,7 +1,7 @@
-"""Every choice of a pretraining: the published recipe, and a small one for small machines and small data.
+"""Settings of a pretraining, and its recipes: "published" (large GPUs), "small" and "whole" (two CPU cores).
 
-A table of a TOML file is a part of `PretrainConfig`; what is left out keeps the recipe's value. Reads and
-writes nothing.
+Each table of a TOML file is a field of `PretrainConfig`; settings that the file lacks keep the recipe's
+value. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ Recipe = Literal["published", "small", "whole"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The network; the defaults are the published one."""
+    """The size of the network; the defaults are those of the published network."""
 
     channels: tuple[int, int, int, int, int] = PUBLISHED_CHANNELS
-    """Widths of the five stages, full resolution first; the three deepest multiples of 32, or below it."""
+    """Channels of the five stages, full resolution first; each of the three deepest is a multiple of 32, or
+    below 32."""
 
     num_tasks: int = PUBLISHED_NUM_TASKS
-    """Labelled tasks whose priors a checkpoint has room for; pretraining uses none."""
+    """Number of labelled tasks whose priors a checkpoint can store; pretraining does not use them."""
 
     position_std: float = 1.0
-    """Standard deviation that the position volumes start with; near 0 spares a narrow net's first steps."""
+    """Initial standard deviation of the position volumes; with a value near 0 a narrow network learns faster
+    in its first steps."""
 
     task_encoding: Literal["fast", "direct"] = "fast"
-    """How the masks are encoded: the direct form gives the same, slower."""
+    """Implementation of the task encoding; "direct" gives the same result, slower."""
 
     def __post_init__(self) -> None:
         if self.position_std < 0 or self.num_tasks < 1:
@@ -43,7 +45,7 @@ class ModelConfig:
             )
 
     def make(self) -> Iris:
-        """The network, its weights drawn from torch's generator."""
+        """Return the network with random weights, from torch's global generator."""
         return Iris(
             self.channels,
             self.num_tasks,
@@ -54,28 +56,28 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Settings of `mass pretrain`: a table of the TOML file each."""
+    """Settings of `mass pretrain`; each field is a table of the TOML file."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    """The network."""
+    """Size of the network."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Scans, places and masks of the samples."""
+    """Scans, crops and masks of the samples."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    """How the two views of a sample are changed."""
+    """Augmentation of the two views of a sample."""
     optimisation: OptimisationConfig = field(default_factory=OptimisationConfig)
-    """How weights are changed."""
+    """Optimiser, learning rate, number of steps, precision."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """What the network is asked on labelled scans, now and then."""
+    """In-context evaluations on labelled scans during the training."""
     run: RunConfig = field(default_factory=RunConfig)
-    """How the run is fed and watched."""
+    """Data loading, logging, checkpoints."""
 
     def values(self) -> dict[str, Any]:
-        """All settings, plain values by table."""
+        """Return all settings as plain values by table."""
         return asdict(self)
 
 
 def recipe(name: Recipe) -> PretrainConfig:
-    """The recipe of this name."""
+    """Return the settings of a recipe."""
     match name:
         case "published":
             return published()
@@ -86,12 +88,12 @@ def recipe(name: Recipe) -> PretrainConfig:
 
 
 def published() -> PretrainConfig:
-    """The recipe of the published release: 100,000 steps of 4 samples of 128 voxels cubed, for large GPUs."""
+    """Return the published recipe, for large GPUs: 100,000 steps of 4 samples of 128^3 voxels."""
     return PretrainConfig()
 
 
 def small() -> PretrainConfig:
-    """A recipe that trains on two CPU cores in minutes: narrow network, small crops, Muon."""
+    """Return a recipe that trains on two CPU cores in minutes: narrow network, small crops, Muon."""
     crop = (32, 48, 32)
     return PretrainConfig(
         model=ModelConfig(channels=(8, 16, 32, 64, 96), num_tasks=1, position_std=0.02),
@@ -121,10 +123,10 @@ def small() -> PretrainConfig:
 
 
 def whole() -> PretrainConfig:
-    """The small recipe on views of whole scans, in one window of 65,536 voxels whose sides suit the scans.
+    """Return the small recipe for views of whole scans, resampled to one window of at most 65,536 voxels.
 
-    A window cut out of a scan does not say where in the body it is: on whole scans it finds structures where
-    crops do not (docs/results.md).
+    A crop does not show where in the body it is. On whole scans, networks trained with this recipe find
+    structures that networks trained on crops do not (docs/results.md).
     """
     base = small()
     return replace(

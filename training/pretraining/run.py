@@ -1,9 +1,9 @@
-"""Pretraining: in-context segmentation of the masks that a store proposes; no label is read.
+"""Pretraining: in-context segmentation of the mask proposals of a store; no labels are used for training.
 
-*Reads* a store. *Writes* a run's folder (`training.engine.run_folder`). A sample shows two overlapping places
-of a scan: the network sees the reference with its masks, and draws the same masks in the target. Where two
-scans of the store share a label map, the averaged network is asked now and then to find labelled structures,
-from one labelled scan: that measures, and trains nothing.
+*Reads* a store. *Writes* a run's folder (`training.engine.run_folder`). A sample is two overlapping crops of
+a scan: the network gets the reference with some masks, and segments the same masks in the target. If two
+scans of the store share a label map, the averaged network is evaluated regularly on labelled structures, in
+context with one labelled reference; these labels are not trained on.
 """
 
 from __future__ import annotations
@@ -53,28 +53,29 @@ from training.network import (
 from training.pretraining.config import PretrainConfig
 
 _CUT_MARGIN = 0.19
-"""Of a window's side, on each side: 44 voxels around 32, as in the small recipe."""
+"""Margin of a cut on each side of a window, as a fraction of the window's length: 44 voxels for 32, as in the
+small recipe."""
 
 _DRAWN_MASKS = 4
-"""Most masks of a sample in a picture."""
+"""Largest number of masks of a sample in a picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """How a pretraining ended."""
+    """The outcome of a pretraining."""
 
     result: TrainingResult
-    """Of the trainer."""
+    """Result of the trainer."""
     num_scans: int
-    """Scans trained on."""
+    """Number of training scans."""
     resumed: bool
-    """Whether a state was taken up."""
+    """Whether the training was resumed from a checkpoint."""
     is_first: bool
-    """Whether this process is the one that writes and talks."""
+    """Whether this process writes files and prints messages."""
     precision: ChosenPrecision
-    """Of the network's arithmetic."""
+    """Precision of the network."""
     weights: Path | None
-    """The exported weights; None where the run is not complete."""
+    """Path of the exported weights; None if the run is not complete."""
 
 
 def pretrain(
@@ -87,26 +88,26 @@ def pretrain(
     on_progress: Callable[[TrainingProgress], None] | None = None,
     on_precision: Callable[[ChosenPrecision], None] | None = None,
 ) -> Pretraining:
-    """Pretrain in a run's folder, in this process and those that torchrun has started with it.
+    """Pretrain a network and write the run's folder; under torchrun, in all its processes together.
 
     Args:
-        store_path: The store.
-        folder: The run's; made where there is none.
-        config: Every setting.
-        resume: Go on with the run in the folder.
-        device: Where to compute.
-        on_progress: Told after every step, in the first process.
-        on_precision: Told before the first step, in the first process.
+        store_path: Path of the store.
+        folder: Folder of the run; created if it does not exist.
+        config: All settings.
+        resume: Whether to resume the run in the folder.
+        device: Device to compute on.
+        on_progress: Called after every step, in the first process.
+        on_precision: Called before the first step, in the first process.
 
     Raises:
         RunError: There is a run in the folder (or, with `resume`, none), or another process trains in it.
-        ConfigError: Settings or scans differ from the run's, or cannot be.
+        ConfigError: Settings or scans differ from those of the run, or are invalid.
         DataError: A scan cannot be read.
         NonFiniteLoss: A loss or gradient is NaN or infinite.
     """
     store = open_store(store_path)
     split = split_scans(store.entries, config.data)
-    config = settled(config, [store.entries[scan_id].shape_zyx for scan_id in split.training])
+    config = with_chosen_window(config, [store.entries[scan_id].shape_zyx for scan_id in split.training])
     record = RunRecord(
         settings=config.values(),
         store_name=store_path.resolve().name,
@@ -145,7 +146,7 @@ def pretrain(
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """A pretraining whose folder is ready."""
+    """A pretraining, after its folder was created or checked."""
 
     store: Store
     folder: Path
@@ -157,7 +158,7 @@ class _Job:
     precision: ChosenPrecision
 
     def train(self, on_progress: Callable[[TrainingProgress], None] | None) -> Pretraining:
-        """Train, and export what comes out."""
+        """Train, and export the weights if the run is complete."""
         config, record = self.config, self.record
         torch.manual_seed(config.optimisation.seed)
         net = config.model.make().to(self.device)
@@ -185,7 +186,7 @@ class _Job:
         )
 
     def _export(self, result: TrainingResult) -> Path:
-        """Write the averaged weights and their card."""
+        """Write the averaged weights and their card; return the path of the weights."""
         record, weights = self.record, self.folder / WEIGHTS
         card = ModelCard(
             title=f"Iris, pretrained on {len(record.scans)} scans of {record.store_name}",
@@ -202,12 +203,12 @@ class _Job:
         return weights
 
 
-def settled(config: PretrainConfig, shapes: Sequence[tuple[int, int, int]]) -> PretrainConfig:
-    """The settings with the window that suits the scans, where it is left to be chosen; else the same.
+def with_chosen_window(config: PretrainConfig, shapes: Sequence[tuple[int, int, int]]) -> PretrainConfig:
+    """Return the settings with the best window for the scans, if `max_window_voxels` is set; else unchanged.
 
     Args:
-        config: Every setting.
-        shapes: Voxels along z, y, x of the scans trained on.
+        config: All settings.
+        shapes: Voxels along z, y, x of the training scans.
     """
     if not config.data.max_window_voxels:
         return config
@@ -227,25 +228,25 @@ def settled(config: PretrainConfig, shapes: Sequence[tuple[int, int, int]]) -> P
 
 
 def _margined(side: int) -> int:
-    """A side of the cut around a view: what turning and widening it may look at."""
+    """Return the length of the cut around a view of this length, with margins for warping."""
     return side + 2 * round(side * _CUT_MARGIN)
 
 
 def pretraining_task(
     net: Iris, store: Store, config: PretrainConfig, split: ScanSplit, ranks: Ranks
 ) -> Task[Batch, Views]:
-    """Pretraining as the trainer takes it.
+    """Return the task of a pretraining for the trainer.
 
     Args:
-        net: On the device it is trained on.
-        store: Where samples come from.
-        config: Every setting.
-        split: Scans trained on, and kept out.
-        ranks: This process among those that train together.
+        net: The network, on the device it is trained on.
+        store: Store that samples are read from.
+        config: All settings.
+        split: Training scans and held-out scans.
+        ranks: Rank of this process.
     """
     device = next(net.parameters()).device
     on_gpu = device.type == "cuda"
-    questions = asked(store, config, split)
+    evaluation = choose_evaluation(store, config, split)
 
     def batches(size: int, first: int, number: int) -> Iterable[Batch]:
         return make_loader(
@@ -266,30 +267,30 @@ def pretraining_task(
         return augment(batch.to(device, non_blocking=on_gpu), config.augmentation)
 
     def evaluate(average: nn.Module) -> Mapping[str, float]:
-        assert questions is not None
-        return evaluate_scalars(average, store, questions, device)
+        assert evaluation is not None
+        return evaluate_scalars(average, store, evaluation, device)
 
     return Task(
         net=net,
         batches=batches,
         prepare=prepare,
         loss=in_context_loss,
-        evaluate=evaluate if questions else None,
-        draw=draw_views,
+        evaluate=evaluate if evaluation else None,
+        draw=draw_first_sample,
     )
 
 
 def in_context_loss(net: nn.Module, views: Views) -> LossTerms:
-    """The loss of drawing, in the target, the masks that the reference shows."""
+    """Return the loss of segmenting, in the target, the masks given in the reference."""
     logits = net(views.target, views.reference, views.reference_masks)
     return segmentation_loss(logits, views.target_masks)
 
 
-def asked(store: Store, config: PretrainConfig, split: ScanSplit) -> EvaluationConfig | None:
-    """The evaluation that goes with a training, None where no two scans share a label map.
+def choose_evaluation(store: Store, config: PretrainConfig, split: ScanSplit) -> EvaluationConfig | None:
+    """Return the settings of evaluations during a training; None if no two scans share a label map.
 
-    Targets that are not chosen are scans kept out of training, where these have labels, else any; of at most
-    `max_evaluation_voxels`. References are drawn from the other scans: their labels train nothing.
+    If the settings name no targets, they are labelled scans of at most `max_evaluation_voxels`: held-out ones
+    if there are any, else any. References are drawn from the other scans; their labels are not trained on.
     """
     wanted = config.evaluation
     labelled = {
@@ -319,27 +320,27 @@ def asked(store: Store, config: PretrainConfig, split: ScanSplit) -> EvaluationC
 def evaluate_scalars(
     net: nn.Module, store: Store, config: EvaluationConfig, device: torch.device
 ) -> dict[str, float]:
-    """In-context Dice on labelled scans: "dice", the mean over structures, and each structure's."""
+    """Return the in-context Dice on labelled scans: the mean ("dice"), and that of each structure."""
     evaluation = evaluate_in_context(net, store, config, device=device)
     each = {f"dice/{part.dataset}/{part.label}/{part.structure}": part.dice for part in evaluation.structures}
     return {"dice": evaluation.mean_dice, **each}
 
 
-def draw_views(net: nn.Module, views: Views, path: Path) -> None:
-    """Draw the first sample: the reference with some masks, the target with what the network draws."""
+def draw_first_sample(net: nn.Module, views: Views, path: Path) -> None:
+    """Write a picture of the first sample: reference with some masks, target with the predictions."""
     visible = (views.reference_masks[0].flatten(1).any(1) & views.target_masks[0].flatten(1).any(1)).nonzero()
     chosen = visible.flatten()[:_DRAWN_MASKS]
     reference, target = views.reference[:1], views.target[:1]
-    drawn = net(target, reference, views.reference_masks[:1, chosen]) > 0
+    predicted = net(target, reference, views.reference_masks[:1, chosen]) > 0
     cases = [
         Case(
             reference=reference[0, 0].cpu().numpy(),
             mask=views.reference_masks[0, mask].cpu().numpy(),
             target=target[0, 0].cpu().numpy(),
-            prediction=drawn[0, place].cpu().numpy(),
+            prediction=predicted[0, index].cpu().numpy(),
             expected=views.target_masks[0, mask].cpu().numpy(),
             title=f"mask {int(mask)}",
         )
-        for place, mask in enumerate(chosen)
+        for index, mask in enumerate(chosen)
     ]
     write_png(path, cases)

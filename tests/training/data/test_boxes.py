@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from training.data.boxes import Box, draw_views, overlap_fraction, whole
+from training.data.boxes import Box, draw_crop_views, overlap_fraction, whole
 
 sizes = st.tuples(*[st.integers(1, 90)] * 3)
 crops = st.tuples(*[st.integers(1, 48)] * 3)
@@ -25,14 +25,16 @@ def brute_overlap(first: Box, second: Box) -> float:
 
 @given(shape=sizes, crop=crops, min_overlap=overlaps, seed=seeds)
 def test_views_overlap_as_much_as_asked(shape, crop, min_overlap, seed) -> None:
-    first, second = draw_views(shape, crop, min_overlap=min_overlap, generator=np.random.default_rng(seed))
+    first, second = draw_crop_views(
+        shape, crop, min_overlap=min_overlap, generator=np.random.default_rng(seed)
+    )
     assert overlap_fraction(first, second) == pytest.approx(brute_overlap(first, second))
     assert overlap_fraction(first, second) >= min_overlap - 1e-6
 
 
 @given(shape=sizes, crop=crops, min_overlap=overlaps, seed=seeds)
 def test_a_view_lies_in_the_scan_or_the_scan_in_the_view(shape, crop, min_overlap, seed) -> None:
-    for view in draw_views(shape, crop, min_overlap=min_overlap, generator=np.random.default_rng(seed)):
+    for view in draw_crop_views(shape, crop, min_overlap=min_overlap, generator=np.random.default_rng(seed)):
         assert view.shape == crop
         for start, stop, size in zip(view.start, view.stop, shape, strict=True):
             assert (start >= 0 and stop <= size) or (start <= 0 and size <= stop)
@@ -40,7 +42,9 @@ def test_a_view_lies_in_the_scan_or_the_scan_in_the_view(shape, crop, min_overla
 
 def test_views_reach_every_place() -> None:
     generator = np.random.default_rng(0)
-    pairs = [draw_views((20, 9, 16), (16, 16, 16), min_overlap=0.67, generator=generator) for _ in range(900)]
+    pairs = [
+        draw_crop_views((20, 9, 16), (16, 16, 16), min_overlap=0.67, generator=generator) for _ in range(900)
+    ]
     starts = [np.array([pair[which].start for pair in pairs]) for which in (0, 1)]
     for some in starts:
         assert [sorted(set(some[:, axis].tolist())) for axis in range(3)] == [

@@ -28,7 +28,7 @@ from training.inference.prediction import predict_labels
 from training.inference.prompts import InferenceConfig, Reference, Structure, encode_references
 from training.network.preparation import TrainedOn
 from training.pretraining.config import PretrainConfig, recipe, small
-from training.pretraining.run import settled
+from training.pretraining.run import with_chosen_window
 
 WINDOW = (16, 32, 16)
 WHOLE = DataConfig(
@@ -173,12 +173,12 @@ def test_a_share_of_none_leaves_the_samples_of_crops_as_they_were(phantom_store:
 
 
 def test_the_recipe_chooses_its_window_for_the_store_once() -> None:
-    config = settled(recipe("whole"), [(33, 128, 108)] * 3)
+    config = with_chosen_window(recipe("whole"), [(33, 128, 108)] * 3)
     assert config.data.crop_zyx == (16, 64, 64)
     assert config.evaluation.inference.window_voxels == (16, 64, 64)
     assert config.evaluation.inference.whole_scans
-    assert settled(config, [(33, 128, 108)] * 3) == config
-    assert settled(small(), [(33, 128, 108)]) == small()
+    assert with_chosen_window(config, [(33, 128, 108)] * 3) == config
+    assert with_chosen_window(small(), [(33, 128, 108)]) == small()
 
 
 def test_the_published_and_the_small_recipe_show_no_whole_scans() -> None:

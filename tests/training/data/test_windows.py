@@ -12,13 +12,13 @@ from training.data.windows import (
     box_of_mask,
     boxes_over,
     fit_window,
-    gaussian_weights,
     hull_of,
     join_boxes,
     round_up,
     take,
     take_image,
     window_boxes,
+    window_weights,
 )
 
 sizes = st.tuples(*[st.integers(1, 90)] * 3)
@@ -74,7 +74,7 @@ def test_a_window_that_the_network_cannot_halve_four_times_is_refused():
 
 @given(windows)
 def test_weights_are_largest_in_the_middle_and_never_zero(window):
-    weights = gaussian_weights(window)
+    weights = window_weights(window)
     assert weights.dtype == np.float32
     assert weights.max() == 1
     assert weights.min() >= 1e-3
@@ -84,7 +84,7 @@ def test_weights_are_largest_in_the_middle_and_never_zero(window):
 
 
 def test_weights_fall_off_as_a_gaussian_of_an_eighth_of_the_edge():
-    line = gaussian_weights((16, 16, 64))[8, 8]
+    line = window_weights((16, 16, 64))[8, 8]
     assert line[31 + 8] / line[31] == pytest.approx(np.exp(-0.5 * (7.5**2 - 0.5**2) / 8**2), rel=1e-5)
 
 

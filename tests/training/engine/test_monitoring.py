@@ -1,4 +1,4 @@
-"""Metrics tell every step once, whatever happened in between."""
+"""Metrics record every step once, also after interruptions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from training.engine.monitoring import METRICS, Monitor, TrainingProgress, drop_
 def test_a_run_that_goes_on_tells_no_step_twice(tmp_path: Path) -> None:
     first = Monitor(tmp_path, step=0)
     for step in range(1, 6):
-        first.tell("train", step, {"loss": 1 / step})
+        first.record("train", step, {"loss": 1 / step})
     first.close()
     second = Monitor(tmp_path, step=3)  # the steps 4 and 5 were never saved
     for step in range(4, 7):
-        second.tell("train", step, {"loss": 2 / step})
+        second.record("train", step, {"loss": 2 / step})
     second.close()
     lines = read_metrics(tmp_path / METRICS)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
@@ -38,7 +38,7 @@ def test_half_a_line_of_a_killed_process_is_dropped(tmp_path: Path) -> None:
 
 def test_a_number_that_is_none_is_left_out_so_that_any_reader_of_json_can_read(tmp_path: Path) -> None:
     monitor = Monitor(tmp_path, step=0)
-    monitor.tell("evaluation", 1, {"dice": math.nan, "dice/a": 0.5})
+    monitor.record("evaluation", 1, {"dice": math.nan, "dice/a": 0.5})
     monitor.close()
     text = (tmp_path / METRICS).read_text()
     assert json.loads(text, parse_constant=lambda name: 1 / 0) == {

@@ -26,7 +26,7 @@ from training.finetuning.config import TOKEN_RATE, FinetuneConfig, finetune_reci
 from training.finetuning.initial_tokens import initial_tokens
 from training.finetuning.report import evaluate_tokens, report_document
 from training.finetuning.run import finetune
-from training.finetuning.scans import FinetuningConfig, choose_scans, find_structures
+from training.finetuning.scans import FinetuneTaskConfig, choose_scans, find_structures
 from training.inference.prediction import predict_labels
 from training.inference.prompted import PromptedIris, TokenTable, load_finetuned, tokens_of
 from training.inference.prompts import InferenceConfig, Reference, Structure, encode_references
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = finetune_recipe("small")
 TINY = FinetuneConfig(
-    finetune=FinetuningConfig(values=(1, 3), num_scans=2, holdout_fraction=0.0, max_reported=1),
+    finetune=FinetuneTaskConfig(values=(1, 3), num_scans=2, holdout_fraction=0.0, max_reported=1),
     data=replace(SMALL.data, crop_voxels=32, cut_voxels=32, foreground_fraction=1.0),
     augmentation=ViewAugmentation(affine_probability=0.0, intensity_probability=0.0),
     optimisation=replace(
@@ -383,14 +383,14 @@ def load_table(structures: tuple[Structure, ...]) -> TokenTable:
 
 def test_fewer_scans_are_the_first_of_more_and_none_is_reported_on(phantom_store: Store) -> None:
     one, three = (
-        choose_scans(phantom_store, FinetuningConfig(num_scans=n, holdout_fraction=0.0, scan_seed=5))
+        choose_scans(phantom_store, FinetuneTaskConfig(num_scans=n, holdout_fraction=0.0, scan_seed=5))
         for n in (1, 3)
     )
     assert set(one.training) < set(three.training)
     for chosen in (one, three):
         assert set(chosen.training).isdisjoint(chosen.held_out)
         assert {*chosen.training, *chosen.held_out} == set(phantom_store.scan_ids)
-    named = choose_scans(phantom_store, FinetuningConfig(scans=("phantom-2",), held_out=("phantom-0",)))
+    named = choose_scans(phantom_store, FinetuneTaskConfig(scans=("phantom-2",), held_out=("phantom-0",)))
     assert (named.training, named.held_out) == (("phantom-2",), ("phantom-0",))
 
 
@@ -411,7 +411,7 @@ def test_what_the_store_lacks_is_said_in_a_sentence(
 ) -> None:
     base: dict[str, object] = {"holdout_fraction": 0.0}
     with pytest.raises(error) as raised:
-        choose_scans(phantom_store, FinetuningConfig(**(base | settings)))
+        choose_scans(phantom_store, FinetuneTaskConfig(**(base | settings)))
     assert message in str(raised.value)
 
 

@@ -12,7 +12,7 @@ import torch
 from storage import Store, create_store
 from training.errors import CheckpointError
 from training.network.iris import Iris
-from training.network.preparation import TrainedOn, warning_of
+from training.network.preparation import TrainedOn, preparation_warning
 from training.network.weights import ModelCard, export_weights, load_checkpoint
 from training.pretraining.config import ModelConfig, PretrainConfig, small
 from training.pretraining.run import pretrain
@@ -96,7 +96,9 @@ def test_a_store_unlike_the_training_is_told_of_in_one_sentence(
     told: TrainedOn, parts: list[str], tmp_path: Path
 ) -> None:
     ingest = {"spacing_mm": 1.5, "ct_window_hu": [-991.0, 500.0], "margin_mm": 10.0, "frame": None}
-    text = warning_of(told, create_store(tmp_path / "store", spacing_mm=1.5, config={"ingest": ingest}))
+    text = preparation_warning(
+        told, create_store(tmp_path / "store", spacing_mm=1.5, config={"ingest": ingest})
+    )
     assert bool(text) == bool(parts)
     assert "\n" not in text
     for part in parts:
@@ -104,7 +106,7 @@ def test_a_store_unlike_the_training_is_told_of_in_one_sentence(
 
 
 def test_that_the_published_voxel_size_is_an_assumption_is_said(tmp_path: Path) -> None:
-    text = warning_of(TrainedOn(), create_store(tmp_path / "store", spacing_mm=3.0, config={}))
+    text = preparation_warning(TrainedOn(), create_store(tmp_path / "store", spacing_mm=3.0, config={}))
     assert "trained on 1.5 mm (taken from the paper: the file does not tell)" in text
 
 

@@ -38,9 +38,9 @@ from training.inference.prompts import InferenceConfig
 from training.inference.segmentation import inference_for
 from training.network.weights import load_checkpoint
 from training.pretraining.config import PretrainConfig, published, small
-from training.pretraining.run import asked, in_context_loss, pretrain
+from training.pretraining.run import choose_evaluation, in_context_loss, pretrain
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 
 CONFIG_SMALL = small()
 TINY = PretrainConfig(
@@ -271,11 +271,13 @@ def test_scans_kept_out_of_training_are_asked_about_and_large_ones_are_not(phant
     config = replace(TINY, data=replace(TINY.data, holdout_fraction=0.5))
     split = split_scans(phantom_store.entries, config.data)
     assert 0 < len(split.holdout) < 4
-    question = asked(phantom_store, config, split)
+    question = choose_evaluation(phantom_store, config, split)
     assert question is not None
     assert set(question.targets) <= set(split.holdout)
     assert (
-        asked(phantom_store, replace(config, run=replace(config.run, max_evaluation_voxels=10)), split)
+        choose_evaluation(
+            phantom_store, replace(config, run=replace(config.run, max_evaluation_voxels=10)), split
+        )
         is None
     )
 
