@@ -34,7 +34,7 @@ from storage import Store, open_store
 from training.classification.config import ClassifyConfig, Mode, classify_config
 from training.classification.embedding import EmbeddingConfig, ScanFeatures, encode_store, encoder_digest
 from training.classification.labels import ClassSplit, ClassTable, split_classes, table_of_store
-from training.classification.run import RESULTS, classify
+from training.classification.run import RESULTS, ClassScans, classify
 from training.engine.run_folder import RECORD
 from training.network.iris import Iris
 from training.network.weights import load_checkpoint
@@ -167,14 +167,11 @@ def run_cell(
         part = replace(split, train=drawn_part(table, split.train, cell.percent, cell.seed))
         classify(
             net,
-            store,
+            ClassScans(store=store, table=table, split=part, features=features),
             folder,
             settings_of(ARMS[cell.arm], cell.seed, steps),
-            table,
-            part,
             checkpoint=encoder_digest(net.encoder)[:12],
             resume=(folder / RECORD).exists(),
-            features=features,
         )
     if not done.exists():
         sys.exit("stopped: run this script again to go on")

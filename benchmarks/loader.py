@@ -30,7 +30,7 @@ from storage.shards import ArrayReader
 from training.data.augmentation import AugmentationConfig, augment
 from training.data.batches import Batch
 from training.data.boxes import whole
-from training.data.loader import SampleLoader, make_loader
+from training.data.loader import SampleLoader, Share, make_loader
 from training.data.samples import SampleReader, digest_scans
 from training.data.sampling import DataConfig, split_scans
 from training.pretraining.config import PretrainConfig, published, small
@@ -89,9 +89,8 @@ def make(
         store,
         ids,
         recipe.data,
-        batch_size=batch_size,
+        Share(batch_size=batch_size, num_samples=batch_size * num_batches),
         seed=0,
-        num_samples=batch_size * num_batches,
         num_workers=workers,
     )
 

@@ -15,6 +15,7 @@ from storage import Store, open_store
 from training.classification import (
     Classification,
     ClassifyConfig,
+    ClassScans,
     EmbeddingConfig,
     Mode,
     check_features_path,
@@ -30,7 +31,7 @@ from training.classification import (
     with_store_splits,
     write_features,
 )
-from training.engine import choose_device
+from training.engine import Callbacks, choose_device
 from training.network import TrainedOn, load_checkpoint, preparation_warning
 
 _TABLES = ("classification", "embedding", "augmentation", "optimisation", "run")
@@ -84,19 +85,19 @@ def run_classify(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         began = time.monotonic()
         done = classify(
             net,
-            store,
+            ClassScans(store=store, table=table, split=split),
             arguments.run_folder,
             config,
-            table,
-            split,
             checkpoint=arguments.checkpoint.name,
             resume=arguments.resume,
             device=arguments.device,
-            on_encoded=lambda number, total: show(
-                Progress.of_equals(number, total, time.monotonic() - began)
+            callbacks=Callbacks(
+                scan=lambda _, number, total: show(
+                    Progress.of_equals(number, total, time.monotonic() - began)
+                ),
+                progress=lambda state: show(Since(state, time.monotonic() - began)),
+                precision=print_precision,
             ),
-            on_progress=lambda state: show(Since(state, time.monotonic() - began)),
-            on_precision=print_precision,
         )
     tell(arguments.run_folder, done)
     signal_number = done.training.signal_number if done.training else 0

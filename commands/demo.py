@@ -31,7 +31,7 @@ from commands.terminal import CommandError, print_precision, print_table
 from pipeline.ingest import LoadedScan, find_one, ingest_config, load_source, read_own_labels
 from pipeline.quality import summarize, to_markdown
 from storage import open_store
-from training.engine import RECORD
+from training.engine import RECORD, Callbacks
 from training.finetuning import FinetuneConfig, Finetuning, LabelledScans, finetune, finetune_recipe
 from training.inference import (
     Labels,
@@ -173,9 +173,7 @@ def demonstrate_use(
             run,
             config,
             resume=(run / RECORD).exists(),
-            on_progress=show.steps,
-            on_scan=show.scans,
-            on_precision=print_precision,
+            callbacks=Callbacks(progress=show.steps, scan=show.scans, precision=print_precision),
         )
     tell(config, done, "the same command")
     document: dict[str, Any] = {"finetune": to_document(run, config, done)}

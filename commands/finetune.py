@@ -14,7 +14,7 @@ from typing import Any
 from commands.progress import Progress
 from commands.terminal import CommandError, State, print_precision, print_table, shown
 from pipeline.toml_settings import parse_config, read_tables
-from training.engine import CONFIG
+from training.engine import CONFIG, Callbacks
 from training.evaluation import NARROW_COLUMNS, Evaluation, Table
 from training.finetuning import (
     FinetuneConfig,
@@ -55,10 +55,9 @@ def run_finetune(arguments: Namespace) -> tuple[int, dict[str, Any]]:
             config,
             resume=arguments.resume,
             device=arguments.device,
-            on_progress=show.steps,
-            on_scan=show.scans,
-            on_warning=warn,
-            on_precision=print_precision,
+            callbacks=Callbacks(
+                progress=show.steps, scan=show.scans, warning=warn, precision=print_precision
+            ),
         )
     if done.is_first:
         tell(config, done)

@@ -9,7 +9,7 @@ from typing import Any
 
 from commands.terminal import CommandError, print_precision, print_table, shown
 from pipeline.toml_settings import parse_config, read_tables
-from training.engine import CONFIG, RECORD, DeviceName
+from training.engine import CONFIG, RECORD, Callbacks, DeviceName
 from training.pretraining import PretrainConfig, Pretraining, Recipe, pretrain, recipe
 
 
@@ -117,8 +117,7 @@ def pretrain_shown(
             config,
             resume=resume,
             device=device,
-            on_progress=show,
-            on_precision=print_precision,
+            callbacks=Callbacks(progress=show, precision=print_precision),
         )
     if done.is_first:
         tell(config, done, again)

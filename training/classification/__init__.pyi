@@ -15,4 +15,4 @@ from .labels import (
     with_store_splits as with_store_splits,
 )
 from .results import interval as interval, score_rows as score_rows
-from .run import Classification as Classification, classify as classify
+from .run import Classification as Classification, ClassScans as ClassScans, classify as classify

@@ -21,6 +21,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ from training.classification.tasks import ImageClassifier, Samples, attention_ta
 from training.engine import (
     BEST,
     CHECKPOINTS,
+    Callbacks,
     ChosenPrecision,
     DeviceName,
     RunRecord,
@@ -57,11 +59,9 @@ from training.engine import (
     Trainer,
     TrainingProgress,
     TrainingResult,
-    begin_run,
-    check_run,
     choose_device,
     has_begun,
-    locked_run,
+    open_run,
     read_checkpoint,
     scan_digests,
     settle_precision,
@@ -90,39 +90,42 @@ class Classification:
     """Content of results.json."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassScans:
+    """The scans of a classification."""
+
+    store: Store
+    """The store with the scans."""
+    table: ClassTable
+    """Classes of the scans."""
+    split: ClassSplit
+    """Rows of the table for training, validation and test."""
+    features: Mapping[str, ScanFeatures] | None = None
+    """Features of the scans, if they were computed before with this encoder and `config.embedding`."""
+
+
 def classify(
     net: Iris,
-    store: Store,
+    scans: ClassScans,
     folder: Path,
     config: ClassifyConfig,
-    table: ClassTable,
-    split: ClassSplit,
     *,
     checkpoint: str = "",
     resume: bool = False,
     device: DeviceName = "auto",
-    features: Mapping[str, ScanFeatures] | None = None,
-    on_encoded: Progress | None = None,
-    on_progress: Callable[[TrainingProgress], None] | None = None,
-    on_precision: Callable[[ChosenPrecision], None] | None = None,
+    callbacks: Callbacks | None = None,
 ) -> Classification:
     """Train a classifier, test it, and write the run's folder.
 
     Args:
         net: The network of the checkpoint; not changed.
-        store: The store with the scans.
+        scans: The scans, their classes and their split.
         folder: Folder of the run; created if it does not exist.
         config: All settings.
-        table: Classes of the scans.
-        split: Rows of the table for training, validation and test.
         checkpoint: Name of the checkpoint, for the results.
         resume: Whether to resume the run in the folder.
         device: Device to compute on.
-        features: Features of the scans, if they were computed before with this encoder and
-            `config.embedding`.
-        on_encoded: Called after each scan that the frozen encoder has encoded.
-        on_progress: Called after each training step.
-        on_precision: Called before the first training step.
+        callbacks: Functions to call while it works.
 
     Raises:
         RunError: There is a run in the folder (or, with `resume`, none), or another process trains in it.
@@ -136,18 +139,21 @@ def classify(
     where = choose_device(device)
     net = net.to(where)
     precision = settle_precision(folder, config.optimisation.precision, where, resume=resume)
-    record = _record(net, store, config, table, split)
-    with locked_run(folder):
-        if resume:
-            check_run(folder, record)
-        else:
-            begin_run(folder, record, precision)
-        if on_precision and config.mode != "frozen-linear":
-            on_precision(precision)
+    callbacks = callbacks or Callbacks()
+    split = scans.split
+    with open_run(folder, _record(net, scans, config), precision, resume=resume):
+        if callbacks.precision and config.mode != "frozen-linear":
+            callbacks.precision(precision)
         job = _Job(
-            store=store, folder=folder, config=config, table=table, split=split, net=net, precision=precision
+            store=scans.store,
+            folder=folder,
+            config=config,
+            table=scans.table,
+            split=split,
+            net=net,
+            precision=precision,
         )
-        trained = job.train(features, on_encoded, on_progress)
+        trained = job.train(scans.features, callbacks)
         training = trained.training
         if training is not None and not training.complete:
             return Classification(
@@ -163,10 +169,9 @@ def _with_random_weights(net: Iris, config: ClassifyConfig) -> Iris:
     return Iris(net.channels, net.num_tasks, position_std=0.02).eval()
 
 
-def _record(
-    net: Iris, store: Store, config: ClassifyConfig, table: ClassTable, split: ClassSplit
-) -> RunRecord:
+def _record(net: Iris, scans: ClassScans, config: ClassifyConfig) -> RunRecord:
     """Return the record that identifies the run: settings, scans, classes, splits and encoder."""
+    store, table, split = scans.store, scans.table, scans.split
     used = {
         part: [[table.ids[row], "".join(f"{value:g}" for value in table.targets[row])] for row in rows]
         for part, rows in (("train", split.train), ("val", split.validation), ("test", split.test))
@@ -213,21 +218,17 @@ class _Job:
     precision: ChosenPrecision
     began: float = field(default_factory=time.monotonic)
 
-    def train(
-        self,
-        features: Mapping[str, ScanFeatures] | None,
-        on_encoded: Progress | None,
-        on_progress: Callable[[TrainingProgress], None] | None,
-    ) -> _TrainedHead:
+    def train(self, features: Mapping[str, ScanFeatures] | None, callbacks: Callbacks) -> _TrainedHead:
         """Train according to the mode; a frozen encoder first encodes the scans."""
         if self.config.mode == "full":
-            return self.full(on_progress)
+            return self.full(callbacks.progress)
         if features is None:
             rows = (*self.split.train, *self.split.validation, *self.split.test)
-            features = self.encoded(rows, on_encoded)
+            told = partial(callbacks.scan, "encode") if callbacks.scan else None
+            features = self.encoded(rows, told)
         if self.config.mode == "frozen-linear":
             return self.linear(features)
-        return self.attention(features, on_progress)
+        return self.attention(features, callbacks.progress)
 
     def encoded(self, rows: Sequence[int], progress: Progress | None = None) -> dict[str, ScanFeatures]:
         """Return the features of rows of the table, by id, with the present encoder."""

@@ -1,6 +1,6 @@
 """Loads the batches of a run from a store, in this process or in worker processes.
 
-    loader = make_loader("STORE", scan_ids, DataConfig(), batch_size=4, seed=0, num_samples=400_000)
+    loader = make_loader("STORE", ids, DataConfig(), Share(batch_size=4, num_samples=400_000), seed=0)
     for batch in loader:
         views = augment(batch.to("cuda", non_blocking=True), AugmentationConfig())
 
@@ -62,8 +62,8 @@ class SampleSource(Protocol[SampleT_co]):
 class Share:
     """The samples of a run that one rank reads, batch by batch."""
 
-    first_sample: int
-    """First sample number of all ranks."""
+    first_sample: int = 0
+    """First sample number of all ranks; above 0 for a resumed run."""
     num_samples: int
     """Number of samples of all ranks together."""
     batch_size: int
@@ -140,13 +140,9 @@ def make_loader(
     store: str | Path,
     scan_ids: Sequence[str],
     config: DataConfig,
+    share: Share,
     *,
-    batch_size: int,
     seed: int,
-    num_samples: int,
-    first_sample: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> SampleLoader[Batch]:
@@ -156,12 +152,8 @@ def make_loader(
         store: Path of the store.
         scan_ids: Scans to train on (see `split_scans`).
         config: Which samples are drawn, and their sizes.
-        batch_size: Samples of this rank in a batch.
+        share: Which samples, in batches of which size.
         seed: Of the run, >= 0.
-        num_samples: Samples of all ranks together, from `first_sample` on.
-        first_sample: Number of the first sample; above 0 for a resumed run.
-        rank: This rank.
-        world_size: Number of ranks.
         num_workers: Number of reading processes; 0 reads in this process.
         pin_memory: Whether batches are in page-locked memory, for training on a GPU.
 
@@ -169,13 +161,6 @@ def make_loader(
         DataError: The store cannot be opened, is empty, or lacks a scan.
         ConfigError: A number is outside its range.
     """
-    share = Share(
-        first_sample=first_sample,
-        num_samples=num_samples,
-        batch_size=batch_size,
-        rank=rank,
-        world_size=world_size,
-    )
     try:
         entries = open_store(store).entries
     except (StorageError, OSError) as error:

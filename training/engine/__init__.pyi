@@ -6,7 +6,7 @@ from .distributed import (
     joined_processes as joined_processes,
 )
 from .losses import LossTerms as LossTerms, segmentation_loss as segmentation_loss
-from .monitoring import TrainingProgress as TrainingProgress
+from .monitoring import Callbacks as Callbacks, TrainingProgress as TrainingProgress
 from .optimisation import OptimisationConfig as OptimisationConfig
 from .precision import (
     ChosenPrecision as ChosenPrecision,
@@ -24,6 +24,7 @@ from .run_folder import (
     check_run as check_run,
     has_begun as has_begun,
     locked_run as locked_run,
+    open_run as open_run,
     scan_digests as scan_digests,
     settle_precision as settle_precision,
     to_toml as to_toml,

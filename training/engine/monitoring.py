@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from training.engine.precision import ChosenPrecision
 from training.files import write_atomically
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
@@ -67,6 +68,20 @@ class TrainingProgress:
         if self.seconds_left is not None and self.step < self.num_steps:
             parts.append(f"{_duration(self.seconds_left)} left")
         return ", ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    """Functions that a run calls while it works, in its first process; None for no call."""
+
+    progress: Callable[[TrainingProgress], None] | None = None
+    """After every step."""
+    precision: Callable[[ChosenPrecision], None] | None = None
+    """Before the first step."""
+    warning: Callable[[str], None] | None = None
+    """Before the first step, if the scans were prepared otherwise than those of the checkpoint's training."""
+    scan: Callable[[str, int, int], None] | None = None
+    """After each scan that is encoded or evaluated: "encode" or "report", scans done, scans in all."""
 
 
 class Monitor:

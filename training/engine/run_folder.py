@@ -239,6 +239,38 @@ def locked_run(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
+@contextmanager
+def open_run(
+    folder: Path, record: RunRecord, precision: ChosenPrecision, *, resume: bool, ranks: Ranks | None = None
+) -> Iterator[None]:
+    """Hold the folder of a run, created or checked, while the block trains in it.
+
+    Args:
+        folder: Folder of the run.
+        record: Settings and scans.
+        precision: Precision of the network.
+        resume: Whether the run in the folder goes on.
+        ranks: This process among those that train together: the first creates or checks the folder, while the
+            others wait.
+
+    Raises:
+        RunError: There is a run in the folder (or, with `resume`, none), or another process holds its lock.
+        ConfigError: Settings or scans differ from those of the run.
+    """
+    if ranks is not None and not ranks.is_first:
+        ranks.wait()
+        yield
+        return
+    with locked_run(folder):
+        if resume:
+            check_run(folder, record)
+        else:
+            begin_run(folder, record, precision)
+        if ranks is not None:
+            ranks.wait()
+        yield
+
+
 # ---------------------------------------------------------------- settings as text
 
 

@@ -29,6 +29,7 @@ from torch import nn
 from storage import Store, open_store
 from training.data import Share
 from training.engine import (
+    Callbacks,
     ChosenPrecision,
     DeviceName,
     LossTerms,
@@ -38,11 +39,9 @@ from training.engine import (
     Trainer,
     TrainingProgress,
     TrainingResult,
-    begin_run,
-    check_run,
     has_begun,
     joined_processes,
-    locked_run,
+    open_run,
     scan_digests,
     segmentation_loss,
     settle_precision,
@@ -112,10 +111,7 @@ def finetune(
     *,
     resume: bool = False,
     device: DeviceName = "auto",
-    on_progress: Callable[[TrainingProgress], None] | None = None,
-    on_scan: OnScan | None = None,
-    on_warning: Callable[[str], None] | None = None,
-    on_precision: Callable[[ChosenPrecision], None] | None = None,
+    callbacks: Callbacks | None = None,
 ) -> Finetuning:
     """Fine-tune a network and write the run's folder; under torchrun, in all its processes together.
 
@@ -127,12 +123,7 @@ def finetune(
         config: All settings.
         resume: Whether to resume the run in the folder.
         device: Device to compute on.
-        on_progress: Called after every step, in the first process.
-        on_scan: Called after each scan that is encoded before or evaluated after the steps, in the first
-            process.
-        on_warning: Called in the first process, before the first step, if the preparation of the store
-            differs from that of the checkpoint's training scans (`preparation_warning`).
-        on_precision: Called before the first step, in the first process.
+        callbacks: Functions to call while it trains.
 
     Raises:
         CheckpointError: The checkpoint is not one of Iris.
@@ -141,19 +132,15 @@ def finetune(
         ConfigError: Settings, checkpoint or scans differ from those of the run, or are invalid.
         NonFiniteLoss: A loss or gradient is NaN or infinite.
     """
+    callbacks = callbacks or Callbacks()
     checkpoint = weights_file(checkpoint)
     net = load_checkpoint(checkpoint)
     store = open_store(store_path)
+    warning = preparation_warning(net.trained_on, store)
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
     config = replace(config, finetune=replace(config.finetune, checkpoint_digest=digest))
     scans = choose_scans(store, config.finetune)
-    record = RunRecord(
-        settings=config.values(),
-        store_name=store_path.resolve().name,
-        scans=scan_digests(store, scans.training),
-        versions=installed_versions(),
-        trained_on=TrainedOn.of_store(store, config.data.boxes.crop_zyx),
-    )
+    record = _record(store, scans, config)
     with joined_processes(device) as (ranks, where):
         wanted = config.optimisation.precision
         precision = settle_precision(folder, wanted, where, resume=resume, ranks=ranks)
@@ -167,23 +154,31 @@ def finetune(
             ranks=ranks,
             device=where,
             precision=precision,
-            on_scan=on_scan if ranks.is_first else None,
+            on_scan=callbacks.scan if ranks.is_first else None,
         )
-        if not ranks.is_first:
-            ranks.wait()
-            return job.train(net, on_progress)
-        with locked_run(folder):
-            warning = "" if config.finetune.from_scratch else preparation_warning(net.trained_on, store)
-            if warning and on_warning:
-                on_warning(warning)
-            if resume:
-                check_run(folder, record)
-            else:
-                begin_run(folder, record, precision)
-            if on_precision:
-                on_precision(precision)
-            ranks.wait()
-            return job.train(net, on_progress)
+        with open_run(folder, record, precision, resume=resume, ranks=ranks):
+            if ranks.is_first:
+                _announce(callbacks, precision, "" if config.finetune.from_scratch else warning)
+            return job.train(net, callbacks.progress)
+
+
+def _record(store: Store, scans: LabelledScans, config: FinetuneConfig) -> RunRecord:
+    """Return the settings and scans that the run's folder records."""
+    return RunRecord(
+        settings=config.values(),
+        store_name=store.path.resolve().name,
+        scans=scan_digests(store, scans.training),
+        versions=installed_versions(),
+        trained_on=TrainedOn.of_store(store, config.data.boxes.crop_zyx),
+    )
+
+
+def _announce(callbacks: Callbacks, precision: ChosenPrecision, warning: str) -> None:
+    """Call back what is known before the first step."""
+    if warning and callbacks.warning:
+        callbacks.warning(warning)
+    if callbacks.precision:
+        callbacks.precision(precision)
 
 
 def token_table(store: Store, scans: LabelledScans, config: FinetuneConfig) -> TokenTable:

@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from storage import Store, open_store
-from training.data import Batch, ScanSplit, Views, augment, make_loader, split_scans, window_for
+from training.data import Batch, ScanSplit, Share, Views, augment, make_loader, split_scans, window_for
 from training.engine import (
+    Callbacks,
     ChosenPrecision,
     DeviceName,
     LossTerms,
@@ -29,11 +30,9 @@ from training.engine import (
     Trainer,
     TrainingProgress,
     TrainingResult,
-    begin_run,
-    check_run,
     has_begun,
     joined_processes,
-    locked_run,
+    open_run,
     scan_digests,
     segmentation_loss,
     settle_precision,
@@ -85,8 +84,7 @@ def pretrain(
     *,
     resume: bool = False,
     device: DeviceName = "auto",
-    on_progress: Callable[[TrainingProgress], None] | None = None,
-    on_precision: Callable[[ChosenPrecision], None] | None = None,
+    callbacks: Callbacks | None = None,
 ) -> Pretraining:
     """Pretrain a network and write the run's folder; under torchrun, in all its processes together.
 
@@ -96,8 +94,7 @@ def pretrain(
         config: All settings.
         resume: Whether to resume the run in the folder.
         device: Device to compute on.
-        on_progress: Called after every step, in the first process.
-        on_precision: Called before the first step, in the first process.
+        callbacks: Functions to call while it trains.
 
     Raises:
         RunError: There is a run in the folder (or, with `resume`, none), or another process trains in it.
@@ -105,6 +102,7 @@ def pretrain(
         DataError: A scan cannot be read.
         NonFiniteLoss: A loss or gradient is NaN or infinite.
     """
+    callbacks = callbacks or Callbacks()
     store = open_store(store_path)
     split = split_scans(store.entries, config.data)
     config = with_chosen_window(config, [store.entries[scan_id].shape_zyx for scan_id in split.training])
@@ -130,18 +128,10 @@ def pretrain(
             device=where,
             precision=precision,
         )
-        if not ranks.is_first:
-            ranks.wait()
-            return job.train(on_progress)
-        with locked_run(folder):
-            if resume:
-                check_run(folder, record)
-            else:
-                begin_run(folder, record, precision)
-            if on_precision:
-                on_precision(precision)
-            ranks.wait()
-            return job.train(on_progress)
+        with open_run(folder, record, precision, resume=resume, ranks=ranks):
+            if callbacks.precision and ranks.is_first:
+                callbacks.precision(precision)
+            return job.train(callbacks.progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,12 +243,14 @@ def pretraining_task(
             store.path,
             split.training,
             config.data,
-            batch_size=size,
+            Share(
+                first_sample=first,
+                num_samples=number,
+                batch_size=size,
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+            ),
             seed=config.optimisation.seed,
-            first_sample=first,
-            num_samples=number,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
             num_workers=config.run.num_workers,
             pin_memory=on_gpu,
         )

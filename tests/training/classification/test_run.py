@@ -22,10 +22,11 @@ from training.classification.config import ClassifyConfig, Mode, classify_config
 from training.classification.embedding import ScanFeatures, encode_store
 from training.classification.heads import AttentionHead, export_encoder, load_classifier, load_head
 from training.classification.labels import ClassTable, split_classes, table_of_store
-from training.classification.run import Classification, classify
+from training.classification.run import Classification, ClassScans, classify
 from training.classification.tasks import Samples, class_loss, class_weights, cut_batch, draw_box
 from training.data.augmentation import ViewAugmentation
 from training.data.sampling import generator_of
+from training.engine.monitoring import Callbacks
 from training.errors import CheckpointError, ConfigError, RunError
 from training.network.iris import Iris
 
@@ -77,6 +78,12 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 # --- what is told apart
 
 
+def scans_of(
+    store: Store, table: ClassTable, features: Mapping[str, ScanFeatures] | None = None
+) -> ClassScans:
+    return ClassScans(store=store, table=table, split=split_classes(table), features=features)
+
+
 def run(
     mode: Mode,
     net: Iris,
@@ -89,7 +96,7 @@ def run(
 ) -> Classification:
     table = table or table_of_store(blobs)
     config = settings(mode, **({"steps": 40, "batch_size": 16} | more))
-    return classify(net, blobs, folder, config, table, split_classes(table), features=features, device="cpu")
+    return classify(net, scans_of(blobs, table, features), folder, config, device="cpu")
 
 
 @pytest.mark.parametrize("mode", ["frozen-linear", "frozen-attention"])
@@ -247,24 +254,22 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_predictions(
 ) -> None:
     table = table_of_store(blobs)
     config = replace(settings("frozen-attention", steps=12), dropout=0.3)
-    split = split_classes(table)
+    scans = scans_of(blobs, table, features)
 
     def stop(state: Any) -> None:
         if state.step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    classify(net, blobs, whole, config, table, split, features=features, device="cpu")
-    first = classify(
-        net, blobs, parts, config, table, split, features=features, device="cpu", on_progress=stop
-    )
+    classify(net, scans, whole, config, device="cpu")
+    first = classify(net, scans, parts, config, device="cpu", callbacks=Callbacks(progress=stop))
     assert first.scores is None
     assert first.training is not None
     assert first.training.step < 12
     assert not (parts / "results.json").exists()
     with pytest.raises(RunError, match="there is a run here already"):
-        classify(net, blobs, parts, config, table, split, features=features, device="cpu")
-    second = classify(net, blobs, parts, config, table, split, features=features, device="cpu", resume=True)
+        classify(net, scans, parts, config, device="cpu")
+    second = classify(net, scans, parts, config, device="cpu", resume=True)
     assert second.scores is not None
     assert (parts / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
 
@@ -274,13 +279,10 @@ def test_a_run_does_not_go_on_with_other_classes(
 ) -> None:
     table = table_of_store(blobs)
     config = settings("frozen-attention", steps=2)
-    classify(net, blobs, tmp_path, config, table, split_classes(table), features=features, device="cpu")
+    classify(net, scans_of(blobs, table, features), tmp_path, config, device="cpu")
     other = relabelled(table, table.targets[:, ::-1])
     with pytest.raises(ConfigError, match=r"other settings: data\.labels"):
-        classify(
-            net, blobs, tmp_path, config, other, split_classes(other), features=features, device="cpu",
-            resume=True,
-        )  # fmt: skip
+        classify(net, scans_of(blobs, other, features), tmp_path, config, device="cpu", resume=True)
 
 
 # --- parts

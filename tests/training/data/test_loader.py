@@ -24,15 +24,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return make_store(tmp_path_factory.mktemp("loader") / "store")
 
 
-def load(store: Store, num_samples: int = 10, *, batch_size: int = 2, **more: int) -> SampleLoader:
+def load(
+    store: Store, num_samples: int = 10, *, batch_size: int = 2, num_workers: int = 0, **share: int
+) -> SampleLoader:
     return make_loader(
         store.path,
         store.scan_ids,
         CONFIG,
-        batch_size=batch_size,
+        Share(batch_size=batch_size, num_samples=num_samples, **share),
         seed=5,
-        num_samples=num_samples,
-        **more,
+        num_workers=num_workers,
     )
 
 
@@ -132,7 +133,7 @@ def test_an_empty_store_and_no_store_are_errors_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the store is empty"):
         load(empty)
     with pytest.raises(DataError, match="no store here"):
-        make_loader(tmp_path / "no", ["a"], CONFIG, batch_size=1, seed=0, num_samples=1)
+        make_loader(tmp_path / "no", ["a"], CONFIG, Share(batch_size=1, num_samples=1), seed=0)
 
 
 def test_numbers_that_do_not_go_together_are_refused(store: Store) -> None:

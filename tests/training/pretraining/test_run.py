@@ -25,10 +25,10 @@ from storage import Store, commit_scan, finish
 from tests.training.phantom_store import make_phantom_store, phantom_record
 from tests.waits import PATIENT_SECONDS
 from training.data.augmentation import AugmentationConfig, ViewAugmentation, augment
-from training.data.loader import make_loader
+from training.data.loader import Share, make_loader
 from training.data.sampling import DataConfig, split_scans
 from training.data.whole_scans import window_for
-from training.engine.monitoring import METRICS, TrainingProgress, read_metrics
+from training.engine.monitoring import METRICS, Callbacks, TrainingProgress, read_metrics
 from training.engine.optimisation import OptimisationConfig, clip_gradients, gradient_norm, make_optimiser
 from training.engine.precision import ChosenPrecision, Precision, Support
 from training.engine.run_folder import CONFIG, to_toml
@@ -177,7 +177,7 @@ def test_one_batch_is_learned_in_few_steps(phantom_store: Store) -> None:
     plain = ViewAugmentation(affine_probability=0.0, intensity_probability=0.0)
     data = replace(TINY.data, crop_voxels=16, cut_voxels=20)
     loader = make_loader(
-        phantom_store.path, phantom_store.scan_ids, data, batch_size=1, seed=0, num_samples=1
+        phantom_store.path, phantom_store.scan_ids, data, Share(batch_size=1, num_samples=1), seed=0
     )
     views = augment(next(iter(loader)), AugmentationConfig(reference=plain, target=plain))
     torch.manual_seed(0)
@@ -297,7 +297,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits_in_both_precisions(
         if progress.step == 2:
             signal.raise_signal(signal.SIGTERM)
 
-    stopped = pretrain(phantom_store.path, tmp_path / "stopped", config, device="cpu", on_progress=stop)
+    stopped = pretrain(
+        phantom_store.path, tmp_path / "stopped", config, device="cpu", callbacks=Callbacks(progress=stop)
+    )
     assert (stopped.result.complete, stopped.precision.name) == (False, name)
     choose(monkeypatch, "float32" if name == "bfloat16" else "bfloat16")
     told: list[ChosenPrecision] = []
@@ -307,7 +309,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits_in_both_precisions(
         config,
         resume=True,
         device="cpu",
-        on_precision=told.append,
+        callbacks=Callbacks(precision=told.append),
     )
     assert [(one.name, one.why) for one in told] == [(name, "as the run began")]
     assert whole_run.weights is not None
