@@ -1,6 +1,6 @@
 """The common refinement: the partition of the voxels that tells the chosen regions apart.
 
-    chosen nodes --smooth outlines--> regions, a volume a nest --split by each (pieces.py)--> refinement
+    chosen nodes --smooth outlines--> regions, a volume per nest --split by each (splitting.py)--> refinement
 
 Reads:  partitions, int32 or uint16 (z, y, x); hierarchies over them; chosen (tree, node) pairs.
 Writes: `Refinement`: atoms, int32 (z, y, x), 0..A-1 in scan order, and which regions each lies in.

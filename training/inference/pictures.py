@@ -20,6 +20,8 @@ from PIL import Image, ImageDraw
 _GAP = 4
 _RED, _GREEN = (255, 70, 60), (70, 235, 90)
 _PLANES = ("axial", "coronal", "sagittal")
+EDGES = (("R", "L"), ("R", "L"), ("A", "P"))
+"""Letters at the left and right edge of slices along z, y and x."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,7 +124,7 @@ def _panel(
     spacing_zyx_mm: tuple[float, float, float],
     height: int,
 ) -> Image.Image:
-    """Return one slice with outlines, resampled to square pixels (in mm); head or front is at the top.
+    """Return one slice with outlines, resampled to square pixels (in mm), with letters at its edges.
 
     Args:
         image: (z, y, x).
@@ -134,15 +136,17 @@ def _panel(
     """
     index = best_slice(shown, axis)
     rows, columns = (spacing for other, spacing in enumerate(spacing_zyx_mm) if other != axis)
-    gray = _upright(np.take(image, index, axis=axis), axis)
+    gray = turned(np.take(image, index, axis=axis))
     low, high = np.percentile(image, (1, 99))
     levels = np.clip((gray - low) / max(float(high - low), 1e-6) * 255, 0, 255).astype(np.uint8)
     size = (max(1, round(height * gray.shape[1] * columns / (gray.shape[0] * rows))), height)
     panel = np.asarray(Image.fromarray(levels).resize(size, Image.Resampling.BILINEAR).convert("RGB")).copy()
     for mask, colour in outlines:
-        flat = _upright(np.take(mask, index, axis=axis), axis)
+        flat = turned(np.take(mask, index, axis=axis))
         panel[_edge(np.asarray(Image.fromarray(flat).resize(size, Image.Resampling.NEAREST)))] = colour
-    return Image.fromarray(panel)
+    picture = Image.fromarray(panel)
+    _write_edges(picture, axis)
+    return picture
 
 
 def best_slice(mask: NDArray[np.bool_], axis: int) -> int:
@@ -151,9 +155,22 @@ def best_slice(mask: NDArray[np.bool_], axis: int) -> int:
     return int(areas.argmax()) if areas.any() else mask.shape[axis] // 2
 
 
-def _upright(plane: NDArray[np.generic], axis: int) -> NDArray[np.generic]:
-    """Return a slice with its rows in picture order; array indices grow towards the head or the front."""
-    return np.ascontiguousarray(plane[::-1])
+def turned(plane: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Return a slice of a volume (z, y, x) in RAS, turned for display in the radiological convention.
+
+    Rows run from the head (axial: from the front), columns from the patient's right (sagittal: from the
+    front): the same as in the reports of `mass inspect`.
+    """
+    return np.ascontiguousarray(plane[::-1, ::-1])
+
+
+def _write_edges(panel: Image.Image, axis: int) -> None:
+    """Write the letters of the left and right edge into a panel."""
+    pen = ImageDraw.Draw(panel)
+    left, right = EDGES[axis]
+    pen.text((3, panel.height // 2), left, fill="white", anchor="lm", stroke_width=1, stroke_fill="black")
+    edge = (panel.width - 3, panel.height // 2)
+    pen.text(edge, right, fill="white", anchor="rm", stroke_width=1, stroke_fill="black")
 
 
 def _edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

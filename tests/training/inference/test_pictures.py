@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.inference.pictures import Case, best_slice, draw_cases, write_png
+from pipeline.report import slices
+from pipeline.report.slices import PLANES, cut
+from training.inference.pictures import EDGES, Case, best_slice, draw_cases, turned, write_png
 
 RED, GREEN = (255, 70, 60), (70, 235, 90)
 
@@ -42,6 +44,35 @@ def test_what_lies_towards_the_head_is_drawn_towards_the_top(case):
     # z from 12 to 17 of 20: the upper part of the panel.
     assert rows.min() == pytest.approx(200 * (20 - 18) / 20, abs=2)
     assert rows.max() == pytest.approx(200 * (20 - 12) / 20, abs=2)
+
+
+def test_the_right_of_the_patient_is_on_the_left_as_in_reports(case):
+    # The mask lies at x from 20 to 27 of 30, towards the patient's right, and at y from 4 to 9 of 24: behind.
+    picture = draw_cases([replace(case, prediction=case.mask, expected=None)], height=240)
+    axial = places(picture.crop((0, 14, 300, 254)), RED)
+    assert axial[:, 1].max() < 150
+    assert axial[:, 0].min() > 120
+    sagittal = picture.crop((picture.width - 288 - 4, 14, picture.width - 4, 254))
+    assert places(sagittal, RED)[:, 1].min() > 144, "the front is on the left"
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_slices_and_their_letters_are_those_of_reports(axis):
+    volume = np.random.default_rng(1).normal(size=(4, 5, 6))
+    plane = PLANES[axis]
+    np.testing.assert_array_equal(turned(np.take(volume, 2, axis=axis)), cut(volume, plane, 2))
+    assert EDGES[axis] == slices.EDGES[plane][:2]
+
+
+def test_letters_stand_at_the_edges_of_every_panel(case):
+    blank = np.zeros_like(case.reference)
+    nothing = np.zeros_like(case.mask)
+    picture = draw_cases(
+        [replace(case, reference=blank, target=blank, mask=nothing, prediction=nothing, expected=None)]
+    )
+    lit = (np.asarray(picture.convert("L"))[60:120] > 128).any(axis=0)
+    assert np.flatnonzero(lit).min() < 12
+    assert np.flatnonzero(lit).max() > picture.width - 4 - 14
 
 
 def test_the_prediction_is_red_and_the_expectation_green(case):
