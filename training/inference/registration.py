@@ -50,6 +50,8 @@ LOW_AGREEMENT = 0.6
 """Below it structures were mostly not found: a mean Dice of 0.08, above it 0.52 (docs/results.md)."""
 LEVELS = ((4, 2.0, 60), (2, 1.0, 60), (1, 0.0, 30))
 """Shrink factor, Gaussian sigma (voxels) and iterations of demons at each resolution, coarse to fine."""
+MAX_BENT_VOXELS = 1_000_000
+"""Larger windows are bent at a coarser resolution only: else a liver at 1.5 mm takes minutes."""
 FIELD_SIGMA = 1.2
 """Smoothing of the displacement field after every iteration, voxels."""
 _LEAST_MARGIN = 3
@@ -233,7 +235,7 @@ def _registered(fixed: sitk.Image, moving: sitk.Image, offset: Offset, outside: 
     moved = sitk.Resample(moving, fixed, move, sitk.sitkLinear, outside)
     matched = sitk.HistogramMatching(moved, fixed, 256, 12, True)
     field: sitk.Image | None = None
-    for factor, sigma, iterations in LEVELS:
+    for factor, sigma, iterations in _levels(fixed):
         small, other = _coarse(fixed, factor, sigma), _coarse(matched, factor, sigma)
         demons = sitk.FastSymmetricForcesDemonsRegistrationFilter()
         demons.SetNumberOfIterations(iterations)
@@ -246,6 +248,12 @@ def _registered(fixed: sitk.Image, moving: sitk.Image, offset: Offset, outside: 
         )
     warp = sitk.DisplacementFieldTransform(sitk.Cast(_onto(field, fixed), sitk.sitkVectorFloat64))
     return sitk.CompositeTransform([move, warp])
+
+
+def _levels(fixed: sitk.Image) -> Sequence[tuple[int, float, int]]:
+    """Return the resolutions that are not too fine for a window of this size; the coarsest at least."""
+    voxels = float(np.prod([float(size) for size in fixed.GetSize()]))
+    return [level for level in LEVELS if voxels / level[0] ** 3 <= MAX_BENT_VOXELS] or LEVELS[:1]
 
 
 def _agreement(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from training.inference import registration
 from training.inference.prompts import Reference, Structure
 from training.inference.registration import carry, carry_structures
 
@@ -66,6 +67,28 @@ def test_where_something_else_sees_the_structures_is_tried_too(monkeypatch: pyte
     assert led.agreement > alone.agreement + 0.1
     nothing = carry(image, masks_of(labels), target, seen=np.zeros_like(target))
     np.testing.assert_array_equal(nothing.probabilities, alone.probabilities)
+
+
+def test_large_windows_are_bent_at_a_coarser_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, labels = scene(0, (12, 28, 30))
+    target, expected = scene(1, (10, 16, 44), bend=2.5)
+    sizes = []
+    shrink = registration._coarse
+
+    def noted(volume, factor, sigma):
+        small = shrink(volume, factor, sigma)
+        sizes.append(max(small.GetSize()))
+        return small
+
+    monkeypatch.setattr(registration, "_coarse", noted)
+    fine = carry(image, masks_of(labels), target)
+    finest = max(sizes)
+    sizes.clear()
+    monkeypatch.setattr(registration, "MAX_BENT_VOXELS", 5_000)
+    coarse = carry(image, masks_of(labels), target)
+    assert max(sizes) < finest
+    assert dice((coarse.probabilities >= 0.5).any(axis=0), expected > 0) > 0.75
+    assert fine.agreement > 0.7
 
 
 def test_agreement_tells_a_target_that_lacks_the_structure() -> None:
