@@ -261,9 +261,8 @@ def add_segment(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--by",
         choices=("network", "registration", "both"),
-        default="network",
-        help="how structures are found: by the network in context (default); by registration, which carries "
-        "the references' masks over; by both: it also tries the place where the network sees them",
+        help="how structures are found: by the network in context; by registration, which carries the "
+        "references' masks over; by both (default): registration that also tries where the network sees them",
     )
     add.add_argument(
         "--largest-component", action="store_true", help="keep the largest connected part of each structure"

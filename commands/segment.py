@@ -143,7 +143,7 @@ def _segmenter_of_tokens(arguments: Namespace) -> tuple[Segmenter, IngestConfig,
     """A segmenter that asks for what a network was fine-tuned on."""
     if arguments.reference_image or arguments.reference_mask:
         raise CommandError("--finetuned: such a network needs no references. Leave them or --finetuned out")
-    if arguments.by != "network":
+    if arguments.by not in (None, "network"):
         raise CommandError(
             f"--by {arguments.by} carries references over; --finetuned has none. Leave one of them out"
         )
@@ -180,7 +180,7 @@ def settings(arguments: Namespace, trained_on: TrainedOn) -> tuple[SegmentConfig
         inference = replace(inference, window_voxels=(z, y, x))
     config = SegmentConfig(
         inference=inference,
-        by=arguments.by,
+        by=arguments.by or ("network" if arguments.finetuned else "both"),
         largest_component=arguments.largest_component,
         across_modalities=arguments.across_modalities,
     )

@@ -63,7 +63,8 @@ def mass(folder: Path, *arguments: str, mask: str = "mask.nii.gz", image: str = 
     shown = ["--reference-image", str(folder / image), "--reference-mask", str(folder / mask)]
     out = ["--out", str(folder / "out"), "--json", str(folder / "told.json"), "--modality", "ct"]
     places = [str(folder / a) if (folder / a).exists() else a for a in arguments]
-    return main(["segment", "checkpoint", *shown, *places, *out])
+    how = () if "--by" in arguments else ("--by", "network")
+    return main(["segment", "checkpoint", *shown, *places, *out, *how])
 
 
 def dice(first: np.ndarray, second: np.ndarray) -> float:
@@ -361,3 +362,17 @@ def test_a_real_checkpoint_without_a_record_is_used_at_the_published_spacing(
     assert json.loads((folder / "told.json").read_text())["spacing_mm"] == 1.5
     assert "the published 1.5 mm are taken" in capsys.readouterr().out
     assert files_in(folder / "out") == {"a_seg.mha", "a_seg.png"}
+
+
+def test_registration_that_tries_where_the_network_sees_the_structures_is_the_default(
+    net: LikeInside, folder: Path
+) -> None:
+    shown = ["--reference-image", str(folder / "ref.nii.gz"), "--reference-mask", str(folder / "mask.nii.gz")]
+    told = {}
+    for name, how in (("default", []), ("both", ["--by", "both"]), ("network", ["--by", "network"])):
+        out = ["--out", str(folder / name), "--json", str(folder / "told.json"), "--modality", "ct"]
+        assert main(["segment", "checkpoint", *shown, str(folder / "scans"), *out, *how]) == 0
+        (told[name],) = json.loads((folder / "told.json").read_text())["targets"]
+    assert told["network"]["agreement"] is None
+    assert told["default"]["agreement"] == told["both"]["agreement"] > 0.5
+    assert any("registration" in note for note in told["default"]["notes"])

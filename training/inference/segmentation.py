@@ -308,7 +308,7 @@ def segment(
         references: Files of images and of masks on their grids; a mask may hold several label values.
         target: A file, or the folder of a DICOM series.
         labels: Label values to look for; empty takes all in the masks.
-        config: How; by default windows of the size that the network was trained on.
+        config: How; by default windows of the size that the network was trained on, and by "both".
         spacing_mm: Voxel edge to work at; by default that of the network's training, 1.5 where unknown.
         modality: "ct", "mr" or "pet" of all scans, where their files do not tell.
         probabilities: Whether the result holds each structure's probability on the target's own grid.
@@ -325,7 +325,7 @@ def segment(
     weight = next(net.parameters(), None) if isinstance(net, nn.Module) else None
     device = torch.device("cpu") if weight is None else weight.device
     shown = [read(image, mask=mask, ingest=ingest, modality=modality) for image, mask in references]
-    config = config or SegmentConfig(inference=inference_for(trained_on))
+    config = config or SegmentConfig(inference=inference_for(trained_on), by="both")
     segmenter = Segmenter.from_references(net, shown, config, labels=labels, device=device)
     kept: dict[int, NDArray[np.float32]] = {}
 
