@@ -25,7 +25,7 @@ from benchmarks.mask_methods import Entry, Made, Masked, methods, proposed_entry
 from benchmarks.quality import finish, heading, parser
 from benchmarks.quality_cells import labelled_sources, make_cells, read_cells
 from benchmarks.quality_tables import columns_of, set_means, table
-from pipeline.hierarchies.trees import TreeSpec
+from pipeline.hierarchies.tree_methods import TreeSpec
 from pipeline.proposals.config import ProposalConfig
 from pipeline.proposals.selection import Candidates
 

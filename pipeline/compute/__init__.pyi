@@ -1,6 +1,7 @@
 from .backend import (
     HOST as HOST,
     Backend as Backend,
+    DeviceArray as DeviceArray,
     get_backend as get_backend,
     gpu_is_at_hand as gpu_is_at_hand,
 )

@@ -24,6 +24,9 @@ import numpy as np
 
 BackendName: TypeAlias = Literal["cpu", "numpy", "gpu"]
 
+DeviceArray: TypeAlias = Any
+"""NumPy or CuPy array, on the backend. CuPy has no types: docstrings give axes and dtype."""
+
 
 _THREADS = 256
 """Threads per block."""
@@ -66,11 +69,11 @@ class Backend:
         """Threads that work on one volume: all of the CPU, or one that launches kernels on the GPU."""
         return self.num_threads if self.name == "cpu" else 1
 
-    def to_device(self, array: Any) -> Any:
+    def to_device(self, array: DeviceArray) -> DeviceArray:
         """Return the array on the device of the kernels."""
         return self.xp.asarray(array)
 
-    def to_host(self, array: Any) -> Any:
+    def to_host(self, array: DeviceArray) -> DeviceArray:
         """Return the array as a NumPy array."""
         return array.get() if self.name == "gpu" else np.asarray(array)
 
@@ -91,7 +94,7 @@ class Backend:
         if self.name == "gpu":
             self.xp.get_default_memory_pool().free_all_blocks()
 
-    def scatter_min(self, target: Any, index: Any, values: Any) -> None:
+    def scatter_min(self, target: DeviceArray, index: DeviceArray, values: DeviceArray) -> None:
         """Do `target[index] = min(target[index], values)` with repeated indices; no value may be negative."""
         if self.name == "gpu":
             import cupyx
@@ -100,7 +103,7 @@ class Backend:
         else:
             np.minimum.at(target, index, values)
 
-    def scatter_add(self, target: Any, index: Any, values: Any) -> None:
+    def scatter_add(self, target: DeviceArray, index: DeviceArray, values: DeviceArray) -> None:
         """Do `target[index] += values` with repeated indices."""
         if self.name == "gpu":
             import cupyx
@@ -123,7 +126,7 @@ def _module(cupy: Any) -> Any:
     return cupy.RawModule(code=code, options=("--fmad=false",))
 
 
-def _for_atomics(array: Any) -> Any:
+def _for_atomics(array: DeviceArray) -> DeviceArray:
     """Return a view that the scatters accept: they have no int64. uint64 gives the same sums and order."""
     return array.view(np.uint64) if array.dtype == np.int64 else array
 

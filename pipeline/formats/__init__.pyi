@@ -5,7 +5,7 @@ from .dicom_series import (
     order_slices as order_slices,
     split_series as split_series,
 )
-from .file_kinds import Format as Format, identify as identify, not_finite as not_finite
+from .file_kinds import identify as identify, not_finite as not_finite
 from .files import (
     check_readable as check_readable,
     companions as companions,
@@ -24,6 +24,7 @@ from .privacy import Identity as Identity, Scrubber as Scrubber, short_hash as s
 from .suffixes import (
     DICOM_SUFFIXES as DICOM_SUFFIXES,
     has_dicom_preamble as has_dicom_preamble,
+    result_suffix as result_suffix,
     stem_of as stem_of,
     volume_suffix as volume_suffix,
 )

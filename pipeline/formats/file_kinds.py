@@ -1,7 +1,8 @@
-"""The format of an image file by its bytes, and checks that the image library does not make.
+"""The image formats in one table, `IMAGE_FORMATS`, and the format of a file by its bytes.
 
 *Reads*: the first bytes of a file; for NIfTI the whole file once, to verify its length, its voxels and a gzip
-checksum. *Writes*: the name of a format, or a `ScanError`. The library repairs some broken NIfTI headers
+checksum. *Writes*: a row of the table, or a `ScanError`. The checks are those that the image library does not
+make: it repairs some broken NIfTI headers
 without a message (a voxel size of 0 becomes 1 mm) and reads missing bytes as zeros; both are found here.
 """
 
@@ -12,17 +13,15 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import BinaryIO, cast
 
 import numpy as np
 
 from pipeline.errors import BadSpacing, CorruptImage, NotAnImage, NotFinite, ScanError
-
-Format = Literal["nifti", "nrrd", "meta"]
 
 _OTHERS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
@@ -66,7 +65,23 @@ class NiftiHeader:
         return self.data_offset + math.prod(self.shape) * self.bits // 8
 
 
-def identify(path: Path, *, shown: str, frame: int | None = None) -> Format:
+@dataclass(frozen=True, kw_only=True)
+class ImageFormat:
+    """A single-file image format."""
+
+    suffixes: Mapping[str, str]
+    """Suffixes of its files in lower case, each with the suffix of result files for such an input."""
+    data_file: Mapping[str, re.Pattern[str]] = field(default_factory=dict)
+    """Suffixes of detached headers, each with the line that names the data file, as group `file`."""
+    reader: str
+    """SimpleITK's name of the reader."""
+    check: Callable[[Path, bytes, int | None, str], bool]
+    """Whether a file is of this format, from its path, its first bytes, the frame that is used (None: all),
+    and its name in messages. Raises a `ScanError` if it is, but broken in a way that the library would repair
+    in silence."""
+
+
+def identify(path: Path, *, shown: str, frame: int | None = None) -> ImageFormat:
     """Return the format of an image file by its bytes, after checks of its header and length.
 
     For NIfTI the voxels are checked too.
@@ -77,7 +92,7 @@ def identify(path: Path, *, shown: str, frame: int | None = None) -> Format:
         frame: Index of the frame that is used, for a 4D file; None if all are used.
 
     Raises:
-        NotAnImage: The bytes are not NIfTI, NRRD or MetaImage.
+        NotAnImage: The bytes are of no format of the table.
         CorruptImage: The file is shorter than its header says, or its gzip stream is damaged.
         BadSpacing: The header has no voxel size, or one that is not positive.
         NotFinite: A NIfTI file holds NaN or infinite voxels (the library would read them as 0).
@@ -85,21 +100,11 @@ def identify(path: Path, *, shown: str, frame: int | None = None) -> Format:
     """
     with path.open("rb") as file:
         start = file.read(_CHUNK_BYTES // 16)
-    if start[:4] == b"NRRD":
-        _check_nrrd(start, shown)
-        return "nrrd"
-    if b"NDims" in start[:4096] and b"=" in start[:4096]:
-        _check_meta(start, path, shown)
-        return "meta"
-    zipped = start[:2] == b"\x1f\x8b"
-    chunks = _chunks(path, zipped, shown)
-    first = next(chunks, b"")
-    header = _nifti_header(first)
-    if header is None:
-        raise _no_image(first, zipped, shown)
-    _check_nifti_header(header, shown)
-    _check_nifti_data(header, first, chunks, frame, shown)
-    return "nifti"
+    for image_format in IMAGE_FORMATS.values():
+        if image_format.check(path, start, frame, shown):
+            return image_format
+    zipped = _is_zipped(start)
+    raise _no_image(next(_chunks(path, zipped, shown), b""), zipped, shown)
 
 
 def _no_image(start: bytes, zipped: bool, shown: str) -> ScanError:
@@ -119,11 +124,24 @@ def _no_image(start: bytes, zipped: bool, shown: str) -> ScanError:
     ):
         what = "an Analyze 7.5 file, whose orientation is unknown"
     found = f"; this is {what}" if what else (", after unzipping" if zipped else "")
+    *names, last = IMAGE_FORMATS
     return NotAnImage(
-        f"the bytes are no NIfTI, NRRD or MetaImage{found}",
+        f"the bytes are no {', '.join(names)} or {last}{found}",
         path=shown,
         remedy="Remove it from the folder or manifest, or put the real image in its place",
     )
+
+
+def _check_nifti(path: Path, start: bytes, frame: int | None, shown: str) -> bool:
+    """Refuse a NIfTI file that is cut short, or has no voxel size, or voxels that are no numbers."""
+    chunks = _chunks(path, _is_zipped(start), shown)
+    first = next(chunks, b"")
+    header = _nifti_header(first)
+    if header is None:
+        return False
+    _check_nifti_header(header, shown)
+    _check_nifti_data(header, first, chunks, frame, shown)
+    return True
 
 
 def _nifti_header(start: bytes) -> NiftiHeader | None:
@@ -230,6 +248,10 @@ def not_finite(count: int, total: int, shown: str) -> ScanError:
     )
 
 
+def _is_zipped(start: bytes) -> bool:
+    return start[:2] == b"\x1f\x8b"
+
+
 def _chunks(path: Path, zipped: bool, shown: str) -> Iterator[bytes]:
     """Yield the file's bytes in chunks, uncompressed; verifies the end and checksum of a gzip stream.
 
@@ -258,8 +280,10 @@ def _no_spacing(header: str, shown: str) -> ScanError:
     )
 
 
-def _check_nrrd(start: bytes, shown: str) -> None:
+def _check_nrrd(path: Path, start: bytes, frame: int | None, shown: str) -> bool:
     """Refuse an NRRD file without a voxel size; the library would take it for 1 mm."""
+    if start[:4] != b"NRRD":
+        return False
     text = start.split(b"\n\n", 1)[0].replace(b"\r", b"").decode("latin-1")
     found = re.search(r"^(spacings|space directions):(.*)$", text, re.IGNORECASE | re.MULTILINE)
     if found is None:
@@ -268,10 +292,13 @@ def _check_nrrd(start: bytes, shown: str) -> None:
         values = found[2].split()[:3]
         if any("nan" in v.lower() for v in values):
             raise _no_spacing(" ".join(values), shown)
+    return True
 
 
-def _check_meta(start: bytes, path: Path, shown: str) -> None:
+def _check_meta(path: Path, start: bytes, frame: int | None, shown: str) -> bool:
     """Refuse MetaImage headers that the library would complain about on the terminal, or read as 1 mm."""
+    if b"NDims" not in start[:4096] or b"=" not in start[:4096]:
+        return False
     text = re.split(rb"(?<=\n)ElementDataFile[^\n]*\n", start, maxsplit=1)[0]
     fields = dict(re.findall(r"^\s*(\w+)\s*=\s*(.*?)\s*$", text.decode("latin-1"), re.MULTILINE))
     data = re.search(rb"^\s*ElementDataFile\s*=\s*(.*?)\s*$", start, re.MULTILINE)
@@ -297,6 +324,7 @@ def _check_meta(start: bytes, path: Path, shown: str) -> None:
     if fields.get("CompressedData", "False").lower() == "true":
         needed = int(fields.get("CompressedDataSize", "0") or 0)
     _check_meta_length(data[1].decode("latin-1"), data.end(), needed, path, shown)
+    return True
 
 
 def _check_meta_length(name: str, header_bytes: int, needed: int, path: Path, shown: str) -> None:
@@ -318,3 +346,27 @@ def _all_positive(words: str) -> bool:
     except ValueError:
         return False
     return bool(values) and all(math.isfinite(v) and v > 0 for v in values)
+
+
+IMAGE_FORMATS = {
+    "NIfTI": ImageFormat(
+        suffixes={".nii.gz": ".nii.gz", ".nii": ".nii"}, reader="NiftiImageIO", check=_check_nifti
+    ),
+    "NRRD": ImageFormat(
+        suffixes={".nrrd": ".nrrd", ".nhdr": ".nrrd"},
+        data_file={
+            ".nhdr": re.compile(r"^\s*data ?file:\s*(?P<file>\S.*?)\s*$", re.IGNORECASE | re.MULTILINE)
+        },
+        reader="NrrdImageIO",
+        check=_check_nrrd,
+    ),
+    "MetaImage": ImageFormat(
+        suffixes={".mha": ".mha", ".mhd": ".mha"},
+        data_file={
+            ".mhd": re.compile(r"^\s*ElementDataFile\s*=\s*(?P<file>\S.*?)\s*$", re.IGNORECASE | re.MULTILINE)
+        },
+        reader="MetaImageIO",
+        check=_check_meta,
+    ),
+}
+"""Every single-file image format, by its name in messages; the first whose check holds is taken."""

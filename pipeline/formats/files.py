@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from pathlib import Path
 
 from pipeline.errors import ScanError, TransientReadError, UnreadableFile
+from pipeline.formats.file_kinds import IMAGE_FORMATS
 
 _HEADER_BYTES = 65536
 """Text headers are shorter than this."""
 
-_DATA_FILE = {
-    ".mhd": re.compile(r"^\s*ElementDataFile\s*=\s*(?P<file>\S.*?)\s*$", re.IGNORECASE | re.MULTILINE),
-    ".nhdr": re.compile(r"^\s*data ?file:\s*(?P<file>\S.*?)\s*$", re.IGNORECASE | re.MULTILINE),
-}
+_DATA_FILE = {suffix: line for row in IMAGE_FORMATS.values() for suffix, line in row.data_file.items()}
+"""The line that names the data file, by suffix of the detached header."""
 
 _TRANSIENT = {
     errno.EIO,

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-"""Single-file image formats: NIfTI, NRRD with its detached header, MetaImage with its detached header."""
+from pipeline.formats.file_kinds import IMAGE_FORMATS
+
+_RESULT_SUFFIXES = {
+    suffix: result for row in IMAGE_FORMATS.values() for suffix, result in row.suffixes.items()
+}
+"""Suffix of result files by suffix of the single-file input."""
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 """Suffixes of DICOM files; a file without one is DICOM if its bytes say so."""
@@ -17,7 +21,12 @@ DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 def volume_suffix(name: str) -> str | None:
     """Return the single-file format's suffix at the end of a name, or None."""
     lower = name.lower()
-    return next((s for s in VOLUME_SUFFIXES if lower.endswith(s)), None)
+    return next((s for s in _RESULT_SUFFIXES if lower.endswith(s)), None)
+
+
+def result_suffix(name: str) -> str:
+    """Return the suffix of result files for an input of this name; `.nii.gz` if it has no suffix of ours."""
+    return _RESULT_SUFFIXES.get(volume_suffix(name) or "", ".nii.gz")
 
 
 def stem_of(name: str) -> str:

@@ -26,4 +26,5 @@ from .supervoxels import (
     number_in_scan_order as number_in_scan_order,
     relabelled as relabelled,
 )
-from .trees import Hierarchy as Hierarchy, TreeSpec as TreeSpec, grow as grow
+from .tree_methods import TreeSpec as TreeSpec
+from .trees import Hierarchy as Hierarchy, grow as grow

@@ -17,13 +17,16 @@ Bounds: one thread; ties go to the pair that stands first, so the tree is the sa
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeAlias
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.hierarchies.pair_lists import (
+    PAIR,
     empty_table,
     fill_table,
     half_edge_lists,
@@ -32,38 +35,23 @@ from pipeline.hierarchies.pair_lists import (
 )
 from pipeline.hierarchies.supervoxels import join
 
-Linkage: TypeAlias = Literal[
-    "boundary", "boundary_and_contrast", "ward", "neck", "contact", "compact", "piecewise"
-]
-"""How unlike two touching regions are:
-boundary: mean evidence over their faces (average linkage);
-boundary_and_contrast: that plus the distance of their mean features;
-ward: the growth of the sum of squares, from mean features and volumes (Ward 1963);
-neck: boundary_and_contrast, times the root of the smaller one's width over that of the contact: organs that
-touch at a neck stay apart;
-contact: boundary, times the share of the smaller one's surface that is not in contact: dents are filled;
-compact: boundary, times the squared surface of the two together over that of a body of their volume;
-piecewise: the growth of the sum of squares for each face that goes (Mumford and Shah 1989; Koepfler 1994)."""
+Dissimilarity: TypeAlias = Callable[[Any, Any, Any], Any]
+"""Formula of how dissimilar two touching regions are, from a `PAIR` and the bodies of its two regions. It
+returns a float64, and Numba must be able to compile it."""
 
-_CODES: dict[Linkage, int] = {
-    "boundary": 0,
-    "boundary_and_contrast": 1,
-    "ward": 2,
-    "neck": 3,
-    "contact": 4,
-    "compact": 5,
-    "piecewise": 6,
-}
-
-_VOXELS, _SURFACE, _NECK, _SIZE, _MEANS = range(5)
-"""Columns of a body: volume, faces in common with others, the volume to the power of 2/3 and to that of the
-size exponent (where they are wanted: powers are slow), and from there on the mean features."""
+VOXELS, SURFACE, WIDTH_SQUARED, _SIZE, MEANS = range(5)
+"""Columns of a body: volume; faces in common with others; the volume to the power of 2/3; the volume to the
+power of the size exponent, where there is one; and from there on the mean features."""
 
 _PART = 8
 """One of so many pairs that are left goes into the heap at once."""
 
-_CONTACT = 0.9
-"""contact: how much less unlike a region is that lies wholly in contact with the other."""
+
+@cache
+def _compiled(dissimilarity: Dissimilarity) -> Any:
+    """Return the formula as a pointer to machine code: the loop is compiled once for all formulas."""
+    body = numba.float64[::1]
+    return numba.cfunc(numba.float64(numba.from_dtype(PAIR), body, body), cache=True)(dissimilarity)
 
 
 def agglomerate(
@@ -73,7 +61,7 @@ def agglomerate(
     voxels: NDArray[np.int64],
     feature_sums: NDArray[np.float64],
     *,
-    linkage: Linkage,
+    dissimilarity: Dissimilarity,
     size_exponent: float = 0.0,
     num_remaining: int = 1,
 ) -> NDArray[np.int64]:
@@ -85,8 +73,8 @@ def agglomerate(
         strength_sums: (E,) evidence summed over the faces.
         voxels: (R,) size of each region.
         feature_sums: (R, F) features summed over voxels, in units of the evidence.
-        linkage: How unlike two regions are.
-        size_exponent: Unlikeness is multiplied by the smaller volume to this power; above 0, small go first.
+        dissimilarity: Formula of how dissimilar two regions are (see `pipeline.hierarchies.tree_methods`).
+        size_exponent: It is multiplied by the smaller volume to this power; above 0, small go first.
         num_remaining: Stop when this many regions are left.
 
     Returns:
@@ -99,7 +87,7 @@ def agglomerate(
         strength_sums.astype(np.int64, copy=False),
         voxels.astype(np.float64),
         np.array(feature_sums, dtype=np.float64, order="C"),  # a copy: they are added up in place
-        _CODES[linkage],
+        _compiled(dissimilarity),
         float(size_exponent),
         int(num_remaining),
     )
@@ -115,7 +103,7 @@ def join_nearest(
 ) -> tuple[NDArray[np.int32], int]:
     """One round in which every region joins its nearest neighbour (Boruvka): a third or so are left.
 
-    Arguments are those of `agglomerate`; the linkage is "boundary_and_contrast".
+    Arguments are those of `agglomerate`; the dissimilarity is `tree_methods.contrast`.
 
     Returns:
         (int32 (R,): the new region of each, numbered by their lowest member; how many there are).
@@ -202,57 +190,36 @@ def _sink(weights: NDArray[np.float64], entries: NDArray[np.int32], count: int, 
 
 
 @numba.njit(cache=True, nogil=True)
-def _unlikeness(pair: Any, one: Any, other: Any, linkage: int, exponent: float) -> Any:
-    """Of the two bodies of a pair."""
-    faces, strength = pair.faces, pair.strength
-    smaller = one if one[_VOXELS] < other[_VOXELS] else other
-    if linkage == 0:
-        value = strength / faces
-    elif linkage == 4:
-        value = strength / faces * (1.0 - _CONTACT * faces / min(one[_SURFACE], other[_SURFACE]))
-    elif linkage == 5:
-        surface, volume = one[_SURFACE] + other[_SURFACE] - 2.0 * faces, one[_VOXELS] + other[_VOXELS]
-        value = strength / faces * (surface * surface / volume ** (4 / 3))
-    else:
-        square = 0.0
-        for k in range(_MEANS, len(one)):
-            step = one[k] - other[k]
-            square += step * step
-        if linkage == 2:
-            return square * one[_VOXELS] * other[_VOXELS] / (one[_VOXELS] + other[_VOXELS])
-        if linkage == 6:
-            return square * one[_VOXELS] * other[_VOXELS] / (one[_VOXELS] + other[_VOXELS]) / faces
-        value = strength / faces + np.sqrt(square)
-        if linkage == 3:
-            value *= np.sqrt(smaller[_NECK] / faces)
+def _weight(pair: Any, one: Any, other: Any, formula: Any, exponent: float) -> Any:
+    """Return the dissimilarity of a pair, times the smaller volume to the power of the size exponent."""
+    value = formula(pair, one, other)
     if exponent != 0.0:
-        value *= smaller[_SIZE]
+        value *= (one if one[VOXELS] < other[VOXELS] else other)[_SIZE]
     return value
 
 
 @numba.njit(cache=True, nogil=True)
-def _weigh_body(body: Any, features: Any, linkage: int, exponent: float) -> None:
+def _weigh_body(body: Any, features: Any, exponent: float) -> None:
     """Fill in what follows from a body's volume and summed features."""
-    if linkage == 3:
-        body[_NECK] = body[_VOXELS] ** (2 / 3)
+    body[WIDTH_SQUARED] = body[VOXELS] ** (2 / 3)
     if exponent != 0.0:
-        body[_SIZE] = body[_VOXELS] ** exponent
+        body[_SIZE] = body[VOXELS] ** exponent
     for k in range(len(features)):
-        body[_MEANS + k] = features[k] / body[_VOXELS]
+        body[MEANS + k] = features[k] / body[VOXELS]
 
 
 @numba.njit(cache=True, nogil=True)
 def _bodies(
-    pairs: Any, voxels: NDArray[np.float64], features: NDArray[np.float64], linkage: int, exponent: float
+    pairs: Any, voxels: NDArray[np.float64], features: NDArray[np.float64], exponent: float
 ) -> NDArray[np.float64]:
-    """(R, 4 + F) see `_VOXELS`."""
-    bodies = np.zeros((len(voxels), _MEANS + features.shape[1]))
+    """(R, 4 + F) see `VOXELS`."""
+    bodies = np.zeros((len(voxels), MEANS + features.shape[1]))
     for e in range(len(pairs)):
         for side in range(2):
-            bodies[pairs[e].regions[side], _SURFACE] += pairs[e].faces
+            bodies[pairs[e].regions[side], SURFACE] += pairs[e].faces
     for r in range(len(voxels)):
-        bodies[r, _VOXELS] = voxels[r]
-        _weigh_body(bodies[r], features[r], linkage, exponent)
+        bodies[r, VOXELS] = voxels[r]
+        _weigh_body(bodies[r], features[r], exponent)
     return bodies
 
 
@@ -298,7 +265,7 @@ def _refill(
 @numba.njit(cache=True, nogil=True)
 def _lightest(
     weights: NDArray[np.float64], entries: NDArray[np.int32], pairs: Any, bodies: NDArray[np.float64],
-    linkage: int, exponent: float, count: int, ceiling: float,
+    formula: Any, exponent: float, count: int, ceiling: float,
 ) -> int:  # fmt: skip
     """Bring the pair that comes first to the top of the heap; how many entries the heap has then."""
     while count > 0:
@@ -306,7 +273,7 @@ def _lightest(
         stale = pair.regions[0] < 0 or weights[0] != pair.entry
         if not stale and weights[0] == pair.weight:
             one, other = bodies[pair.regions[0]], bodies[pair.regions[1]]
-            weight = _unlikeness(pair, one, other, linkage, exponent)
+            weight = _weight(pair, one, other, formula, exponent)
             if not weight > weights[0] * (1 + 1e-9) + 1e-12:
                 break
             pair.weight = weight  # a region grew since
@@ -326,8 +293,8 @@ def _absorb(
     bodies: NDArray[np.float64], features: NDArray[np.float64], gone: Any, kept: Any, faces: Any
 ) -> None:
     """Add the volume, surface and summed features of a region to those of the one that it becomes part of."""
-    bodies[kept, _VOXELS] += bodies[gone, _VOXELS]
-    bodies[kept, _SURFACE] += bodies[gone, _SURFACE] - 2.0 * faces
+    bodies[kept, VOXELS] += bodies[gone, VOXELS]
+    bodies[kept, SURFACE] += bodies[gone, SURFACE] - 2.0 * faces
     for k in range(features.shape[1]):
         features[kept, k] += features[gone, k]
 
@@ -345,26 +312,26 @@ def _join_roots(parent: NDArray[np.int64], new: int) -> int:
 @numba.njit(cache=True, nogil=True)
 def _agglomerate(
     ends: NDArray[np.int32], faces: NDArray[np.int32], strength: NDArray[np.int64],
-    voxels: NDArray[np.float64], features: NDArray[np.float64], linkage: int, exponent: float, remaining: int,
+    voxels: NDArray[np.float64], features: NDArray[np.float64], formula: Any, exponent: float, remaining: int,
 ) -> tuple[NDArray[np.int64], int]:  # fmt: skip
     """As `agglomerate`."""
     num_regions, num_pairs = len(voxels), len(ends)
     parent = np.arange(2 * num_regions)
     node = np.arange(num_regions)  # the tree node that a region's slot stands for now
     pairs: Any = pairs_of(ends, faces, strength)
-    bodies = _bodies(pairs, voxels, features, linkage, exponent)
+    bodies = _bodies(pairs, voxels, features, exponent)
     lists = half_edge_lists(pairs, num_regions)
     table = empty_table(num_pairs)
     used = fill_table(table, pairs)
     for pair in pairs:
         one, other = bodies[pair.regions[0]], bodies[pair.regions[1]]
-        pair.weight, pair.entry = _unlikeness(pair, one, other, linkage, exponent), np.inf
+        pair.weight, pair.entry = _weight(pair, one, other, formula, exponent), np.inf
     room = num_pairs + num_pairs // 4 + 1
     weights, entries = np.empty(room), np.empty(room, np.int32)
     rest, num_rest, ceiling = np.arange(num_pairs).astype(np.int32), num_pairs, -np.inf
     count, new, left = 0, num_regions, num_regions
     while left > remaining:
-        count = _lightest(weights, entries, pairs, bodies, linkage, exponent, count, ceiling)
+        count = _lightest(weights, entries, pairs, bodies, formula, exponent, count, ceiling)
         if count == 0:
             num_rest, count, ceiling = _refill(pairs, rest, num_rest, weights, entries)
             if count == 0:
@@ -378,7 +345,7 @@ def _agglomerate(
         new, left = new + 1, left - 1
         pair.regions[0] = -1
         _absorb(bodies, features, a, b, pair.faces)
-        _weigh_body(bodies[b], features[b], linkage, exponent)
+        _weigh_body(bodies[b], features[b], exponent)
         if count + lists[a, 2] > room:  # many entries are stale: anew, of the pairs that are left
             count, ceiling = 0, -np.inf
             for k in range(num_rest):
@@ -393,7 +360,7 @@ def _agglomerate(
             other = pair.regions[1 - side]
             e, added = move_half_edge(pairs, lists, table, 2 * e + side, b)
             pair, used = pairs[e], used + added
-            pair.weight = _unlikeness(pair, bodies[b], bodies[other], linkage, exponent)
+            pair.weight = _weight(pair, bodies[b], bodies[other], formula, exponent)
             if pair.weight <= ceiling and pair.weight < pair.entry:
                 weights[count], entries[count], pair.entry = pair.weight, e, pair.weight
                 _rise(weights, entries, count)

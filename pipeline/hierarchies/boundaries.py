@@ -21,7 +21,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compute import Backend, over_slabs
+from pipeline.compute import Backend, DeviceArray, over_slabs
 
 NUM_LEVELS = 1024
 """Number of levels of an intensity window."""
@@ -39,7 +39,9 @@ Window = tuple[float, float]
 """Lower and upper end of an intensity window, in the image's real units."""
 
 
-def window_levels(codes: Any, *, scale: float, offset: float, window: Window, backend: Backend) -> Any:
+def window_levels(
+    codes: DeviceArray, *, scale: float, offset: float, window: Window, backend: Backend
+) -> DeviceArray:
     """Return the levels 0..1023 of codes in an intensity window, with 3 fraction bits.
 
     Args:
@@ -78,7 +80,9 @@ def gaussian_weights(sigma_voxels: float) -> NDArray[np.int32]:
     return fixed
 
 
-def smooth(levels: Any, sigma_voxels_zyx: tuple[float, float, float], backend: Backend) -> Any:
+def smooth(
+    levels: DeviceArray, sigma_voxels_zyx: tuple[float, float, float], backend: Backend
+) -> DeviceArray:
     """Smooth levels with a separable Gaussian; the edge voxels are repeated outwards.
 
     Args:
@@ -93,8 +97,11 @@ def smooth(levels: Any, sigma_voxels_zyx: tuple[float, float, float], backend: B
 
 
 def _smooth_planes(
-    levels: Any, sigma_voxels_zyx: tuple[float, float, float], planes: tuple[int, int], backend: Backend
-) -> Any:
+    levels: DeviceArray,
+    sigma_voxels_zyx: tuple[float, float, float],
+    planes: tuple[int, int],
+    backend: Backend,
+) -> DeviceArray:
     """Return some planes of the smoothed levels; beyond the volume given, its edge planes are repeated."""
     for axis, sigma in enumerate(sigma_voxels_zyx):
         weights = gaussian_weights(sigma)
@@ -110,12 +117,12 @@ def _smooth_planes(
 
 
 def boundary_evidence(
-    window_volumes: list[Any],
+    window_volumes: list[DeviceArray],
     *,
     sigma_mm: float,
     spacing_zyx_mm: tuple[float, float, float],
     backend: Backend,
-) -> Any:
+) -> DeviceArray:
     """Return the gradient magnitude after smoothing, summed over intensity windows.
 
     Args:
@@ -132,12 +139,12 @@ def boundary_evidence(
 
 
 def _evidence_planes(
-    window_volumes: list[Any],
+    window_volumes: list[DeviceArray],
     sigma_mm: float,
     spacing_zyx_mm: tuple[float, float, float],
     planes: tuple[int, int],
     backend: Backend,
-) -> Any:
+) -> DeviceArray:
     """Return some planes of the evidence, int32; beyond the volumes given, their edge planes are repeated."""
     xp = backend.xp
     sigma, ratio = voxel_sigmas(sigma_mm, spacing_zyx_mm), _step_ratio(spacing_zyx_mm)
@@ -172,7 +179,7 @@ def _step_ratio(spacing_zyx_mm: tuple[float, float, float]) -> NDArray[np.int64]
 class Levels:
     """Levels of a scan in its intensity windows; computed slab by slab when they are needed."""
 
-    codes: Any
+    codes: DeviceArray
     """int16 (z, y, x) on the backend."""
     scale: float
     """Real units per code."""
@@ -183,7 +190,7 @@ class Levels:
     spacing_zyx_mm: tuple[float, float, float]
     backend: Backend
 
-    def smoothed(self, window: int, sigma_mm: float, planes: tuple[int, int]) -> Any:
+    def smoothed(self, window: int, sigma_mm: float, planes: tuple[int, int]) -> DeviceArray:
         """Return some planes of a window's smoothed levels.
 
         Args:
@@ -199,7 +206,7 @@ class Levels:
         levels = self._levels(window, first, last)
         return _smooth_planes(levels, sigma, (planes[0] - first, planes[1] - first), self.backend)
 
-    def exceeded(self, window: int, sigma_mm: float, thresholds: NDArray[np.int64]) -> Any:
+    def exceeded(self, window: int, sigma_mm: float, thresholds: NDArray[np.int64]) -> DeviceArray:
         """Return the number of thresholds that each voxel's smoothed level exceeds.
 
         Args:
@@ -222,7 +229,7 @@ class Levels:
         over_slabs(fill, self.codes.shape, self.backend.volume_threads)
         return out
 
-    def evidence(self, scales_mm: Sequence[float]) -> Any:
+    def evidence(self, scales_mm: Sequence[float]) -> DeviceArray:
         """Return the boundary evidence at each scale.
 
         Args:
@@ -253,7 +260,7 @@ class Levels:
     def _with_halo(self, planes: tuple[int, int], halo: int) -> tuple[int, int]:
         return max(0, planes[0] - halo), min(self.codes.shape[0], planes[1] + halo)
 
-    def _levels(self, window: int, first: int, last: int) -> Any:
+    def _levels(self, window: int, first: int, last: int) -> DeviceArray:
         return window_levels(
             self.codes[first:last],
             scale=self.scale,
@@ -263,13 +270,15 @@ class Levels:
         )
 
 
-def _shifted(volume: Any, step: int, axis: int, xp: Any) -> Any:
+def _shifted(volume: DeviceArray, step: int, axis: int, xp: Any) -> DeviceArray:
     """Return the volume shifted by `step` voxels along an axis; edge voxels are repeated."""
     index = xp.clip(xp.arange(volume.shape[axis]) + step, 0, volume.shape[axis] - 1)
     return xp.take(volume, index, axis=axis)
 
 
-def _smooth_axis_on_gpu(levels: Any, weights: NDArray[np.int32], axis: int, backend: Backend) -> Any:
+def _smooth_axis_on_gpu(
+    levels: DeviceArray, weights: NDArray[np.int32], axis: int, backend: Backend
+) -> DeviceArray:
     out = backend.xp.empty(levels.shape, dtype=levels.dtype)
     shape = [np.int32(n) for n in levels.shape]
     taps = (backend.to_device(weights), np.int32(len(weights) // 2))
@@ -277,7 +286,7 @@ def _smooth_axis_on_gpu(levels: Any, weights: NDArray[np.int32], axis: int, back
     return out
 
 
-def _smooth_axis(levels: Any, weights: NDArray[np.int32], axis: int, xp: Any) -> Any:
+def _smooth_axis(levels: DeviceArray, weights: NDArray[np.int32], axis: int, xp: Any) -> DeviceArray:
     radius = len(weights) // 2
     total = xp.full(levels.shape, 1 << (_WEIGHT_BITS - 1), dtype=xp.int32)
     for k, weight in enumerate(weights):
@@ -285,7 +294,7 @@ def _smooth_axis(levels: Any, weights: NDArray[np.int32], axis: int, xp: Any) ->
     return (total >> _WEIGHT_BITS).astype(levels.dtype)
 
 
-def _magnitude(levels: Any, ratio: NDArray[np.int64], xp: Any) -> Any:
+def _magnitude(levels: DeviceArray, ratio: NDArray[np.int64], xp: Any) -> DeviceArray:
     squares = xp.zeros(levels.shape, dtype=xp.int64)
     for axis in range(3):
         step = (_shifted(levels, 1, axis, xp) - _shifted(levels, -1, axis, xp)).astype(xp.int64)

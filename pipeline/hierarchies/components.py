@@ -19,7 +19,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compute import Backend, unite
+from pipeline.compute import Backend, DeviceArray, unite
 from pipeline.hierarchies.region_totals import tally
 
 
@@ -27,7 +27,7 @@ from pipeline.hierarchies.region_totals import tally
 class ComponentTree:
     """Nested components. Component 0 is the whole volume."""
 
-    zones: Any
+    zones: DeviceArray
     """(z, y, x) innermost component of each voxel, on the backend; uint16, or int32 for more than 65,536
     components."""
     inside: NDArray[np.int64]
@@ -45,7 +45,7 @@ class ComponentTree:
         return np.concatenate([leaves, nodes])
 
 
-def connected_components(mask: Any, backend: Backend) -> tuple[Any, int]:
+def connected_components(mask: DeviceArray, backend: Backend) -> tuple[DeviceArray, int]:
     """Return the face-connected components of a mask, and their number.
 
     Args:
@@ -73,7 +73,7 @@ def connected_components(mask: Any, backend: Backend) -> tuple[Any, int]:
 
 
 def component_tree(
-    levels: Any,
+    levels: DeviceArray,
     thresholds: NDArray[np.integer[Any]],
     *,
     side: Literal["bright", "dark"],
@@ -115,7 +115,7 @@ def component_tree(
 
 
 def _components_beyond(
-    levels: Any, threshold: int, side: Literal["bright", "dark"], backend: Backend
+    levels: DeviceArray, threshold: int, side: Literal["bright", "dark"], backend: Backend
 ) -> _RunComponents | _VoxelComponents:
     """Return the components of the voxels above a threshold (bright), or at or below it (dark)."""
     if backend.name == "cpu":
@@ -129,12 +129,12 @@ def _components_beyond(
 class _VoxelComponents:
     """Components stored as one label per voxel, on any backend."""
 
-    labels: Any
+    labels: DeviceArray
     """int32 (z, y, x), 0 outside, 1..C in scan order."""
     count: int
     backend: Backend
 
-    def sizes_and_holders(self, zones: Any) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    def sizes_and_holders(self, zones: DeviceArray) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Return (C + 1,) voxels of each label, and the zone of its first voxel; on the host."""
         if self.backend.name != "gpu":
             return _sizes_and_holders_numba(self.labels.reshape(-1), zones.reshape(-1), self.count + 1)
@@ -142,7 +142,7 @@ class _VoxelComponents:
         holders = zones.ravel()[self.backend.xp.minimum(first, self.labels.size - 1)]
         return self.backend.to_host(sizes).astype(np.int64), self.backend.to_host(holders).astype(np.int32)
 
-    def assign(self, zones: Any, number: NDArray[np.int32]) -> None:
+    def assign(self, zones: DeviceArray, number: NDArray[np.int32]) -> None:
         """Set the zone of all voxels whose label has a new number above 0, in place.
 
         Args:

@@ -14,6 +14,7 @@ from pipeline.compute import Backend
 from pipeline.hierarchies.agglomeration import agglomerate, join_nearest
 from pipeline.hierarchies.region_graphs import RegionGraph, merge_graph
 from pipeline.hierarchies.region_totals import RegionSums, merge_sums
+from pipeline.hierarchies.tree_methods import contrast
 
 
 def merge_weakest(
@@ -48,7 +49,7 @@ def merge_weakest(
         strengths,
         sums.voxels,
         sums.levels / 8,
-        linkage="boundary_and_contrast",
+        dissimilarity=contrast,
         size_exponent=0.33,
         num_remaining=max_regions,
     )

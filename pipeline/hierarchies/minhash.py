@@ -17,7 +17,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compute import HOST, Backend, summed_over_slabs
+from pipeline.compute import HOST, Backend, DeviceArray, summed_over_slabs
 
 NUM_HASHES = 32
 """Places of a sketch."""
@@ -29,7 +29,7 @@ _CHAIN = 200
 """Entries of a bucket that are looked at: what agrees with more is one region many times over."""
 
 
-def leaf_sketches(labels: Any, num_regions: int, backend: Backend = HOST) -> NDArray[np.uint32]:
+def leaf_sketches(labels: DeviceArray, num_regions: int, backend: Backend = HOST) -> NDArray[np.uint32]:
     """(R, 32) sketches, on the host, of the regions of a label volume (z, y, x) on the backend."""
     if backend.name == "gpu":
         xp = backend.xp

@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compute import HOST, Backend, slabs_of
+from pipeline.compute import HOST, Backend, DeviceArray, slabs_of
 
 
 @dataclass(kw_only=True)
@@ -23,13 +23,13 @@ class RegionGraph:
     """Pairs of touching regions, sorted; trees are grown over one on the host."""
 
     num_regions: int
-    pairs: Any
+    pairs: DeviceArray
     """int32 (E, 2), the lower region first; rows ascending."""
-    faces: Any
+    faces: DeviceArray
     """int32 (E,) voxel faces that the two have in common."""
-    sums: Any
+    sums: DeviceArray
     """int64 (E, K) evidence summed over the faces, one column an evidence volume."""
-    lows: Any
+    lows: DeviceArray
     """int32 (E, K) least evidence over the faces: the height of the pass between the two regions."""
 
     def on_host(self, backend: Backend) -> RegionGraph:
@@ -37,14 +37,16 @@ class RegionGraph:
         arrays = {name: backend.to_host(getattr(self, name)) for name in ("pairs", "faces", "sums", "lows")}
         return RegionGraph(num_regions=self.num_regions, **arrays)
 
-    def taken(self, name: str) -> Any:
+    def taken(self, name: str) -> DeviceArray:
         """A column, taken out: it is let go when the caller lets go of it."""
         column = getattr(self, name)
         setattr(self, name, column[:0].copy())
         return column
 
 
-def region_graph(labels: Any, num_regions: int, evidence: Any, backend: Backend) -> RegionGraph:
+def region_graph(
+    labels: DeviceArray, num_regions: int, evidence: DeviceArray, backend: Backend
+) -> RegionGraph:
     """The graph of touching regions on the backend, with a column of strengths for each evidence volume.
 
     Args:
@@ -58,7 +60,9 @@ def region_graph(labels: Any, num_regions: int, evidence: Any, backend: Backend)
     return _graph_of(num_regions, _touching(labels, list(evidence), backend), backend)
 
 
-def _graph_of(num_regions: int, gathered: tuple[Any, Any, Any, Any], backend: Backend) -> RegionGraph:
+def _graph_of(
+    num_regions: int, gathered: tuple[DeviceArray, DeviceArray, DeviceArray, DeviceArray], backend: Backend
+) -> RegionGraph:
     """The graph of what `_gathered_pairs` gives."""
     xp, (keys, faces, sums, lows) = backend.xp, gathered
     return RegionGraph(
@@ -111,7 +115,9 @@ _SHORT = 48
 """Lists of no more pairs are sorted by insertion."""
 
 
-def _touching(labels: Any, evidence: list[Any], backend: Backend) -> tuple[Any, Any, Any, Any]:
+def _touching(
+    labels: DeviceArray, evidence: list[DeviceArray], backend: Backend
+) -> tuple[DeviceArray, DeviceArray, DeviceArray, DeviceArray]:
     """As `_gathered_pairs`, of the touching regions of a volume.
 
     A few planes at a time, since faces are many and pairs few.
@@ -130,7 +136,9 @@ def _touching(labels: Any, evidence: list[Any], backend: Backend) -> tuple[Any, 
     return _gathered_pairs(keys, faces, list(sums), list(lows), backend)
 
 
-def _faces(labels: Any, evidence: list[Any], num_planes: int, xp: Any) -> tuple[Any, list[Any]]:
+def _faces(
+    labels: DeviceArray, evidence: list[DeviceArray], num_planes: int, xp: Any
+) -> tuple[DeviceArray, list[DeviceArray]]:
     """The key of each face between two regions, and its strength in each volume.
 
     Faces of the first `num_planes` planes, those towards the next one included.
@@ -150,8 +158,8 @@ def _faces(labels: Any, evidence: list[Any], num_planes: int, xp: Any) -> tuple[
 
 
 def _gathered_pairs(
-    keys: Any, faces: Any, sums: list[Any], lows: list[Any], backend: Backend
-) -> tuple[Any, Any, Any, Any]:
+    keys: DeviceArray, faces: DeviceArray, sums: list[DeviceArray], lows: list[DeviceArray], backend: Backend
+) -> tuple[DeviceArray, DeviceArray, DeviceArray, DeviceArray]:
     """The different keys (lower << 32 | higher), ascending, with faces, sums (K, E) and minima (K, E)."""
     xp = backend.xp
     unique, inverse = xp.unique(keys, return_inverse=True)

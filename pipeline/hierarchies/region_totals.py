@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compute import HOST, Backend, summed_over_slabs
+from pipeline.compute import HOST, Backend, DeviceArray, summed_over_slabs
 
-WindowVolume = Any
+WindowVolume: TypeAlias = DeviceArray | Callable[[tuple[int, int]], DeviceArray]
 """Integers (z, y, x), or a function that gives the planes (start, stop) of such a volume."""
 
 
@@ -34,7 +34,7 @@ class RegionSums:
 
 
 def region_sums(
-    labels: Any, num_regions: int, window_volumes: Sequence[WindowVolume], backend: Backend
+    labels: DeviceArray, num_regions: int, window_volumes: Sequence[WindowVolume], backend: Backend
 ) -> RegionSums:
     """Voxels, intensity levels and voxel indices summed over each region.
 
@@ -69,7 +69,9 @@ def region_sums(
     )
 
 
-def count_inside(labels: Any, mask: Any, num_regions: int, backend: Backend = HOST) -> NDArray[np.int64]:
+def count_inside(
+    labels: DeviceArray, mask: DeviceArray, num_regions: int, backend: Backend = HOST
+) -> NDArray[np.int64]:
     """(R,) voxels of each region that a mask (z, y, x) has, or all where it is None; both on the backend."""
     if backend.name == "gpu":
         if mask is not None:
@@ -83,7 +85,7 @@ def count_inside(labels: Any, mask: Any, num_regions: int, backend: Backend = HO
     return counts
 
 
-def tally(labels: Any, num_labels: int, backend: Backend) -> tuple[Any, Any]:
+def tally(labels: DeviceArray, num_labels: int, backend: Backend) -> tuple[DeviceArray, DeviceArray]:
     """(R,) voxels of each label and index of its first, the number of voxels where there is none.
 
     Args:
@@ -105,15 +107,17 @@ def tally(labels: Any, num_labels: int, backend: Backend) -> tuple[Any, Any]:
     return sizes, first
 
 
-def _planes_of(volume: Any) -> Callable[[tuple[int, int]], Any]:
+def _planes_of(volume: DeviceArray) -> Callable[[tuple[int, int]], DeviceArray]:
     return lambda planes: volume[planes[0] : planes[1]]
 
 
-def _region_sums(labels: Any, num_regions: int, window_volumes: list[Any], backend: Backend) -> RegionSums:
+def _region_sums(
+    labels: DeviceArray, num_regions: int, window_volumes: list[DeviceArray], backend: Backend
+) -> RegionSums:
     xp = backend.xp
     flat = labels.ravel()
 
-    def summed(values: Any) -> NDArray[np.int64]:
+    def summed(values: DeviceArray) -> NDArray[np.int64]:
         # Sums stay far below 2^53, so double precision holds them exactly.
         total = xp.bincount(flat, weights=values.ravel().astype(xp.float64), minlength=num_regions)
         return np.asarray(backend.to_host(total)).astype(np.int64)

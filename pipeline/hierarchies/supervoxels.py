@@ -18,11 +18,13 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compute import Backend, over_slabs, slabs_of, summed_over_slabs, unite
+from pipeline.compute import Backend, DeviceArray, over_slabs, slabs_of, summed_over_slabs, unite
 from pipeline.hierarchies.region_totals import tally
 
 
-def basins(evidence: Any, backend: Backend, ties: Any = None) -> tuple[Any, int]:
+def basins(
+    evidence: DeviceArray, backend: Backend, ties: DeviceArray | None = None
+) -> tuple[DeviceArray, int]:
     """Return the watershed basin of each voxel.
 
     Args:
@@ -36,7 +38,7 @@ def basins(evidence: Any, backend: Backend, ties: Any = None) -> tuple[Any, int]
     """
     xp = backend.xp
 
-    def heights(start: int, stop: int) -> Any:
+    def heights(start: int, stop: int) -> DeviceArray:
         if ties is None:
             return evidence[start:stop].astype(xp.int32)
         return (evidence[start:stop].astype(xp.int32) << 10) + xp.minimum(ties[start:stop], 1023)
@@ -61,7 +63,9 @@ def basins(evidence: Any, backend: Backend, ties: Any = None) -> tuple[Any, int]
     return number_in_scan_order(roots.reshape(evidence.shape), backend)
 
 
-def join_lowest_pass(labels: Any, num_regions: int, evidence: Any, backend: Backend) -> tuple[Any, int]:
+def join_lowest_pass(
+    labels: DeviceArray, num_regions: int, evidence: DeviceArray, backend: Backend
+) -> tuple[DeviceArray, int]:
     """Join every basin with the neighbour behind its lowest saddle; about a third of the basins are left.
 
     This needs no region graph, so it is fast: it is for noisy scans that have too many basins for a graph.
@@ -94,7 +98,7 @@ def join_lowest_pass(labels: Any, num_regions: int, evidence: Any, backend: Back
     return relabelled(labels, new_region, backend), int(count)
 
 
-def relabelled(labels: Any, new_region: NDArray[np.int32], backend: Backend) -> Any:
+def relabelled(labels: DeviceArray, new_region: NDArray[np.int32], backend: Backend) -> DeviceArray:
     """Return `new_region[labels]`.
 
     Args:
@@ -132,7 +136,7 @@ def join(
     return np.asarray(new_region), int(count)
 
 
-def number_in_scan_order(labels: Any, backend: Backend) -> tuple[Any, int]:
+def number_in_scan_order(labels: DeviceArray, backend: Backend) -> tuple[DeviceArray, int]:
     """Renumber labels 0..R-1 in the order of their first voxels.
 
     Not for the Numba backend; the memory grows with the largest label.
@@ -153,7 +157,7 @@ def number_in_scan_order(labels: Any, backend: Backend) -> tuple[Any, int]:
     return number[labels], len(values)
 
 
-def _lowest_neighbour(evidence: Any, first: int, xp: Any) -> Any:
+def _lowest_neighbour(evidence: DeviceArray, first: int, xp: Any) -> DeviceArray:
     """Return the flat index of the lowest among each voxel and its face neighbours.
 
     Of equal voxels the one with the lowest index is taken.
@@ -177,7 +181,7 @@ def _lowest_neighbour(evidence: Any, first: int, xp: Any) -> Any:
     return best & 0xFFFFFFFF
 
 
-def _path_ends(pointers: Any, xp: Any) -> Any:
+def _path_ends(pointers: DeviceArray, xp: Any) -> DeviceArray:
     """Return the end of each voxel's path of pointers.
 
     Pointer jumping: the number of rounds is the logarithm of the longest path.
@@ -193,7 +197,9 @@ _NO_PASS = np.int64(1) << 62
 """Key of a region that touches no other."""
 
 
-def _lowest_pass(labels: Any, num_regions: int, evidence: Any, backend: Backend) -> Any:
+def _lowest_pass(
+    labels: DeviceArray, num_regions: int, evidence: DeviceArray, backend: Backend
+) -> DeviceArray:
     """Return int64 (R,) saddle height << 32 | neighbour, for the lowest saddle of each region."""
     xp = backend.xp
     lowest = xp.full(num_regions, _NO_PASS, dtype=xp.int64)

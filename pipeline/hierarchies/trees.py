@@ -1,127 +1,23 @@
 """Hierarchies over a partition of the voxels: trees whose nodes are nested regions.
 
-    region graph --linkage, watershed, thresholds--> parents --depth-first order--> leaf interval of each node
-
-Different criteria find different organs, so several trees are grown: average linkage of boundary evidence,
-alone or with contrast; Ward's criterion on intensity and position (compact regions); watershed by volume and
-by dynamics; max- and min-trees of region means (the connected components of every threshold).
+    region graph --method of the tree--> parents --depth-first order--> leaf interval of each node
 
 Reads:  `RegionGraph`, `RegionSums`.
 Writes: `Hierarchy` values.
-Bounds: at least two regions. Watersheds and component trees come from higra (Perret et al., SoftwareX 10,
-        2019).
+Bounds: at least two regions. The methods are in `pipeline.hierarchies.tree_methods`.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Literal
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.hierarchies.agglomeration import Linkage, agglomerate
-from pipeline.hierarchies.boundaries import NUM_LEVELS
 from pipeline.hierarchies.region_graphs import RegionGraph
 from pipeline.hierarchies.region_totals import RegionSums
-
-Method = Literal[
-    "boundary", "contrast", "neck", "contact", "round", "piecewise", "compact", "volume", "dynamics",
-    "bright", "dark",
-]  # fmt: skip
-"""Criterion of a tree.
-
-boundary: mean boundary evidence between two regions (average linkage);
-contrast: boundary plus the difference of mean intensities;
-neck: contrast, but regions that touch at a narrow neck are merged later;
-contact: boundary, but regions with much of their surface in contact are merged sooner;
-round: boundary, but regions that together are round are merged sooner;
-piecewise: growth of the error of a piecewise constant image, per face;
-compact: Ward's criterion on mean intensity and position;
-volume, dynamics: hierarchical watershed by that extinction value;
-bright, dark: max-tree and min-tree of the regions' mean intensities."""
-
-_LINKAGES: dict[str, Linkage] = {
-    "boundary": "boundary",
-    "contrast": "boundary_and_contrast",
-    "neck": "neck",
-    "contact": "contact",
-    "round": "compact",
-    "piecewise": "piecewise",
-    "compact": "ward",
-}
-"""Linkage of each method that merges pair by pair."""
-
-_WITHOUT_SCALE = ("piecewise", "compact")
-"""Pairwise methods that use intensity only, no boundary evidence."""
-
-_NAME = re.compile(
-    r"(?P<partition>fine|coarse|voxels)-(?P<method>boundary|contrast|neck|contact|round|piecewise|compact"
-    r"|volume|dynamics|bright|dark)"
-    r"(-(?P<scale>[0-9]+(\.[0-9]+)?)mm)?(?P<balanced>-balanced)?(-window(?P<window>[0-9]))?"
-)
-
-_FRACTION = 8
-"""Sums of window levels are in 1/8 level: 3 fraction bits (see `pipeline.hierarchies.boundaries`)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TreeSpec:
-    """Settings of one tree: its partition, its criterion and the criterion's parameters."""
-
-    partition: Literal["fine", "coarse", "voxels"]
-    """Leaves of the tree: fine or coarse supervoxels, or voxels."""
-    method: Method
-    scale_mm: float = 0.7
-    """Scale of the boundary evidence, in mm; one of the computed scales."""
-    size_exponent: float = 0.1
-    """contrast only: the dissimilarity is multiplied by the smaller volume to this power."""
-    compactness: float = 2.0
-    """compact only: weight of position relative to intensity."""
-    window: int = 0
-    """bright and dark only: index of the intensity window."""
-
-    @classmethod
-    def parse(cls, name: str) -> TreeSpec:
-        """Return the tree with this name, such as `fine-contrast-0.7mm-balanced` (see `name`).
-
-        Raises:
-            ValueError: no tree has this name.
-        """
-        found = _NAME.fullmatch(name)
-        if not found:
-            raise ValueError(
-                f"no tree is called {name!r}; a name is PARTITION-METHOD[-SCALEmm][-balanced][-windowN], "
-                "such as fine-contrast-0.7mm, coarse-dynamics-1.5mm, fine-compact, fine-bright-window0"
-            )
-        part = found.groupdict()
-        spec = cls(
-            partition=part["partition"],  # type: ignore[arg-type]
-            method=part["method"],  # type: ignore[arg-type]
-            scale_mm=float(part["scale"] or cls.scale_mm),
-            size_exponent=0.33 if part["balanced"] else cls.size_exponent,
-            window=int(part["window"] or 0),
-        )
-        if spec.name != name:
-            raise ValueError(f"no tree is called {name!r}; did you mean {spec.name!r}?")
-        return spec
-
-    @property
-    def uses_boundary_evidence(self) -> bool:
-        """Whether the criterion uses boundary evidence at `scale_mm`; else it uses intensity only."""
-        return self.method not in (*_WITHOUT_SCALE, "bright", "dark")
-
-    @property
-    def name(self) -> str:
-        """Name of the tree in the settings, and of its proposals' source in the store."""
-        if self.method in ("bright", "dark"):
-            return f"{self.partition}-{self.method}-window{self.window}"
-        if self.method in _WITHOUT_SCALE:
-            return f"{self.partition}-{self.method}"
-        suffix = "-balanced" if self.method == "contrast" and self.size_exponent > 0.2 else ""
-        return f"{self.partition}-{self.method}-{self.scale_mm:g}mm{suffix}"
+from pipeline.hierarchies.tree_methods import TREE_METHODS, TreeSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,69 +130,9 @@ def grow(
         sums: Sums of its regions.
         scale_column: Column of the graph's evidence at the spec's scale.
     """
-    match spec.method:
-        case "boundary" | "contrast" | "neck" | "contact" | "round" | "piecewise" | "compact":
-            features = _features(sums, spec.compactness if spec.method == "compact" else 0.0)
-            parents = agglomerate(
-                graph.pairs,
-                graph.faces,
-                graph.sums[:, scale_column],
-                sums.voxels,
-                features,
-                linkage=_LINKAGES[spec.method],
-                size_exponent=spec.size_exponent if spec.method == "contrast" else 0.0,
-            )
-        case "volume" | "dynamics":
-            parents = _watershed(graph, sums, graph.lows[:, scale_column], spec.method)
-        case _:
-            parents = _component_tree(graph, sums, spec.window, spec.method)
-    level_sets = spec.method in ("bright", "dark")
-    return Hierarchy.of(spec.name, partition, graph.num_regions, parents, level_sets=level_sets)
-
-
-def _features(sums: RegionSums, compactness: float) -> NDArray[np.float64]:
-    """Return (R, F) summed features: levels of each window, and positions weighted by the compactness."""
-    levels = sums.levels / _FRACTION
-    if compactness == 0.0:
-        return levels
-    means = levels / sums.voxels[:, None]
-    spread = float(np.sqrt(means.var(axis=0).sum()))
-    num_voxels = float(sums.voxels.sum())
-    return np.concatenate([levels, sums.places * (compactness * spread / np.cbrt(num_voxels))], axis=1)
-
-
-def _higra_graph(graph: RegionGraph) -> object:
-    import higra
-
-    made = higra.UndirectedGraph(graph.num_regions)
-    made.add_edges(graph.pairs[:, 0].astype(np.int64), graph.pairs[:, 1].astype(np.int64))
-    return made
-
-
-def _watershed(
-    graph: RegionGraph, sums: RegionSums, passes: NDArray[np.int32], attribute: str
-) -> NDArray[np.int64]:
-    import higra
-
-    made = _higra_graph(graph)
-    heights = passes.astype(np.float64)
-    if attribute == "volume":
-        tree, _ = higra.watershed_hierarchy_by_volume(made, heights, sums.voxels.astype(np.float64))
-    else:
-        tree, _ = higra.watershed_hierarchy_by_dynamics(made, heights)
-    return np.array(tree.parents(), dtype=np.int64)  # a view would keep the whole tree in memory
-
-
-def _component_tree(
-    graph: RegionGraph, sums: RegionSums, window: int, method: str, num_steps: int = 64
-) -> NDArray[np.int64]:
-    import higra
-
-    means = sums.levels[:, window] / (_FRACTION * sums.voxels)
-    steps = np.floor(means * (num_steps / NUM_LEVELS))
-    grown = higra.component_tree_max_tree if method == "bright" else higra.component_tree_min_tree
-    tree, _ = grown(_higra_graph(graph), steps)
-    return np.array(tree.parents(), dtype=np.int64)  # a view would keep the whole tree in memory
+    method = TREE_METHODS[spec.method]
+    parents = method.parents(spec, graph, sums, scale_column)
+    return Hierarchy.of(spec.name, partition, graph.num_regions, parents, level_sets=method.level_sets)
 
 
 @numba.njit(cache=True, nogil=True)

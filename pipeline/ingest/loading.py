@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.discovery import Discovery, LabelSource, Source, discover, find_value_names, id_from_parts
 from pipeline.errors import LabelMismatch, NoSuchFrame, NotAnImage, UnreadableFile
-from pipeline.formats import companions, stem_of, volume_suffix
+from pipeline.formats import companions, result_suffix, stem_of, volume_suffix
 from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.reading import RawScan, read_source
 from pipeline.ingest.standard_scan import StandardScan, standardize
@@ -26,9 +26,6 @@ from pipeline.toml_settings import parse_config
 from pipeline.volumes import Grid
 
 Scalar = TypeVar("Scalar", bound=np.generic)
-
-_RESULT_SUFFIXES = {".nii": ".nii", ".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", ".mhd": ".mha"}
-"""Suffix of result files by suffix of the input; for all other inputs, DICOM too, it is .nii.gz."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -209,11 +206,10 @@ def load_source(
     raw = read_source(replace(source, labels=labels, modality=modality or source.modality), config)
     values = _values(raw, mask)
     scan = standardize(raw, config)
-    suffix = volume_suffix(source.files[0].name) if source.format == "file" else None
     return LoadedScan(
         scan_id=source.scan_id,
         location=source.location,
-        suffix=_RESULT_SUFFIXES.get(suffix or "", ".nii.gz"),
+        suffix=result_suffix(source.files[0].name if source.format == "file" else ""),
         image=_z_scores(scan),
         labels=scan.labels[0].array if scan.labels else None,
         label_values=values,

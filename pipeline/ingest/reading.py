@@ -32,7 +32,6 @@ from pipeline.errors import (
     ScanError,
 )
 from pipeline.formats import (
-    Format,
     check_readable,
     identify,
     order_slices,
@@ -49,7 +48,6 @@ from pipeline.volumes import Grid, nine, triple
 sitk: Any = SimpleITK
 """SimpleITK without types."""
 
-_READERS: dict[Format, str] = {"nifti": "NiftiImageIO", "nrrd": "NrrdImageIO", "meta": "MetaImageIO"}
 _REMEDY_EXPORT = "Copy or export the file again"
 
 
@@ -179,19 +177,19 @@ def _read_label(label: LabelSource, grid: Grid, config: IngestConfig, *, shown: 
 def _read_file(
     files: Sequence[Path], config: IngestConfig, *, frame: int | None, shown: str
 ) -> tuple[NDArray[np.int16] | NDArray[np.float32], Grid]:
-    """Return image (z, y, x) and grid of a NIfTI, NRRD or MetaImage file."""
+    """Return image (z, y, x) and grid of a single-file image."""
     for path in files:
         check_readable(
             path, shown=shown, what="file" if path == files[0] else "data file named by the header"
         )
     try:
-        kind = identify(files[0], shown=shown, frame=frame)
+        image_format = identify(files[0], shown=shown, frame=frame)
     except ScanError:
         raise
     except OSError as error:
         raise os_error(error, shown=shown) from None
     reader = sitk.ImageFileReader()
-    reader.SetImageIO(_READERS[kind])
+    reader.SetImageIO(image_format.reader)
     reader.SetFileName(str(files[0]))
     try:
         reader.ReadImageInformation()

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compute import HOST, Backend, for_each
+from pipeline.compute import HOST, Backend, DeviceArray, for_each
 from pipeline.hierarchies import count_inside, relabelled
 from pipeline.proposals.nests import Nest, boxes_of, members_of, runs_of, sums_of
 from pipeline.proposals.refinement import Refinement, measure
@@ -59,7 +59,7 @@ def worth_keeping(
     *,
     min_voxels: int,
     duplicate_iou: float,
-    body: Any = None,
+    body: DeviceArray | None = None,
     min_body_fraction: float = 0.0,
     backend: Backend = HOST,
 ) -> NDArray[np.int64]:
@@ -136,8 +136,12 @@ def arrange(
 
 
 def _restrict(
-    atoms: Any, ranks: NDArray[np.uint16], nests: Sequence[Nest], wanted: NDArray[np.bool_], backend: Backend
-) -> tuple[Any, NDArray[np.uint16], list[Nest]]:
+    atoms: DeviceArray,
+    ranks: NDArray[np.uint16],
+    nests: Sequence[Nest],
+    wanted: NDArray[np.bool_],
+    backend: Backend,
+) -> tuple[DeviceArray, NDArray[np.uint16], list[Nest]]:
     """Merge the atoms that no wanted region separates.
 
     Ranks are overwritten, and on the CPU the atoms too.

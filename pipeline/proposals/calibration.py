@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compute import Backend, slabs_of
+from pipeline.compute import Backend, DeviceArray, slabs_of
 from pipeline.hierarchies import Window
 from pipeline.proposals.config import ProposalConfig
 from pipeline.volumes import body_mask
@@ -38,7 +37,7 @@ class Calibration:
     @classmethod
     def of(
         cls,
-        codes: Any,
+        codes: DeviceArray,
         scale: float,
         offset: float,
         bounds: tuple[float, float],

@@ -15,12 +15,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from threading import Lock
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compute import Backend
+from pipeline.compute import Backend, DeviceArray
 from pipeline.hierarchies import (
     NUM_LEVELS,
     Hierarchy,
@@ -58,7 +58,7 @@ PartitionName = Literal["fine", "coarse", "voxels"]
 class Grown:
     """A partition of the voxels, with the trees over it and their candidates."""
 
-    labels: Any
+    labels: DeviceArray
     """(z, y, x) on the backend."""
     hierarchies: tuple[Hierarchy, ...]
     candidates: tuple[Candidates, ...]
@@ -70,9 +70,9 @@ class Scene:
 
     levels: Levels
     """The image through each intensity window."""
-    evidence: Any
+    evidence: DeviceArray
     """Integers (K, z, y, x), one volume per scale, on the backend; None once no partition needs them."""
-    body: Future[Any]
+    body: Future[DeviceArray]
     """bool (z, y, x) on the backend; computed beside the first partitions."""
     voxel_limits: tuple[int, int]
     """Least and largest volume of a proposal, in voxels."""
@@ -98,7 +98,7 @@ def grow_partition(name: PartitionName, scene: Scene) -> Grown | None:
     return _with_candidates(labels, trees, sums.voxels, boundaries, scene)
 
 
-def _leaves(name: PartitionName, scene: Scene) -> tuple[Any, RegionGraph, RegionSums] | None:
+def _leaves(name: PartitionName, scene: Scene) -> tuple[DeviceArray, RegionGraph, RegionSums] | None:
     """The leaves of a partition's trees, at most `max_regions`, with their graph and sums."""
     config, backend, xp = scene.config, scene.backend, scene.backend.xp
     shape = scene.levels.codes.shape
@@ -174,7 +174,7 @@ def grow_components(
 
 def _component_levels(
     calibration: Calibration, windows: list[Window], scene: Scene
-) -> tuple[NDArray[np.int64], Any]:
+) -> tuple[NDArray[np.int64], DeviceArray]:
     """Numbers 0, 1, ... of the components' thresholds, ascending, and how many of them each voxel exceeds.
 
     Numbers take half the memory of levels.
@@ -191,8 +191,8 @@ def _component_levels(
 def _grow_components(
     side: Literal["bright", "dark"],
     thresholds: NDArray[np.int64],
-    levels: Any,
-    evidence: Callable[[], Any],
+    levels: DeviceArray,
+    evidence: Callable[[], DeviceArray],
     scene: Scene,
 ) -> Grown | None:
     """Voxel-exact components of thresholds, upwards or downwards; None where there are none.
@@ -246,7 +246,7 @@ def _boundaries(graph: RegionGraph, column: int) -> tuple[NDArray[np.int32], NDA
 
 
 def _with_candidates(
-    labels: Any,
+    labels: DeviceArray,
     trees: list[Hierarchy],
     voxels: NDArray[np.int64],
     boundaries: tuple[NDArray[np.int32], NDArray[np.int64]],

@@ -27,7 +27,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compute import HOST, Backend
+from pipeline.compute import HOST, Backend, DeviceArray
 from pipeline.proposals.blurring import (
     binomial_pass,
     block_samples,
@@ -76,7 +76,7 @@ class Outlines:
 
 
 def paint_smoothed(
-    labels: Any,
+    labels: DeviceArray,
     innermost: NDArray[np.uint16],
     parent: NDArray[np.int64],
     last: NDArray[np.int64],
@@ -84,7 +84,7 @@ def paint_smoothed(
     boxes: NDArray[np.int64],
     outlines: Outlines,
     backend: Backend = HOST,
-) -> Any:
+) -> DeviceArray:
     """The innermost smoothed region at each voxel.
 
     Args:
@@ -107,7 +107,7 @@ def paint_smoothed(
 
 
 def _paint_on_gpu(
-    labels: Any,
+    labels: DeviceArray,
     innermost: NDArray[np.uint16],
     parent: NDArray[np.int64],
     last: NDArray[np.int64],
@@ -115,7 +115,7 @@ def _paint_on_gpu(
     boxes: NDArray[np.int64],
     least: tuple[float, float],
     backend: Backend,
-) -> Any:
+) -> DeviceArray:
     """As `_paint_numba`: a few kernels a region, without waiting for any of them."""
     xp = backend.xp
     ranks = backend.to_device(innermost)[labels]

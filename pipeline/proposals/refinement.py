@@ -19,7 +19,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compute import HOST, Backend, for_each, over_slabs
+from pipeline.compute import HOST, Backend, DeviceArray, for_each, over_slabs
 from pipeline.hierarchies import Hierarchy
 from pipeline.proposals.nests import Nest
 from pipeline.proposals.outlines import Outlines, paint_smoothed, region_boxes
@@ -38,7 +38,7 @@ class Refinement:
 
     chosen: tuple[tuple[int, int], ...]
     """(tree, node) of each region, best first."""
-    atoms: Any
+    atoms: DeviceArray
     """int32 (z, y, x) 0..A-1 in scan order, on the backend."""
     ranks: NDArray[np.uint16]
     """(A, T) for each tree that has chosen regions: 1 + rank of the innermost one around an atom, or 0."""
@@ -51,7 +51,7 @@ class Refinement:
 
 
 def refine(
-    partitions: list[Any],
+    partitions: list[DeviceArray],
     hierarchies: list[Hierarchy],
     chosen: Chosen,
     *,
@@ -115,12 +115,12 @@ def refine(
 def _painted(
     nest: Nest,
     innermost: NDArray[np.uint16],
-    labels: Any,
+    labels: DeviceArray,
     leaf_boxes: NDArray[np.int32],
     sigmas: NDArray[np.float64],
     outlines: Sequence[Outlines],
     backend: Backend,
-) -> Any:
+) -> DeviceArray:
     """Return uint16 (z, y, x): 1 + rank of the innermost region of a nest at each voxel, smoothed; or 0.
 
     Args:
@@ -195,7 +195,7 @@ def _nests(
     ]
 
 
-def gathered(table: NDArray[Any], labels: Any, backend: Backend = HOST) -> Any:
+def gathered(table: NDArray[Any], labels: DeviceArray, backend: Backend = HOST) -> DeviceArray:
     """`table[labels]` on the backend, without the 64-bit indices that NumPy would make of labels first."""
     if backend.name == "gpu":
         return backend.to_device(table)[labels]
@@ -214,7 +214,9 @@ def _gather(table: NDArray[Any], labels: NDArray[Any], out: NDArray[Any]) -> Non
         out[i] = table[labels[i]]
 
 
-def measure(atoms: Any, count: int, backend: Backend = HOST) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+def measure(
+    atoms: DeviceArray, count: int, backend: Backend = HOST
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """(A,) voxels and (A, 6) boxes z0, y0, x0, z1, y1, x1 of the atoms of a volume on the backend."""
     if backend.name != "gpu":
         voxels, boxes = _measure(atoms, count)

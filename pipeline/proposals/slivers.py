@@ -15,13 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compute import Backend, for_each
+from pipeline.compute import Backend, DeviceArray, for_each
 from pipeline.hierarchies import count_inside, relabelled
 from pipeline.proposals.nests import Nest, sums_of
 
@@ -38,13 +37,13 @@ _MAX_SLIVER_VOXELS = 512
 
 
 def absorb(
-    atoms: Any,
+    atoms: DeviceArray,
     ranks: NDArray[np.uint16],
     nests: Sequence[Nest],
     num_regions: int,
     max_atoms: int,
     backend: Backend,
-) -> tuple[Any, NDArray[np.int64]]:
+) -> tuple[DeviceArray, NDArray[np.int64]]:
     """Merge slivers into neighbours until no more than `max_atoms` atoms are left, or no slivers.
 
     Args:
@@ -133,7 +132,7 @@ class _PairsOnGpu:
 
     def __init__(
         self,
-        atoms: Any,
+        atoms: DeviceArray,
         small: NDArray[np.bool_],
         ranks: NDArray[np.uint16],
         weights: NDArray[np.float64],

@@ -24,7 +24,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compute import Backend, for_each
+from pipeline.compute import Backend, DeviceArray, for_each
 from pipeline.hierarchies import relabelled, tally
 
 _MOST_SLABS = 8
@@ -62,7 +62,7 @@ class Pieces:
         self.atoms = atoms if num_slabs > 1 else None
         """int32 (z, y, x) of all slabs, which the CPU splits in place."""
 
-    def split(self, column: int, volume: Any) -> None:
+    def split(self, column: int, volume: DeviceArray) -> None:
         """Split the atoms by the values of a volume.
 
         Several threads may call this at once. A thread waits if it brings volumes faster than they can be
@@ -84,7 +84,7 @@ class Pieces:
             if len(slab.waiting) > _WAITING:
                 slab.work(wait=True)
 
-    def numbered(self, num_volumes: int) -> tuple[Any, NDArray[np.uint16]]:
+    def numbered(self, num_volumes: int) -> tuple[DeviceArray, NDArray[np.uint16]]:
         """Return the atoms, and their values in the volumes.
 
         Args:
@@ -115,17 +115,17 @@ class Pieces:
 class _Slab:
     """Atoms of some planes of the scan."""
 
-    def __init__(self, atoms: Any, planes: tuple[int, int], backend: Backend) -> None:
+    def __init__(self, atoms: DeviceArray, planes: tuple[int, int], backend: Backend) -> None:
         self.backend = backend
         self.atoms = atoms
         self.planes = planes
         self.sizes = np.array([atoms.size], np.int32)
-        self.splits: list[tuple[int, Any, Any, Any]] = []
+        self.splits: list[tuple[int, DeviceArray, DeviceArray, DeviceArray]] = []
         """For each volume, in the order of splitting: its column; the numbers of the new atoms; for each of
         them the old atom and the value."""
         self.order: NDArray[np.int64] = np.empty(0, np.int64)
         """Old number of each atom, in scan order; set by `finish`."""
-        self.waiting = deque[tuple[int, Any]]()
+        self.waiting = deque[tuple[int, DeviceArray]]()
         self.lock = Lock()
 
     def work(self, *, wait: bool) -> None:
@@ -141,7 +141,7 @@ class _Slab:
             finally:
                 self.lock.release()
 
-    def split(self, column: int, volume: Any) -> None:
+    def split(self, column: int, volume: DeviceArray) -> None:
         """Split by one volume (z, y, x) of the whole scan."""
         volume = volume[slice(*self.planes)]
         if self.backend.name == "gpu":
@@ -228,7 +228,9 @@ def different_rows(rows: NDArray[np.uint16]) -> tuple[NDArray[np.int32], NDArray
     return number, first[:used]
 
 
-def _intersect_on_gpu(atoms: Any, volume: Any, backend: Backend) -> tuple[Any, Any, Any, Any]:
+def _intersect_on_gpu(
+    atoms: DeviceArray, volume: DeviceArray, backend: Backend
+) -> tuple[DeviceArray, DeviceArray, DeviceArray, DeviceArray]:
     """Split atoms by the values of a volume.
 
     Args:
@@ -251,7 +253,7 @@ def _intersect_on_gpu(atoms: Any, volume: Any, backend: Backend) -> tuple[Any, A
     return split, numbers, (found >> 16).astype(xp.int32), (found & 0xFFFF).astype(xp.uint16)
 
 
-def _in_scan_order(atoms: Any, count: int, backend: Backend) -> tuple[Any, NDArray[np.int64]]:
+def _in_scan_order(atoms: DeviceArray, count: int, backend: Backend) -> tuple[DeviceArray, NDArray[np.int64]]:
     """Number atoms 0..A-1 by their first voxels, on the CPU in place.
 
     Args:

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given, strategies as st
 from numpy.typing import NDArray
 
-from pipeline.hierarchies.agglomeration import Linkage, agglomerate, join_flat, join_nearest
+from pipeline.hierarchies.agglomeration import Dissimilarity, agglomerate, join_flat, join_nearest
+from pipeline.hierarchies.tree_methods import (
+    boundary,
+    contact,
+    contrast,
+    neck,
+    piecewise,
+    roundness,
+    ward,
+)
 from tests.pipeline.drawn_regions import ON_MANY, random_regions
 
 CHAIN = [(0, 1), (1, 2), (2, 3)]
@@ -21,7 +30,7 @@ def merged(
     faces: Sequence[int] | None = None,
     voxels: Sequence[int] | None = None,
     means: Sequence[float] | None = None,
-    linkage: Linkage = "boundary",
+    dissimilarity: Dissimilarity = boundary,
     **options: Any,
 ) -> list[int]:
     """Parents of a graph drawn by hand; a strength is the mean over a pair's faces."""
@@ -31,7 +40,9 @@ def merged(
     features = (np.array(means or [0.0] * count) * sizes)[:, None]
     sums = (np.array(strengths) * num_faces).astype(np.int64)
     drawn = np.array(pairs, np.int32)
-    return agglomerate(drawn, num_faces, sums, sizes, features, linkage=linkage, **options).tolist()
+    return agglomerate(
+        drawn, num_faces, sums, sizes, features, dissimilarity=dissimilarity, **options
+    ).tolist()
 
 
 def naive_average_linkage(
@@ -89,15 +100,15 @@ def test_a_boundary_of_two_pairs_is_averaged_over_all_their_faces(last: int, par
 def test_contrast_parts_what_a_boundary_would_join() -> None:
     means = [0.0, 50.0, 51.0, 90.0]
     assert merged(CHAIN, [1, 2, 3], means=means)[0] == 4
-    parents = merged(CHAIN, [1, 2, 3], means=means, linkage="boundary_and_contrast")
+    parents = merged(CHAIN, [1, 2, 3], means=means, dissimilarity=contrast)
     assert parents[1] == parents[2] == 4
 
 
 def test_ward_joins_a_small_region_before_two_large_ones_that_are_more_alike() -> None:
     drawn = {"means": [0.0, 2.0, 5.0], "voxels": [100, 100, 1]}
-    alike = merged(CHAIN[:2], [0, 0], linkage="boundary_and_contrast", **drawn)
+    alike = merged(CHAIN[:2], [0, 0], dissimilarity=contrast, **drawn)
     assert alike == [3, 3, 4, 4, 4]
-    assert merged(CHAIN[:2], [0, 0], linkage="ward", **drawn) == [4, 3, 3, 4, 4]  # 8.9 against 200
+    assert merged(CHAIN[:2], [0, 0], dissimilarity=ward, **drawn) == [4, 3, 3, 4, 4]  # 8.9 against 200
 
 
 def test_with_a_size_exponent_small_regions_go_first() -> None:
@@ -119,7 +130,7 @@ def test_arguments_are_left_as_they_were() -> None:
     _, graph, sums = random_regions(0)
     features = sums.levels.astype(float)
     before = features.copy(), graph.faces.copy(), graph.sums.copy(), sums.voxels.copy()
-    agglomerate(graph.pairs, graph.faces, graph.sums[:, 0], sums.voxels, features, linkage="ward")
+    agglomerate(graph.pairs, graph.faces, graph.sums[:, 0], sums.voxels, features, dissimilarity=ward)
     for old, new in zip(before, (features, graph.faces, graph.sums, sums.voxels), strict=True):
         np.testing.assert_array_equal(old, new)
 
@@ -134,7 +145,7 @@ def test_average_linkage_merges_as_the_naive_search_over_all_pairs(seed: int) ->
     faces = rng.integers(1, 9, len(pairs))
     sums = faces * rng.integers(1, 10**9, len(pairs))  # no ties
     ones = np.ones(count, np.int64)
-    parents = agglomerate(pairs, faces, sums, ones, ones[:, None].astype(float), linkage="boundary")
+    parents = agglomerate(pairs, faces, sums, ones, ones[:, None].astype(float), dissimilarity=boundary)
     expected = naive_average_linkage(pairs, faces, sums, count)
     assert steps_of(parents, count)[: len(expected)] == expected
 
@@ -143,7 +154,7 @@ def test_a_neck_keeps_apart_what_a_wide_contact_joins() -> None:
     # The same boundary evidence: 1 face of two bodies of 1,000 voxels, 100 faces of the next two.
     drawn: dict[str, Any] = {"faces": [1, 100], "voxels": [1000, 1000, 1000]}
     assert merged(CHAIN[:2], [5, 5], **drawn) == [3, 3, 4, 4, 4]
-    assert merged(CHAIN[:2], [5, 5], linkage="neck", **drawn) == [4, 3, 3, 4, 4]
+    assert merged(CHAIN[:2], [5, 5], dissimilarity=neck, **drawn) == [4, 3, 3, 4, 4]
 
 
 def test_a_region_that_lies_in_the_dent_of_another_joins_it_first() -> None:
@@ -151,7 +162,7 @@ def test_a_region_that_lies_in_the_dent_of_another_joins_it_first() -> None:
     pairs = [(0, 1), (0, 4), (1, 2), (2, 3)]
     drawn: dict[str, Any] = {"faces": [10, 90, 100, 50], "voxels": [1000] * 5}
     assert merged(pairs, [5, 9, 9, 6], **drawn)[:2] == [5, 5]
-    assert merged(pairs, [5, 9, 9, 6], linkage="contact", **drawn)[2:4] == [5, 5]
+    assert merged(pairs, [5, 9, 9, 6], dissimilarity=contact, **drawn)[2:4] == [5, 5]
 
 
 def test_what_makes_a_round_body_joins_first() -> None:
@@ -159,23 +170,25 @@ def test_what_makes_a_round_body_joins_first() -> None:
     pairs = [(0, 1), (1, 2), (0, 3)]
     drawn: dict[str, Any] = {"faces": [20, 100, 100], "voxels": [1000] * 4}
     assert merged(pairs, [5, 6, 9], **drawn)[:2] == [4, 4]
-    assert merged(pairs, [5, 6, 9], linkage="compact", **drawn)[1:3] == [4, 4]
+    assert merged(pairs, [5, 6, 9], dissimilarity=roundness, **drawn)[1:3] == [4, 4]
 
 
 def test_piecewise_counts_the_error_for_each_face() -> None:
     # A step of 2 over 10 faces costs less a face than a step of 1 over 1.
     drawn: dict[str, Any] = {"means": [0, 2, 3], "faces": [10, 1], "voxels": [8, 8, 8]}
-    assert merged(CHAIN[:2], [0, 0], linkage="ward", **drawn) == [4, 3, 3, 4, 4]
-    assert merged(CHAIN[:2], [0, 0], linkage="piecewise", **drawn) == [3, 3, 4, 4, 4]
+    assert merged(CHAIN[:2], [0, 0], dissimilarity=ward, **drawn) == [4, 3, 3, 4, 4]
+    assert merged(CHAIN[:2], [0, 0], dissimilarity=piecewise, **drawn) == [3, 3, 4, 4, 4]
 
 
-@pytest.mark.parametrize(
-    "linkage", ["boundary", "boundary_and_contrast", "ward", "neck", "contact", "compact", "piecewise"]
-)
-def test_a_tree_over_thousands_of_regions_has_one_root_and_two_children_a_node(linkage: Linkage) -> None:
+@pytest.mark.parametrize("dissimilarity", [boundary, contrast, ward, neck, contact, roundness, piecewise])
+def test_a_tree_over_thousands_of_regions_has_one_root_and_two_children_a_node(
+    dissimilarity: Dissimilarity,
+) -> None:
     _, graph, sums = random_regions(3, (24, 24, 24))
     levels = sums.levels / 8
-    parents = agglomerate(graph.pairs, graph.faces, graph.sums[:, 0], sums.voxels, levels, linkage=linkage)
+    parents = agglomerate(
+        graph.pairs, graph.faces, graph.sums[:, 0], sums.voxels, levels, dissimilarity=dissimilarity
+    )
     assert len(parents) == 2 * graph.num_regions - 1
     assert (parents[:-1] > np.arange(len(parents) - 1)).all()
     assert parents[-1] == len(parents) - 1

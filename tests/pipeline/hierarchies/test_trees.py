@@ -5,15 +5,12 @@ import pytest
 
 from pipeline.hierarchies.region_graphs import region_graph
 from pipeline.hierarchies.region_totals import region_sums
-from pipeline.hierarchies.trees import Hierarchy, TreeSpec, grow
+from pipeline.hierarchies.tree_methods import TREE_METHODS, TreeSpec
+from pipeline.hierarchies.trees import Hierarchy, grow
 from pipeline.proposals.config import DEFAULT_TREES
 from tests.pipeline.drawn_regions import CPU, leaf_sets, random_evidence, random_regions
 
-METHODS = (
-    "boundary", "contrast", "neck", "contact", "round", "piecewise", "compact", "volume", "dynamics",
-    "bright", "dark",
-)  # fmt: skip
-NAMES = {name.method: name.name for name in (TreeSpec(partition="fine", method=m) for m in METHODS)}
+NAMES = {name.method: name.name for name in (TreeSpec(partition="fine", method=m) for m in TREE_METHODS)}
 
 #          6
 #        /   \
@@ -34,7 +31,7 @@ def test_a_drawn_tree_is_laid_out_depth_first() -> None:
     assert intervals == [(3, 4), (1, 2), (0, 1), (2, 3), (2, 4), (0, 2), (0, 4)]  # the last child comes first
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TREE_METHODS)
 def test_the_interval_of_a_node_is_the_set_of_its_leaves(method: str) -> None:
     tree = grown(method)
     starts = tree.start[: tree.num_leaves]
@@ -44,7 +41,7 @@ def test_the_interval_of_a_node_is_the_set_of_its_leaves(method: str) -> None:
         assert set(leaf_at[tree.start[node] : tree.stop[node]].tolist()) == below
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TREE_METHODS)
 def test_a_tree_has_one_root_over_all_leaves_and_parents_after_their_children(method: str) -> None:
     tree = grown(method)
     count = len(tree.parents)
@@ -54,7 +51,7 @@ def test_a_tree_has_one_root_over_all_leaves_and_parents_after_their_children(me
     assert (tree.source, tree.partition) == (NAMES[method], 2)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TREE_METHODS)
 def test_the_same_regions_grow_the_same_tree(method: str) -> None:
     np.testing.assert_array_equal(grown(method).parents, grown(method).parents)
 
@@ -86,7 +83,7 @@ def test_component_trees_have_the_peaks_or_the_valleys(method: str, islands: lis
     levels = (np.array([100, 900, 200, 600, 800, 300, 300]) * 8).astype(np.int32).reshape(1, 1, 7)
     graph = region_graph(labels, 7, random_evidence(0, (1, 1, 7)), CPU)
     sums = region_sums(labels, 7, [levels], CPU)
-    spec = TreeSpec(partition="fine", method=method)  # type: ignore[arg-type]
+    spec = TreeSpec(partition="fine", method=method)
     tree = grow(spec, partition=0, graph=graph, sums=sums, scale_column=0)
     found = leaf_sets(tree)
     for island in islands:
@@ -135,12 +132,17 @@ def test_a_wrong_name_is_answered_with_a_right_one(name: str, hint: str) -> None
     assert hint in str(caught.value)
 
 
+def test_a_method_that_there_is_not_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match="no method is called 'average'; there are boundary, contrast"):
+        TreeSpec(partition="fine", method="average")
+
+
 def test_a_scale_that_is_no_number_is_no_name() -> None:
     with pytest.raises(ValueError, match="no tree is called"):
         TreeSpec.parse("fine-contrast-1.2.3mm")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TREE_METHODS)
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 def test_a_reduced_tree_has_the_same_regions_over_no_more_leaves_than_they_need(
     method: str, share: float

@@ -9,7 +9,8 @@ from hypothesis import given, strategies as st
 from numpy.typing import NDArray
 
 from pipeline.compute.backend import get_backend
-from pipeline.hierarchies.trees import Hierarchy, TreeSpec, grow
+from pipeline.hierarchies.tree_methods import TreeSpec
+from pipeline.hierarchies.trees import Hierarchy, grow
 from pipeline.proposals.atoms import AtomLayout, arrange, worth_keeping
 from pipeline.proposals.nests import members_of, runs_of
 from pipeline.proposals.outlines import Outlines
@@ -48,7 +49,7 @@ def scene(seed: int = 0, num_chosen: int = 20, shape: tuple[int, int, int] = SHA
         labels, graph, sums = random_regions(2 * seed + p, shape)
         partitions.append(labels)
         for method in methods:
-            spec = TreeSpec(partition="fine", method=method)  # type: ignore[arg-type]
+            spec = TreeSpec(partition="fine", method=method)
             hierarchies.append(grow(spec, partition=p, graph=graph, sums=sums, scale_column=0))
     nodes = [(t, n) for t, tree in enumerate(hierarchies) for n in range(len(tree.parents) - 1)]
     picked = rng.choice(len(nodes), min(num_chosen, len(nodes)), replace=False)
