@@ -3,10 +3,13 @@ from __future__ import annotations
 import json
 import pickle
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+import storage.stores
 from storage import (
     CorruptScan,
     CorruptStore,
@@ -44,6 +47,22 @@ def test_making_a_store_twice_leaves_the_first(store: Path) -> None:
     assert store_bytes(store) == before
     with pytest.raises(StoreExists, match="already"):
         create_store(store, spacing_mm=1.5, config={}, exist_ok=False)
+
+
+def test_of_two_makers_at_once_the_first_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = storage.stores.store_lock
+    root = tmp_path / "store"
+
+    @contextmanager
+    def overtaken(path: Path) -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr(storage.stores, "store_lock", real)
+            create_store(root, spacing_mm=3.0, config={})
+        with real(path):
+            yield
+
+    monkeypatch.setattr(storage.stores, "store_lock", overtaken)
+    assert create_store(root, spacing_mm=1.5, config={}).info.spacing_mm == 3.0
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
