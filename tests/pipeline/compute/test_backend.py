@@ -42,11 +42,7 @@ def test_the_gpu_is_taken_where_cupy_counts_one(
             get_backend("gpu")
 
 
-def test_threads_are_those_of_the_environment_before_those_of_the_machine(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("NUMBA_NUM_THREADS", "7")
-    assert get_backend("cpu").num_threads == 7
+def test_threads_are_as_many_as_cores_where_nobody_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUMBA_NUM_THREADS", "")
     monkeypatch.setattr("os.cpu_count", lambda: 5)
     assert get_backend("cpu").num_threads == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import replace
 
@@ -75,6 +76,12 @@ def test_visible_voxels_are_those_of_the_masks_in_each_view(corners) -> None:
     masks = record_masks(RECORD)
     expected = [masks[(slice(None), *view.slices)].sum(axis=(1, 2, 3)) for view in views]
     np.testing.assert_array_equal(found, expected)
+
+
+def test_voxels_are_counted_in_every_layer_or_not_at_all() -> None:
+    count = np.zeros(65_536, np.int64)
+    with pytest.raises(ValueError, match="shorter"):
+        visible_voxels(np.arange(2), proposals_of(RECORD), RECORD.orders, [count])
 
 
 @given(corners=corners, least=st.integers(1, 400))
@@ -168,6 +175,14 @@ def test_scans_are_left_out_and_held_out_by_id_alone() -> None:
     assert 60 < len(split.holdout) < 140
     fewer = split_scans({name: one for name, one in known.items() if name != split.training[0]}, config)
     assert fewer.holdout == split.holdout
+
+
+def test_the_hash_that_holds_a_scan_out_stays_the_same_in_every_version() -> None:
+    # A scan that was held out of a training must never be trained on after an update.
+    share = int.from_bytes(hashlib.sha256(b"s7").digest()[8:16], "big") / 2**64
+    known = entries(entry("s7"), entry("t"))
+    assert split_scans(known, DataConfig(holdout_fraction=np.nextafter(share, 1))).holdout == ("s7",)
+    assert "s7" in split_scans(known, DataConfig(holdout_fraction=share)).training
 
 
 def test_no_scan_left_says_why() -> None:
