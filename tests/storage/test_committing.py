@@ -260,6 +260,23 @@ def test_a_scan_can_be_removed_while_another_is_being_written(
     assert list(verify(store)) == []
 
 
+def test_a_scan_can_be_committed_while_another_is_being_written(
+    empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = storage.writing.write_scan
+
+    def write_and_commit(folder: Path, record: ScanRecord) -> None:
+        real(folder, record)
+        with monkeypatch.context() as patch:
+            patch.setattr(storage.writing, "write_scan", real)
+            commit_scan(empty_store, draw_record("b", shape=SMALL))
+
+    monkeypatch.setattr(storage.writing, "write_scan", write_and_commit)
+    commit_scan(empty_store, draw_record("a", shape=SMALL))
+    assert open_store(empty_store).scan_ids == ("a", "b")
+    assert not (empty_store / "tmp").exists()
+
+
 def test_empty_folders_are_gone_after_the_end(store: Path) -> None:
     finish(store)
     before = store_bytes(store)
