@@ -4,6 +4,7 @@
 #                labelled ones, segment one that was kept out of all this and tell its Dice
 #   make test    the whole test suite, in two processes; WORKERS=8 for more, WORKERS=0 for one
 #   make test-without-bfloat16   the tests of training on a CPU whose newer instructions are hidden
+#   make coverage   branches of pipeline and storage that their tests take
 #   make lint    ruff and mypy
 #   make docs    the site of docs/ in site/, with every link checked
 #   make bench   speed, memory, bytes and kills; the other scripts of benchmarks/ ask for data, --help tells which
@@ -18,7 +19,7 @@ WORKERS ?= 2
 # A file stays in one process, which keeps its fixtures.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-without-bfloat16 lint format docs bench quality ablation held-out clean
+.PHONY: demo test test-without-bfloat16 coverage lint format docs bench quality ablation held-out clean
 
 demo: $(STAMP)
 	$(BIN)/mass demo
@@ -29,6 +30,9 @@ test: $(STAMP)
 test-without-bfloat16: $(STAMP)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) \
 	  tests/training/network/test_iris.py tests/training/engine/test_trainer.py tests/training/pretraining/test_run.py tests/training/engine/test_optimisation.py
+
+coverage: $(STAMP)
+	$(PYTEST) tests/pipeline tests/storage --cov --cov-report=term
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -65,7 +65,7 @@ def connected_components(mask: DeviceArray, backend: Backend) -> tuple[DeviceArr
     labels, count = labels.astype(xp.int32, copy=False), int(num_labels)
     _, first = tally(labels, count + 1, backend)
     first = first[1:]
-    if not bool((first[1:] > first[:-1]).all()):
+    if not bool((first[1:] > first[:-1]).all()):  # GPU only: SciPy numbers in scan order
         number = xp.zeros(count + 1, dtype=xp.int32)
         number[1 + xp.argsort(first)] = xp.arange(1, count + 1, dtype=xp.int32)
         labels = number[labels]

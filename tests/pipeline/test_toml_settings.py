@@ -120,3 +120,19 @@ def test_a_change_is_told_setting_by_setting() -> None:
     after = config_values(Drawn(count=4, inner=Inner(sigma_mm=2.0), frame=1))
     assert describe_change(before, after) == "count 3 -> 4, frame unset -> 1, inner.sigma_mm 1 -> 2"
     assert describe_change(before, before) == ""
+
+
+def test_a_list_is_wanted_for_a_setting_of_several_values() -> None:
+    with pytest.raises(ConfigError, match=r"\[drawn\] window must be a list, got 3"):
+        parse(window=3)
+
+
+@pytest.mark.parametrize("what", [Drawn, {"count": 3}, None])
+def test_only_a_config_has_settings(what: object) -> None:
+    with pytest.raises(TypeError, match="a config is a dataclass"):
+        config_values(what)
+
+
+def test_a_setting_that_its_config_refuses_keeps_its_own_words() -> None:
+    with pytest.raises(ConfigError, match=r"^\[drawn\]: count must be at least 0$"):
+        parse(count=-1)

@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +37,7 @@ from storage import (
     sweep,
     verify,
 )
+from storage.layout import scan_key
 from tests.storage.drawn_record import SMALL, differently, draw_record, store_bytes
 from tests.waits import PATIENT_SECONDS
 
@@ -99,6 +102,53 @@ def test_a_scan_is_few_files(store: Path) -> None:
     assert len([path for path in plain if "organs" not in path.parts and "atoms_1" not in path.parts]) <= 23
 
 
+def open_handles() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_neither_a_commit_nor_a_sweep_leaves_a_file_open(empty_store: Path) -> None:
+    commit_scan(empty_store, draw_record("a", shape=SMALL))
+    before = open_handles()
+    commit_scan(empty_store, draw_record("b", shape=SMALL))
+    (empty_store / "tmp").mkdir()
+    (empty_store / "tmp" / "c.0123.lock").touch()  # of a writer that died
+    assert sweep(empty_store) == 1
+    assert open_handles() == before
+
+
+def test_bytes_are_on_disk_before_the_name_that_leads_to_them(
+    empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[tuple[str, str]] = []
+
+    def noted(owner: object, name: str, place: int) -> None:
+        real = getattr(owner, name)
+
+        def step(*arguments: Any) -> Any:
+            path = Path(arguments[place])
+            steps.append((name, "tmp" if path.parent.name == "tmp" else path.name))
+            return real(*arguments)
+
+        monkeypatch.setattr(owner, name, step)
+
+    for name in ("sync_tree", "write_file", "sync_folder"):
+        noted(storage.committing, name, 0)
+    noted(storage.committing, "append_entry", 0)
+    noted(Path, "rename", 1)
+    entry = commit_scan(empty_store, draw_record("a", shape=SMALL))
+    shelf = Path(entry.path).parent.name
+    assert steps == [
+        ("sync_tree", "tmp"),
+        ("write_file", "COMMIT.json"),
+        ("sync_folder", "tmp"),  # the scan's folder there, with the name COMMIT.json
+        ("sync_folder", "scans"),
+        ("sync_folder", "store"),
+        ("rename", "a"),
+        ("sync_folder", shelf),
+        ("append_entry", "store"),
+    ]
+
+
 def test_nothing_is_left_in_tmp(store: Path) -> None:
     assert sorted(path.name for path in store.iterdir()) == [
         "index.jsonl",
@@ -113,6 +163,13 @@ def test_committing_the_same_scan_again_changes_nothing(store: Path, record: Sca
     before = store_bytes(store)
     entry = commit_scan(store, record)
     assert entry == commit_scan(store, record, replace=True) == open_store(store).entries["scan-1"]
+    assert store_bytes(store) == before
+
+
+def test_committing_a_scan_whose_index_line_is_lost_writes_the_line(store: Path, record: ScanRecord) -> None:
+    before = store_bytes(store)
+    (store / "index.jsonl").unlink()
+    commit_scan(store, record)
     assert store_bytes(store) == before
 
 
@@ -150,14 +207,108 @@ def test_a_commit_needs_a_store(tmp_path: Path, record: ScanRecord) -> None:
 def test_a_removed_scan_leaves_nothing(store: Path, record: ScanRecord) -> None:
     remove_scan(store, "scan-1")
     assert open_store(store).scan_ids == ()
+    assert sorted(path.name for path in store.iterdir()) == [
+        "index.jsonl",
+        "scans",
+        "store.json",
+        "store.lock",
+    ]
+    assert list((store / "scans").iterdir()) == []
     finish(store)
     assert sorted(path.name for path in store.iterdir()) == ["index.jsonl", "store.json", "store.lock"]
     with pytest.raises(ScanNotFound, match="scan-1"):
         remove_scan(store, "scan-1")
-    with pytest.raises(ScanNotFound):
-        remove_scan(store, "../../etc")
     commit_scan(store, record)
     assert open_store(store).scan_ids == ("scan-1",)
+
+
+@pytest.mark.parametrize("scan_id", ["../../etc", "..", ""])
+def test_an_id_that_leads_out_of_its_folder_removes_nothing(store: Path, scan_id: str) -> None:
+    # The folder that the path begins with is there, as it is where another scan shares it.
+    (store / "scans" / scan_key(scan_id).split("/")[1]).mkdir(exist_ok=True)
+    before = store_bytes(store)
+    with pytest.raises(ScanNotFound, match="not an id that a store can hold"):
+        remove_scan(store, scan_id)
+    assert store_bytes(store) == before
+
+
+def test_what_is_left_of_a_scan_can_be_removed(store: Path) -> None:
+    commit_scan(store, draw_record("a", shape=SMALL))
+    shutil.rmtree(open_store(store).scan("a").path)  # its line is left
+    remove_scan(store, "a")
+    assert open_store(store).scan_ids == ("scan-1",)
+    index = (store / "index.jsonl").read_bytes()
+    (store / "index.jsonl").write_bytes(b"")  # its folder is left
+    remove_scan(store, "scan-1")
+    (store / "index.jsonl").write_bytes(index)
+    assert sweep(store) == 1
+    assert open_store(store).scan_ids == ()
+
+
+def test_a_scan_can_be_removed_while_another_is_being_written(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = storage.writing.write_scan
+
+    def write_and_remove(folder: Path, record: ScanRecord) -> None:
+        real(folder, record)
+        remove_scan(store, "scan-1")
+
+    monkeypatch.setattr(storage.writing, "write_scan", write_and_remove)
+    commit_scan(store, draw_record("a", shape=SMALL))
+    assert open_store(store).scan_ids == ("a",)
+    assert list(verify(store)) == []
+
+
+def test_a_scan_can_be_committed_while_another_is_being_written(
+    empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = storage.writing.write_scan
+
+    def write_and_commit(folder: Path, record: ScanRecord) -> None:
+        real(folder, record)
+        with monkeypatch.context() as patch:
+            patch.setattr(storage.writing, "write_scan", real)
+            commit_scan(empty_store, draw_record("b", shape=SMALL))
+
+    monkeypatch.setattr(storage.writing, "write_scan", write_and_commit)
+    commit_scan(empty_store, draw_record("a", shape=SMALL))
+    assert open_store(empty_store).scan_ids == ("a", "b")
+    assert not (empty_store / "tmp").exists()
+
+
+def test_empty_folders_are_gone_after_the_end(store: Path) -> None:
+    finish(store)
+    before = store_bytes(store)
+    (store / "tmp").mkdir()
+    (store / "scans" / "zz").mkdir()
+    finish(store)
+    assert store_bytes(store) == before
+
+
+def test_a_sweep_counts_dead_writers_and_lines_together(store: Path) -> None:
+    (store / "index.jsonl").unlink()
+    (store / "tmp" / "a.0123").mkdir(parents=True)
+    for lock in ("a.0123.lock", "b.0123.lock"):
+        (store / "tmp" / lock).touch()
+    assert sweep(store) == 3
+    assert sweep(store) == 0
+    assert open_store(store).scan_ids == ("scan-1",)
+
+
+def test_a_file_among_the_folders_of_scans_is_no_scan(store: Path) -> None:
+    (store / "scans" / "notes.txt").write_text("x")
+    (store / "scans" / "zz").mkdir()
+    (store / "scans" / "zz" / "notes.txt").write_text("x")
+    assert sweep(store) == 0
+    assert open_store(store).scan_ids == ("scan-1",)
+
+
+def test_a_committed_folder_at_another_path_gets_no_line(store: Path) -> None:
+    (store / "scans" / "zz").mkdir()
+    open_store(store).scan("scan-1").path.rename(store / "scans" / "zz" / "scan-1")
+    assert sweep(store) == 1
+    assert open_store(store).scan_ids == ()
 
 
 # ---------------------------------------------------------------------------------------- killed writers

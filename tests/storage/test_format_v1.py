@@ -32,6 +32,12 @@ def test_every_array_of_an_old_scan_reads_as_it_did(scan_id: str) -> None:
     assert json.loads(json.dumps(describe(open_store(FIXTURE / "store").scan(scan_id)))) == expected
 
 
+@pytest.mark.parametrize("scan_id", ["case-1", "case-2"])
+def test_an_old_scan_tells_how_many_atoms_it_has(scan_id: str) -> None:
+    scan = open_store(FIXTURE / "store").scan(scan_id)
+    assert scan.num_atoms() == int(scan.atoms().max()) + 1
+
+
 def test_an_old_store_is_whole_and_its_ledger_reads() -> None:
     assert open_store(FIXTURE / "store").scan_ids == ("case-1", "case-2")
     assert open_store(FIXTURE / "store").info.config == {"max_atoms": 100}

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from storage import CorruptStore, ScanRecord, commit_scan, finish, open_store, sweep
+import storage.index
+from storage import CorruptStore, ScanRecord, StoreFull, commit_scan, finish, open_store, sweep
 from storage.index import append_entry, read_index
 from storage.layout import dump_line
 from tests.storage.drawn_record import SMALL, draw_record, store_bytes
@@ -99,3 +102,29 @@ def test_a_torn_line_longer_than_a_block_is_cut_off(store: Path) -> None:
     append_entry(store, entry)
     assert read_index(store).damaged_lines == ()
     assert (store / "index.jsonl").read_bytes() == dump_line(entry.to_json()) * 2
+
+
+@pytest.mark.parametrize(
+    "change", [{"format_version": 9}, {"path": "scans/aa/other"}, {"shape": [1, 2]}, {"digests": 3}]
+)
+def test_a_line_of_another_version_or_place_is_damaged(store: Path, change: dict[str, object]) -> None:
+    line = open_store(store).entries["scan-1"].to_json()
+    (store / "index.jsonl").write_bytes(dump_line({**line, **change}))
+    assert read_index(store).damaged_lines == (1,)
+    assert read_index(store).entries == {}
+
+
+def test_a_line_that_is_written_in_part_is_taken_back(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = store_bytes(store)
+    real = os.write
+
+    def half(handle: int, data: bytes) -> int:
+        if b'"id":' not in data:  # the rest of a line whose first half was written
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(handle, data[: data.index(b'"id":') + 5])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.index.os, "write", half)
+        with pytest.raises(StoreFull):
+            commit_scan(store, draw_record("a", shape=SMALL))
+    assert store_bytes(store) == before

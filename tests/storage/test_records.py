@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from storage import InvalidRecord, LabelVolume, ScanRecord
-from storage.checks import atom_extents
+from storage.checks import atom_extents, count_atoms
 from tests.storage.drawn_record import draw_record
 
 
@@ -41,6 +41,8 @@ def test_a_label_may_not_take_the_name_of_the_atoms_or_leave_its_folder(name: st
         ({"scores": np.full(7, np.nan, np.float32)}, "finite"),
         ({"sources": ("one",)}, "source must lie in"),
         ({"table": np.zeros((0, 11), np.int32), "scores": np.zeros(0, np.float32)}, "no proposal"),
+        ({"table": np.ones((7, 11), np.int64)}, r"table must be int32 \(N, 11\)"),
+        ({"table": np.ones((7, 10), np.int32)}, r"table must be int32 \(N, 11\)"),
         ({"attributes": {"x": float("nan")}}, "JSON"),
         ({"attributes": {"x": np.float32(1)}}, "JSON"),
         ({"attributes": {"intensity": {"low": 0}}}, "intensity"),
@@ -84,6 +86,50 @@ def test_an_order_that_repeats_an_atom_is_refused(record: ScanRecord) -> None:
     orders[1, 0] = orders[1, 1]
     with pytest.raises(InvalidRecord, match="none of them twice"):
         replace(record, orders=(orders, record.orders[1]))
+
+
+def test_a_layer_needs_an_order_of_uint16_rows(record: ScanRecord) -> None:
+    one, other = record.orders
+    for row in (other.astype(np.int32), other[:, :, None]):
+        with pytest.raises(InvalidRecord, match="orders 1: a row must be uint16 with 1 axis"):
+            replace(record, orders=(one, row))
+    first = [0, 1]  # the proposals of layer 0
+    fewer = {"table": record.table[first], "scores": record.scores[first]}
+    with pytest.raises(InvalidRecord, match="orders 1: needs a row at least"):
+        replace(record, orders=(one, other[:0]), **fewer)
+    replace(record, **fewer)  # but an order may be without a proposal
+
+
+def test_a_record_needs_no_intensity_statistics(record: ScanRecord) -> None:
+    assert replace(record, attributes={}).attributes == {}
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 2, 2), np.int16), np.zeros((2, 2), np.uint8)])
+def test_a_label_is_a_volume_of_small_unsigned_integers(array: np.ndarray) -> None:
+    with pytest.raises(InvalidRecord, match=r"must be uint8 or uint16 \(z, y, x\)"):
+        LabelVolume(name="organs", array=array, value_names={})
+
+
+@pytest.mark.parametrize("names", [{256: "liver"}, {-1: "liver"}, {"1": "liver"}, {1: 2}])
+def test_only_a_value_that_the_label_can_hold_has_a_name(names: dict[int, str]) -> None:
+    with pytest.raises(InvalidRecord, match=r"value_names maps 0\.\.255 to names"):
+        LabelVolume(name="organs", array=np.zeros((2, 2, 2), np.uint8), value_names=names)
+
+
+@pytest.mark.parametrize(
+    "volume", [np.zeros((2, 2, 2), np.int32), np.zeros((2, 2), np.uint16), np.zeros((0, 2, 2), np.uint16)]
+)
+def test_what_is_no_uint16_volume_has_no_atoms(volume: np.ndarray) -> None:
+    with pytest.raises(InvalidRecord, match=r"atom layer 1: must be uint16 \(z, y, x\)"):
+        count_atoms(1, volume)
+
+
+def test_an_id_beyond_the_number_of_atoms_is_refused() -> None:
+    volume = np.array([[[0, 1, 2, 65_534]]], np.uint16)
+    with pytest.raises(InvalidRecord, match=r"ids must lie in 0\.\.1, got 2"):
+        atom_extents(volume, 2, has_background=True)
+    with pytest.raises(InvalidRecord, match=r"ids must lie in 0\.\.2, got 65534"):
+        atom_extents(volume, 3, has_background=False)
 
 
 @pytest.mark.parametrize("stranger", [65_535, 65_534, 5_000])

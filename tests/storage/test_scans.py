@@ -185,6 +185,18 @@ def test_what_the_scan_lacks_is_named(scan: Scan) -> None:
         scan.words(range(17))
 
 
+def test_a_scan_tells_how_many_atoms_each_layer_has(scan: Scan, record: ScanRecord) -> None:
+    assert [scan.num_atoms(layer) for layer in range(scan.num_layers)] == [int(record.atoms[0].max()) + 1, 2]
+    with pytest.raises(InvalidSelection, match="atom layer 2"):
+        scan.num_atoms(2)
+
+
+def test_a_scan_and_its_store_show_which_they_are(scan: Scan) -> None:
+    assert repr(scan) == "Scan('scan-1', shape_zyx=(70, 50, 90), num_proposals=7)"
+    root = scan.path.parents[2]
+    assert repr(open_store(root)) == f"Store({str(root)!r})"
+
+
 def test_no_masks_are_no_bits(scan: Scan) -> None:
     assert not scan.words([]).any()
     assert scan.masks([]).shape == (0, *SHAPE)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from storage import CorruptScan, Scan, ScanRecord, commit_scan, open_store, sweep, verify, verify_scan
+from storage.layout import dump_document
 from tests.storage.drawn_record import SMALL, draw_record, store_bytes
 
 
@@ -125,6 +127,17 @@ def test_committing_a_damaged_scan_again_heals_it(store: Path, scan: Scan, recor
     assert {k: v for k, v in after.items() if k != "index.jsonl"} == {
         k: v for k, v in before.items() if k != "index.jsonl"
     }
+
+
+@pytest.mark.parametrize("key", ["0/c.0.0.0", "0/zarr.json"])
+def test_a_file_that_was_never_committed_is_not_read(store: Path, scan: Scan, key: str) -> None:
+    path = scan.path / "COMMIT.json"
+    document = json.loads(path.read_bytes())
+    del document["keys"][key]
+    path.write_bytes(dump_document(document))
+    assert sweep(store) == 1  # the index names this COMMIT.json from now on
+    with pytest.raises(CorruptScan, match=f"scan-1: COMMIT.json lacks {key}"):
+        open_store(store).scan("scan-1").image_codes()
 
 
 def test_a_store_without_its_lock_file_can_be_verified(store: Path, scan: Scan) -> None:

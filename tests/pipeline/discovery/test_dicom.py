@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import pipeline.discovery.from_dicom
 from pipeline.discovery.fingerprint import source_stat
 from pipeline.discovery.from_path import Discovery, discover
 from pipeline.errors import ScanError
+from pipeline.formats.dicom_headers import read_header
 from pipeline.formats.privacy import Identity, Scrubber
 from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.reading import read_source
@@ -85,6 +87,77 @@ def test_series_of_one_folder_are_split_and_numbered(tmp_path: Path) -> None:
     write_dicom(tmp_path / "p" / "q", phantom(seed=1), series_uid="1.2.10", series_number=7)
     found = discover(tmp_path, RULES)
     assert [(s.scan_id, len(s.files)) for s in found.sources] == [("p_q", 36), ("p_s3", 36), ("p_s7", 36)]
+
+
+def test_series_of_one_number_are_told_apart_by_their_uid(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "p", phantom(), series_number=3)
+    write_dicom(tmp_path / "p", phantom(seed=1), series_uid="1.2.9", series_number=3, suffix=".ima")
+    first, second = (source.scan_id for source in discover(tmp_path, RULES).sources)
+    assert first != second
+    assert all(re.fullmatch(r"p_s3-[0-9a-f]{6}", scan_id) for scan_id in (first, second))
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"PixelSpacing": ["2.5", "2.5"]},
+        {"ImageOrientationPatient": None},
+        {"ImageOrientationPatient": [0, 1, 0, 0, 0, 1]},
+    ],
+)
+def test_stacks_of_one_series_that_lie_or_measure_otherwise_are_scans_of_their_own(
+    tmp_path: Path, tags: dict
+) -> None:
+    write_dicom(tmp_path / "p", phantom())
+    write_dicom(tmp_path / "p" / "x", phantom(seed=1), tags={"SOPInstanceUID": None} | tags)
+    found = discover(tmp_path, RULES)
+    assert len(found.sources) + len(found.failures) == 2
+    assert len(found.sources[0].files) == 36
+
+
+def test_stacks_of_another_matrix_are_scans_of_their_own(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "p", phantom())
+    write_dicom(tmp_path / "p" / "x", phantom(shape_zyx=(36, 60, 78)), tags={"SOPInstanceUID": None})
+    found = discover(tmp_path, RULES)
+    assert [len(source.files) for source in found.sources] == [36, 36]
+
+
+def test_a_slice_shifted_sideways_is_refused(tmp_path: Path) -> None:
+    import pydicom
+
+    path = write_dicom(tmp_path / "p", phantom())[10]
+    data = pydicom.dcmread(path)
+    x, y, z = data.ImagePositionPatient
+    data.ImagePositionPatient = [x + 3, y, z]
+    data.save_as(path)
+    assert "some are shifted sideways" in only_failure(discover(tmp_path, RULES))
+
+
+def test_of_several_numbers_in_a_tag_the_first_counts(tmp_path: Path) -> None:
+    import pydicom
+
+    path = write_dicom(tmp_path / "p", phantom())[0]
+    data = pydicom.dcmread(path)
+    data.GantryDetectorTilt = ["1.5", "2.5"]
+    data.save_as(path)
+    assert read_header(path).tilt_degrees == 1.5
+
+
+def test_a_file_that_the_disk_does_not_give_is_one_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_dicom(tmp_path / "p", phantom())
+    bad = write_dicom(tmp_path / "q", phantom(seed=1), series_uid="1.2.9")[3]
+    real = pipeline.discovery.from_dicom.read_header
+
+    def failing(path: Path) -> object:
+        if path == bad:
+            raise OSError(5, "Input/output error")
+        return real(path)
+
+    monkeypatch.setattr(pipeline.discovery.from_dicom, "read_header", failing)
+    failures = discover(tmp_path, RULES).failures
+    assert any("Input/output error" in failure.reason for failure in failures)
 
 
 def test_a_series_spread_over_folders_is_one_scan(tmp_path: Path) -> None:
@@ -191,6 +264,22 @@ def test_files_that_only_look_like_dicom_are_one_failure_a_folder(tmp_path: Path
     (failure,) = found.failures
     assert failure.location == "bad [unreadable]"
     assert "3 files" in failure.reason
+
+
+def test_a_series_that_changed_after_it_was_found_is_refused_by_its_place(tmp_path: Path) -> None:
+    paths = write_dicom(tmp_path / "p", phantom())
+    (source,) = discover(tmp_path, RULES).sources
+    write_dicom(tmp_path / "p", phantom(), skip=tuple(range(18)), tags={"PixelSpacing": ["2.5", "2.5"]})
+    with pytest.raises(ScanError, match="not one series any more") as caught:
+        read_source(source, CONFIG)
+    assert str(caught.value).startswith("p: ")
+    write_dicom(tmp_path / "p", phantom(direction=rotation()), skip=tuple(range(18)))
+    with pytest.raises(ScanError, match="must have one direction") as caught:
+        read_source(source, CONFIG)
+    assert str(caught.value).startswith("p: ")
+    paths[0].unlink()
+    with pytest.raises(ScanError, match="DICOM file does not exist"):
+        read_source(source, CONFIG)
 
 
 def test_a_slice_cut_short_is_corrupt(tmp_path: Path) -> None:

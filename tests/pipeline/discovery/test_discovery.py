@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import time
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
 
+import pipeline.discovery.from_manifest
 from pipeline.discovery.fingerprint import source_digest, source_stat
 from pipeline.discovery.from_path import Discovery, discover
 from pipeline.discovery.label_names import parse_value_names
 from pipeline.discovery.pairing import pair
-from pipeline.discovery.sources import check_scan_id, distinct_ids, id_from_parts
-from pipeline.errors import ManifestError, UnreadableFile, UnsafeId
+from pipeline.discovery.sources import Source, check_scan_id, distinct_ids, id_from_parts
+from pipeline.errors import ManifestError, ScanError, UnreadableFile, UnsafeId
 from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.reading import estimate_voxels, read_source
 from tests.phantom import phantom, write_dicom
@@ -191,14 +192,29 @@ def test_a_detached_header_brings_its_data_file(tmp_path: Path) -> None:
     assert read_source(source, CONFIG).image.shape == (36, 60, 70)
 
 
-def test_five_thousand_files_are_found_in_seconds(tmp_path: Path) -> None:
-    for i in range(2500):
-        touch(tmp_path, f"images/case_{i:04d}.nii.gz", f"labels/case_{i:04d}.nii.gz")
-    start = time.perf_counter()
-    found = discover(tmp_path, RULES)
-    assert time.perf_counter() - start < 10
-    assert len(found.sources) == 2500
-    assert all(s.labels for s in found.sources)
+def calls_to_discover(root: Path, num_scans: int) -> int:
+    """Functions called while so many scans with labels are found: work, whatever the speed of the machine."""
+    for i in range(num_scans):
+        touch(root, f"images/case_{i:04d}.nii.gz", f"labels/case_{i:04d}.nii.gz")
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        found = discover(root, RULES)
+    finally:
+        sys.setprofile(None)
+    assert len(found.sources) == num_scans
+    assert all(source.labels for source in found.sources)
+    return calls
+
+
+def test_four_times_as_many_files_are_about_four_times_the_work(tmp_path: Path) -> None:
+    few, many = calls_to_discover(tmp_path / "few", 100), calls_to_discover(tmp_path / "many", 400)
+    assert many < 5 * few
 
 
 # --- names of label values
@@ -230,6 +246,18 @@ def test_names_are_found_beside_the_labels(tmp_path: Path, place: str) -> None:
     (tmp_path / place).write_text(json.dumps({"labels": {"0": "background", "1": "liver"}}))
     (source,) = discover(tmp_path, RULES).sources
     assert source.labels[0].value_names == {1: "liver"}
+
+
+@pytest.mark.parametrize("text", ["{oops", "[1, 2]", '{"a": {"1": "x"}, "b": {"1": "y"}}'])
+def test_a_table_beside_the_labels_that_tells_no_names_is_noted_once(tmp_path: Path, text: str) -> None:
+    touch(tmp_path, "images/X.nii.gz", "labels/X.nii.gz", "images/Y.nii.gz", "labels/Y.nii.gz")
+    (tmp_path / "labels" / "label_names.json").write_text(text)
+    (tmp_path / "labels" / "X.json").write_text(text)  # of the label alone: not noted
+    found = discover(tmp_path, RULES)
+    assert [source.labels[0].value_names for source in found.sources] == [None, None]
+    assert len([note for note in found.notes if "label_names.json holds no single table" in note]) == 1
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"liver": 1}}))
+    assert discover(tmp_path, RULES).sources[0].labels[0].value_names == {1: "liver"}
 
 
 # --- manifests
@@ -336,6 +364,85 @@ def test_a_row_that_makes_no_sense_fails_alone(data: Path, row: str, kind: str, 
         assert failure.remedy
 
 
+@pytest.mark.parametrize(
+    ("names", "kind", "reason"),
+    [
+        ("d/gone.json", "UnreadableFile", "cannot be opened"),
+        ("d/noise", "LabelMismatch", "must be a JSON object"),
+        ("d/names.json#other", "LabelMismatch", "with the key 'other'"),
+    ],
+)
+def test_names_that_a_manifest_promises_must_be_there(data: Path, names: str, kind: str, reason: str) -> None:
+    (data / "d" / "noise").write_bytes(b"y" * 300)
+    text = f"id,image,label,label_names\none,d/a.nii.gz,d/organs.nii.gz,{names}\ntwo,d/b.mha,,\n"
+    found = discover(manifest(data, text), RULES)
+    assert [s.scan_id for s in found.sources] == ["two"]
+    (failure,) = found.failures
+    assert (failure.kind, failure.scan_id) == (kind, "one")
+    assert reason in failure.reason
+
+
+@pytest.mark.parametrize("suffix", [".dcm", ""])
+def test_a_manifest_may_name_one_dicom_file(data: Path, suffix: str) -> None:
+    import pydicom
+
+    path = write_dicom(data / "one", phantom(), suffix=suffix, patient_name="")[4]
+    frames = pydicom.dcmread(path)
+    frames.NumberOfFrames, frames.PixelData = 5, frames.PixelData * 5
+    frames.save_as(data / f"many{suffix}")
+    found = discover(manifest(data, f"id,image\none,one/{path.name}\nmany,many{suffix}\n"), RULES)
+    assert not found.sources
+    reasons = {failure.scan_id: failure.reason for failure in found.failures}
+    assert "at least 3 slices, this has 1" in reasons["one"]
+    assert "position" in reasons["many"]
+
+
+def test_a_file_that_is_no_dicom_is_left_to_the_reader_of_images(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (data / "d" / "noise").write_bytes(b"y" * 300)
+
+    def failing(_: Path) -> bool:
+        raise OSError(5, "Input/output error")
+
+    for _ in range(2):
+        (source,) = discover(manifest(data, "id,image\none,d/noise\n"), RULES).sources
+        assert source.format == "file"
+        with pytest.raises(ScanError, match="no NIfTI, NRRD or MetaImage"):
+            read_source(source, CONFIG)
+        monkeypatch.setattr(pipeline.discovery.from_manifest, "has_dicom_preamble", failing)
+
+
+def test_a_series_that_a_folder_lacks_or_that_is_irregular_fails_its_row_alone(data: Path) -> None:
+    write_dicom(data / "gap", phantom(), skip=(7,), patient_name="")
+    (data / "none").mkdir()
+    text = "id,image,series\none,d/series,9.9\ntwo,gap,\nthree,none,\nfour,d/b.mha,\n\n,,\n"
+    found = discover(manifest(data, text), RULES)
+    assert [s.scan_id for s in found.sources] == ["four"]
+    reasons = {failure.scan_id: failure.reason for failure in found.failures}
+    assert reasons["one"] == "the folder holds no DICOM series with this SeriesInstanceUID"
+    assert "slices are missing" in reasons["two"]
+    assert reasons["three"] == "the folder holds no DICOM series"
+    assert len(reasons) == 3  # an empty row is none
+
+
+def test_a_manifest_must_be_text_that_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "scans.csv"
+    path.write_bytes("id,image\none,ä.nii\n".encode("latin-1"))
+    with pytest.raises(ManifestError, match="no UTF-8 text"):
+        discover(path, RULES)
+    path.write_text("id,image\none," + "x" * 200_000 + "\n")
+    with pytest.raises(ManifestError, match="no CSV"):
+        discover(path, RULES)
+
+    def denied(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    with pytest.raises(UnreadableFile, match="cannot be opened"):
+        discover(path, RULES)
+
+
 @pytest.mark.parametrize("text", ["", "id,image\n", "name,path\nx,y\n", "id,id,image\n1,2,3\n"])
 def test_a_file_that_is_no_manifest_is_refused_as_a_whole(tmp_path: Path, text: str) -> None:
     with pytest.raises(ManifestError):
@@ -362,6 +469,21 @@ def test_a_folder_with_two_series_needs_a_choice(data: Path) -> None:
 @given(st.lists(st.text(max_size=200), min_size=1, max_size=4))
 def test_any_path_gives_a_safe_id(parts: list[str]) -> None:
     assert check_scan_id(id_from_parts(parts))
+
+
+def test_ids_that_are_cut_stay_apart() -> None:
+    long = id_from_parts(["x" * 200, "a"])
+    assert check_scan_id(long) == long
+    assert long != id_from_parts(["x" * 200, "b"])
+    assert long.startswith("x" * 100)
+    assert id_from_parts(["x" * 128]) == "x" * 128
+
+
+def test_a_source_names_its_files_and_the_item_of_its_set(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="source a has no files"):
+        Source(scan_id="a", format="file", files=(), location="a")
+    with pytest.raises(ValueError, match="a scan of a set, and no other, has an item"):
+        Source(scan_id="a", format="set", files=(tmp_path / "a.npz",), location="a")
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=5), st.sampled_from(["a", "b", "x" * 128]), max_size=8))

@@ -12,6 +12,7 @@ from commands.prepare.plan import Found, Job
 from pipeline.discovery.fingerprint import choices_digest, source_digest, source_stat
 from pipeline.discovery.from_path import discover
 from pipeline.errors import ConfigError, CorruptImage, LabelMismatch, NotAnImage, NotVolumetric, ScanError
+from pipeline.formats import npz_sets
 from pipeline.formats.npz_sets import open_set, read_set_image
 from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.reading import estimate_voxels, read_source
@@ -150,6 +151,36 @@ def test_an_npz_that_is_no_such_set_is_one_failure_that_says_why(
     (failure,) = found.failures
     assert (failure.kind, failure.location) == (kind.__name__, "s.npz")
     assert failure.remedy
+
+
+def test_a_set_beyond_the_limit_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "s.npz", arrays())
+    monkeypatch.setattr(npz_sets, "_MAX_ARRAY_BYTES", 3 * 9 * 11 * 12 - 1)
+    with pytest.raises(CorruptImage, match="train_images has 3,564 bytes, 3,563 are allowed"):
+        open_set(path, shown="s.npz")
+
+
+def test_a_set_that_the_disk_does_not_give_is_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    path = write(tmp_path / "s.npz", arrays())
+    monkeypatch.setattr(npz_sets, "_part", failing)
+    monkeypatch.setattr(npz_sets, "_images", failing)
+    with pytest.raises(ScanError, match="Input/output error"):
+        open_set(path, shown="s.npz")
+    with pytest.raises(ScanError, match="Input/output error"):
+        read_set_image(path, "train_images", 0, shown="s.npz")
+
+
+def test_an_image_of_a_set_too_small_to_be_a_volume_is_refused(tmp_path: Path) -> None:
+    (source, *_) = discover(write(tmp_path / "s.npz", arrays()), RULES).sources
+    with pytest.raises(NotVolumetric, match="at least 10 voxels along three axes, this has"):
+        read_source(source, IngestConfig(min_size_voxels=10))
 
 
 def test_other_npz_files_in_a_folder_are_left_out_and_noted(tmp_path: Path) -> None:

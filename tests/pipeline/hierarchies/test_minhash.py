@@ -91,3 +91,8 @@ def test_volumes_that_differ_too_much_are_no_pair_whatever_their_sketches(larger
     sketches = np.repeat(sketches_of(boxes(1)), 2, axis=0)
     first, _, _ = similar_pairs(sketches, np.array([100, 100 * larger]), 0.4)
     assert len(first) == (larger == 1)
+
+
+def test_no_regions_are_no_pairs() -> None:
+    none = similar_pairs(np.empty((0, 32), np.uint32), np.empty(0, np.int64), 0.4)
+    assert [(len(part), part.dtype) for part in none] == [(0, np.int32), (0, np.int32), (0, np.float32)]

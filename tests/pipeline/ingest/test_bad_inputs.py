@@ -201,6 +201,7 @@ def test_a_header_whose_data_file_is_missing_is_unreadable(
         (gzip.compress(b"not an image " * 100, mtime=0), "after unzipping"),
         (bytes(1000), "NIfTI"),
         (b"\x1c\x02\0\0n+2\0" + bytes(600), "NIfTI-2"),
+        (struct.pack("<i", 348) + bytes(600), "Analyze 7.5"),
     ],
 )
 def test_bytes_that_are_no_image_are_told_by_what_they_are(tmp_path: Path, content: bytes, what: str) -> None:
@@ -235,7 +236,22 @@ def test_a_nifti_voxel_size_that_no_scanner_makes_is_refused(good: Path, value: 
     assert kind in refused(patched(good, 80, struct.pack("<f", value)), errors.BadSpacing)
 
 
-@pytest.mark.parametrize("spacing", ["0 1 1", "1 -2 1", "1 1 nan", "1 1 90"])
+@pytest.mark.parametrize("sizes", [(3, 0, 5, 6), (0, 0, 0, 0)])
+def test_a_nifti_of_no_voxels_is_corrupt(good: Path, sizes: tuple[int, ...]) -> None:
+    assert "one voxel per axis" in refused(patched(good, 40, struct.pack("<4h", *sizes)), errors.CorruptImage)
+
+
+@pytest.mark.parametrize("sizes", ["70 0 36", "70 -60 36", "70 x 36", "70"])
+def test_a_metaimage_of_no_voxels_is_corrupt(scan: Phantom, tmp_path: Path, sizes: str) -> None:
+    path = tmp_path / "x.mha"
+    sitk.WriteImage(sitk.GetImageFromArray(scan.image), str(path), useCompression=False)
+    data = path.read_bytes()
+    assert b"DimSize = 70 60 36\n" in data
+    path.write_bytes(data.replace(b"DimSize = 70 60 36\n", f"DimSize = {sizes}\n".encode()))
+    assert f"one voxel per axis, got {sizes}" in refused(path, errors.CorruptImage)
+
+
+@pytest.mark.parametrize("spacing", ["0 1 1", "1 -2 1", "1 1 nan", "1 1 90", "1 one 1"])
 def test_a_metaimage_voxel_size_that_no_scanner_makes_is_refused(
     scan: Phantom, tmp_path: Path, spacing: str
 ) -> None:
@@ -334,6 +350,19 @@ def test_a_4d_file_with_one_frame_is_a_volume(scan: Phantom, tmp_path: Path) -> 
     path = tmp_path / "one.nii.gz"
     sitk.WriteImage(sitk.JoinSeries([sitk.GetImageFromArray(scan.image)]), str(path))
     assert read_source(source_of(path), CONFIG).image.shape == scan.image.shape
+
+
+def test_a_5d_file_is_no_scan(scan: Phantom, tmp_path: Path) -> None:
+    path = tmp_path / "five.nii.gz"
+    series = sitk.JoinSeries([sitk.GetImageFromArray(scan.image + i) for i in range(2)])
+    sitk.WriteImage(sitk.JoinSeries([series, series]), str(path))
+    assert "must be 3D or 4D, this is 70 x 60 x 36 x 2 x 2" in refused(path, errors.NotVolumetric)
+
+
+def test_a_label_of_several_frames_is_no_label(scan: Phantom, good: Path, tmp_path: Path) -> None:
+    path = _write_4d(scan, tmp_path / "labels.nii.gz")
+    label = LabelSource(name="organs", path=path, value_names=None, location="here/case labels")
+    assert "3 volumes" in refused(good, errors.LabelMismatch, label)
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".nii.gz"])

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import LabelMismatch, NotAnImage, UnreadableFile
 from pipeline.ingest.config import IngestConfig
-from pipeline.ingest.loading import find_one, find_targets, ingest_config, read_scan
+from pipeline.ingest.loading import find_one, find_targets, ingest_config, read_own_labels, read_scan
 from pipeline.ingest.writeback import probability_to_source_grid, to_stored_grid
 from pipeline.volumes.grid import Grid
 from tests.phantom import phantom, write_dicom
@@ -98,6 +98,41 @@ def test_an_empty_mask_is_named(tmp_path: Path) -> None:
     mask = scan.replace(labels=np.zeros_like(scan.labels)).write_labels(tmp_path / "m.nii.gz")
     with pytest.raises(LabelMismatch, match=r"m\.nii\.gz: the mask is empty"):
         read_scan(image, mask=mask)
+
+
+@pytest.mark.parametrize(("suffix", "result"), [(".nii.gz", ".nii.gz"), (".nhdr", ".nrrd"), (".mhd", ".mha")])
+def test_a_scan_is_read_with_its_mask_and_results_go_back_to_its_own_grid(
+    tmp_path: Path, suffix: str, result: str
+) -> None:
+    scan = phantom()
+    image = scan.write(tmp_path / f"a{suffix}")
+    mask = scan.write_labels(tmp_path / "m.nii.gz")
+    (tmp_path / "m.json").write_text('{"1": "one", "99": "nowhere"}')
+    loaded = read_scan(image, mask=mask)
+    assert loaded.suffix == result
+    assert loaded.label_values == tuple(np.unique(scan.labels)[1:].tolist())
+    assert loaded.value_names == {1: "one"}
+    assert loaded.own_shape == scan.image.shape
+    assert loaded.own_voxel_ml == pytest.approx(np.prod(scan.grid.spacing_xyz_mm) / 1000)
+    assert loaded.spacing_zyx_mm == loaded.grid.spacing_zyx_mm
+    assert abs(float(loaded.image.mean())) < 1  # z-scores
+    np.testing.assert_array_equal(loaded.from_own_grid(scan.labels), loaded.labels)
+    found = find_one(image, IngestConfig())
+    np.testing.assert_array_equal(read_own_labels(found, IngestConfig(), mask), scan.labels)
+    placed = loaded.to_own_grid((loaded.labels == 3).astype(np.float32), above=0.5)
+    assert placed is not None
+    own = np.zeros(loaded.own_shape, np.uint8)
+    own[placed[0]] = placed[1] >= 0.5
+    assert dice(own == 1, scan.labels == 3) > 0.9
+    loaded.write(tmp_path / f"out{result}", own)
+    np.testing.assert_array_equal(read_own_labels(found, IngestConfig(), tmp_path / f"out{result}"), own)
+
+
+def test_a_scan_without_a_mask_has_no_labels(tmp_path: Path) -> None:
+    loaded = read_scan(phantom().write(tmp_path / "a.nii.gz"))
+    assert loaded.labels is None
+    assert loaded.label_values == ()
+    assert loaded.value_names == {}
 
 
 def test_recorded_settings_are_taken_and_a_spacing_goes_before_them() -> None:

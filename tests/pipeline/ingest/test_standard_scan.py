@@ -297,3 +297,10 @@ def test_a_few_hot_voxels_on_a_coarse_grid_are_pet() -> None:
 def test_a_setting_that_cannot_be_is_named(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=field):
         IngestConfig(**{field: value})
+
+
+def test_hounsfield_units_without_air_are_known_by_their_range() -> None:
+    tissue = np.random.default_rng(0).uniform(-120, 300, (20, 20, 20)).astype(np.float32)
+    assert guess_modality(tissue, (1.0, 1.0, 1.0), name="x")[0] == "ct"
+    assert guess_modality(tissue + 120, (1.0, 1.0, 1.0), name="x")[0] == "mr"  # nothing below 0
+    assert guess_modality(tissue * 20 + 1500, (1.0, 1.0, 1.0), name="x")[0] == "mr"  # far beyond the range

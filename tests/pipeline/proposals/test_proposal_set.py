@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.compute.backend import NoGpu, get_backend, gpu_is_at_hand
+from pipeline.compute.backend import Backend, NoGpu, get_backend, gpu_is_at_hand
 from pipeline.errors import ConfigError, NoProposals
+from pipeline.proposals import proposal_set
 from pipeline.proposals.config import ProposalConfig
 from pipeline.proposals.proposal_set import ProposalSet
 from pipeline.volumes.foreground import body_mask
@@ -257,6 +258,19 @@ def test_a_scan_of_a_single_slice_has_proposals() -> None:
 def test_a_setting_that_cannot_work_is_refused_with_what_can(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         ProposalConfig(**changes)
+
+
+def test_a_cpu_without_memory_does_not_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[str] = []
+
+    def no_room(image: Any, calibrated: Any, config: ProposalConfig, backend: Backend) -> ProposalSet:
+        tries.append(backend.name)
+        raise MemoryError
+
+    monkeypatch.setattr(proposal_set, "_propose", no_room)
+    with pytest.raises(MemoryError):
+        patient_proposals(grid=COARSE)
+    assert tries == ["cpu"]
 
 
 def test_auto_takes_the_gpu_where_one_is_at_hand() -> None:

@@ -142,6 +142,45 @@ def test_the_root_and_what_its_parent_does_not_outgrow_are_no_candidates() -> No
     np.testing.assert_allclose(found.growth, np.log([4, 4 / 3, 2.5, 100 / 60, 2, 2]))
 
 
+def test_a_region_must_outgrow_one_fiftieth_to_be_a_candidate() -> None:
+    # Node 4 is leaves 0 and 1, the root adds leaf 2: log(1025/1000) > 0.02 > log(1015/1000).
+    tree = Hierarchy.of("drawn", 0, 3, np.array([3, 3, 4, 4, 4]))
+    for added, found in ((25, [0, 1, 2, 3]), (15, [0, 1, 2])):
+        leaves = np.array([400, 600, added])
+        assert looked_at(tree, voxels=leaves, body_voxels=leaves).node.tolist() == found
+
+
+def test_growth_counts_from_a_single_voxel_on() -> None:
+    tree = Hierarchy.of("drawn", 0, 2, np.array([2, 2, 2]))
+    leaves = np.array([1, 2])
+    found = looked_at(
+        tree,
+        voxels=leaves,
+        body_voxels=leaves,
+        pairs=np.array([[0, 1]], np.int32),
+        pair_values=np.array([[1, 50]]),
+    )
+    np.testing.assert_allclose(found.growth, np.log([3, 3 / 2]))
+    # One face of evidence 50; a cube of one voxel has fewer faces than the least surface counts.
+    assert found.clarity[0] == pytest.approx((50 / 1 + 10) / 4)
+
+
+def test_the_sketch_of_a_node_is_the_minimum_of_its_leaves() -> None:
+    found = looked_at()
+    leaf = leaf_sketches(np.arange(4, dtype=np.int32).reshape(1, 1, -1), 4)
+    for node, members in {0: [0], 4: [0, 1], 6: [0, 1, 2], 7: [3]}.items():
+        row = found.sketches[found.node.tolist().index(node)]
+        np.testing.assert_array_equal(row, leaf[members].min(axis=0))
+
+
+def test_half_an_octave_is_a_factor_of_the_square_root_of_two() -> None:
+    tree = Hierarchy.of("drawn", 0, 3, np.array([3, 3, 4, 4, 4]))
+    for larger, same in ((90, True), (91, False)):  # 64 * 2 ** 0.5 = 90.5
+        leaves = np.array([64, larger, 1000])
+        found = looked_at(tree, voxels=leaves, body_voxels=leaves, per_half_octave=1)
+        assert found.node.tolist() == ([0, 2, 3] if same else [0, 1, 2, 3])
+
+
 def test_strong_and_even_outlines_are_clear() -> None:
     # Node 4 is leaves 0 and 1: 8 faces of evidence 800 with leaf 2, 2 of 20 with 3; a cube of 40 has sides
     # of 11.7 faces each, so the least surface counts.

@@ -103,6 +103,25 @@ def test_no_union_of_atoms_beats_the_limit() -> None:
         assert limit.dice[s] == pytest.approx(best_dice)
 
 
+def test_a_structure_that_no_atom_touches_has_no_limit() -> None:
+    atoms = np.zeros((2, 2, 2), np.uint16)
+    limit = atom_limit(atoms, np.ones((2, 2, 2), np.uint8), num_atoms=1, values=(1, 5))
+    assert limit.iou.tolist() == [1.0, 0.0]
+    assert limit.dice.tolist() == [1.0, 0.0]
+
+
+def test_a_word_holds_64_masks_and_no_more() -> None:
+    proposals = drawn(np.random.default_rng(0))
+    assert proposal_words(proposals, [0] * 64).dtype == np.uint64
+    with pytest.raises(ValueError, match="64 masks, got 65"):
+        proposal_words(proposals, [0] * 65)
+
+
+def test_scans_scored_at_other_counts_are_not_put_together() -> None:
+    with pytest.raises(ValueError, match=r"was scored at \(1, 2\), not at \(10, 100, 2000\)"):
+        summarize([score_scan(drawn_scan(), config=ScoreConfig(counts=(1, 2)))], CONFIG)
+
+
 def test_a_label_with_fractions_or_negative_values_is_refused() -> None:
     with pytest.raises(ValueError, match="integer"):
         structure_counts(np.zeros((2, 2, 2)))  # type: ignore[arg-type]
@@ -157,6 +176,15 @@ def test_structures_that_are_absent_or_tiny_are_stated() -> None:
         ("spleen", 0, "absent"),
         ("speck", 2, "fewer than 27 voxels"),
     ]
+
+
+def test_a_label_map_of_background_only_names_what_is_missing() -> None:
+    scan = drawn_scan()
+    empty = replace(scan.labels[0], array=np.zeros_like(scan.labels[0].array))
+    score = score_scan(replace(scan, labels=(empty,)))
+    assert score.structures == ()
+    assert {(skipped.voxels, skipped.reason) for skipped in score.skipped} == {(0, "absent")}
+    assert {"liver", "node", "spleen"} <= {skipped.name for skipped in score.skipped}
 
 
 def test_size_classes_are_volumes_not_voxel_counts() -> None:

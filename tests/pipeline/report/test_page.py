@@ -160,6 +160,36 @@ def test_when_structures_are_many_the_worst_are_still_shown() -> None:
     assert [match.score.name for match in report.matches] == ["liver", "node"]
 
 
+def test_structures_are_spread_over_the_ranking_from_the_best_to_the_worst() -> None:
+    scan = drawn_scan()
+    label = scan.labels[0]
+    x = np.indices(label.array.shape)[2]
+    parts = np.where(label.array == 1, 1 + (x % 5), 0).astype(np.uint8)
+    names = {value: f"part {value}" for value in range(1, 6)}
+    scan = replace(scan, labels=(replace(label, array=parts, value_names=names),))
+    score = score_scan(scan)
+    assert len(score.structures) == 5
+    report = describe_scan(scan, score, replace(SMALL, structures=3))
+    shown = [match.score.iou[-1] for match in report.matches]
+    every = sorted((entry.iou[-1] for entry in score.structures), reverse=True)
+    assert shown == [every[0], every[2], every[4]]
+    text = scan_page(report)
+    checked(text)
+    assert "3 of 5 structures, spread over the ranking" in text
+
+
+def test_slic_is_drawn_beside_the_proposals_where_it_was_scored() -> None:
+    scan = drawn_scan()
+    for slic in (False, True):
+        text = scan_page(describe_scan(scan, score_scan(scan, slic=slic), SMALL))
+        checked(text)
+        assert ("mean best IoU, flat SLIC" in text) == slic
+
+
+def test_small_numbers_are_short() -> None:
+    assert "5e-05" in histogram(np.array([5e-5, 5e-5]), label="tiny")
+
+
 def test_a_histogram_counts_every_value_once() -> None:
     chart = histogram(
         np.array([0.01, 0.1, 1.0, 10.0, 10.0]), label="sizes", bins=3, logarithmic=True, unit="mL"

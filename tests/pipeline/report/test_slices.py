@@ -235,7 +235,14 @@ def test_a_ladder_climbs_from_small_to_large_around_its_point() -> None:
     assert (np.diff(scan.table[rows, 9]) > 0).all()
     strip = ladder_strip(scan, point, rows, plane="coronal", pixels=80)
     assert strip.shape[1] >= 5 * 80
-    assert len(planes_at(scan, point, rows=rows, label=scan.labels[0].array, pixels=100)) == 3
+    labelled = planes_at(scan, point, rows=rows, label=scan.labels[0].array, pixels=100)
+    plain = planes_at(scan, point, rows=rows, pixels=100)
+    assert len(labelled) == len(plain) == 3
+    assert all((one != other).any() for one, other in zip(labelled, plain, strict=True))
+    many = ladder(scan, point, steps=1000)
+    assert set(rows) < set(many)
+    assert many == sorted(many, key=lambda row: int(scan.table[row, 9]))
+    assert [row for row in range(len(scan.table)) if proposal_mask(scan, row)[point]] == sorted(many)
 
 
 def test_a_filter_keeps_what_meets_every_bound_best_first() -> None:
@@ -277,3 +284,8 @@ def test_the_deepest_voxel_lies_in_the_middle_of_a_ball_and_inside_a_ring() -> N
     assert ring[deepest_voxel(ring)]
     with pytest.raises(ValueError, match="empty"):
         deepest_voxel(ring & ~ring)
+
+
+def test_colours_of_coverage_have_two_ends_where_nothing_is_covered() -> None:
+    assert coverage_limits(np.zeros((2, 2, 2), np.int32)) == (1, 2)
+    assert coverage_limits(np.full((2, 2, 2), 5, np.int32))[0] == 5

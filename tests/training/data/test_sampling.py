@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from tests.storage.drawn_record import SMALL, draw_record, record_masks
 from training.data.boxes import Box, whole
 from training.data.sampling import (
     DataConfig,
+    ScanChoice,
     candidates,
     draw_masks,
     generator_of,
@@ -76,6 +78,12 @@ def test_visible_voxels_are_those_of_the_masks_in_each_view(corners) -> None:
     np.testing.assert_array_equal(found, expected)
 
 
+def test_voxels_are_counted_in_every_layer_or_not_at_all() -> None:
+    count = np.zeros(65_536, np.int64)
+    with pytest.raises(ValueError, match="shorter"):
+        visible_voxels(np.arange(2), proposals_of(RECORD), RECORD.orders, [count])
+
+
 @given(corners=corners, least=st.integers(1, 400))
 def test_the_filter_by_boxes_loses_no_visible_mask(corners, least) -> None:
     start, stop = zip(*[(min(a, b - 1), b) for a, b in corners], strict=True)
@@ -91,7 +99,10 @@ def test_the_filter_by_boxes_drops_what_cannot_be_seen() -> None:
     view = Box(start=(0, 0, 0), stop=(8, 25, 21))
     assert plate in candidates(proposals_of(RECORD), [view], 6)
     assert plate not in candidates(proposals_of(RECORD), [view], 7)
+    assert plate in candidates(proposals_of(RECORD), [whole(SMALL)], 126)
     assert plate not in candidates(proposals_of(RECORD), [whole(SMALL)], 127)
+    for stop in ((8, 25, 20), (8, 1, 20), (3, 1, 41)):  # apart along one axis, and along two
+        assert plate not in candidates(proposals_of(RECORD), [Box(start=(0, 0, 0), stop=stop)], 1)
 
 
 def test_masks_are_balanced_over_octaves_then_sources() -> None:
@@ -126,6 +137,22 @@ def test_data_sets_are_drawn_by_their_weight() -> None:
     assert min(drawn.values()) > 300
 
 
+def test_a_data_set_of_weight_0_has_no_scan_to_draw() -> None:
+    made = [entry("a1", "a"), entry("a0", "a"), entry("b0", "b"), entry("c0", "c")]
+    choice = make_choice(made, {"a": 0.5, "b": 0.0, "c": 0.5})
+    assert choice == ScanChoice(scan_ids=(("a0", "a1"), ("c0",)), cumulative=(0.5, 1.0))
+
+
+def test_probabilities_that_round_to_less_than_1_still_give_a_scan_of_the_last_data_set() -> None:
+    choice = ScanChoice(scan_ids=(("a",), ("b",)), cumulative=(0.0, 0.0))
+    assert choice.draw(np.random.default_rng(0)) == "b"
+
+
+def test_a_choice_among_no_scans_is_refused() -> None:
+    with pytest.raises(DataError, match="no scans to draw from"):
+        make_choice([], {})
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
@@ -150,8 +177,16 @@ def test_scans_are_left_out_and_held_out_by_id_alone() -> None:
     assert fewer.holdout == split.holdout
 
 
+def test_the_hash_that_holds_a_scan_out_stays_the_same_in_every_version() -> None:
+    # A scan that was held out of a training must never be trained on after an update.
+    share = int.from_bytes(hashlib.sha256(b"s7").digest()[8:16], "big") / 2**64
+    known = entries(entry("s7"), entry("t"))
+    assert split_scans(known, DataConfig(holdout_fraction=np.nextafter(share, 1))).holdout == ("s7",)
+    assert "s7" in split_scans(known, DataConfig(holdout_fraction=share)).training
+
+
 def test_no_scan_left_says_why() -> None:
-    with pytest.raises(DataError, match="the store has 0 scans"):
+    with pytest.raises(DataError, match=r"the store has 0 scans \(splits no scans\)"):
         split_scans({}, DataConfig())
     with pytest.raises(DataError, match=r"splits 'train'.*leave 0"):
         split_scans(entries(entry("a")), DataConfig(splits=("tarin",)))
@@ -162,15 +197,42 @@ def test_no_scan_left_says_why() -> None:
     [
         ({"cut_voxels": 127}, "even number or none"),
         ({"crop_voxels": (32, 48, 33), "cut_voxels": (32, 48, 34)}, "even number or none"),
+        ({"crop_voxels": 0}, "even number or none"),
+        ({"crop_voxels": 130, "cut_voxels": 128}, "even number or none"),
+        ({"masks_per_sample": 1}, "masks_per_sample must be 2 to 16"),
         ({"masks_per_sample": 17}, "masks_per_sample must be 2 to 16"),
+        ({"max_window_voxels": -1}, "max_window_voxels must be 0 or more"),
+        ({"whole_fraction": -0.1}, "whole_fraction must be 0 to 1"),
         ({"min_view_overlap": 1.2}, "min_view_overlap must be 0 to 1"),
         ({"min_mask_voxels": 0}, "min_mask_voxels must be at least 1"),
         ({"dataset_weights": {"a": 0.0}}, "not all 0"),
+        ({"dataset_weights": {"a": 2.0, "b": -1.0}}, "dataset_weights must be >= 0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(change, message) -> None:
     with pytest.raises(ConfigError, match=message):
         replace(DataConfig(), **change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"crop_voxels": 1, "cut_voxels": 1},
+        {"masks_per_sample": 2},
+        {"masks_per_sample": 16},
+        {"min_mask_voxels": 1},
+        {"min_view_overlap": 0.0, "wide_fraction": 1.0},
+        {"dataset_weights": {"a": 0.5, "b": 0.0}},
+    ],
+)
+def test_the_ends_of_a_setting_are_allowed(change) -> None:
+    for name, value in change.items():
+        assert getattr(replace(DataConfig(), **change), name) == value
+
+
+def test_the_margin_is_what_a_cut_has_beyond_its_crop_on_each_side() -> None:
+    config = DataConfig(crop_voxels=(16, 32, 48), cut_voxels=(16, 36, 58))
+    assert config.margin_zyx == (0, 2, 5)
 
 
 @settings(max_examples=20)
