@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from commands.arguments import EXAMPLES
 from commands.prepare.outcomes import RunReport
 from commands.prepare.plan import Job, Plan
-from commands.prepare.run import Options, Work
 from commands.prepare.scan_task import Setup
 from commands.prepare.settings import Settings, found_now, wanted_digests
+from commands.prepare.work import Options, Work
 from pipeline.discovery import Discovery, discover
 
 TASKS = 50

@@ -31,7 +31,7 @@ from training.data.augmentation import AugmentationConfig, augment
 from training.data.batches import Batch
 from training.data.boxes import whole
 from training.data.loader import SampleLoader, Share, make_loader
-from training.data.samples import SampleReader, digest_scans
+from training.data.sample_reader import SampleReader, digest_scans
 from training.data.sampling import DataConfig, split_scans
 from training.pretraining.config import PretrainConfig, published, small
 

@@ -43,8 +43,8 @@ from pipeline.proposals.proposal_set import propose
 from pipeline.quality.slic_baseline import SlicConfig, slic_scales
 from pipeline.quality.stored_scan import IntArray
 from storage import LabelVolume, ScanRecord, commit_scan, create_store
-from storage.checks import atom_extents
 from storage.layout import BACKGROUND_ATOM, MAX_ATOMS
+from storage.proposal_checks import atom_extents
 
 RANKINGS = ("coarse first", "even")
 """How the first n masks of a flat method are taken."""

@@ -110,7 +110,7 @@ def measure_propose(path: Path, threads: int | None) -> dict[str, float]:
     import SimpleITK as sitk
 
     import pipeline.hierarchies.boundaries
-    import pipeline.proposals.growing
+    import pipeline.proposals.candidates
     import pipeline.proposals.proposal_set as steps
     from commands.prepare.allocator import return_large_arrays
     from pipeline.compute.backend import get_backend
@@ -122,7 +122,7 @@ def measure_propose(path: Path, threads: int | None) -> dict[str, float]:
     taken = dict.fromkeys(STEPS, 0.0)
     for step, names in STEPS.items():
         for name in names:
-            for module in (pipeline.proposals.growing, steps):
+            for module in (pipeline.proposals.candidates, steps):
                 if hasattr(module, name):
                     setattr(module, name, timed(getattr(module, name), step, taken))
     levels: Any = pipeline.hierarchies.boundaries.Levels

@@ -23,8 +23,8 @@ from commands.arguments import EXAMPLES
 from commands.finetune import Shown, tell, to_document
 from commands.inspect import inspect_store
 from commands.prepare.command import prepare_store
-from commands.prepare.run import Options
 from commands.prepare.settings import Settings, print_report
+from commands.prepare.work import Options
 from commands.pretrain import pretrain_for_demo
 from commands.score import score_scans
 from commands.terminal import CommandError, print_precision, print_table

@@ -15,10 +15,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.checks import check_proposals
 from storage.errors import InvalidRecord
 from storage.layout import PROPOSAL_COLUMNS, dump_line, is_label_name, is_safe_name
 from storage.orders import Rows
+from storage.proposal_checks import check_proposals
 
 Labels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 

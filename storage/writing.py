@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 from zarr.storage import LocalStore
 
-from storage.checks import count_atoms
 from storage.layout import (
     CHUNK_VOXELS,
     FORMAT_VERSION,
@@ -33,6 +32,7 @@ from storage.layout import (
 )
 from storage.levels import Level, downsample_image, downsample_labels, make_level, plan_levels, ratio
 from storage.orders import pack_orders
+from storage.proposal_checks import count_atoms
 from storage.records import ScanRecord, plain_json
 from storage.shards import single_threaded_blosc
 from storage.words import count_voxels

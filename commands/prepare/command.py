@@ -14,8 +14,8 @@ from typing import Any
 
 from commands.prepare.outcomes import RunReport
 from commands.prepare.prefect_server import prefect_server
-from commands.prepare.run import Options, Work, plan_work, working_on
 from commands.prepare.settings import Settings, print_report
+from commands.prepare.work import Options, Work, plan_work, working_on
 
 
 def run_prepare(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:

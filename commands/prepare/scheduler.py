@@ -23,8 +23,8 @@ from typing import Any
 
 from commands.prepare.outcomes import Outcome
 from commands.prepare.plan import Job, batches
-from commands.prepare.run import Options, Work
 from commands.prepare.scan_task import without_paths
+from commands.prepare.work import Options, Work
 from commands.terminal import shown
 
 BATCH_SCANS, BATCH_VOXELS = 8, 2_000_000

@@ -29,8 +29,8 @@ from pipeline.errors import NoProposals
 from pipeline.hierarchies import Hierarchy, Levels
 from pipeline.proposals.atoms import AtomLayout, arrange, worth_keeping
 from pipeline.proposals.calibration import Calibration
+from pipeline.proposals.candidates import Grown, PartitionName, Scene, grow_components, grow_partition
 from pipeline.proposals.config import ProposalConfig
-from pipeline.proposals.growing import Grown, PartitionName, Scene, grow_components, grow_partition
 from pipeline.proposals.outlines import Outlines
 from pipeline.proposals.refinement import refine
 from pipeline.proposals.selection import Candidates, choose, with_second

@@ -16,8 +16,8 @@ from commands.arguments import EXAMPLES, parser
 from commands.demo import bundled_or_named
 from commands.main import main
 from commands.prepare.command import prepare_store
-from commands.prepare.run import Options
 from commands.prepare.settings import Settings
+from commands.prepare.work import Options
 from storage import open_store
 from tests.flows.conftest import FAST
 from tests.phantom import phantom

@@ -14,8 +14,8 @@ import pytest
 
 from commands.prepare import command, scan_task as one_scan, scheduler
 from commands.prepare.command import prepare_store
-from commands.prepare.run import Options
 from commands.prepare.settings import Settings
+from commands.prepare.work import Options
 from pipeline.errors import TransientReadError
 from pipeline.ingest.reading import read_source
 from storage import StoreFull, commit_scan, open_store, read_ledger

@@ -14,8 +14,8 @@ import pytest
 
 from commands.prepare import scheduler
 from commands.prepare.command import prepare_store
-from commands.prepare.run import Options
 from commands.prepare.settings import Settings
+from commands.prepare.work import Options
 from tests.flows.conftest import FAST
 from tests.phantom import phantom
 from tests.waits import PATIENT_SECONDS

@@ -13,8 +13,8 @@ import pytest
 from commands.main import main
 from commands.prepare import command
 from commands.prepare.command import prepare_store
-from commands.prepare.run import Options
 from commands.prepare.settings import Settings
+from commands.prepare.work import Options
 from storage import open_store, read_ledger
 from tests.phantom import phantom
 

@@ -10,8 +10,8 @@ import torch
 
 from commands.main import main
 from commands.prepare.command import prepare_store
-from commands.prepare.run import Options
 from commands.prepare.settings import Settings, wanted_digests
+from commands.prepare.work import Options
 from storage import open_store
 from training.classification.heads import export_encoder
 from training.network.iris import Iris

@@ -16,7 +16,7 @@ from .loader import (
     make_loader as make_loader,
     stack as stack,
 )
-from .samples import cut_out as cut_out, digest_scans as digest_scans
+from .sample_reader import cut_out as cut_out, digest_scans as digest_scans
 from .sampling import (
     MAX_MASKS as MAX_MASKS,
     DataConfig as DataConfig,

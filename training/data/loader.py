@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from storage import StorageError, open_store
 from training.data.batches import Batch
-from training.data.samples import Sample, SampleReader, digest_scans
+from training.data.sample_reader import Sample, SampleReader, digest_scans
 from training.data.sampling import DataConfig, make_choice
 from training.errors import ConfigError, DataError
 

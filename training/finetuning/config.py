@@ -13,7 +13,7 @@ from typing import Any, Literal
 from training.data import ViewAugmentation, strong
 from training.engine import OptimisationConfig, RunConfig
 from training.errors import ConfigError
-from training.finetuning.samples import LabelledDataConfig
+from training.finetuning.labelled_samples import LabelledDataConfig
 from training.finetuning.scans import FinetuneTaskConfig, Mode
 from training.inference import InferenceConfig
 

@@ -51,14 +51,14 @@ from training.evaluation import TITLES, Evaluation
 from training.files import write_atomically
 from training.finetuning.config import FinetuneConfig
 from training.finetuning.initial_tokens import OnScan, initial_tokens, random_tokens
-from training.finetuning.report import evaluate_tokens, report_document, scalars
-from training.finetuning.samples import (
+from training.finetuning.labelled_samples import (
     LabelledBatch,
     LabelledViews,
     LabelReader,
     augment_labelled,
     make_labelled_loader,
 )
+from training.finetuning.report import evaluate_tokens, report_document, scalars
 from training.finetuning.scans import LabelledScans, Mode, choose_scans
 from training.inference import FINETUNED, Case, PromptedIris, TokenTable, weights_file, write_png
 from training.network import (

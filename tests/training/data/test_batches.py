@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from training.data.batches import Batch, Cuts
-from training.finetuning.samples import LabelledBatch
+from training.finetuning.labelled_samples import LabelledBatch
 
 SHARED = {
     "scale": torch.ones(1),

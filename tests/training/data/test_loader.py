@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from storage import Store, create_store
-from tests.training.data.test_samples import CONFIG, make_store
+from tests.training.data.test_sample_reader import CONFIG, make_store
 from training.data.batches import Batch
 from training.data.loader import SampleLoader, Share, make_loader
 from training.errors import ConfigError, DataError

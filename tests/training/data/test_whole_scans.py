@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from storage import Store
-from training.data.samples import SampleReader, digest_scans
+from training.data.sample_reader import SampleReader, digest_scans
 from training.data.sampling import DataConfig
 from training.data.whole_scans import (
     ScanView,

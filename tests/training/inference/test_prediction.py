@@ -11,7 +11,12 @@ from tests.training.like_intensity import WIDTH, LikeIntensity
 from tests.training.phantom_store import make_phantom_store
 from training.data.augmentation import ViewAugmentation
 from training.errors import ConfigError, DataError
-from training.finetuning.samples import LabelledDataConfig, LabelReader, augment_labelled, collate_labelled
+from training.finetuning.labelled_samples import (
+    LabelledDataConfig,
+    LabelReader,
+    augment_labelled,
+    collate_labelled,
+)
 from training.inference.prediction import predict, predict_labels, predict_probabilities
 from training.inference.prompts import InferenceConfig, Reference, Structure, encode_references
 

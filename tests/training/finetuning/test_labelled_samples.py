@@ -10,7 +10,7 @@ from storage import Store
 from training.data.augmentation import ViewAugmentation
 from training.data.loader import Share
 from training.errors import ConfigError
-from training.finetuning.samples import (
+from training.finetuning.labelled_samples import (
     LabelledDataConfig,
     LabelReader,
     augment_labelled,

@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 from storage import Store, commit_scan, create_store, finish, open_store
 from tests.storage.drawn_record import differently, draw_record
 from training.data.boxes import Box, overlap_fraction
-from training.data.samples import Sample, SampleReader, digest_scans
+from training.data.sample_reader import Sample, SampleReader, digest_scans
 from training.data.sampling import DataConfig
 from training.errors import DataError
 
