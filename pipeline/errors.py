@@ -41,6 +41,19 @@ class ConfigError(PipelineError, ValueError):
     """A setting has an impossible value."""
 
 
+def require(holds: bool, setting: str, must: str, got: object = None) -> None:
+    """Raise a `ConfigError` unless the condition on a setting holds.
+
+    Args:
+        holds: The condition.
+        setting: Name of the setting.
+        must: What it must be.
+        got: What it is; None to leave it out of the message.
+    """
+    if not holds:
+        raise ConfigError(f"{setting} must be {must}" + ("" if got is None else f", got {got}"))
+
+
 class ScanError(PipelineError):
     """One input cannot be used.
 

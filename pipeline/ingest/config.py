@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.errors import ConfigError
+from pipeline.errors import require
 from pipeline.formats import SeriesRules
 
 INGEST_VERSION = 1
@@ -90,38 +90,56 @@ class IngestConfig:
         )
 
     def __post_init__(self) -> None:
-        _require(0.05 <= self.spacing_mm <= 20, "spacing_mm", "between 0.05 and 20", self.spacing_mm)
-        _require(self.margin_mm >= 0, "margin_mm", "at least 0", self.margin_mm)
+        require(
+            0.05 <= self.spacing_mm <= 20, "ingest setting spacing_mm", "between 0.05 and 20", self.spacing_mm
+        )
+        require(self.margin_mm >= 0, "ingest setting margin_mm", "at least 0", self.margin_mm)
         low, high = self.ct_window_hu
-        _require(low < high, "ct_window_hu", "a rising pair", self.ct_window_hu)
-        _require(abs(low) < 32000 and abs(high) < 32000, "ct_window_hu", "within int16", self.ct_window_hu)
+        require(low < high, "ingest setting ct_window_hu", "a rising pair", self.ct_window_hu)
+        require(
+            abs(low) < 32000 and abs(high) < 32000,
+            "ingest setting ct_window_hu",
+            "within int16",
+            self.ct_window_hu,
+        )
         first, last = self.percentiles
-        _require(0 <= first < last <= 100, "percentiles", "a rising pair within 0 to 100", self.percentiles)
-        _require(100 <= self.num_codes <= 32000, "num_codes", "between 100 and 32000", self.num_codes)
-        _require(self.min_size_voxels >= 2, "min_size_voxels", "at least 2", self.min_size_voxels)
-        _require(self.min_extent_mm >= 0, "min_extent_mm", "at least 0", self.min_extent_mm)
-        _require(
+        require(
+            0 <= first < last <= 100,
+            "ingest setting percentiles",
+            "a rising pair within 0 to 100",
+            self.percentiles,
+        )
+        require(
+            100 <= self.num_codes <= 32000,
+            "ingest setting num_codes",
+            "between 100 and 32000",
+            self.num_codes,
+        )
+        require(
+            self.min_size_voxels >= 2, "ingest setting min_size_voxels", "at least 2", self.min_size_voxels
+        )
+        require(self.min_extent_mm >= 0, "ingest setting min_extent_mm", "at least 0", self.min_extent_mm)
+        require(
             0 < self.min_spacing_mm < self.max_spacing_mm,
-            "min_spacing_mm",
+            "ingest setting min_spacing_mm",
             "above 0 and below max_spacing_mm",
             self.min_spacing_mm,
         )
-        _require(
+        require(
             self.set_spacing_mm is None or self.set_spacing_mm > 0,
-            "set_spacing_mm",
+            "ingest setting set_spacing_mm",
             "above 0",
             self.set_spacing_mm,
         )
-        _require(self.max_extent_mm > 0, "max_extent_mm", "above 0", self.max_extent_mm)
-        _require(self.max_stored_voxels > 0, "max_stored_voxels", "above 0", self.max_stored_voxels)
-        _require(self.frame is None or self.frame >= 0, "frame", "at least 0", self.frame)
-        _require(0 <= self.label_tolerance_voxels <= 1, "label_tolerance_voxels", "within 0 to 1", None)
-        _require(0 <= self.slice_gap_tolerance < 0.5, "slice_gap_tolerance", "within 0 to 0.5", None)
-        _require(0 <= self.tilt_tolerance_degrees < 45, "tilt_tolerance_degrees", "within 0 to 45", None)
-
-
-def _require(holds: bool, field: str, must: str, got: object) -> None:
-    if not holds:
-        raise ConfigError(
-            f"ingest setting {field} must be {must}" + ("" if got is None else f", got {got!r}")
+        require(self.max_extent_mm > 0, "ingest setting max_extent_mm", "above 0", self.max_extent_mm)
+        require(
+            self.max_stored_voxels > 0, "ingest setting max_stored_voxels", "above 0", self.max_stored_voxels
+        )
+        require(self.frame is None or self.frame >= 0, "ingest setting frame", "at least 0", self.frame)
+        require(
+            0 <= self.label_tolerance_voxels <= 1, "ingest setting label_tolerance_voxels", "within 0 to 1"
+        )
+        require(0 <= self.slice_gap_tolerance < 0.5, "ingest setting slice_gap_tolerance", "within 0 to 0.5")
+        require(
+            0 <= self.tilt_tolerance_degrees < 45, "ingest setting tilt_tolerance_degrees", "within 0 to 45"
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, require
 from pipeline.hierarchies import TreeSpec, Window
 from pipeline.proposals.outlines import Outlines
 
@@ -125,45 +125,39 @@ class ProposalConfig:
     def __post_init__(self) -> None:
         """Check the settings."""
         # One region and its background are two atoms.
-        _require(1 < self.max_atoms <= MAX_ATOMS, f"max_atoms must be 2..{MAX_ATOMS}, got {self.max_atoms}")
-        _require(self.max_proposals > 0, f"max_proposals must be positive, got {self.max_proposals}")
-        _require(self.max_regions > 1, f"max_regions must be above 1, got {self.max_regions}")
-        _require(
-            0 <= self.outline_smoothing <= 0.5,
-            f"outline_smoothing must be in 0..0.5, got {self.outline_smoothing}",
-        )
-        _require(0 <= self.rounding <= 0.5, f"rounding must be in 0..0.5, got {self.rounding}")
-        _require(
-            0 <= self.rounded_fraction <= 1, f"rounded_fraction must be in 0..1, got {self.rounded_fraction}"
-        )
+        require(1 < self.max_atoms <= MAX_ATOMS, "max_atoms", f"2..{MAX_ATOMS}", self.max_atoms)
+        require(self.max_proposals > 0, "max_proposals", "positive", self.max_proposals)
+        require(self.max_regions > 1, "max_regions", "above 1", self.max_regions)
+        require(0 <= self.outline_smoothing <= 0.5, "outline_smoothing", "in 0..0.5", self.outline_smoothing)
+        require(0 <= self.rounding <= 0.5, "rounding", "in 0..0.5", self.rounding)
+        require(0 <= self.rounded_fraction <= 1, "rounded_fraction", "in 0..1", self.rounded_fraction)
         for name in ("max_outline_sigma_mm", "max_rounding_sigma_mm"):
-            _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
-        _require(0 < self.duplicate_iou <= 1, f"duplicate_iou must be in (0, 1], got {self.duplicate_iou}")
-        _require(
-            0 < self.max_volume_fraction <= 1,
-            f"max_volume_fraction must be in (0, 1], got {self.max_volume_fraction}",
+            require(getattr(self, name) > 0, name, "positive", getattr(self, name))
+        require(0 < self.duplicate_iou <= 1, "duplicate_iou", "in (0, 1]", self.duplicate_iou)
+        require(
+            0 < self.max_volume_fraction <= 1, "max_volume_fraction", "in (0, 1]", self.max_volume_fraction
         )
-        _require(
-            bool(self.ct_windows_hu and self.percentile_windows), "at least one intensity window is needed"
-        )
+        if not (self.ct_windows_hu and self.percentile_windows):
+            raise ConfigError("at least one intensity window is needed")
         for low, high in (*self.ct_windows_hu, *self.percentile_windows):
-            _require(low < high, f"an intensity window must rise, got [{low:g}, {high:g}]")
-        _require(
+            if not low < high:
+                raise ConfigError(f"an intensity window must rise, got [{low:g}, {high:g}]")
+        require(
             list(self.scales_mm) == sorted({s for s in self.scales_mm if s > 0}),
-            f"scales_mm must be positive and rise, got {list(self.scales_mm)}",
+            "scales_mm",
+            "positive and rise",
+            list(self.scales_mm),
         )
         for name in ("fine_scale_mm", "coarse_scale_mm"):
             value = getattr(self, name)
-            _require(value in self.scales_mm, f"{name} must be one of scales_mm, got {value:g}")
+            require(value in self.scales_mm, name, "one of scales_mm", f"{value:g}")
         try:
             specs = [TreeSpec.parse(name) for name in self.trees]
         except ValueError as error:
             raise ConfigError(f"trees: {error}") from error
         for spec in specs:
-            _require(
-                not spec.uses_boundary_evidence or spec.scale_mm in self.scales_mm,
-                f"trees: {spec.name} needs the scale {spec.scale_mm:g} in scales_mm",
-            )
+            if spec.uses_boundary_evidence and spec.scale_mm not in self.scales_mm:
+                raise ConfigError(f"trees: {spec.name} needs the scale {spec.scale_mm:g} in scales_mm")
 
     def outlines(self, voxel_mm3: float) -> tuple[Outlines, Outlines]:
         """Return the outline settings of regions, and of their rounder copies.
@@ -192,8 +186,3 @@ class ProposalConfig:
     def specs(self) -> tuple[TreeSpec, ...]:
         """The trees to grow."""
         return tuple(TreeSpec.parse(name) for name in self.trees)
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ConfigError(message)
