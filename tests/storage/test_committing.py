@@ -113,6 +113,7 @@ def test_neither_a_commit_nor_a_sweep_leaves_a_file_open(empty_store: Path) -> N
     (empty_store / "tmp").mkdir()
     (empty_store / "tmp" / "c.0123.lock").touch()  # of a writer that died
     assert sweep(empty_store) == 1
+    assert not (empty_store / "tmp").exists()
     assert open_handles() == before
 
 
@@ -292,8 +293,31 @@ def test_a_sweep_counts_dead_writers_and_lines_together(store: Path) -> None:
     for lock in ("a.0123.lock", "b.0123.lock"):
         (store / "tmp" / lock).touch()
     assert sweep(store) == 3
+    assert not (store / "tmp").exists()
     assert sweep(store) == 0
     assert open_store(store).scan_ids == ("scan-1",)
+
+
+@pytest.mark.parametrize("new_is_in_place", [False, True])
+def test_a_sweep_brings_back_a_replaced_scan_unless_the_new_one_is_in_place(
+    empty_store: Path, new_is_in_place: bool
+) -> None:
+    old = draw_record("scan.v1.0", shape=SMALL)  # an id may have dots, as the folders in tmp/ do
+    commit_scan(empty_store, old)
+    target = open_store(empty_store).scan("scan.v1.0").path
+    moved = empty_store / "tmp" / "scan.v1.0.0123.old"
+    moved.parent.mkdir()
+    (empty_store / "tmp" / "scan.v1.0.0123.lock").touch()
+    shutil.copytree(target, moved)
+    if new_is_in_place:
+        commit_scan(empty_store, differently(old), replace=True)
+    else:
+        shutil.rmtree(target)
+    expected = open_store(empty_store).entries
+    assert sweep(empty_store) == 1
+    assert open_store(empty_store).entries == expected
+    assert list(verify(empty_store)) == []
+    assert not (empty_store / "tmp").exists()
 
 
 def test_a_file_among_the_folders_of_scans_is_no_scan(store: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.labels import RawLabel
 from pipeline.ingest.reading import RawScan
 from pipeline.ingest.standard_scan import StandardScan, standardize
-from pipeline.ingest.writeback import to_source_grid, write_image
+from pipeline.ingest.writeback import probability_to_source_grid, to_source_grid, write_image
 from pipeline.volumes.grid import Grid, corner_distance_mm
 from pipeline.volumes.reorientation import axis_maps, turn_array, turn_grid, turn_to_ras
 from tests.phantom import STRUCTURES, Phantom, phantom
@@ -206,3 +207,22 @@ def test_a_turned_array_on_its_turned_grid_is_the_same_picture(direction: np.nda
 def test_a_grid_survives_being_written_as_plain_values() -> None:
     grid = phantom(direction=rotation(10)).grid
     assert Grid.from_dict(grid.to_dict()) == grid
+
+
+def test_a_scan_beside_the_stored_volume_gets_background_and_no_probability() -> None:
+    stored = standard(phantom())
+    x, y, z = stored.source_grid.origin_xyz_mm
+    for origin in ((x + 1000, y, z), (x, y + 1000, z), (x, y, z + 1000)):
+        beside = replace(stored.source_grid, origin_xyz_mm=origin)
+        result = to_source_grid(stored.labels[0].array, stored.grid, beside)
+        assert result.shape == beside.shape_zyx
+        assert not result.any()
+        ones = np.ones(stored.grid.shape_zyx, np.float32)
+        assert probability_to_source_grid(ones, stored.grid, beside) is None
+
+
+def test_an_array_off_its_grid_is_not_written(tmp_path: Path) -> None:
+    grid = phantom().grid
+    with pytest.raises(ValueError, match="must lie on its grid"):
+        write_image(tmp_path / "x.nii.gz", np.zeros((3, 4, 5), np.uint8), grid)
+    assert list(tmp_path.iterdir()) == []
