@@ -42,6 +42,9 @@ WINDOW_MARGIN = 0.5
 """The same for the window that is registered."""
 SEEN_FRACTION = 0.3
 """Of the highest probability: voxels below it do not count for the centre of what a network sees."""
+LEAST_SEEN_OVERLAP = 0.2
+"""Dice of the masks, carried over to where they were seen, with what was seen: below it the place is not
+taken. A network that has learnt another anatomy sees something anywhere (docs/decisions/0010)."""
 NEAR_VOXELS = 3
 """How far around the structures the images have to agree."""
 LEAST_SHOWN = 0.7
@@ -93,16 +96,21 @@ def carry(image: Image, masks: NDArray[np.bool_], target: Image, *, seen: Image 
         _middle_on_middle(image.shape, target.shape),
         *_peaks(image, _around(together, PATCH_MARGIN), target),
     ]
-    if seen is not None and (centre := _centre_of(seen)) is not None:
+    centre = None if seen is None else _centre_of(seen)
+    if centre is not None:
         places.append(_from_centre(together, centre))
     best: tuple[float, Window, sitk.Transform, sitk.Image] | None = None
-    for offset in places:
+    for number, offset in enumerate(places):
         there = _moved(window, offset, target.shape)
         if there is None:
             continue
         fixed = _cut(target, there)
         transform = _registered(fixed, _itk(image), offset, float(image.min()))
         agreement = _agreement(target[there], fixed, image, near, transform)
+        if centre is not None and number == len(places) - 1:
+            drawn = _array(sitk.Resample(_itk(together.astype(np.float32)), fixed, transform)) >= 0.5
+            if _overlap(drawn, there, seen) < LEAST_SEEN_OVERLAP:
+                continue  # what was seen is something else
         if best is None or agreement > best[0]:
             best = agreement, there, transform, fixed
     if best is None:
@@ -248,6 +256,13 @@ def _registered(fixed: sitk.Image, moving: sitk.Image, offset: Offset, outside: 
         )
     warp = sitk.DisplacementFieldTransform(sitk.Cast(_onto(field, fixed), sitk.sitkVectorFloat64))
     return sitk.CompositeTransform([move, warp])
+
+
+def _overlap(drawn: NDArray[np.bool_], there: Window, seen: Image | None) -> float:
+    """Return the Dice of a mask in a window of the target with what is seen there and elsewhere."""
+    assert seen is not None
+    own = seen >= 0.5
+    return 2 * float((drawn & own[there]).sum()) / max(float(drawn.sum() + own.sum()), 1.0)
 
 
 def _levels(fixed: sitk.Image) -> Sequence[tuple[int, float, int]]:

@@ -60,11 +60,17 @@ def test_where_something_else_sees_the_structures_is_tried_too(monkeypatch: pyte
     monkeypatch.setattr("training.inference.registration._peaks", lambda *arguments: [])
     image, labels = scene(0, (12, 28, 30))
     target, expected = scene(1, (10, 16, 44), bend=2.5)
-    seen = np.where(expected > 0, 0.4, 0.05).astype(np.float32)  # faint is enough
+    seen = np.where(expected > 0, 0.6, 0.05).astype(np.float32)
     alone = carry(image, masks_of(labels), target)
     led = carry(image, masks_of(labels), target, seen=seen)
     assert dice((led.probabilities >= 0.5).any(axis=0), expected > 0) > 0.8
     assert led.agreement > alone.agreement + 0.1
+    # What is seen is not where the masks come to lie: two spots, between whose middle there is the structure.
+    spots = np.zeros_like(target)
+    spots[8:12, 2:6, 30:36] = spots[8:12, 26:30, 52:58] = 1.0
+    np.testing.assert_array_equal(
+        carry(image, masks_of(labels), target, seen=spots).probabilities, alone.probabilities
+    )
     nothing = carry(image, masks_of(labels), target, seen=np.zeros_like(target))
     np.testing.assert_array_equal(nothing.probabilities, alone.probabilities)
 
