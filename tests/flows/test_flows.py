@@ -52,7 +52,8 @@ def read_artifacts(key: str) -> list[Any]:
     async def read() -> list[Any]:
         async with get_client() as client:
             wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
-            return await client.read_artifacts(artifact_filter=wanted)
+            found = await client.read_artifacts(artifact_filter=wanted)
+            return sorted(found, key=lambda artifact: artifact.created)
 
     return asyncio.run(read())
 
