@@ -7,7 +7,15 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from commands.options import add_checkpoint, add_count, add_device, add_training, add_workers, at_least
+from commands.options import (
+    add_checkpoint,
+    add_count,
+    add_device,
+    add_training,
+    add_workers,
+    at_least,
+    renamed,
+)
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "manifest.csv"
 """The bundled scans, where this is a checkout."""
@@ -34,7 +42,11 @@ def add_prepare(add: argparse.ArgumentParser) -> None:
         "--scheduler", default="", metavar="tcp://HOST:PORT", help="a Dask scheduler to use instead"
     )
     add.add_argument(
-        "--device", default="auto", choices=("auto", "cpu", "numpy", "gpu"), help="where to compute"
+        "--device",
+        type=renamed("cuda", "gpu"),
+        default="auto",
+        choices=("auto", "cpu", "numpy", "gpu"),
+        help="where to compute (default: auto; cuda is gpu)",
     )
     add.add_argument(
         "--retry-failed", action="store_true", help="try failed scans again although nothing changed"

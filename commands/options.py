@@ -31,10 +31,19 @@ def add_workers(group: argparse._ActionsContainer, help: str, *, default: int | 
     group.add_argument("--workers", type=at_least(1), default=default, metavar="N", help=help)
 
 
+def renamed(other: str, name: str) -> Callable[[str], str]:
+    """Return a type for argparse that takes one word for another: the GPU is `gpu` or `cuda` everywhere."""
+    return lambda text: name if text == other else text
+
+
 def add_device(command: argparse.ArgumentParser) -> None:
     """Give a command the option --device."""
     command.add_argument(
-        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: auto)"
+        "--device",
+        type=renamed("gpu", "cuda"),
+        default="auto",
+        choices=("auto", "cpu", "cuda"),
+        help="where to compute (default: auto; gpu is cuda)",
     )
 
 

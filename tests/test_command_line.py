@@ -138,3 +138,21 @@ def test_the_number_of_workers_is_at_least_one(workers: str, capsys: pytest.Capt
         parser().parse_args(["prepare", "raw", "store", "--workers", workers])
     assert ended.value.code == 2
     assert "--workers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "device"),
+    [
+        (["prepare", "RAW", "STORE"], "gpu"),
+        (["pretrain", "STORE", "RUN"], "cuda"),
+        (["embed", "CHECKPOINT", "STORE", "--out", "features.npz"], "cuda"),
+    ],
+)
+@pytest.mark.parametrize("name", ["gpu", "cuda"])
+def test_the_gpu_has_both_names_in_every_command(arguments: list[str], device: str, name: str) -> None:
+    assert parser().parse_args([*arguments, "--device", name]).device == device
+
+
+def test_a_device_of_another_name_is_refused() -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(["pretrain", "STORE", "RUN", "--device", "numpy"])
