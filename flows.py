@@ -144,7 +144,8 @@ def pretrain(
         The weights; None where a signal stopped the training.
     """
     set_process_defaults()
-    told, weights = train(store, run, recipe, config, resume, workers, device)
+    name = None if resume and config is None else recipe  # else the run goes on with its own settings
+    told, weights = train(store, run, name, config, resume, workers, device)
     create_table_artifact(key="pretraining", table=[told], description=f"pretraining in {run.name}")
     if weights:
         create_link_artifact(key="weights", link=weights.resolve().as_uri(), link_text=weights.name)
@@ -189,5 +190,6 @@ def run_all(
     report = prepare(raw, store, config=config, workers=workers)
     if not (report.committed or report.skipped):
         raise RuntimeError(f"no scan of {raw} could be prepared: {report.summary()}")
-    begun = (run / "run.json").exists()
-    return pretrain(store, run, recipe=recipe, config=pretrain_config, resume=begun)
+    if (run / "run.json").exists():
+        return pretrain(store, run, resume=True)
+    return pretrain(store, run, recipe=recipe, config=pretrain_config)

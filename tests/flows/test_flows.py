@@ -118,6 +118,10 @@ def test_run_all_goes_from_scans_to_weights(tmp_path: Path, config: Path) -> Non
     assert weights == run / "weights.safetensors"
     assert weights.is_file()
     assert "last_loss" in str(read_artifacts("pretraining")[-1].data)
+    before = weights.read_bytes()
+    again = run_all(tmp_path / "raw", tmp_path / "store", run, config=config, pretrain_config=settings)
+    assert again == weights, "a run that is there goes on with its own settings"
+    assert weights.read_bytes() == before
 
 
 def test_run_all_without_a_scan_says_so(tmp_path: Path, config: Path) -> None:

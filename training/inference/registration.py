@@ -92,24 +92,22 @@ def carry(image: Image, masks: NDArray[np.bool_], target: Image, *, seen: Image 
         return Carried(probabilities=probabilities, agreement=0.0)
     near = ndimage.binary_dilation(together, iterations=NEAR_VOXELS)
     window = _around(together, WINDOW_MARGIN)
-    places = [
-        _middle_on_middle(image.shape, target.shape),
-        *_peaks(image, _around(together, PATCH_MARGIN), target),
-    ]
-    centre = None if seen is None else _centre_of(seen)
-    if centre is not None:
-        places.append(_from_centre(together, centre))
+    offsets = [_middle_on_middle(image.shape, target.shape)]
+    offsets += _peaks(image, _around(together, PATCH_MARGIN), target)
+    places: list[tuple[Offset, Image | None]] = [(offset, None) for offset in offsets]
+    if seen is not None and (centre := _centre_of(seen)) is not None:
+        places.append((_from_centre(together, centre), seen))
     best: tuple[float, Window, sitk.Transform, sitk.Image] | None = None
-    for number, offset in enumerate(places):
+    for offset, must_overlap in places:
         there = _moved(window, offset, target.shape)
         if there is None:
             continue
         fixed = _cut(target, there)
         transform = _registered(fixed, _itk(image), offset, float(image.min()))
         agreement = _agreement(target[there], fixed, image, near, transform)
-        if centre is not None and number == len(places) - 1:
+        if must_overlap is not None:
             drawn = _array(sitk.Resample(_itk(together.astype(np.float32)), fixed, transform)) >= 0.5
-            if _overlap(drawn, there, seen) < LEAST_SEEN_OVERLAP:
+            if _overlap(drawn, there, must_overlap) < LEAST_SEEN_OVERLAP:
                 continue  # what was seen is something else
         if best is None or agreement > best[0]:
             best = agreement, there, transform, fixed
@@ -258,9 +256,8 @@ def _registered(fixed: sitk.Image, moving: sitk.Image, offset: Offset, outside: 
     return sitk.CompositeTransform([move, warp])
 
 
-def _overlap(drawn: NDArray[np.bool_], there: Window, seen: Image | None) -> float:
+def _overlap(drawn: NDArray[np.bool_], there: Window, seen: Image) -> float:
     """Return the Dice of a mask in a window of the target with what is seen there and elsewhere."""
-    assert seen is not None
     own = seen >= 0.5
     return 2 * float((drawn & own[there]).sum()) / max(float(drawn.sum() + own.sum()), 1.0)
 
