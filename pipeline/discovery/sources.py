@@ -69,6 +69,7 @@ class Source:
         frame: Index of the frame of a 4D file, from 0.
         item: Position in a set.
         classes: Class of the scan as a whole: one class, or "0" or "1" for each of several; empty if unknown.
+        case: Patient or study that it is of; scans of one case are never torn apart. Empty: the scan alone.
     """
 
     scan_id: str
@@ -82,6 +83,7 @@ class Source:
     frame: int | None = None
     item: SetItem | None = None
     classes: tuple[str, ...] = ()
+    case: str = ""
 
     def __post_init__(self) -> None:
         check_scan_id(self.scan_id)

@@ -1,0 +1,101 @@
+"""Every `mass` command: its options, and the function that carries it out, which is named and not imported.
+
+A command is an entry of `COMMANDS`, a function here that adds its options, and a module in `commands/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from commands.arguments.store import add_inspect, add_lift, add_prepare, add_score, add_status, add_verify
+from commands.arguments.train import add_classify, add_embed, add_finetune, add_pretrain
+from commands.arguments.use import EXAMPLES as EXAMPLES, add_demo, add_evaluate, add_segment
+
+COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] = {
+    "prepare": (
+        "commands.prepare.command:run_prepare",
+        "bring a store up to date with a folder or manifest of scans",
+        add_prepare,
+    ),
+    "status": (
+        "commands.status:run_status",
+        "show what a store has, what failed, what is stale",
+        add_status,
+    ),
+    "verify": (
+        "commands.verify:run_verify",
+        "check every committed byte of a store",
+        add_verify,
+    ),
+    "lift": (
+        "commands.lift:run_lift",
+        "bring a store of an older format version to the newest one",
+        add_lift,
+    ),
+    "score": (
+        "commands.score:run_score",
+        "score proposals against the labels in a store",
+        add_score,
+    ),
+    "inspect": (
+        "commands.inspect:run_inspect",
+        "draw proposals: a page, and PNG files beside it",
+        add_inspect,
+    ),
+    "pretrain": (
+        "commands.pretrain:run_pretrain",
+        "train a network on a store's proposals",
+        add_pretrain,
+    ),
+    "finetune": (
+        "commands.finetune:run_finetune",
+        "train a network on labelled scans of a store",
+        add_finetune,
+    ),
+    "segment": (
+        "commands.segment:run_segment",
+        "find in raw scans what a reference and its mask show",
+        add_segment,
+    ),
+    "evaluate": (
+        "commands.evaluate:run_evaluate",
+        "measure in-context segmentation on labelled scans",
+        add_evaluate,
+    ),
+    "embed": (
+        "commands.classify:run_embed",
+        "write an encoder's features of a store's scans",
+        add_embed,
+    ),
+    "classify": (
+        "commands.classify:run_classify",
+        "train a classifier of whole scans",
+        add_classify,
+    ),
+    "demo": (
+        "commands.demo:run_demo",
+        "go the whole way on bundled scans, to the labels of one kept out",
+        add_demo,
+    ),
+}
+"""By name: `module:function` that runs it, help, what adds its options."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of every command and its options."""
+    top = argparse.ArgumentParser(
+        prog="mass",
+        description="Annotation-free pretraining on 3D medical scans: from raw scans to a store of masks.",
+        epilog="Exit codes: 0 all well, 1 something failed, 2 cannot be carried out, 130 interrupted.",
+    )
+    top.add_argument("--version", action="version", version=f"mass {version('mass3d')}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    for name, (run, help, add_options) in COMMANDS.items():
+        added = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+        added.set_defaults(run=run)
+        added.add_argument("--json", type=Path, metavar="FILE", help="write the result for machines")
+        add_options(added)
+    return top

@@ -1,0 +1,83 @@
+"""Options of the commands on stores: how one is made, kept, scored and looked at."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from commands.arguments.shared import add_workers, renamed
+
+
+def add_prepare(add: argparse.ArgumentParser) -> None:
+    """The options of `mass prepare`."""
+    add.add_argument(
+        "raw", type=Path, metavar="RAW", help="a folder, a manifest (.csv, .tsv, .jsonl), or one file"
+    )
+    add.add_argument("store", type=Path, metavar="STORE", help="the store; made where there is none")
+    add.add_argument(
+        "--config", type=Path, metavar="C.toml", help="settings: tables [ingest] and [proposals]"
+    )
+    where = add.add_mutually_exclusive_group()
+    add_workers(where, "processes on this machine (default: 1, in this process)")
+    where.add_argument(
+        "--scheduler", default="", metavar="tcp://HOST:PORT", help="a Dask scheduler to use instead"
+    )
+    add.add_argument(
+        "--device",
+        type=renamed("cuda", "gpu"),
+        default="auto",
+        choices=("auto", "cpu", "numpy", "gpu"),
+        help="where to compute (default: auto; cuda is gpu)",
+    )
+    add.add_argument(
+        "--retry-failed", action="store_true", help="try failed scans again although nothing changed"
+    )
+    add.add_argument("--prune", action="store_true", help="remove scans whose sources are gone")
+
+
+def add_status(add: argparse.ArgumentParser) -> None:
+    """The options of `mass status`."""
+    add.add_argument("store", type=Path, metavar="STORE")
+
+
+def add_verify(add: argparse.ArgumentParser) -> None:
+    """The options of `mass verify`."""
+    add.add_argument("store", type=Path, metavar="STORE")
+
+
+def add_lift(add: argparse.ArgumentParser) -> None:
+    """The options of `mass lift`."""
+    add.add_argument("store", type=Path, metavar="STORE", help="nothing is prepared anew; may be interrupted")
+
+
+def add_score(add: argparse.ArgumentParser) -> None:
+    """The options of `mass score`."""
+    add.add_argument("store", type=Path, metavar="STORE")
+    for what, of in (("scan", "ids"), ("dataset", "data sets")):
+        add.add_argument(
+            f"--{what}",
+            action="append",
+            default=[],
+            metavar="PATTERN",
+            help=f"only scans whose {of} fit it, as 'spine*' (may be repeated)",
+        )
+    add.add_argument(
+        "--baseline", choices=("slic",), help="score flat multi-scale SLIC as well (minutes a scan)"
+    )
+    add.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write all tables; the terminal shows the first"
+    )
+    add.add_argument("--csv", type=Path, metavar="FILE", help="write a row a structure of a scan")
+    add_workers(add, "scans scored at once (default: 1)")
+
+
+def add_inspect(add: argparse.ArgumentParser) -> None:
+    """The options of `mass inspect`."""
+    add.add_argument("store", type=Path, metavar="STORE")
+    add.add_argument(
+        "--scan", action="append", default=[], metavar="ID", help="this scan in full (may be repeated)"
+    )
+    add.add_argument("--out", type=Path, required=True, metavar="report.html", help="the page")
+    add.add_argument(
+        "--full", type=int, default=3, metavar="N", help="without --scan: so many scans in full (3)"
+    )

@@ -1,0 +1,103 @@
+"""Options of the commands that train, or that use an encoder alone."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from commands.arguments.shared import add_device, add_training
+
+
+def add_pretrain(add: argparse.ArgumentParser) -> None:
+    """The options of `mass pretrain`."""
+    add.add_argument("store", type=Path, metavar="STORE")
+    add.add_argument(
+        "run_folder", type=Path, metavar="RUN", help="checkpoints, metrics, pictures, weights; made new"
+    )
+    add_training(add, ("published", "small", "whole"))
+
+
+def add_finetune(add: argparse.ArgumentParser) -> None:
+    """The options of `mass finetune`."""
+    add.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="weights to start from (.safetensors, .pt, .pth), or the folder of a run",
+    )
+    add.add_argument("store", type=Path, metavar="STORE")
+    add.add_argument(
+        "run_folder", type=Path, metavar="RUN", help="checkpoints, metrics, weights, report; made new"
+    )
+    add.add_argument("--label", metavar="NAME", help="label map to learn, where the store has several")
+    add.add_argument("--dataset", action="append", metavar="NAME", help="only its scans (may be repeated)")
+    which = add.add_mutually_exclusive_group()
+    which.add_argument("--scans", nargs="+", metavar="ID", help="train on these scans")
+    which.add_argument(
+        "--num", type=int, metavar="N", help="train on N labelled scans, drawn (default: all but a fifth)"
+    )
+    add.add_argument(
+        "--held-out", nargs="+", metavar="ID", help="report on these (default: labelled, not trained on)"
+    )
+    add.add_argument("--seed", type=int, metavar="S", help="of the draw and of the training (0)")
+    add.add_argument(
+        "--mode",
+        choices=("full", "decoder", "tokens"),
+        help="what is trained: all, all but the encoder, or the tokens only (default: full)",
+    )
+    add.add_argument(
+        "--from-scratch", action="store_true", help="the same network, its weights drawn at random"
+    )
+    add_training(add)
+
+
+def add_embed(add: argparse.ArgumentParser) -> None:
+    """The options of `mass embed`."""
+    add.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, exported, or published one"
+    )
+    add.add_argument("store", type=Path, metavar="STORE")
+    add.add_argument("--out", type=Path, required=True, metavar="features.npz", help="the file, .npz or .csv")
+    add.add_argument(
+        "--window",
+        type=int,
+        default=128,
+        metavar="N",
+        help="most voxels seen at once, a multiple of 16 (128)",
+    )
+    add_device(add)
+
+
+def add_classify(add: argparse.ArgumentParser) -> None:
+    """The options of `mass classify`."""
+    add.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, exported, or published one"
+    )
+    add.add_argument("store", type=Path, metavar="STORE")
+    add.add_argument("run_folder", type=Path, metavar="RUN", help="head, predictions, results; made new")
+    add.add_argument(
+        "--labels",
+        type=Path,
+        metavar="labels.csv",
+        help="columns id, class (or one of 0 and 1 a class), split (default: what the store knows)",
+    )
+    add.add_argument(
+        "--mode",
+        choices=("frozen-attention", "frozen-linear", "full"),
+        default="frozen-attention",
+        help="what is trained (default: frozen-attention)",
+    )
+    add.add_argument(
+        "--from-scratch", action="store_true", help="draw the encoder's weights: the same network, untaught"
+    )
+    add.add_argument(
+        "--test-fraction",
+        type=float,
+        default=0.0,
+        metavar="F",
+        help="draw so large a part of each class as test",
+    )
+    add.add_argument("--seed", type=int, metavar="N", help="of weights, samples, draws (0)")
+    add.add_argument("--config", type=Path, metavar="C.toml", help="settings that differ, by table")
+    add.add_argument("--resume", action="store_true", help="go on with the run in RUN")
+    add_device(add)
