@@ -101,6 +101,7 @@ def _commit_document(folder: Path, record: ScanRecord) -> bytes:
         modality=record.modality,
         dataset=record.dataset,
         split=record.split,
+        case=record.case,
         num_proposals=len(record.table),
         labels=tuple(label.name for label in record.labels),
         digests=record.digests,

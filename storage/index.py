@@ -45,6 +45,13 @@ class IndexEntry:
     """sha256 of its COMMIT.json, and so of every byte of the scan."""
     format_version: int = FORMAT_VERSION
     """Format version of its folder."""
+    case: str = ""
+    """Patient or study that it is of; empty if it is a case of its own."""
+
+    @property
+    def case_key(self) -> str:
+        """The case, or the scan's id where none is known: scans of one key are never torn apart."""
+        return self.case or self.scan_id
 
     @property
     def path(self) -> str:
@@ -68,6 +75,7 @@ class IndexEntry:
             digests={str(stage): str(digest) for stage, digest in value["digests"].items()},
             digest=str(value["digest"]),
             format_version=int(value.get("format_version", 1)),
+            case=str(value.get("case", "")),
         )
         if entry.format_version not in READ_VERSIONS:
             raise ValueError(f"format version of {entry.scan_id} is {entry.format_version}")
@@ -83,7 +91,9 @@ class IndexEntry:
 
     def summary(self) -> dict[str, object]:
         """Return the part of the entry that COMMIT.json repeats, so that a lost line can be written again."""
-        return {
+        # Scans without a case have the line that they had before there were cases.
+        later = {"case": self.case} if self.case else {}
+        return later | {
             "id": self.scan_id,
             "shape": list(self.shape_zyx),
             "spacing_zyx_mm": list(self.spacing_zyx_mm),

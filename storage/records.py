@@ -189,6 +189,8 @@ class ScanRecord:
     """JSON that is stored unchanged: provenance, geometry, `intensity` (see Intensity)."""
     digests: Mapping[str, str]
     """Digest of the inputs of each stage; it shows whether a scan is out of date."""
+    case: str = ""
+    """Patient or study that it is of; empty if it is a case of its own."""
 
     def __post_init__(self) -> None:
         if not is_safe_name(self.scan_id):
@@ -207,6 +209,7 @@ class ScanRecord:
         texts = (
             self.dataset,
             self.split,
+            self.case,
             self.modality,
             *self.sources,
             *self.digests,
@@ -214,7 +217,7 @@ class ScanRecord:
         )
         if not all(isinstance(text, str) for text in texts) or not self.modality:
             raise InvalidRecord(
-                "dataset, split, modality, sources and digests are strings, modality not empty"
+                "dataset, split, case, modality, sources and digests are strings, modality not empty"
             )
         plain_json(self.attributes)
         if "intensity" in self.attributes:

@@ -89,6 +89,11 @@ class Scan:
         return self.entry.split
 
     @property
+    def case(self) -> str:
+        """Patient or study that it is of; empty if it is a case of its own."""
+        return self.entry.case
+
+    @property
     def digests(self) -> Mapping[str, str]:
         """Digest of the inputs of each stage."""
         return self.entry.digests
@@ -368,6 +373,7 @@ class Scan:
             scan_id=self.id,
             dataset=self.dataset,
             split=self.split,
+            case=self.case,
             modality=self.modality,
             image=self.image_codes(),
             scale=self.scale,

@@ -130,6 +130,7 @@ def _scan_attributes(record: ScanRecord, levels: Sequence[Level]) -> dict[str, A
         "scan_id": record.scan_id,
         "dataset": record.dataset,
         "split": record.split,
+        **({"case": record.case} if record.case else {}),
         "modality": record.modality,
         "scale": record.scale,
         "offset": record.offset,

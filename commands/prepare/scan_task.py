@@ -134,6 +134,7 @@ def _fresh_record(store: Store, setup: Setup, job: Job, digests: Mapping[str, st
         scan_id=source.scan_id,
         dataset=source.dataset,
         split=source.split,
+        case=source.case,
         modality=scan.modality,
         image=scan.image,
         scale=scan.scale,

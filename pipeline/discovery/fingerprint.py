@@ -19,7 +19,7 @@ _CHUNK_BYTES = 1 << 20
 def source_digest(source: Source) -> str:
     """Return a SHA-256 of the bytes of image and labels, and of all choices made for them.
 
-    File names do not enter; dataset, split and classes do, since they are stored too.
+    File names do not enter; dataset, split, case and classes do, since they are stored too.
 
     Raises:
         UnreadableFile: A file cannot be read.
@@ -66,8 +66,10 @@ def source_stat(source: Source) -> list[tuple[str, int, int]]:
 
 
 def _choices(source: Source) -> dict[str, Any]:
-    # A source without classes or item has the digest that it had before these were added.
+    # A source without classes, case or item has the digest that it had before these were added.
     later: dict[str, Any] = {"classes": list(source.classes)} if source.classes else {}
+    if source.case:
+        later["case"] = source.case
     if source.item is not None:
         later["item"] = [source.item.array, source.item.index]
     return later | {

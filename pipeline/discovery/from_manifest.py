@@ -120,6 +120,7 @@ def _entry(row: Row, root: Path, rules: SeriesRules, *, default_dataset: str) ->
             location="",
             frame=frame,
             classes=(row["class"],) if row["class"] else (),
+            case=row["case"],
         )
         labels, note = _labels(row, root)
         entry = replace(entry, note=note)
@@ -250,10 +251,14 @@ def _notes(entries: Sequence[_Entry], unknown: Sequence[str], scrubber: Scrubber
     if unknown:
         notes.append(f"columns of the manifest not used: {', '.join(unknown)}")
     notes.extend(sorted({e.note for e in entries if e.note}))
-    named = sum(1 for e in entries if e.source is not None and scrubber.holds_identity(e.row["id"]))
+    named = sum(
+        1
+        for e in entries
+        if e.source is not None and any(scrubber.holds_identity(e.row[column]) for column in ("id", "case"))
+    )
     if named:
         notes.append(
-            f"{named} ids in the manifest hold what a DICOM header calls its patient; they "
+            f"{named} ids or cases in the manifest hold what a DICOM header calls its patient; they "
             "are kept as given: "
             "change them if that is a real name"
         )

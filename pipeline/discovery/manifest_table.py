@@ -12,6 +12,7 @@
     frame        index of the frame of a 4D image, from 0
     series       SeriesInstanceUID, if a DICOM folder holds several series
     class        class of the scan as a whole, for classification
+    case         patient or study; scans of one case are never torn apart by a split
 
 Other columns are noted and not used.
 """
@@ -28,7 +29,19 @@ from typing import Any
 from pipeline.errors import ManifestError, UnreadableFile
 from pipeline.formats import parse_modality
 
-COLUMNS = ("id", "image", "label", "label_names", "modality", "dataset", "split", "frame", "series", "class")
+COLUMNS = (
+    "id",
+    "image",
+    "label",
+    "label_names",
+    "modality",
+    "dataset",
+    "split",
+    "frame",
+    "series",
+    "class",
+    "case",
+)
 """Columns that a manifest may have; other columns are noted."""
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from storage import commit_scan, finish, open_store, read_ledger, verify
+from storage import commit_scan, create_store, finish, open_store, read_ledger, verify
 from tests.storage.drawn_record import draw_record
 from tests.storage.make_fixture import LONG, describe
 
@@ -48,6 +49,22 @@ def test_an_old_store_is_whole_and_its_ledger_reads() -> None:
         ("case-1", "committed"),
         ("case-3", "failed"),
     ]
+
+
+def test_a_case_is_kept_and_a_scan_without_one_has_the_bytes_that_it_had(tmp_path: Path) -> None:
+    create_store(tmp_path / "store", spacing_mm=1.5, config={})
+    record = draw_record("case-0", shape=LONG)
+    commit_scan(tmp_path / "store", replace(record, case="patient 7"))
+    commit_scan(tmp_path / "store", replace(record, scan_id="case-1"))
+    store = open_store(tmp_path / "store")
+    one, other = store.scan("case-0"), store.scan("case-1")
+    assert (one.case, one.entry.case_key, one.record().case) == ("patient 7", "patient 7", "patient 7")
+    assert (other.case, other.entry.case_key) == ("", "case-1")
+    for name in ("COMMIT.json", "zarr.json"):
+        assert '"case": "patient 7"' in (one.path / name).read_text()
+        assert '"case":' not in (other.path / name).read_text()
+    lines = (store.path / "index.jsonl").read_text().splitlines()
+    assert ['"case":' in line for line in lines] == [True, False]
 
 
 def test_an_old_store_takes_new_scans(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ class ClassTable:
     """Whether a scan may have several classes, or none."""
     splits: tuple[str, ...]
     """(N,) "train", "val", "test", or "" if unknown."""
+    cases: tuple[str, ...] = ()
+    """(N,) case of each scan, or its id where it has none; empty: every scan is a case of its own."""
 
     @property
     def indices(self) -> NDArray[np.int64]:
@@ -115,13 +117,14 @@ def read_class_table(path: Path, store: Store) -> ClassTable:
         lacking = [row["id"] for row, split in zip(rows, splits, strict=True) if not split]
         raise DataError(f"{path}: {len(lacking)} rows have no split ({_listed(lacking)}); fill in the column")
     if "class" in columns:
-        return _single(str(path), ids, [row["class"] for row in rows], splits)
+        return _with_cases(_single(str(path), ids, [row["class"] for row in rows], splits), store)
     names = [column for column in columns if column not in _RESERVED]
     if not names:
         raise DataError(
             f"{path}: there is no class in it; add a column `class`, or a column of 0 and 1 for each class"
         )
-    return _multiple(str(path), ids, names, [[row[name] for name in names] for row in rows], splits)
+    cells = [[row[name] for name in names] for row in rows]
+    return _with_cases(_multiple(str(path), ids, names, cells, splits), store)
 
 
 def table_of_store(store: Store) -> ClassTable:
@@ -141,9 +144,9 @@ def table_of_store(store: Store) -> ClassTable:
     if len(sizes) > 1:
         raise DataError(f"{where}: its scans have classes of several kinds; name a file with --labels")
     if sizes == {0}:
-        return _single(where, ids, list(kept.values()), splits)
+        return _with_cases(_single(where, ids, list(kept.values()), splits), store)
     names = [str(number) for number in range(sizes.pop())]
-    return _multiple(where, ids, names, list(kept.values()), splits)
+    return _with_cases(_multiple(where, ids, names, list(kept.values()), splits), store)
 
 
 def with_store_splits(table: ClassTable, store: Store) -> ClassTable:
@@ -151,14 +154,11 @@ def with_store_splits(table: ClassTable, store: Store) -> ClassTable:
     if any(table.splits):
         return table
     splits = tuple(SPLITS.get(store.entries[scan_id].split.lower(), "") for scan_id in table.ids)
-    return ClassTable(
-        source=table.source,
-        ids=table.ids,
-        classes=table.classes,
-        targets=table.targets,
-        multi_label=table.multi_label,
-        splits=splits,
-    )
+    return replace(table, splits=splits)
+
+
+def _with_cases(table: ClassTable, store: Store) -> ClassTable:
+    return replace(table, cases=tuple(store.entries[scan_id].case_key for scan_id in table.ids))
 
 
 def split_classes(table: ClassTable, *, test_fraction: float = 0.0, seed: int = 0) -> ClassSplit:
@@ -166,7 +166,8 @@ def split_classes(table: ClassTable, *, test_fraction: float = 0.0, seed: int = 
 
     Args:
         table: Classes of the scans, with splits unless `test_fraction` is above 0.
-        test_fraction: If above 0, the splits are ignored, and this fraction of each class is drawn as test.
+        test_fraction: If above 0, the splits are ignored, and this fraction of each class is drawn as test;
+            scans of one case stay together.
         seed: Of the draw.
 
     Raises:
@@ -220,18 +221,25 @@ def _check_classes(table: ClassTable, split: ClassSplit) -> None:
 
 
 def _drawn(table: ClassTable, fraction: float, seed: int) -> tuple[str, ...]:
-    """Return random splits, stratified by class; for multi-label data, by combination of classes."""
+    """Return random splits, stratified by class; for multi-label data, by combination of classes.
+
+    Whole cases are drawn; the class of a case is that of its first scan.
+    """
     if not 0 < fraction < 1:
         raise DataError(f"--test-fraction must be above 0 and below 1, got {fraction}")
     generator = np.random.default_rng(seed)
     splits = ["train"] * len(table.ids)
-    groups: dict[tuple[float, ...], list[int]] = {}
-    for k, row in enumerate(table.targets):
-        groups.setdefault(tuple(row.tolist()), []).append(k)
-    for rows in groups.values():
-        shuffled = [rows[k] for k in generator.permutation(len(rows))]
-        for k in shuffled[: max(1, round(fraction * len(rows)))] if len(rows) > 1 else ():
-            splits[k] = "test"
+    cases: dict[str, list[int]] = {}
+    for k, case in enumerate(table.cases or table.ids):
+        cases.setdefault(case, []).append(k)
+    groups: dict[tuple[float, ...], list[list[int]]] = {}
+    for rows in cases.values():
+        groups.setdefault(tuple(table.targets[rows[0]].tolist()), []).append(rows)
+    for members in groups.values():
+        shuffled = [members[k] for k in generator.permutation(len(members))]
+        for rows in shuffled[: max(1, round(fraction * len(members)))] if len(members) > 1 else ():
+            for k in rows:
+                splits[k] = "test"
     return tuple(splits)
 
 

@@ -22,8 +22,10 @@ from .sampling import (
     DataConfig as DataConfig,
     ScanChoice as ScanChoice,
     ScanSplit as ScanSplit,
+    cases_in_turn as cases_in_turn,
     generator_of as generator_of,
     make_choice as make_choice,
+    of_other_cases as of_other_cases,
     split_scans as split_scans,
 )
 from .whole_scans import (

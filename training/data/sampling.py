@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -66,7 +67,8 @@ class DataConfig:
     exclude: tuple[str, ...] = ()
     """Ids of scans that are never trained on."""
     holdout_fraction: float = 0.0
-    """Fraction of the scans kept out of training, 0..1, chosen by a hash of the scan's id."""
+    """Fraction of the scans kept out of training, 0..1, chosen by a hash of the case (without one, of the
+    id)."""
 
     def __post_init__(self) -> None:
         for crop, cut in zip(self.crop_zyx, self.cut_zyx, strict=True):
@@ -136,8 +138,8 @@ class ScanSplit:
 def split_scans(entries: Mapping[str, IndexEntry], config: DataConfig) -> ScanSplit:
     """Return the scans to train on, and those held out.
 
-    Whether a scan is held out depends on its id alone, so that adding scans does not change the choice for
-    others. Scans of one patient are not kept together; use `exclude` or a split to hold out a patient.
+    Whether a scan is held out depends on its case alone (on its id, where it has none). So the scans of a
+    case stay together, and adding scans does not change the choice for others.
 
     Args:
         entries: The index of the store, by scan id.
@@ -152,7 +154,7 @@ def split_scans(entries: Mapping[str, IndexEntry], config: DataConfig) -> ScanSp
         for scan_id, entry in sorted(entries.items())
         if scan_id not in excluded and (not config.splits or entry.split in config.splits)
     ]
-    held_out = {scan_id for scan_id in wanted if _share(scan_id) < config.holdout_fraction}
+    held_out = {scan_id for scan_id in wanted if _share(entries[scan_id].case_key) < config.holdout_fraction}
     training = tuple(scan_id for scan_id in wanted if scan_id not in held_out)
     if not training:
         has = ", ".join(sorted({repr(entry.split) for entry in entries.values()})) or "no scans"
@@ -162,6 +164,32 @@ def split_scans(entries: Mapping[str, IndexEntry], config: DataConfig) -> ScanSp
             f"{len(held_out)}. Prepare more scans or change the settings"
         )
     return ScanSplit(training=training, holdout=tuple(sorted(held_out)))
+
+
+def cases_in_turn(scan_ids: Iterable[str], entries: Mapping[str, IndexEntry]) -> list[str]:
+    """Return scans in turns: the first of each case, then the second of each case, and so on.
+
+    So the first n of them are of as many cases as can be. Scans without a case keep their order.
+
+    Args:
+        scan_ids: Ids, in the order that is kept within a turn.
+        entries: The index of the store, by scan id.
+    """
+    times = Counter[str]()
+    turns: dict[int, list[str]] = {}
+    for scan_id in scan_ids:
+        key = entries[scan_id].case_key
+        turns.setdefault(times[key], []).append(scan_id)
+        times[key] += 1
+    return [scan_id for turn in turns.values() for scan_id in turn]
+
+
+def of_other_cases(
+    scan_ids: Iterable[str], others: Iterable[str], entries: Mapping[str, IndexEntry]
+) -> list[str]:
+    """Return the scans that share no case with any of `others`, in their order."""
+    cases = {entries[scan_id].case_key for scan_id in others}
+    return [scan_id for scan_id in scan_ids if entries[scan_id].case_key not in cases]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,8 +313,8 @@ def draw_masks(
     return np.argsort(-keys, kind="stable")[:count]
 
 
-def _share(scan_id: str) -> float:
-    return int.from_bytes(hashlib.sha256(scan_id.encode()).digest()[8:16], "big") / 2**64
+def _share(case_key: str) -> float:
+    return int.from_bytes(hashlib.sha256(case_key.encode()).digest()[8:16], "big") / 2**64
 
 
 def _triple(value: int | tuple[int, int, int]) -> Triple:

@@ -6,21 +6,24 @@ target that is not one of them. A structure is one value of a label map, or (`wh
 Reads:  a store's images (z-scores) and labels.
 Writes: one `Score` per prompt, target and structure (`training.evaluation.scores`); with ensembling, one per
         target and structure.
-Bounds: references and targets are of the same data set and label map. If a target lacks a structure, it has
-        no Dice for it and is in no mean; the number of such cases, and of those with a prediction, is
-        reported. Random choices use the config's seed only; no other generator is changed.
+Bounds: references and targets are of the same data set and label map. A target never gets a reference of
+        its own case (patient); references and targets are drawn from as many cases as there are. If a target
+        lacks a structure, it has no Dice for it and is in no mean; the number of such targets, and of those
+        with a prediction, is reported. Random choices use the config's seed only; no other generator is
+        changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from storage import CorruptStore, Scan, Store
+from storage import CorruptStore, IndexEntry, Scan, Store
+from training.data import cases_in_turn, of_other_cases
 from training.errors import ConfigError, DataError
 from training.evaluation.scores import Evaluation, Failed, Score, Unprompted
 from training.evaluation.surfaces import UNKNOWN, SurfaceDistances, surface_distances
@@ -122,7 +125,7 @@ def evaluate_in_context(
             for scan_id in cohort.targets:
                 try:
                     target = _Target.read(store.scan(scan_id), cohort.label)
-                    usable = _prompts_for(scan_id, cohort, prompts)
+                    usable = _prompts_for(scan_id, cohort, prompts, store.entries)
                     scores += scorer.ensembled(target, usable) if ensemble else scorer.each(target, usable)
                 except CorruptStore as error:
                     if not keep_going:
@@ -150,33 +153,34 @@ class _Cohort:
 
 def _cohorts(store: Store, config: EvaluationConfig) -> list[_Cohort]:
     """Return the scans of each data set that share a label map, split into references and targets."""
-    missing = [scan_id for scan_id in (*config.targets, *config.references) if scan_id not in store.entries]
+    entries = store.entries
+    missing = [scan_id for scan_id in (*config.targets, *config.references) if scan_id not in entries]
     if missing:
         more = f" ({len(missing) - 1} more are missing)" if len(missing) > 1 else ""
         raise DataError(f"evaluation: scan {missing[0]!r} is not in {store.path}{more}")
     members: dict[tuple[str, str], list[str]] = {}
-    for entry in store.entries.values():
+    for entry in entries.values():
         for label in entry.labels:
             if config.label in ("", label) and (not config.datasets or entry.dataset in config.datasets):
                 members.setdefault((entry.dataset, label), []).append(entry.scan_id)
     cohorts = []
     for (dataset, label), ids in members.items():
         generator = np.random.default_rng(config.seed)
-        shuffled = [ids[k] for k in generator.permutation(len(ids))]
-        no_references = [scan_id for scan_id in shuffled if scan_id not in config.references] or shuffled
+        shuffled = cases_in_turn((ids[k] for k in generator.permutation(len(ids))), entries)
+        no_references = of_other_cases(shuffled, config.references, entries) or shuffled
         targets = _chosen(config.targets, no_references[: config.num_targets], ids)
-        others = [scan_id for scan_id in shuffled if scan_id not in targets] or shuffled
+        others = of_other_cases(shuffled, targets, entries) or shuffled
         references = _chosen(config.references, others, ids)
         prompts = _groups(references, config.shots, config.num_prompts)
-        # A target may be a reference of some prompts, but not of all.
-        targets = [target for target in targets if any(target not in prompt for prompt in prompts)]
+        # A target's case may be in the references of some prompts, but not of all.
+        targets = [t for t in targets if any(of_other_cases([t], ids, entries) for ids in prompts)]
         if targets:
             cohorts.append(_Cohort(dataset=dataset, label=label, prompts=prompts, targets=tuple(targets)))
     if not cohorts:
         raise DataError(
             f"evaluation: no two scans of {store.path} share a label map"
             + (f" {config.label!r}" if config.label else "")
-            + ". Give scans with labels, or leave the evaluation out"
+            + " and are of different cases. Give scans with labels, or leave the evaluation out"
         )
     return cohorts
 
@@ -248,12 +252,14 @@ _NamedPrompts = list[tuple[tuple[str, ...], Prompt]]
 """Prompts, each with the ids of its references."""
 
 
-def _prompts_for(target: str, cohort: _Cohort, prompts: Sequence[Prompt | None]) -> _NamedPrompts:
-    """Return the prompts that do not have the target as a reference."""
+def _prompts_for(
+    target: str, cohort: _Cohort, prompts: Sequence[Prompt | None], entries: Mapping[str, IndexEntry]
+) -> _NamedPrompts:
+    """Return the prompts without a reference of the target's case."""
     return [
         (ids, prompt)
         for ids, prompt in zip(cohort.prompts, prompts, strict=True)
-        if prompt is not None and target not in ids
+        if prompt is not None and of_other_cases([target], ids, entries)
     ]
 
 

@@ -1,7 +1,8 @@
 """Choice of a fine-tuning's training scans, held-out scans and structures.
 
 *Reads* a store's index, and the label maps of the training scans, once. *Writes* nothing. The scans drawn
-depend on the seed and the ids only; a smaller `num_scans` gives a subset of the scans of a larger one.
+depend on the seed, the ids and the cases only; a smaller `num_scans` gives a subset of the scans of a larger
+one. Scans of one case (patient) are never on both sides; those drawn are of as many cases as can be.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from storage import IndexEntry, Store
-from training.data import DataConfig, split_scans
+from training.data import DataConfig, cases_in_turn, of_other_cases, split_scans
 from training.errors import ConfigError, DataError
 from training.inference import Structure
 
@@ -50,8 +51,8 @@ class FinetuneTaskConfig:
     held_out: tuple[str, ...] = ()
     """Ids of the scans to report on; empty for labelled scans not trained on (see holdout_fraction)."""
     holdout_fraction: float = 0.2
-    """Fraction of the labelled scans to hold out, chosen by a hash of the id, if `scans` and `held_out` are
-    empty."""
+    """Fraction of the labelled scans to hold out, chosen by a hash of the case (without one, of the id), if
+    `scans` and `held_out` are empty."""
     num_validation: int = 4
     """Number of held-out scans that are evaluated during the training."""
     max_reported: int = 100
@@ -118,14 +119,14 @@ def choose_scans(store: Store, config: FinetuneTaskConfig) -> LabelledScans:
     _check_ids(store, label, (*config.scans, *config.held_out), candidates)
     generator = np.random.default_rng(config.scan_seed)
     pool, held_out = _pools(candidates, config)
-    shuffled = [pool[k] for k in generator.permutation(len(pool))]
+    shuffled = cases_in_turn((pool[k] for k in generator.permutation(len(pool))), candidates)
     if config.num_scans > len(pool):
         raise DataError(
             f"{store.path}: {config.num_scans} scans with the label {label!r} are asked for, {len(pool)} are "
             f"there to train on ({len(held_out)} more are kept out to report on). Ask for fewer"
         )
     training = tuple(sorted(shuffled[: config.num_scans] if config.num_scans else pool))
-    held_out = held_out or [scan_id for scan_id in shuffled if scan_id not in training]
+    held_out = of_other_cases(held_out or shuffled, training, candidates)
     reported = [held_out[k] for k in generator.permutation(len(held_out))][: config.max_reported]
     return LabelledScans(
         label=label,
@@ -180,13 +181,20 @@ def _pools(candidates: Mapping[str, IndexEntry], config: FinetuneTaskConfig) -> 
         both = set(config.scans) & set(config.held_out)
         if both:
             raise ConfigError(f"scan {min(both)!r} is to be trained on and held out: choose one")
-        rest = [scan_id for scan_id in candidates if scan_id not in config.scans]
+        apart = of_other_cases(config.held_out, config.scans, candidates)
+        torn = sorted(set(config.held_out) - set(apart))
+        if torn:
+            raise ConfigError(
+                f"scan {torn[0]!r} is to be held out, and another scan of its case "
+                f"{candidates[torn[0]].case!r} is to be trained on: choose scans of different cases"
+            )
+        rest = of_other_cases(candidates, config.scans, candidates)
         return sorted(set(config.scans)), sorted(config.held_out) or rest
     split = split_scans(
         candidates,
         DataConfig(
             splits=config.splits,
-            exclude=config.held_out,
+            exclude=_of_cases(config.held_out, candidates),
             holdout_fraction=0.0 if config.held_out else config.holdout_fraction,
         ),
     )
@@ -195,6 +203,12 @@ def _pools(candidates: Mapping[str, IndexEntry], config: FinetuneTaskConfig) -> 
     known = {*split.training, *split.holdout}
     others = [scan_id for scan_id in candidates if scan_id not in known]  # of other splits
     return list(split.training), others or list(split.holdout)
+
+
+def _of_cases(scan_ids: Sequence[str], candidates: Mapping[str, IndexEntry]) -> tuple[str, ...]:
+    """Return all candidates that share a case with one of these scans; also the scans themselves."""
+    apart = set(of_other_cases(candidates, scan_ids, candidates))
+    return tuple(scan_id for scan_id in candidates if scan_id not in apart)
 
 
 def find_structures(

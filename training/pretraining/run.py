@@ -292,7 +292,8 @@ def choose_evaluation(store: Store, config: PretrainConfig, split: ScanSplit) ->
         and wanted.label in ("", *entry.labels)
         and (not wanted.datasets or entry.dataset in wanted.datasets)
     }
-    partners = Counter((entry.dataset, label) for entry in labelled.values() for label in entry.labels)
+    cases = {(entry.dataset, label, entry.case_key) for entry in labelled.values() for label in entry.labels}
+    partners = Counter((dataset, label) for dataset, label, _ in cases)
     possible = [
         scan_id
         for scan_id, entry in labelled.items()

@@ -502,10 +502,10 @@ def test_the_digest_follows_content_and_choices_and_not_names(tmp_path: Path) ->
     second = tmp_path / "b" / "other.nii.gz"
     second.parent.mkdir()
     second.write_bytes(first.read_bytes())
-    text = "id,image,modality,label\n{id},{image},{modality},{label}\n"
+    text = "id,image,modality,label,case\n{id},{image},{modality},{label},{case}\n"
 
     def digest(**row: str) -> str:
-        row = {"id": "x", "modality": "", "label": ""} | row
+        row = {"id": "x", "modality": "", "label": "", "case": ""} | row
         (source,) = discover(manifest(tmp_path, text.format(**row)), RULES).sources
         return source_digest(source)
 
@@ -514,6 +514,7 @@ def test_the_digest_follows_content_and_choices_and_not_names(tmp_path: Path) ->
     assert digest(image="a/x.nii.gz", modality="ct") != same
     scan.write_labels(tmp_path / "l.nii.gz")
     assert digest(image="a/x.nii.gz", label="l.nii.gz") != same
+    assert len({same, digest(image="a/x.nii.gz", case="p"), digest(image="a/x.nii.gz", case="q")}) == 3
     scan.replace(image=scan.image + 1).write(first)
     assert digest(image="a/x.nii.gz") != same
 

@@ -93,6 +93,23 @@ def test_a_drawn_test_part_has_its_share_of_every_class() -> None:
         split_classes(table, test_fraction=1.5)
 
 
+def test_scans_of_one_case_are_drawn_together() -> None:
+    classes = [k // 2 % 2 for k in range(60)]
+    table = ClassTable(
+        source="x",
+        ids=tuple(map(str, range(60))),
+        classes=("0", "1"),
+        targets=np.eye(2, dtype=np.float32)[classes],
+        multi_label=False,
+        splits=("",) * 60,
+        cases=tuple(f"case {k // 2}" for k in range(60)),
+    )
+    for seed in range(5):
+        test = set(split_classes(table, test_fraction=0.4, seed=seed).test)
+        assert len(test) == 24
+        assert all((2 * k in test) == (2 * k + 1 in test) for k in range(30))
+
+
 def test_validation_scans_are_the_test_where_there_is_no_other(blobs: Store, tmp_path: Path) -> None:
     def split(scan_id: str) -> str:
         return {"test": "training"}.get(scan_id.split("-")[0], scan_id.split("-")[0])

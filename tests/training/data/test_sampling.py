@@ -17,9 +17,11 @@ from training.data.sampling import (
     DataConfig,
     ScanChoice,
     candidates,
+    cases_in_turn,
     draw_masks,
     generator_of,
     make_choice,
+    of_other_cases,
     split_scans,
     visible_voxels,
 )
@@ -28,7 +30,7 @@ from training.errors import ConfigError, DataError
 RECORD = draw_record(shape=SMALL)
 
 
-def entry(scan_id: str, dataset: str = "a", split: str = "train") -> IndexEntry:
+def entry(scan_id: str, dataset: str = "a", split: str = "train", case: str = "") -> IndexEntry:
     return IndexEntry(
         scan_id=scan_id,
         shape_zyx=(9, 9, 9),
@@ -40,6 +42,7 @@ def entry(scan_id: str, dataset: str = "a", split: str = "train") -> IndexEntry:
         labels=(),
         digests={},
         digest=f"of {scan_id}",
+        case=case,
     )
 
 
@@ -183,6 +186,23 @@ def test_the_hash_that_holds_a_scan_out_stays_the_same_in_every_version() -> Non
     known = entries(entry("s7"), entry("t"))
     assert split_scans(known, DataConfig(holdout_fraction=np.nextafter(share, 1))).holdout == ("s7",)
     assert "s7" in split_scans(known, DataConfig(holdout_fraction=share)).training
+
+
+def test_a_case_is_held_out_as_a_whole_and_scans_without_one_as_before() -> None:
+    alone = entries(*[entry(f"s{k}") for k in range(200)])
+    of_cases = entries(*[entry(f"p{k}_{c}", case=f"p{k}") for k in range(100) for c in ("t1", "t2", "flair")])
+    config = DataConfig(holdout_fraction=0.3)
+    split = split_scans(alone | of_cases, config)
+    cases = [{name.split("_")[0] for name in part if "_" in name} for part in (split.training, split.holdout)]
+    assert cases[0].isdisjoint(cases[1])
+    assert min(map(len, cases)) > 15
+    assert [name for name in split.holdout if "_" not in name] == list(split_scans(alone, config).holdout)
+
+
+def test_scans_in_turn_begin_with_one_of_each_case() -> None:
+    known = entries(entry("a1", case="a"), entry("a2", case="a"), entry("b"), entry("c1", case="c"))
+    assert cases_in_turn(["a2", "a1", "c1", "b"], known) == ["a2", "c1", "b", "a1"]
+    assert of_other_cases(["a2", "b", "c1"], ["a1", "b"], known) == ["c1"]
 
 
 def test_no_scan_left_says_why() -> None:

@@ -113,6 +113,26 @@ def test_a_scan_is_never_shown_to_itself(store):
     assert pairs == {("a", "b"), ("b", "a")}
 
 
+def test_a_target_is_never_shown_a_scan_of_its_own_case(tmp_path):
+    create_store(tmp_path / "store", spacing_mm=1.5, config={})
+    for patient in "pqr":
+        for channel in ("t1", "t2"):
+            drawn = draw_scan(f"{patient}_{channel}", (1, 2))
+            commit_scan(tmp_path / "store", replace(drawn, case=patient))
+    store = open_store(tmp_path / "store")
+    assert {entry.case for entry in store.entries.values()} == {"p", "q", "r"}
+    named = replace(CONFIG, targets=("p_t1", "p_t2", "q_t1"), references=("p_t2", "q_t2"))
+    for config in (named, replace(CONFIG, num_targets=6), replace(CONFIG, num_targets=2)):
+        scores = evaluate_in_context(LikeIntensity(), store, config).scores
+        assert scores
+        assert all(score.target[0] not in {name[0] for name in score.references} for score in scores)
+    drawn = evaluate_in_context(LikeIntensity(), store, replace(CONFIG, num_targets=2)).scores
+    assert len({score.target[0] for score in drawn}) == 2  # of as many cases as can be
+    one_case = replace(CONFIG, targets=("p_t1",), references=("p_t2",))
+    with pytest.raises(DataError, match="of different cases"):
+        evaluate_in_context(LikeIntensity(), store, one_case)
+
+
 def test_shots_are_averaged_in_disjoint_prompts(store):
     config = replace(CONFIG, targets=("a",), references=("b", "c", "d", "e", "lacking"), shots=2)
     found = evaluate_in_context(LikeIntensity(), store, config)

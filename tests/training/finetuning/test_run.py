@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from commands.main import main
-from storage import Store, commit_scan, finish, open_store
+from storage import Store, commit_scan, create_store, finish, open_store
 from tests.training.phantom_store import make_phantom_store, phantom_record
 from training.data.augmentation import ViewAugmentation
 from training.data.windows import fit_window
@@ -392,6 +392,28 @@ def test_fewer_scans_are_the_first_of_more_and_none_is_reported_on(phantom_store
         assert {*chosen.training, *chosen.held_out} == set(phantom_store.scan_ids)
     named = choose_scans(phantom_store, FinetuneTaskConfig(scans=("phantom-2",), held_out=("phantom-0",)))
     assert (named.training, named.held_out) == (("phantom-2",), ("phantom-0",))
+
+
+def test_a_case_is_never_on_both_sides(tmp_path: Path) -> None:
+    create_store(tmp_path / "store", spacing_mm=1.5, config={})
+    for k in range(6):
+        commit_scan(tmp_path / "store", replace(phantom_record(f"s{k}", seed=k), case=f"patient {k // 2}"))
+    store = open_store(tmp_path / "store")
+
+    def cases(ids: Sequence[str]) -> set[str]:
+        return {store.scan(scan_id).case for scan_id in ids}
+
+    for seed in range(4):
+        drawn = choose_scans(store, FinetuneTaskConfig(num_scans=2, holdout_fraction=0.0, scan_seed=seed))
+        assert len(cases(drawn.training)) == 2
+        assert drawn.held_out
+        assert cases(drawn.training).isdisjoint(cases(drawn.held_out))
+    for settings in ({"scans": ("s0",)}, {"held_out": ("s0",)}, {"holdout_fraction": 0.2}):
+        chosen = choose_scans(store, FinetuneTaskConfig(**settings))
+        assert chosen.held_out
+        assert cases(chosen.training).isdisjoint(cases(chosen.held_out))
+    with pytest.raises(ConfigError, match="another scan of its case 'patient 0' is to be trained on"):
+        choose_scans(store, FinetuneTaskConfig(scans=("s0",), held_out=("s1",)))
 
 
 @pytest.mark.parametrize(
