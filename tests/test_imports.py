@@ -60,6 +60,7 @@ HOMES = {
     "torch": {"training"},
     "safetensors": {"training"},
     "pytorch_optimizer": {"training"},
+    "nibabel": {"pipeline.ingest.nibabel_files"},
     "cupy": {"pipeline.compute.backend"},
     "cupyx": {"pipeline.compute.backend"},
 }

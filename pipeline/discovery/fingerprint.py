@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.discovery.sources import Source
-from pipeline.formats import os_error, read_set_image
+from pipeline.formats import os_error, pair_of, read_set_image
 
 _CHUNK_BYTES = 1 << 20
 
@@ -32,7 +32,8 @@ def source_digest(source: Source) -> str:
         digest.update(f"{image.dtype.str} {image.shape}".encode())
         digest.update(image.tobytes())
         return digest.hexdigest()
-    for path in (*source.files, *(label.path for label in source.labels)):
+    labels = (path for label in source.labels for path in pair_of(label.path))
+    for path in (*source.files, *labels):
         digest.update(_file_digest(path, source.location))
     return digest.hexdigest()
 
@@ -59,7 +60,7 @@ def source_stat(source: Source) -> list[tuple[str, int, int]]:
     """
     entries = [_stat(source.files, source.location, source.location)]
     entries.extend(
-        _stat((label.path,), f"{source.location} (label {label.name})", source.location)
+        _stat(pair_of(label.path), f"{source.location} (label {label.name})", source.location)
         for label in source.labels
     )
     return entries

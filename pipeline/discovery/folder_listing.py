@@ -56,7 +56,6 @@ _OTHER_SUFFIXES = frozenset(
         ".raw",
         ".zraw",
         ".img",
-        ".hdr",
         ".bval",
         ".bvec",
         ".py",

@@ -1,3 +1,4 @@
+from .binary_headers import colour_error as colour_error, complex_error as complex_error
 from .dicom_headers import Header as Header, read_header as read_header
 from .dicom_series import (
     SeriesRules as SeriesRules,
@@ -5,12 +6,13 @@ from .dicom_series import (
     order_slices as order_slices,
     split_series as split_series,
 )
-from .file_kinds import identify as identify, not_finite as not_finite
+from .file_kinds import identify as identify
 from .files import (
     check_readable as check_readable,
     companions as companions,
     is_transient as is_transient,
     os_error as os_error,
+    pair_of as pair_of,
 )
 from .modality_names import NAME_WORDS as NAME_WORDS, Modality as Modality, parse_modality as parse_modality
 from .npz_sets import (

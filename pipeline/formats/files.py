@@ -10,13 +10,18 @@ import os
 from pathlib import Path
 
 from pipeline.errors import ScanError, TransientReadError, UnreadableFile
+from pipeline.formats.binary_headers import data_of_pair
 from pipeline.formats.file_kinds import IMAGE_FORMATS
+from pipeline.formats.text_headers import lies_below
 
 _HEADER_BYTES = 65536
 """Text headers are shorter than this."""
 
 _DATA_FILE = {suffix: line for row in IMAGE_FORMATS.values() for suffix, line in row.data_file.items()}
 """The line that names the data file, by suffix of the detached header."""
+
+_PAIRED = {suffix for row in IMAGE_FORMATS.values() for suffix in row.data_suffix}
+"""Suffixes of headers whose data file has the same name."""
 
 _TRANSIENT = {
     errno.EIO,
@@ -31,7 +36,9 @@ _TRANSIENT = {
 
 
 def companions(path: Path) -> tuple[Path, ...]:
-    """Return the files of an image: the file itself, and the data file that its header names (MHD, NHDR)."""
+    """Return the files of an image: the file itself, and the data file of its header (MHD, NHDR, HDR)."""
+    if path.suffix.lower() in _PAIRED:
+        return pair_of(path)
     pattern = _DATA_FILE.get(path.suffix.lower())
     if pattern is None:
         return (path,)
@@ -42,9 +49,14 @@ def companions(path: Path) -> tuple[Path, ...]:
         return (path,)  # the reader raises the error
     match = pattern.search(text)
     name = match["file"] if match else "LOCAL"
-    if name.upper() == "LOCAL" or name.upper().startswith("LIST") or "%" in name:
-        return (path,)
+    if name.upper() == "LOCAL" or name.upper().startswith("LIST") or "%" in name or not lies_below(name):
+        return (path,)  # the reader refuses a name that leads elsewhere
     return (path, path.parent / name)
+
+
+def pair_of(path: Path) -> tuple[Path, ...]:
+    """Return the header and the data file of a pair with one name (HDR and IMG), else the file alone."""
+    return (path, data_of_pair(path)) if path.suffix.lower() in _PAIRED else (path,)
 
 
 def is_transient(error: BaseException) -> bool:

@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import BadSpacing, ConstantImage, EmptyForeground
-from pipeline.formats import not_finite
+from pipeline.errors import BadSpacing, ConstantImage, EmptyForeground, NotFinite
 from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.intensity import Intensity, ct_window, encode, looks_like_hounsfield, percentile_window
 from pipeline.ingest.labels import refuse_label_as_scan
@@ -104,7 +103,7 @@ def standardize(raw: RawScan, config: IngestConfig) -> StandardScan:
     if modality is None:
         guess, why = guess_modality(image, grid.spacing_zyx_mm, name=raw.location.split("/")[-1])
         modality, origin = guess, f"guess: {why}"
-    notes: list[str] = []
+    notes = list(raw.notes)
     has_air = modality == "ct" and float(image.min()) < config.body_threshold_hu
     in_hu = modality == "ct" and looks_like_hounsfield(image, config)
     if modality == "ct" and not in_hu:
@@ -170,7 +169,11 @@ def _check_values(raw: RawScan) -> None:
     low, high = float(raw.image.min()), float(raw.image.max())  # both are NaN if any voxel is
     if not (np.isfinite(low) and np.isfinite(high)):
         count = int(raw.image.size - np.isfinite(raw.image).sum())
-        raise not_finite(count, raw.image.size, raw.location)
+        raise NotFinite(
+            f"every voxel must be a number, {count} of {raw.image.size} are NaN or infinite",
+            path=raw.location,
+            remedy="Replace them by the background's value (for CT -1000, else 0) and save the file again",
+        )
     if low == high:
         raise ConstantImage(
             f"every voxel has the value {low:g}",

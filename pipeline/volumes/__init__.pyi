@@ -3,7 +3,13 @@ from .foreground import (
     body_box as body_box,
     body_mask as body_mask,
 )
-from .grid import Grid as Grid, corner_distance_mm as corner_distance_mm, nine as nine, triple as triple
+from .grid import (
+    Grid as Grid,
+    corner_distance_mm as corner_distance_mm,
+    nine as nine,
+    rigid_grid as rigid_grid,
+    triple as triple,
+)
 from .reorientation import (
     Turn as Turn,
     axis_maps as axis_maps,

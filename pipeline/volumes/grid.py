@@ -108,6 +108,60 @@ class Grid:
         )
 
 
+MAX_SHEAR_DEGREES = 1.0
+"""Axes are put to right angles if they are off by at most this, in degrees."""
+
+
+def rigid_grid(
+    shape_zyx: tuple[int, int, int], spacing_xyz_mm: Any, origin_xyz_mm: Any, direction: Any
+) -> tuple[Grid, str]:
+    """Return the grid of a header, with its axes turned to right angles if they are nearly so.
+
+    Args:
+        shape_zyx: Number of voxels along the array's axes.
+        spacing_xyz_mm: Three voxel sizes, in mm.
+        origin_xyz_mm: World point of the centre of voxel (0, 0, 0), in mm.
+        direction: 3x3 matrix; column j is the direction of index axis j, of length 1.
+
+    Returns:
+        The grid, and what was changed; the text is empty if nothing was. The nearest rotation is taken
+        (singular value decomposition), about the volume's centre.
+
+    Raises:
+        ValueError: An axis is `MAX_SHEAR_DEGREES` or more off a right angle, or a number is impossible.
+    """
+    given = np.asarray(direction, dtype=np.float64).reshape(3, 3)
+    spacing, origin = triple(spacing_xyz_mm), triple(origin_xyz_mm)
+    products = given.T @ given
+    if np.abs(products - np.eye(3)).max() < _ORTHONORMAL_TOLERANCE:
+        return (
+            Grid(shape_zyx=shape_zyx, spacing_xyz_mm=spacing, origin_xyz_mm=origin, direction=nine(given)),
+            "",
+        )
+    if not np.abs(np.diag(products) - 1).max() < _ORTHONORMAL_TOLERANCE:
+        raise ValueError(f"each axis must be a vector of length 1, got {nine(given)}")
+    off = np.degrees(np.arcsin(np.clip(np.abs(products[np.triu_indices(3, 1)]), 0, 1))).max()
+    if not off <= MAX_SHEAR_DEGREES:
+        raise ValueError(f"up to {MAX_SHEAR_DEGREES:g} degree is put right, this is {off:.1f} degrees off")
+    left, _, right = np.linalg.svd(given)
+    rotation = left @ right
+    steps, new_steps = given * np.array(spacing), rotation * np.array(spacing)
+    middle = (np.array(shape_zyx[::-1]) - 1) / 2
+    grid = Grid(
+        shape_zyx=shape_zyx,
+        spacing_xyz_mm=spacing,
+        origin_xyz_mm=triple(np.array(origin) + (steps - new_steps) @ middle),
+        direction=nine(rotation),
+    )
+    corners = np.array([[i, j, k] for i in (-0.5, 0.5) for j in (-0.5, 0.5) for k in (-0.5, 0.5)])
+    away = corners * np.array(shape_zyx[::-1]) @ (steps - new_steps).T
+    change_mm = float(np.linalg.norm(away, axis=1).max())
+    return grid, (
+        f"the header's axes are {off:.2f} degrees off right angles: the nearest rotation was taken, "
+        f"which moves the far corner by {change_mm:.2f} mm"
+    )
+
+
 def triple(values: Any) -> tuple[float, float, float]:
     """Return three values as plain floats."""
     x, y, z = (float(v) for v in values)

@@ -82,6 +82,16 @@ def patched(path: Path, offset: int, value: bytes) -> Path:
     return out
 
 
+def with_voxels(path: Path, *sizes: float) -> Path:
+    """The NIfTI file with other voxel sizes along x, y, z, in pixdim and in the sform."""
+    out = patched(path, 80, struct.pack(f"<{len(sizes)}f", *sizes))
+    data = bytearray(out.read_bytes())
+    for axis, size in enumerate(sizes):
+        struct.pack_into("<f", data, 280 + 20 * axis, size)
+    out.write_bytes(data)
+    return out
+
+
 @pytest.fixture
 def good(scan: Phantom, tmp_path: Path) -> Path:
     return scan.write(tmp_path / "good.nii.gz")
@@ -233,7 +243,12 @@ def test_random_bytes_never_crash_the_reader(tmp_path: Path) -> None:
     ],
 )
 def test_a_nifti_voxel_size_that_no_scanner_makes_is_refused(good: Path, value: float, kind: str) -> None:
-    assert kind in refused(patched(good, 80, struct.pack("<f", value)), errors.BadSpacing)
+    assert kind in refused(with_voxels(good, value), errors.BadSpacing)
+
+
+def test_a_nifti_with_two_voxel_sizes_is_refused(good: Path) -> None:
+    told = refused(patched(good, 80, struct.pack("<f", 1.5)), errors.BadSpacing)
+    assert "pixdim says 1.5 x 1.2 x 3, the sform 1.3 x 1.2 x 3 mm" in told
 
 
 @pytest.mark.parametrize("sizes", [(3, 0, 5, 6), (0, 0, 0, 0)])
@@ -277,7 +292,7 @@ def test_a_nrrd_voxel_size_that_no_scanner_makes_is_refused(
 
 
 def test_a_scan_longer_than_any_patient_is_refused(good: Path) -> None:
-    path = patched(good, 80, struct.pack("<fff", 24.0, 24.0, 24.0))
+    path = with_voxels(good, 24.0, 24.0, 24.0)
     config = IngestConfig(max_extent_mm=1000)
     told = refused(path, errors.BadSpacing, config=config)
     assert "may reach" in told
@@ -293,6 +308,7 @@ def test_a_sheared_orientation_is_refused(good: Path) -> None:
     data = bytearray(unzipped(good))
     struct.pack_into("<2h", data, 252, 0, 1)  # qform off, sform on
     struct.pack_into("<4f", data, 280, 1.3, 0.6, 0, 0)
+    struct.pack_into("<4f", data, 296, 0, 1.04, 0, 0)
     path = good.with_name("sheared.nii")
     path.write_bytes(data)
     assert "right angles" in refused(path, errors.BadGeometry)
@@ -370,7 +386,7 @@ def test_a_colour_image_is_no_scan(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"rgb{suffix}"
     colours = np.random.default_rng(0).integers(0, 255, (10, 12, 14, 3)).astype(np.uint8)
     sitk.WriteImage(sitk.GetImageFromArray(colours, isVector=True), str(path))
-    refused(path, errors.NoSuchFrame)
+    assert "colour image" in refused(path, errors.NotVolumetric)
 
 
 # --- values
