@@ -57,15 +57,18 @@ def wanted_digests(config: Mapping[str, Any], before: Mapping[str, Any] | None =
         stage: digest_of({"settings": _counted(config.get(stage, {})), "code": code[stage]}) for stage in code
     }
     change = {
-        stage: describe_change(before.get(stage, {}), config[stage]) if before else "" for stage in code
+        stage: describe_change(_counted(before.get(stage, {})), _counted(config[stage])) if before else ""
+        for stage in code
     }
     return Wanted(**digests, ingest_change=change["ingest"], proposals_change=change["proposals"])
 
 
 def _counted(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that tell stored scans from stale ones: all but those that came later and are unset."""
+    """The settings that tell stored scans from stale ones: not those that came later and change nothing."""
     return {
-        name: value for name, value in settings.items() if value is not None or name not in LATER_SETTINGS
+        name: value
+        for name, value in settings.items()
+        if name not in LATER_SETTINGS or value != LATER_SETTINGS[name]
     }
 
 

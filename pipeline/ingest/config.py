@@ -14,8 +14,8 @@ INGEST_VERSION = 1
 """Version of the code that reads and standardises scans. It is raised when the same input and settings give
 other voxels; then scans that were stored before are out of date."""
 
-LATER_SETTINGS = ("set_spacing_mm",)
-"""Settings that did not exist for the first stores; if unset, those stores are up to date."""
+LATER_SETTINGS = {"set_spacing_mm": None, "resample_labels": False}
+"""Settings that did not exist for the first stores, with the values under which those are up to date."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,10 @@ class IngestConfig:
     frame: int | None = None
     """Index of the frame of every 4D file, from 0; if None, 4D files are an error. A manifest's `frame`
     column has priority."""
+
+    resample_labels: bool = False
+    """Resample a label map that lies on another grid than its image by nearest neighbour, with a note; False
+    refuses it. A label on the image's grid in another order or direction of axes is turned in either case."""
 
     label_tolerance_voxels: float = 0.1
     """Largest distance between a corner of a label's grid and of its image's, in the image's smallest

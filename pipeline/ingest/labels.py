@@ -1,4 +1,4 @@
-"""Checks of label maps: they must fit their scan and hold declared values only.
+"""Label maps on their scan's grid: checked, turned or resampled onto it, with declared values only.
 
 *Reads*: an array as the file holds it. *Writes*: uint8 or uint16 (z, y, x) on the scan's grid; 0 is
 background.
@@ -16,12 +16,23 @@ from numpy.typing import NDArray
 from pipeline.discovery import LabelSource
 from pipeline.errors import LabelMismatch, LooksLikeLabel
 from pipeline.ingest.config import IngestConfig
-from pipeline.volumes import Grid, corner_distance_mm
+from pipeline.volumes import (
+    Grid,
+    corner_distance_mm,
+    labels_on_grid,
+    turn_array,
+    turn_grid,
+    turn_towards,
+)
 
 _MAX_DISTINCT = 256
 """Images with more distinct values than this are not label maps."""
 
 _MAX_VALUE = 65535
+
+
+_ROUNDING = 1e-3
+"""Largest distance of a label value from a whole number that is taken for rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,32 +44,107 @@ class RawLabel:
         array: (z, y, x) uint8 or uint16; 0 is background.
         grid: The scan's grid.
         value_names: Name of each value, if declared.
+        notes: What was unusual, and what was done about it.
     """
 
     name: str
     array: NDArray[np.uint8] | NDArray[np.uint16]
     grid: Grid
     value_names: Mapping[int, str] | None
+    notes: tuple[str, ...] = ()
 
 
 def check_label(
     array: NDArray[Any], own: Grid, *, label: LabelSource, grid: Grid, config: IngestConfig, shown: str
 ) -> RawLabel:
-    """Return the label map in the smallest integer type that fits.
+    """Return the label map on its scan's grid, in the smallest integer type that fits.
+
+    A map on the same grid whose axes are in another order or direction is turned, which is exact. One on
+    another grid is refused, or resampled by nearest neighbour with `resample_labels`.
 
     Args:
         array: (z, y, x), any number type.
         own: Grid of the label file.
         label: Where it comes from, with its declared values.
         grid: Grid of the scan.
-        config: Has the tolerance between the two grids.
+        config: Has the tolerance between the two grids, and whether maps are resampled.
         shown: Name of the file in error messages.
 
     Raises:
-        LabelMismatch: The shape or position differs from the scan's; values are not whole numbers from 0 to
-            65,535; or values are not declared.
+        LabelMismatch: The map lies elsewhere than the scan; values are not whole numbers from 0 to 65,535; or
+            values are not declared.
     """
-    _check_grid(own, grid, config, shown)
+    turn = None if _same_grid(own, grid, config) else turn_towards(own, grid.matrix)
+    turned = own if turn is None else turn_grid(own, turn)
+    fits = turn is None or _same_grid(turned, grid, config)
+    if not fits and not config.resample_labels:
+        raise _elsewhere(turned, grid, config, shown)
+    array, rounded = _rounded(array)
+    typed = _typed(array, label, shown)
+    notes = [rounded] if rounded else []
+    if turn is not None and fits:
+        typed = np.ascontiguousarray(turn_array(typed, turn))
+        notes.append("its axes have another order or direction than the image's: turned")
+    elif turn is not None:
+        moved: tuple[Any, float | None] = labels_on_grid(typed, own, grid)
+        typed, outside = moved
+        if outside == 1:
+            raise LabelMismatch(
+                "a label must lie on its image, no labelled voxel of this lies within the image",
+                path=shown,
+                remedy="Pair the right files, or correct the position in one of the headers",
+            )
+        notes.append(
+            f"it lies on another grid than the image ({' x '.join(map(str, own.shape_zyx[::-1]))} voxels): "
+            f"resampled by nearest neighbour; {100 * (outside or 0):.1f} % of its labelled voxels lie "
+            "outside of the image"
+        )
+    return RawLabel(
+        name=label.name,
+        array=typed,
+        grid=grid,
+        value_names=label.value_names,
+        notes=tuple(f"label {label.name}: {note}" for note in notes),
+    )
+
+
+def _same_grid(own: Grid, grid: Grid, config: IngestConfig) -> bool:
+    return own.shape_zyx == grid.shape_zyx and corner_distance_mm(own, grid) <= _allowed_mm(grid, config)
+
+
+def _allowed_mm(grid: Grid, config: IngestConfig) -> float:
+    return config.label_tolerance_voxels * min(grid.spacing_xyz_mm)
+
+
+def _elsewhere(turned: Grid, grid: Grid, config: IngestConfig, shown: str) -> LabelMismatch:
+    """Return the error of a label on another grid, which is turned towards the image's as far as possible."""
+    if turned.shape_zyx != grid.shape_zyx:
+        found = f"its shape (z, y, x) is {turned.shape_zyx}, the image's {grid.shape_zyx}"
+    else:
+        found = (
+            f"its corners lie up to {corner_distance_mm(turned, grid):.2f} mm away "
+            f"({_allowed_mm(grid, config):.2f} mm are allowed)"
+        )
+    return LabelMismatch(
+        f"a label must lie on its image's grid, {found}",
+        path=shown,
+        remedy="Pair the right files, or let it be resampled: [ingest] resample_labels = true",
+    )
+
+
+def _rounded(array: NDArray[Any]) -> tuple[NDArray[Any], str]:
+    """Return floats that are nearly whole as whole numbers, with a note; other arrays as they are."""
+    if array.dtype.kind != "f" or not np.isfinite(array).all():
+        return array, ""
+    whole = np.rint(array)
+    away = float(np.abs(array - whole).max())
+    if not 0 < away <= _ROUNDING:
+        return array, ""
+    return whole + 0.0, f"its values are up to {away:.1g} off whole numbers: rounded"
+
+
+def _typed(array: NDArray[Any], label: LabelSource, shown: str) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Return the label map in the smallest integer type that fits, after a check of its values."""
     values = _values(array)
     invalid = (
         [v for v in values if v != int(v) or not 0 <= v <= _MAX_VALUE]
@@ -81,34 +167,7 @@ def check_label(
                 path=shown,
                 remedy="Add their names to the JSON file of label names, or correct the label map",
             )
-    wide = bool(values.max() > 255)
-    typed: NDArray[np.uint8] | NDArray[np.uint16] = (
-        array.astype(np.uint16) if wide else array.astype(np.uint8)
-    )
-    return RawLabel(name=label.name, array=typed, grid=grid, value_names=label.value_names)
-
-
-def _check_grid(own: Grid, grid: Grid, config: IngestConfig, shown: str) -> None:
-    """Refuse a label whose shape or position differs from its image's."""
-    remedy = "Resample the label map onto its image (nearest neighbour), or pair the right files"
-    if own.shape_zyx != grid.shape_zyx:
-        raise LabelMismatch(
-            f"a label must lie on its image's grid, its shape (z, y, x) is {own.shape_zyx}, "
-            f"the image's {grid.shape_zyx}",
-            path=shown,
-            remedy=remedy,
-        )
-    distance, allowed = (
-        corner_distance_mm(own, grid),
-        config.label_tolerance_voxels * min(grid.spacing_xyz_mm),
-    )
-    if distance > allowed:
-        raise LabelMismatch(
-            f"a label must lie on its image's grid, its corners lie up to {distance:.2f} mm away "
-            f"({allowed:.2f} mm are allowed)",
-            path=shown,
-            remedy=remedy,
-        )
+    return array.astype(np.uint16) if bool(values.max() > 255) else array.astype(np.uint8)
 
 
 def _values(array: NDArray[Any]) -> NDArray[Any]:

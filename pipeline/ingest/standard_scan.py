@@ -118,6 +118,7 @@ def standardize(raw: RawScan, config: IngestConfig) -> StandardScan:
     codes, intensity = _encode(raw, values, window, step, offset, unit=_unit(raw, in_hu=in_hu))
     labels = []
     for label in raw.labels:
+        notes.extend(label.notes)
         turned: NDArray[Any] = turn_array(label.array, turn)
         notes.extend(_cut_off(label.name, turned, box))
         array = resample_labels(turned[box], cropped, target)

@@ -18,6 +18,11 @@ from .reorientation import (
     turn_array as turn_array,
     turn_grid as turn_grid,
     turn_to_ras as turn_to_ras,
+    turn_towards as turn_towards,
     whole as whole,
 )
-from .resampling import resample_image as resample_image, resample_labels as resample_labels
+from .resampling import (
+    labels_on_grid as labels_on_grid,
+    resample_image as resample_image,
+    resample_labels as resample_labels,
+)

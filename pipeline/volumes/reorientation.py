@@ -39,7 +39,17 @@ class Turn:
 
 def turn_to_ras(grid: Grid) -> Turn:
     """Return the turn that brings each axis as close to S, A, R as permutations and flips allow."""
-    towards = grid.matrix.T @ _RAS_IN_WORLD  # [source axis x,y,z ; wanted axis x,y,z] cosine
+    return turn_towards(grid, _RAS_IN_WORLD)
+
+
+def turn_towards(grid: Grid, wanted: NDArray[np.float64]) -> Turn:
+    """Return the turn that brings each axis as close to a wanted direction as permutations and flips allow.
+
+    Args:
+        grid: The grid to turn.
+        wanted: 3x3; column j is the wanted direction of axis j (x, y, z) in the world.
+    """
+    towards = grid.matrix.T @ wanted  # [source axis x,y,z ; wanted axis x,y,z] cosine
     best = max(permutations(range(3)), key=lambda p: (sum(abs(towards[p[j], j]) for j in range(3)), p))
     axes = tuple(2 - best[2 - i] for i in range(3))
     flips = tuple(bool(towards[best[2 - i], 2 - i] < 0) for i in range(3))

@@ -77,6 +77,47 @@ def resample_labels(labels: NDArray[Scalar], source: Grid, target: Grid) -> NDAr
     return np.ascontiguousarray(labels[z][:, y][:, :, x])
 
 
+def labels_on_grid(
+    labels: NDArray[Scalar], source: Grid, target: Grid
+) -> tuple[NDArray[Scalar], float | None]:
+    """Resample a label map to any other grid by nearest neighbour, whatever the axes of the two.
+
+    Args:
+        labels: (z, y, x) on `source`; 0 is background.
+        source: The labels' grid.
+        target: The wanted grid.
+
+    Returns:
+        (z, y, x) on `target` in the labels' dtype, 0 where `source` does not reach; and the fraction of the
+        labelled voxels whose centres lie outside of `target`, None without labelled voxels.
+    """
+    out: NDArray[Scalar] = np.zeros(target.shape_zyx, labels.dtype)
+    j, i = (
+        axis.ravel() for axis in np.meshgrid(*(np.arange(n) for n in target.shape_zyx[1:]), indexing="ij")
+    )
+    for k, plane in enumerate(out):
+        index = _nearest(source.to_index(target.to_world(np.stack([i, j, np.full(i.size, k)], axis=-1))))
+        inside = _within(index, source)
+        x, y, z = index[inside].T
+        plane.reshape(-1)[inside] = labels[z, y, x]
+    num_labelled, num_outside = 0, 0
+    for k, plane in enumerate(labels):
+        j, i = np.nonzero(plane)
+        index = _nearest(target.to_index(source.to_world(np.stack([i, j, np.full(i.size, k)], axis=-1))))
+        num_labelled += i.size
+        num_outside += i.size - int(_within(index, target).sum())
+    return out, num_outside / num_labelled if num_labelled else None
+
+
+def _nearest(index_xyz: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return int64 nearest indices; a tie goes up, whatever the rounding error (as in `AxisMap.nearest`)."""
+    return np.floor(index_xyz + 0.5 + 1e-6).astype(np.int64)
+
+
+def _within(index_xyz: NDArray[np.int64], grid: Grid) -> NDArray[np.bool_]:
+    return np.asarray(((index_xyz >= 0) & (index_xyz < grid.shape_zyx[::-1])).all(axis=-1))
+
+
 def _kernel(along: AxisMap, num_in: int, num_out: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return source indices and their weights, both (num_taps, num_out).
 
