@@ -12,7 +12,7 @@ from commands.prepare.outcomes import counted_scans, failure_values
 from commands.prepare.plan import Wanted
 from commands.prepare.settings import known_scans, wanted_digests
 from commands.terminal import counted, print_failures, print_table
-from storage import open_store, scans_to_lift
+from storage import imported_sources, open_store, scans_to_lift
 
 
 def run_status(arguments: Namespace) -> tuple[int, dict[str, Any]]:
@@ -44,6 +44,9 @@ def run_status(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     print_failures(failed)
     for why, count in Counter(stale.values()).items():
         print(f"stale: {counted_scans(count)}: {why}")
+    imported = Counter(name for entry in store.entries.values() for name in imported_sources(entry.digests))
+    for name, count in sorted(imported.items()):
+        print(f"imported: masks of {name} in {counted_scans(count)}")
     older = scans_to_lift(store)
     if older:
         print(f"older: {counted_scans(len(older))} of an older format version; `mass lift` brings them up")
@@ -54,6 +57,7 @@ def run_status(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         "failed": failure_values(failed),
         "stale": stale,
         "to_lift": list(older),
+        "imported": dict(sorted(imported.items())),
     }
     return int(bool(failed)), document
 

@@ -17,6 +17,18 @@ from .errors import (
     StoreFull as StoreFull,
     StoreNotFound as StoreNotFound,
 )
+from .imports import (
+    OWN as OWN,
+    ImportedMasks as ImportedMasks,
+    about_imports as about_imports,
+    check_source_name as check_source_name,
+    import_digest as import_digest,
+    imported_sources as imported_sources,
+    imports_of as imports_of,
+    own_digests as own_digests,
+    own_record as own_record,
+    with_imports as with_imports,
+)
 from .index import IndexEntry as IndexEntry
 from .layout import (
     FORMAT_VERSION as FORMAT_VERSION,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+from commands.arguments.exchange import add_import_masks
 from commands.arguments.store import add_inspect, add_lift, add_prepare, add_score, add_status, add_verify
 from commands.arguments.train import add_classify, add_embed, add_finetune, add_pretrain
 from commands.arguments.use import EXAMPLES as EXAMPLES, add_demo, add_evaluate, add_segment
@@ -44,6 +45,11 @@ COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] 
         "commands.inspect:run_inspect",
         "draw proposals: a page, and PNG files beside it",
         add_inspect,
+    ),
+    "import-masks": (
+        "commands.import_masks:run_import_masks",
+        "bring masks made elsewhere into a store, or take them out again",
+        add_import_masks,
     ),
     "pretrain": (
         "commands.pretrain:run_pretrain",

@@ -40,6 +40,8 @@ class Outcome:
     files: FileStates = ()
     traceback: str = ""
     """Of a failure that nobody foresaw."""
+    notes: tuple[str, ...] = ()
+    """What became of masks that were imported into the scan."""
 
     @property
     def failure(self) -> SourceFailure:
@@ -130,6 +132,7 @@ class RunReport:
                     "why": outcome.why,
                     "seconds": round(outcome.seconds, 3),
                     "num_proposals": outcome.num_proposals,
+                    **({"notes": list(outcome.notes)} if outcome.notes else {}),
                 }
                 for outcome in self.committed
             ],

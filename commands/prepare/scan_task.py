@@ -19,7 +19,21 @@ from pipeline.errors import ScanError, UnreadableFile
 from pipeline.formats import is_transient
 from pipeline.ingest import StandardScan, read_source, standardize
 from pipeline.proposals import propose
-from storage import LabelVolume, ScanRecord, StorageError, Store, StoreFull, commit_scan, open_store
+from storage import (
+    IndexEntry,
+    LabelVolume,
+    ScanRecord,
+    StorageError,
+    Store,
+    StoreFull,
+    commit_scan,
+    imported_sources,
+    imports_of,
+    open_store,
+    own_digests,
+    own_record,
+    with_imports,
+)
 
 Device: TypeAlias = Literal["auto", "cpu", "numpy", "gpu"]
 
@@ -64,7 +78,7 @@ def _attempt(store: Store, setup: Setup, job: Job) -> Outcome:
         files=job.found.files,
     )
     try:
-        digest, num_proposals = _prepare_scan(store, setup, job)
+        digest, num_proposals, notes = _prepare_scan(store, setup, job)
     except ScanError as error:
         if is_transient(error):
             raise
@@ -96,19 +110,48 @@ def _attempt(store: Store, setup: Setup, job: Job) -> Outcome:
             traceback=without_paths(text, source),
         )
     else:
-        told = replace(seen, state="committed", num_proposals=num_proposals)
+        told = replace(seen, state="committed", num_proposals=num_proposals, notes=notes)
     return replace(told, seconds=time.monotonic() - began, source_digest=digest)
 
 
-def _prepare_scan(store: Store, setup: Setup, job: Job) -> tuple[str, int]:
-    """Read, compute, commit. Returns the source's digest and the number of proposals."""
+def _prepare_scan(store: Store, setup: Setup, job: Job) -> tuple[str, int, tuple[str, ...]]:
+    """Read, compute, commit. Returns the source's digest, the number of proposals, and notes."""
     digest = job.source_digest or source_digest(job.found.source)
     digests = {"source": digest, "ingest": setup.wanted.ingest, "proposals": setup.wanted.proposals}
     entry = store.entries.get(job.scan_id)
-    if entry is None or entry.digests != digests:
+    notes: tuple[str, ...] = ()
+    if entry is None or own_digests(entry.digests) != digests:
         make = _fresh_record if job.stage == "ingest" else _record_again
-        entry = commit_scan(store.path, make(store, setup, job, digests), replace=True)
-    return digest, entry.num_proposals
+        record, notes = with_kept_imports(store, entry, make(store, setup, job, digests))
+        entry = commit_scan(store.path, record, replace=True)
+    return digest, entry.num_proposals, notes
+
+
+def with_kept_imports(
+    store: Store, entry: IndexEntry | None, record: ScanRecord
+) -> tuple[ScanRecord, tuple[str, ...]]:
+    """A scan made anew, with the imported masks that it had, and a note on what became of them.
+
+    Masks belong to places in the patient, so they are kept where the stored grid is the same as before.
+
+    Args:
+        store: The store.
+        entry: The scan as it is in the store; None where it is new.
+        record: The scan as it is going to be, without imported masks.
+    """
+    names = ", ".join(imported_sources(entry.digests)) if entry is not None else ""
+    if not names:
+        return record, ()
+    try:
+        old = store.scan(record.scan_id).record()
+        grid = record.attributes.get("grid")
+        if grid is None or old.attributes.get("grid") != grid:
+            return record, (f"imported masks of {names} dropped, the grid has changed: import them again",)
+        return with_imports(record, imports_of(old)), (
+            f"imported masks of {names} kept, the grid is the same",
+        )
+    except StorageError as error:
+        return record, (f"imported masks of {names} dropped, they do not fit any more: {error}",)
 
 
 def _fresh_record(store: Store, setup: Setup, job: Job, digests: Mapping[str, str]) -> ScanRecord:
@@ -150,7 +193,7 @@ def _fresh_record(store: Store, setup: Setup, job: Job, digests: Mapping[str, st
 def _record_again(store: Store, setup: Setup, job: Job, digests: Mapping[str, str]) -> ScanRecord:
     """A stored scan with new proposals."""
     scan = store.scan(job.scan_id)
-    record = scan.record()
+    record = own_record(scan.record())
     made = _proposals(setup, record, scan.intensity, record.spacing_zyx_mm)
     return replace(record, digests=digests, **made)
 

@@ -187,6 +187,9 @@ def print_report(report: RunReport) -> None:
     if report.committed:
         columns = ("data set", "scans", "proposals a scan", "seconds a scan")
         print_table("prepared", columns, report.groups())
+    for outcome in report.committed:
+        for note in outcome.notes:
+            print(f"  {outcome.scan_id}: {note}")
     print_failures(report.failed)
     if report.stopped:
         print(f"stopped before the end: {report.stopped}")

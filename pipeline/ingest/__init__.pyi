@@ -3,6 +3,7 @@ from .config import (
     LATER_SETTINGS as LATER_SETTINGS,
     IngestConfig as IngestConfig,
 )
+from .image_files import read_file as read_file
 from .loading import (
     LoadedScan as LoadedScan,
     find_one as find_one,
@@ -14,3 +15,8 @@ from .loading import (
 )
 from .reading import RawScan as RawScan, read_source as read_source
 from .standard_scan import StandardScan as StandardScan, standardize as standardize
+from .writeback import (
+    probability_to_source_grid as probability_to_source_grid,
+    to_source_grid as to_source_grid,
+    write_image as write_image,
+)

@@ -1,0 +1,57 @@
+"""Options of the commands that exchange masks and scans with other tools."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_import_masks(add: argparse.ArgumentParser) -> None:
+    """The options of `mass import-masks`."""
+    add.add_argument("store", type=Path, metavar="STORE")
+    files = add.add_argument(
+        "files",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="label maps, 4D stacks, .npz (N, z, y, x), SAM2's JSON, dataset.h5, folders of binary masks, or "
+        "a manifest .csv with the columns id and mask",
+    )
+    add.add_argument("--source", metavar="NAME", help="name of the masks in the store (default: imported)")
+    add.add_argument("--scan", metavar="ID", help="all files belong to this scan (default: by their names)")
+    add.add_argument(
+        "--grid",
+        choices=("auto", "original", "stored"),
+        default="auto",
+        help="grid of arrays without geometry (default: the one that they fit)",
+    )
+    add.add_argument(
+        "--axes",
+        choices=("auto", "zyx", "xyz"),
+        default="auto",
+        help="axes of arrays without geometry: zyx as in SimpleITK, xyz as in nibabel (default: as they fit)",
+    )
+    add.add_argument(
+        "--remove",
+        action=_instead_of(files),
+        metavar="SOURCE",
+        help="take the masks of a source out of the store again",
+    )
+    add.set_defaults(files=[])
+
+
+def _instead_of(other: argparse.Action) -> type[argparse.Action]:
+    """Return an action that stores its value, and after which another argument is not needed."""
+
+    class Store(argparse.Action):
+        def __call__(
+            self,
+            parser: argparse.ArgumentParser,
+            namespace: argparse.Namespace,
+            values: object,
+            option_string: str | None = None,
+        ) -> None:
+            setattr(namespace, self.dest, values)
+            other.required = False
+
+    return Store

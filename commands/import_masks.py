@@ -1,0 +1,265 @@
+"""Bring masks made elsewhere into a store, scan by scan, or take them out again."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from commands.prepare.outcomes import counted_scans, failure_values
+from commands.score import chosen_ids
+from commands.terminal import CommandError, counted, print_failures, print_table
+from pipeline.discovery import SourceFailure
+from pipeline.errors import ScanError
+from pipeline.exchange import (
+    FoundMasks,
+    MaskInput,
+    PackedMasks,
+    PlacedMasks,
+    Target,
+    digest_masks,
+    find_masks,
+    pack_masks,
+    read_masks,
+)
+from pipeline.ingest import IngestConfig, ingest_config
+from pipeline.volumes import Grid
+from storage import (
+    ImportedMasks,
+    Scan,
+    StorageError,
+    Store,
+    StoreFull,
+    check_source_name,
+    commit_scan,
+    finish,
+    import_digest,
+    imported_sources,
+    imports_of,
+    open_store,
+    sweep,
+    with_imports,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """What became of the masks of one scan."""
+
+    scan_id: str
+    num_masks: int
+    num_layers: int
+    """Atom layers that they take."""
+    empty: tuple[str, ...]
+    """Names of masks without a voxel on the stored grid."""
+    done_before: bool
+
+
+def run_import_masks(arguments: Namespace) -> tuple[int, dict[str, Any]]:
+    """Mass import-masks."""
+    store = open_store(arguments.store)
+    store.require_current()
+    sweep(store.path)
+    store = open_store(arguments.store)
+    if arguments.remove is not None:
+        if arguments.files or arguments.source is not None:
+            raise CommandError("--remove SOURCE takes masks out of the store: give no FILE and no --source")
+        return _remove(store, arguments.remove, arguments.scan)
+    if arguments.scan is not None and arguments.scan not in store.entries:
+        raise CommandError(f"{store.path}: no scan {arguments.scan!r}. `mass status` tells what there is")
+    found = find_masks(arguments.files, store.scan_ids, scan_id=arguments.scan)
+    source = "imported" if arguments.source is None else arguments.source
+    check_source_name(source)
+    imported, failed, stopped = _import_all(store, found, source, arguments)
+    finish(store.path)
+    _print_imported(source, imported, failed, stopped, left=len(found.inputs) - len(imported))
+    failures = [*map(_failure_of_file, found.failures), *failed]
+    print_failures(failures)
+    document = {
+        "store": str(arguments.store),
+        "source": source,
+        "imported": [
+            {
+                "scan": one.scan_id,
+                "masks": one.num_masks,
+                "layers": one.num_layers,
+                "empty": list(one.empty),
+                "done_before": one.done_before,
+            }
+            for one in imported
+        ],
+        "failed": failure_values(failures),
+        "stopped": stopped,
+    }
+    return int(bool(failures or stopped)), document
+
+
+def _import_all(
+    store: Store, found: FoundMasks, source: str, arguments: Namespace
+) -> tuple[list[Imported], list[SourceFailure], str]:
+    """Import scan by scan; return what was imported, what failed, and why it stopped before the end."""
+    config = ingest_config(store.info.config.get("ingest"))
+    imported: list[Imported] = []
+    failed: list[SourceFailure] = []
+    for scan_id in counted("import", sorted(found.inputs)):
+        try:
+            target = target_of(store.scan(scan_id))
+            target = replace(target, grid=arguments.grid, axes=arguments.axes)
+            imported.append(_import_one(store, target, found.inputs[scan_id], source, config))
+        except ScanError as error:
+            failed.append(_failure(scan_id, str(error.path or ""), error.reason, error.remedy, error))
+        except StoreFull as error:
+            return imported, failed, str(error)
+        except StorageError as error:
+            failed.append(_failure(scan_id, "", str(error), "Run `mass verify` on the store", error))
+    return imported, failed, ""
+
+
+def _import_one(
+    store: Store, target: Target, inputs: Sequence[MaskInput], source: str, config: IngestConfig
+) -> Imported:
+    """Import the masks of one scan, in place of those that it has of this source.
+
+    Raises:
+        ScanError: An input cannot be used, or no mask has a voxel; the scan is unchanged.
+    """
+    scan = store.scan(target.scan_id)
+    digest = digest_masks(inputs, target)
+    if import_digest(scan.digests, source) == digest:
+        about = about_source(scan, source)
+        return Imported(
+            scan_id=scan.id,
+            num_masks=len(about["names"]),
+            num_layers=int(about["layers"]),
+            empty=tuple(about["empty"]),
+            done_before=True,
+        )
+    placed = read_masks(inputs, target, config)
+    if not placed.masks:
+        raise ScanError(
+            "no mask has a voxel inside the stored scan",
+            path=", ".join(one.shown for one in inputs),
+            remedy="Check that the masks belong to this scan",
+        )
+    record = scan.record()
+    packed = pack_masks(placed.masks, scan.shape)
+    others = [masks for masks in imports_of(record) if masks.name != source]
+    made = imported_masks(source, digest, packed, placed)
+    commit_scan(store.path, with_imports(record, [*others, made]), replace=True)
+    return Imported(
+        scan_id=scan.id,
+        num_masks=len(packed.table),
+        num_layers=len(packed.atoms),
+        empty=placed.empty,
+        done_before=False,
+    )
+
+
+def imported_masks(source: str, digest: str, packed: PackedMasks, placed: PlacedMasks) -> ImportedMasks:
+    """Packed masks as the store keeps them."""
+    about: dict[str, object] = {
+        "names": list(packed.names),
+        "empty": list(placed.empty),
+        "layers": len(packed.atoms),
+    }
+    if any(score is not None for score in packed.scores):
+        about["scores"] = list(packed.scores)
+    return ImportedMasks(
+        name=source,
+        digest=digest,
+        atoms=packed.atoms,
+        orders=packed.orders,
+        table=packed.table,
+        about=about,
+    )
+
+
+def about_source(scan: Scan, source: str) -> Mapping[str, Any]:
+    """What the store keeps about the masks of a source: `names` and perhaps `scores`, row by row; `empty`."""
+    about: Mapping[str, Any] = scan.attributes["imported"][source]
+    return about
+
+
+def target_of(scan: Scan) -> Target:
+    """A stored scan, as far as masks are put on it.
+
+    Raises:
+        ScanError: The store does not say how the scan lies.
+    """
+    try:
+        stored, original = (Grid.from_dict(scan.attributes[name]) for name in ("grid", "source_grid"))
+    except (KeyError, TypeError, ValueError):
+        raise ScanError(
+            "the store does not say how the scan lies in the patient",
+            path=scan.id,
+            remedy="Prepare it again with `mass prepare`",
+        ) from None
+    return Target(scan_id=scan.id, stored=stored, original=original, image=scan.image)
+
+
+def _remove(store: Store, source: str, scan_id: str | None) -> tuple[int, dict[str, Any]]:
+    """Take a source out of every scan, or out of one."""
+    ids = [
+        name
+        for name in chosen_ids(store, [scan_id] if scan_id else [], [])
+        if source in imported_sources(store.entries[name].digests)
+    ]
+    if not ids:
+        every = {name for entry in store.entries.values() for name in imported_sources(entry.digests)}
+        known = ", ".join(sorted(every)) or "none"
+        raise CommandError(f"{store.path}: no scan has imported masks of source {source!r}. It has: {known}")
+    removed: list[str] = []
+    failed: list[SourceFailure] = []
+    stopped = ""
+    for name in counted("remove", ids):
+        try:
+            record = store.scan(name).record()
+            kept = [masks for masks in imports_of(record) if masks.name != source]
+            commit_scan(store.path, with_imports(record, kept), replace=True)
+        except StoreFull as error:
+            stopped = str(error)
+            break
+        except StorageError as error:
+            failed.append(_failure(name, "", str(error), "Run `mass verify` on the store", error))
+        else:
+            removed.append(name)
+    finish(store.path)
+    print_failures(failed)
+    if stopped:
+        print(f"stopped before the end: {stopped}")
+    print(f"masks of {source} removed from {counted_scans(len(removed))}")
+    document = {"removed": removed, "source": source, "failed": failure_values(failed), "stopped": stopped}
+    return int(bool(failed or stopped)), document
+
+
+def _print_imported(
+    source: str, imported: Sequence[Imported], failed: Sequence[SourceFailure], stopped: str, *, left: int
+) -> None:
+    new = [one for one in imported if not one.done_before]
+    if new:
+        rows = [(one.scan_id, one.num_masks, one.num_layers, len(one.empty)) for one in new]
+        print_table(f"masks of {source}", ("scan", "masks", "atom layers", "empty"), rows)
+    for one in new:
+        if one.empty:
+            more = f" and {len(one.empty) - 5} more" if len(one.empty) > 5 else ""
+            names = json.dumps(list(one.empty[:5]), ensure_ascii=False)[1:-1]
+            print(f"{one.scan_id}: without a voxel on the stored grid: {names}{more}")
+    if stopped:
+        print(f"stopped before the end: {stopped}; the same command goes on from here")
+    masks = sum(one.num_masks for one in new)
+    print(
+        f"{masks:,} masks imported into {counted_scans(len(new))}, {len(imported) - len(new)} done before, "
+        f"{len(failed)} failed, {left - len(failed)} not done"
+    )
+
+
+def _failure_of_file(error: ScanError) -> SourceFailure:
+    return _failure("", str(error.path or ""), error.reason, error.remedy, error)
+
+
+def _failure(scan_id: str, location: str, reason: str, remedy: str, error: Exception) -> SourceFailure:
+    return SourceFailure(
+        scan_id=scan_id, location=location, reason=reason, remedy=remedy, kind=type(error).__name__
+    )

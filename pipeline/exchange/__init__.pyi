@@ -1,0 +1,9 @@
+from .matching import FoundMasks as FoundMasks, MaskInput as MaskInput, find_masks as find_masks
+from .packing import PackedMasks as PackedMasks, pack_masks as pack_masks
+from .placing import (
+    Axes as Axes,
+    GridChoice as GridChoice,
+    PlacedMasks as PlacedMasks,
+    Target as Target,
+)
+from .reading import IMPORT_VERSION as IMPORT_VERSION, digest_masks as digest_masks, read_masks as read_masks
