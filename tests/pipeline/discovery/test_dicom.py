@@ -395,7 +395,7 @@ def test_a_manifest_shows_no_name_in_its_places_and_warns_about_ids(tmp_path: Pa
     found = discover(tmp_path / "m.csv", RULES)
     assert found.sources[0].location.startswith("anon-")
     assert "doe" not in found.sources[0].location.lower()
-    assert any("1 ids in the manifest" in note for note in found.notes)
+    assert any("1 ids or cases in the manifest" in note for note in found.notes)
 
 
 def test_two_visits_of_one_patient_stay_apart(tmp_path: Path) -> None:
