@@ -73,6 +73,10 @@ def _choices(source: Source) -> dict[str, Any]:
         later["case"] = source.case
     if source.item is not None:
         later["item"] = [source.item.array, source.item.index]
+    if source.stack is not None:
+        later["stack"] = source.stack
+    if source.later_rules:
+        later["later_rules"] = list(source.later_rules)
     return later | {
         "format": source.format,
         "modality": source.modality,
@@ -82,6 +86,7 @@ def _choices(source: Source) -> dict[str, Any]:
         "num_files": len(source.files),
         "labels": [
             {"name": label.name, "value_names": sorted((label.value_names or {}).items())}
+            | ({"format": label.format, "structures": label.structures} if label.structures else {})
             for label in source.labels
         ],
     }

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pipeline.discovery.dicom_studies import cases, pair_dicom_labels
 from pipeline.discovery.folder_listing import Tree, walk
 from pipeline.discovery.from_dicom import DicomFind, find_dicom
 from pipeline.discovery.label_names import find_value_names
@@ -47,18 +48,15 @@ class _FoundScan:
     failure: SourceFailure | None = None
 
 
-def discover_folder(
-    root: Path, rules: SeriesRules, *, only: Path | None = None, follow_links: bool = False
-) -> Discovery:
+def discover_folder(root: Path, rules: SeriesRules, *, only: Path | None = None) -> Discovery:
     """Return the scans below a folder.
 
     Args:
         root: The folder.
         rules: How regular DICOM series must be.
         only: A file in the folder, to be searched alone.
-        follow_links: Whether links to folders elsewhere are followed.
     """
-    tree = walk(root, recursive=only is None, follow_links=follow_links)
+    tree = walk(root, recursive=only is None)
     if only is not None:
         tree = _only_file(tree, only.relative_to(root))
     dicom = find_dicom(root, tree.dicom, rules)
@@ -67,12 +65,11 @@ def discover_folder(
     notes = _pairing_notes(pairing, scrubber)
     found = [
         *_volumes(root, pairing, scrubber, notes),
-        *_series(root, dicom, scrubber),
+        *_series(root, dicom, scrubber, notes),
         *_sets(root, tree.sets, scrubber, notes, requested=only is not None),
         *_unreadable(tree, scrubber),
     ]
     notes.extend(dicom.notes)
-    notes.extend(_left_out(tree, scrubber))
     if tree.other:
         listed = ", ".join(f"{suffix} {count}" for suffix, count in tree.other)
         notes.append(f"{sum(n for _, n in tree.other)} files of other kinds left out: {listed}")
@@ -86,7 +83,6 @@ def _only_file(tree: Tree, only: Path) -> Tree:
         dicom=tuple(p for p in tree.dicom if p == only),
         sets=tuple(p for p in tree.sets if p == only),
         unreadable=tuple(item for item in tree.unreadable if item[0] == only),
-        special=tuple(item for item in tree.special if item[0] == only),
         other=(),
     )
 
@@ -116,9 +112,11 @@ def _volumes(root: Path, pairing: Pairing, scrubber: Scrubber, notes: list[str])
     notes.extend(name_notes)
 
 
-def _series(root: Path, dicom: DicomFind, scrubber: Scrubber) -> Iterable[_FoundScan]:
-    """Yield the DICOM series, and the failures of those that cannot be read."""
-    for series in dicom.series:
+def _series(root: Path, dicom: DicomFind, scrubber: Scrubber, notes: list[str]) -> Iterable[_FoundScan]:
+    """Yield the DICOM series with their labels, and the failures of those that cannot be read."""
+    labels, label_notes = pair_dicom_labels(dicom, root, scrubber)
+    notes.extend(label_notes)
+    for index, (series, case) in enumerate(zip(dicom.series, cases(dicom.series), strict=True)):
         folder = scrubber.path(series.folder, series.identity)
         if folder == ".":
             folder = scrubber.path(Path(root.resolve().name), series.identity)
@@ -132,8 +130,12 @@ def _series(root: Path, dicom: DicomFind, scrubber: Scrubber) -> Iterable[_Found
             scan_id="pending",
             format="dicom",
             files=series.files,
+            labels=labels.get(index, ()),
             location=shown,
             frame=series.frame,
+            stack=series.stack,
+            later_rules=series.later_rules,
+            case=case,
         )
         yield _FoundScan(shown=shown, id_parts=parts, source=source)
 
@@ -197,18 +199,6 @@ def _unreadable(tree: Tree, scrubber: Scrubber) -> Iterable[_FoundScan]:
         )
         failure = SourceFailure.of(error, scan_id="pending", location=shown)
         yield _FoundScan(shown=shown, id_parts=(*shown.split("/"), "unreadable"), failure=failure)
-
-
-def _left_out(tree: Tree, scrubber: Scrubber) -> list[str]:
-    """Return notes on what is no file, and on links to folders elsewhere."""
-    notes = [f"{scrubber.path(path)} left out: a {kind}, not a file" for path, kind in tree.special[:5]]
-    if len(tree.special) > 5:
-        notes.append(f"{len(tree.special) - 5} more left out that are no files")
-    if tree.links_out:
-        shown = ", ".join(scrubber.path(path) for path in tree.links_out[:5])
-        more = f" and {len(tree.links_out) - 5} more" if len(tree.links_out) > 5 else ""
-        notes.append(f"links to folders elsewhere left out (--follow-links follows them): {shown}{more}")
-    return notes
 
 
 def _with_ids(found: Sequence[_FoundScan], notes: list[str], *, root_name: str) -> Discovery:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pipeline.discovery.dicom_studies import cases, declared_label, pair_dicom_labels
 from pipeline.discovery.folder_listing import walk
 from pipeline.discovery.from_dicom import DicomSeries, find_dicom
 from pipeline.discovery.label_names import find_value_names, read_value_names
@@ -41,7 +42,8 @@ class _Entry:
         error: Why it cannot be used.
         patients: Patients in the DICOM files of the row, with their folders.
         own: Identity of the scan's patient.
-        note: Note about label names.
+        series: The DICOM series of the scan.
+        notes: Notes about files left out, and about label names.
     """
 
     row: Row
@@ -50,7 +52,8 @@ class _Entry:
     error: ScanError | None = None
     patients: frozenset[tuple[Path, Identity]] = frozenset()
     own: Identity | None = None
-    note: str | None = None
+    series: DicomSeries | None = None
+    notes: tuple[str, ...] = ()
 
 
 def discover_manifest(path: Path, rules: SeriesRules) -> Discovery:
@@ -70,7 +73,7 @@ def discover_manifest(path: Path, rules: SeriesRules) -> Discovery:
     scrubber = Scrubber({patient for entry in entries for patient in entry.patients})
     entries = _refuse_duplicates(entries)
     sources, failures = [], []
-    for entry in entries:
+    for entry, case in zip(entries, cases([entry.series for entry in entries]), strict=True):
         shown = scrubber.path(entry.relative, entry.own)
         if entry.error is not None:
             failures.append(
@@ -79,7 +82,9 @@ def discover_manifest(path: Path, rules: SeriesRules) -> Discovery:
                 )
             )
         elif entry.source is not None:
-            sources.append(replace(entry.source, location=shown))
+            source = entry.source
+            labels = tuple(_without_names(label, scrubber) for label in source.labels)
+            sources.append(replace(source, location=shown, labels=labels, case=source.case or case))
     for number, reason in manifest.broken:
         error = ManifestError(
             f"line {number} of the manifest cannot be used: {reason}", path=None, remedy="Correct it"
@@ -122,22 +127,28 @@ def _entry(row: Row, root: Path, rules: SeriesRules, *, default_dataset: str) ->
             classes=(row["class"],) if row["class"] else (),
             case=row["case"],
         )
-        labels, note = _labels(row, root)
-        entry = replace(entry, note=note)
+        labels: tuple[LabelSource, ...] = ()
         if image.is_dir() and not volume_suffix(image.name):
             find = find_dicom(image, walk(image, recursive=True).dicom, replace(rules, frame=frame))
             entry = replace(entry, patients=_below(relative, find.patients), own=_own(find.series))
             series = _one_series(find.series, row["series"])
-            base = replace(base, format="dicom", files=series.files, frame=series.frame)
+            entry, base = replace(entry, series=series), replace(_of_series(base, series), frame=series.frame)
+            found, label_notes = pair_dicom_labels(find, image, Scrubber(find.patients))
+            labels = found.get(find.series.index(series), ())
+            entry = replace(entry, notes=(*find.notes, *(() if row["label"] else label_notes)))
         elif _is_dicom_file(image):
             check_readable(image, shown="")
             header = read_header(image)
             find = find_dicom(image.parent, [Path(image.name)], replace(rules, frame=frame))
             entry = replace(entry, patients=_below(relative.parent, find.patients), own=header.identity)
-            base = replace(base, format="dicom", files=_one_series(find.series, "").files)
+            series = _one_series(find.series, "")
+            entry, base = replace(entry, series=series), _of_series(base, series)
         else:
             check_readable(image, shown="")
             base = replace(base, files=companions(image))
+        if row["label"]:
+            declared, note = _label(row, root, entry.series)
+            entry, labels = replace(entry, notes=(*entry.notes, *note)), (declared,)
         return replace(entry, source=replace(base, labels=labels))
     except ScanError as error:
         return replace(entry, error=error)
@@ -154,19 +165,38 @@ def _is_dicom_file(path: Path) -> bool:
         return False
 
 
-def _labels(row: Row, root: Path) -> tuple[tuple[LabelSource, ...], str | None]:
-    """Return the row's label map, and a note about its value names."""
-    if not row["label"]:
-        return (), None
+def _of_series(base: Source, series: DicomSeries) -> Source:
+    """Return the source with the files of a series, and what is special about reading them."""
+    return replace(
+        base,
+        format="dicom",
+        files=series.files,
+        stack=series.stack,
+        later_rules=series.later_rules,
+    )
+
+
+def _without_names(label: LabelSource, scrubber: Scrubber) -> LabelSource:
+    """Return the label without patients' names of the whole manifest in its structures, nor a location."""
+    if not label.structures:
+        return label
+    structures = tuple((number, scrubber.text(name)) for number, name in label.structures)
+    return replace(label, structures=structures, location="")
+
+
+def _label(row: Row, root: Path, series: DicomSeries | None) -> tuple[LabelSource, tuple[str, ...]]:
+    """Return the row's label, and notes about its value names."""
     path = root / row["label"]
     check_readable(path, shown="", what="label file")
+    if _is_dicom_file(path):
+        return declared_label(path, series, Scrubber()), ()
     if row["label_names"]:
         file, _, key = row["label_names"].partition("#")
         names: dict[int, str] | None = read_value_names(root / file, key or None, shown=file)
         note = None
     else:
         names, note = find_value_names(path, root)
-    return (LabelSource(name="label", path=path, value_names=names),), note
+    return LabelSource(name="label", path=path, value_names=names), (note,) if note else ()
 
 
 def _below(folder: Path, patients: frozenset[tuple[Path, Identity]]) -> frozenset[tuple[Path, Identity]]:
@@ -194,6 +224,13 @@ def _one_series(series: Sequence[DicomSeries], uid: str) -> DicomSeries:
     broken = next((s for s in chosen if s.error is not None), None)
     if broken is not None and broken.error is not None:
         raise broken.error
+    if len(chosen) > 1 and len({s.series_uid for s in chosen}) == 1:
+        raise DicomSeriesError(
+            f"a row must name one volume, this series holds {len(chosen)} stacks of different "
+            "direction or pixel size",
+            path=None,
+            remedy="Give the folder itself to `mass prepare`: each stack becomes a scan of its own",
+        )
     if len(chosen) > 1:
         raise DicomSeriesError(
             f"a row must name one series, the folder holds {len(chosen)}",
@@ -250,7 +287,7 @@ def _notes(entries: Sequence[_Entry], unknown: Sequence[str], scrubber: Scrubber
         notes.append(f"{num_labels} labels paired by the manifest")
     if unknown:
         notes.append(f"columns of the manifest not used: {', '.join(unknown)}")
-    notes.extend(sorted({e.note for e in entries if e.note}))
+    notes.extend(sorted({note for e in entries for note in e.notes}))
     named = sum(
         1
         for e in entries

@@ -30,12 +30,16 @@ class LabelSource:
         path: Its file.
         value_names: {value: name} of every value that may occur, if declared by a file or the manifest.
         location: Its name in messages; empty: the location of its scan, with `name`.
+        format: "map" for an image file of label values; "dicom-seg" or "rtstruct" for a file of structures.
+        structures: (number in the file, name) of each structure that belongs to the scan; empty for a map.
     """
 
     name: str
     path: Path = field(repr=False)
     value_names: Mapping[int, str] | None
     location: str = ""
+    format: Literal["map", "dicom-seg", "rtstruct"] = "map"
+    structures: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,9 @@ class Source:
         split: "train", "test", ... or "".
         location: Its name in messages and records: relative to the searched folder, without a patient's name.
         frame: Index of the frame of a 4D file, from 0.
+        stack: Index of the stack in a multi-frame DICOM file that holds several, from 0.
+        later_rules: Rules by which its voxels are read now and were not at first ("suv"). They enter its
+            digest, so that scans stored before are read again, and no others.
         item: Position in a set.
         classes: Class of the scan as a whole: one class, or "0" or "1" for each of several; empty if unknown.
         case: Patient or study that it is of; scans of one case are never torn apart. Empty: the scan alone.
@@ -81,6 +88,8 @@ class Source:
     split: str = ""
     location: str
     frame: int | None = None
+    stack: int | None = None
+    later_rules: tuple[str, ...] = ()
     item: SetItem | None = None
     classes: tuple[str, ...] = ()
     case: str = ""

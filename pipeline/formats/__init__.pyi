@@ -1,22 +1,29 @@
 from .binary_headers import colour_error as colour_error, complex_error as complex_error
-from .dicom_headers import Header as Header, read_header as read_header
-from .dicom_series import (
+from .dicom.copies import drop_copies as drop_copies
+from .dicom.frames import Frame as Frame, first_item as first_item, in_groups as in_groups
+from .dicom.headers import Header as Header, read_header as read_header
+from .dicom.label_headers import (
+    DicomStructure as DicomStructure,
+    LabelHeader as LabelHeader,
+    label_kind as label_kind,
+    read_label_header as read_label_header,
+    source_instances as source_instances,
+)
+from .dicom.series import (
     SeriesRules as SeriesRules,
+    Slices as Slices,
     Stack as Stack,
     order_slices as order_slices,
     split_series as split_series,
 )
+from .dicom.values import find_floats as find_floats, find_number as find_number, find_text as find_text
 from .file_kinds import identify as identify
 from .files import (
-    DATA_SUFFIXES as DATA_SUFFIXES,
     check_readable as check_readable,
     companions as companions,
-    header_of_pair as header_of_pair,
     is_transient as is_transient,
     os_error as os_error,
     pair_of as pair_of,
-    refuse_special as refuse_special,
-    special_kind as special_kind,
 )
 from .modality_names import NAME_WORDS as NAME_WORDS, Modality as Modality, parse_modality as parse_modality
 from .npz_sets import (

@@ -79,11 +79,13 @@ class Identity:
         name: PatientName.
         codes: PatientID, other ids, birth date.
         stand_in: Text that is shown instead.
+        patient_id: PatientID, which is one of `codes`; "" if missing.
     """
 
     name: str = field(repr=False)
     codes: tuple[str, ...] = field(repr=False)
     stand_in: str
+    patient_id: str = field(default="", repr=False)
 
     def tokens(self) -> frozenset[str]:
         """Return the letters and digits to search for, in lower case and without separators."""
@@ -98,6 +100,11 @@ class Identity:
             )
         found.update("".join(_WORD.findall(code.lower())) for code in self.codes)
         return frozenset(token for token in found if token and token not in _GENERIC)
+
+    def patient_key(self) -> str:
+        """Return the patient's id for comparisons, never shown; "" if it identifies nobody."""
+        plain = "".join(_WORD.findall(self.patient_id.lower()))
+        return "" if plain in _GENERIC or not plain.strip("0") else plain
 
 
 def stand_in_for(study_uid: str) -> str:
@@ -141,6 +148,10 @@ class Scrubber:
             parts.append(known or self._part(part, own, is_last=depth == len(relative.parts)))
         return "/".join(parts) or "."
 
+    def text(self, text: str) -> str:
+        """Return a free text, such as the name of a structure, without any patient's name or id."""
+        return self._without_names(text)
+
     def holds_identity(self, text: str) -> bool:
         """Whether a text contains a patient's name or id."""
         return bool(self._spans(text, self._everywhere))
@@ -159,9 +170,12 @@ class Scrubber:
         spans = self._spans(part, self._everywhere)
         if spans and not is_last:
             return spans[0][2]
-        for start, stop, stand_in in reversed(spans):
-            part = part[:start] + stand_in + part[stop:]
-        return part
+        return self._without_names(part)
+
+    def _without_names(self, text: str) -> str:
+        for start, stop, stand_in in reversed(self._spans(text, self._everywhere)):
+            text = text[:start] + stand_in + text[stop:]
+        return text
 
     @staticmethod
     def _spans(text: str, tokens: dict[str, str]) -> list[tuple[int, int, str]]:

@@ -6,6 +6,7 @@ Reads: nothing. Writes: nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.errors import require
 from pipeline.formats import SeriesRules
@@ -14,7 +15,7 @@ INGEST_VERSION = 1
 """Version of the code that reads and standardises scans. It is raised when the same input and settings give
 other voxels; then scans that were stored before are out of date."""
 
-LATER_SETTINGS = {"set_spacing_mm": None, "resample_labels": False}
+LATER_SETTINGS = {"set_spacing_mm": None, "resample_labels": False, "pet_unit": "suv"}
 """Settings that did not exist for the first stores, with the values under which those are up to date."""
 
 
@@ -64,6 +65,10 @@ class IngestConfig:
     set_spacing_mm: float | None = None
     """Voxel edge in mm of the images in .npz sets, which have no voxel size; None: `spacing_mm`, so that they
     are not resampled."""
+
+    pet_unit: Literal["suv", "stored"] = "suv"
+    """Unit of PET from DICOM: "suv" divides by the injected dose per body weight where the header allows it,
+    and says so; "stored" keeps the values (Bq/ml, mostly)."""
 
     frame: int | None = None
     """Index of the frame of every 4D file, from 0; if None, 4D files are an error. A manifest's `frame`
@@ -139,6 +144,7 @@ class IngestConfig:
         require(
             self.max_stored_voxels > 0, "ingest setting max_stored_voxels", "above 0", self.max_stored_voxels
         )
+        require(self.pet_unit in ("suv", "stored"), "ingest setting pet_unit", "suv or stored", self.pet_unit)
         require(self.frame is None or self.frame >= 0, "ingest setting frame", "at least 0", self.frame)
         require(
             0 <= self.label_tolerance_voxels <= 1, "ingest setting label_tolerance_voxels", "within 0 to 1"

@@ -31,7 +31,7 @@ class Intensity:
         high: Upper clip bound.
         mean: Mean of the stored volume after the clip.
         std: Standard deviation of the stored volume after the clip; above 0.
-        unit: "HU", "Bq/ml", or "arbitrary".
+        unit: "HU", "SUV", "Bq/ml", or "arbitrary".
     """
 
     low: float

@@ -9,9 +9,8 @@ contains no path, only the source's `location`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,26 +18,20 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from pipeline.discovery import LabelSource, SetItem, Source
-from pipeline.errors import (
-    CorruptImage,
-    DicomSeriesError,
-    LabelMismatch,
-    NoSuchFrame,
-    NotVolumetric,
-    ScanError,
-)
+from pipeline.errors import LabelMismatch, NoSuchFrame, NotVolumetric, ScanError
 from pipeline.formats import (
+    Slices,
     check_readable,
     companions,
-    order_slices,
-    os_error,
     parse_modality,
     read_header,
     read_set_image,
-    split_series,
 )
 from pipeline.ingest.config import IngestConfig
-from pipeline.ingest.image_checks import REMEDY_EXPORT, check_spacing, plain
+from pipeline.ingest.dicom.labels import read_dicom_label
+from pipeline.ingest.dicom.series import plain_if_whole, read_slices, read_values
+from pipeline.ingest.dicom.suv import pet_scale
+from pipeline.ingest.image_checks import check_spacing, plain
 from pipeline.ingest.image_files import read_file
 from pipeline.ingest.labels import RawLabel, check_label
 from pipeline.volumes import Grid
@@ -61,6 +54,7 @@ class RawScan:
         modality_origin: "manifest", "dicom", "set", or "" if unknown.
         facts: Machine and acquisition from DICOM, as text; nothing about the patient.
         kept_whole: Whether it is not cropped, because the makers of a set have cropped it.
+        unit: Unit of a DICOM PET's values, "SUV", "Bq/ml" or "arbitrary"; "" if it is not known here.
         notes: What was unusual in the files, and what was done about it.
     """
 
@@ -73,6 +67,19 @@ class RawScan:
     modality_origin: str
     facts: tuple[tuple[str, str], ...] = ()
     kept_whole: bool = False
+    unit: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Volume:
+    """Voxels of a scan before its labels are read; fields as in `RawScan`, `tag` is DICOM's modality."""
+
+    image: NDArray[np.int16] | NDArray[np.float32]
+    grid: Grid
+    tag: str = ""
+    facts: tuple[tuple[str, str], ...] = ()
+    unit: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -84,31 +91,31 @@ def read_source(source: Source, config: IngestConfig) -> RawScan:
     """
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     where = source.location
-    facts: tuple[tuple[str, str], ...] = ()
-    notes: tuple[str, ...] = ()
+    slices: Slices | None = None
     if source.item is not None:
         return _read_item(source, source.item, config)
     modality, origin = source.modality, "manifest" if source.modality else ""
     if source.format == "dicom":
-        image, grid, tag, facts = _read_dicom(source, config)
+        volume, slices = _read_dicom(source, config)
         if modality is None:
-            modality = parse_modality(tag)
+            modality = parse_modality(volume.tag)
             origin = "dicom" if modality else ""
     else:
         frame = config.frame if source.frame is None else source.frame
         one = read_file(source.files, config, frame=frame, shown=where)
-        image, grid, notes = one.array, one.grid, one.notes
-    labels = tuple(_read_label(label, grid, config, shown=where) for label in source.labels)
+        volume = _Volume(image=one.array, grid=one.grid, notes=one.notes)
+    labels = [_read_label(label, volume.grid, slices, config, shown=where) for label in source.labels]
     return RawScan(
         scan_id=source.scan_id,
         location=where,
-        image=image,
-        grid=grid,
-        labels=labels,
+        image=volume.image,
+        grid=volume.grid,
+        labels=tuple(chain.from_iterable(labels)),
         modality=modality,
         modality_origin=origin,
-        facts=facts,
-        notes=notes,
+        facts=volume.facts,
+        unit=volume.unit,
+        notes=volume.notes,
     )
 
 
@@ -162,9 +169,13 @@ def estimate_voxels(source: Source) -> int | None:
     return math.prod(int(n) for n in reader.GetSize()[:3])
 
 
-def _read_label(label: LabelSource, grid: Grid, config: IngestConfig, *, shown: str) -> RawLabel:
-    """Read one label map; it must lie on the scan's grid and hold declared values only."""
+def _read_label(
+    label: LabelSource, grid: Grid, slices: Slices | None, config: IngestConfig, *, shown: str
+) -> tuple[RawLabel, ...]:
+    """Read one label file; it must lie on the scan's grid and hold declared values only."""
     what = label.location or f"{shown} (label {label.name})"
+    if label.format != "map":
+        return read_dicom_label(label, grid, slices, config, shown=what)
     check_readable(label.path, shown=what, what="label file")
     try:
         one = read_file(companions(label.path), config, frame=None, shown=what)
@@ -172,67 +183,29 @@ def _read_label(label: LabelSource, grid: Grid, config: IngestConfig, *, shown: 
         raise LabelMismatch(
             error.reason, path=what, remedy="Save the volume that belongs to its scan as a 3D file"
         ) from None
-    return check_label(one.array, one.grid, label=label, grid=grid, config=config, shown=what)
+    return (check_label(one.array, one.grid, label=label, grid=grid, config=config, shown=what),)
 
 
-def _read_dicom(
-    source: Source, config: IngestConfig
-) -> tuple[NDArray[np.int16] | NDArray[np.float32], Grid, str, tuple[tuple[str, str], ...]]:
-    """Return image (z, y, x), grid, modality tag and facts of a DICOM series."""
+def _read_dicom(source: Source, config: IngestConfig) -> tuple[_Volume, Slices]:
+    """Return the volume of a DICOM series, PET in SUV if that is wanted and possible; and its slices."""
     where = source.location
-    try:
-        for path in source.files:
-            check_readable(path, shown=where, what="DICOM file")
-        headers = [read_header(path) for path in source.files]
-        stacks = split_series(headers)
-        if len(stacks) != 1:
-            raise DicomSeriesError("the files are not one series any more", path=where, remedy="Run again")
-        if stacks[0].problem is not None:
-            raise stacks[0].problem
-        slices = order_slices(headers, replace(config.series_rules, frame=source.frame))
-    except ScanError as error:
-        raise type(error)(error.reason, path=where, remedy=error.remedy) from None
-    except OSError as error:
-        raise os_error(error, shown=where) from None
-    grid = slices.grid
+    slices = read_slices(source, config.series_rules)
+    grid, header = slices.grid, slices.headers[0]
     x, y, z = grid.shape_zyx[::-1]
     check_spacing(grid.spacing_xyz_mm, (x, y, z), config, where)
-    array = _dicom_pixels([header.path for header in slices.headers], where)
-    if slices.frame_order is not None and array.shape[0] >= len(slices.frame_order):
-        array = array[list(slices.frame_order)]
-    if array.shape != grid.shape_zyx:
-        raise CorruptImage(
-            f"the pixels make {array.shape} voxels, the headers say {grid.shape_zyx}",
-            path=where,
-            remedy=REMEDY_EXPORT,
-        )
-    return _plain_if_whole(array), grid, headers[0].modality, headers[0].facts
-
-
-def _dicom_pixels(paths: Sequence[Path], shown: str) -> NDArray[np.float32]:
-    """Return float32 (z, y, x) with every slice's own rescale slope and intercept applied."""
-    reader = sitk.ImageSeriesReader() if len(paths) > 1 else sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetOutputPixelType(sitk.sitkFloat32)
-    if len(paths) > 1:
-        reader.SetFileNames([str(path) for path in paths])
-    else:
-        reader.SetFileName(str(paths[0]))
-    try:
-        array = sitk.GetArrayFromImage(reader.Execute())
-    except (RuntimeError, MemoryError):
-        raise CorruptImage(
-            "the pixels of the DICOM series cannot be decoded: a file is cut short, "
-            "damaged or oddly compressed",
-            path=shown,
-            remedy="Export the series again, uncompressed",
-        ) from None
-    return np.asarray(array, dtype=np.float32)
-
-
-def _plain_if_whole(array: NDArray[np.float32]) -> NDArray[np.int16] | NDArray[np.float32]:
-    """Return int16 if every value is a whole number in its range (CT), to halve the memory."""
-    if not (array.min() >= -32768 and array.max() <= 32767):
-        return array
-    whole = array.astype(np.int16)
-    return whole if np.array_equal(whole, array) else array
+    array = read_values(slices, where)
+    unit, note = "", ""
+    if header.modality == "PT" and config.pet_unit == "suv":
+        scale = pet_scale([h.path for h in slices.headers], where)
+        if scale.factor != 1:
+            array *= np.float32(scale.factor)
+        unit, note = scale.unit, scale.note
+    volume = _Volume(
+        image=plain_if_whole(array),
+        grid=grid,
+        tag=header.modality,
+        facts=header.facts,
+        unit=unit,
+        notes=(note,) if note else (),
+    )
+    return volume, slices

@@ -162,6 +162,8 @@ def _encode(
 def _unit(raw: RawScan, *, in_hu: bool) -> str:
     if in_hu:
         return "HU"
+    if raw.unit:
+        return raw.unit
     return "Bq/ml" if dict(raw.facts).get("Units") == "BQML" else "arbitrary"
 
 

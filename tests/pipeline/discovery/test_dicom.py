@@ -13,13 +13,14 @@ import pipeline.discovery.from_dicom
 from pipeline.discovery.fingerprint import source_stat
 from pipeline.discovery.from_path import Discovery, discover
 from pipeline.errors import ScanError
-from pipeline.formats.dicom_headers import read_header
+from pipeline.formats.dicom.headers import read_header
 from pipeline.formats.privacy import Identity, Scrubber
 from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.reading import read_source
 from pipeline.ingest.standard_scan import standardize
 from pipeline.volumes.grid import corner_distance_mm
-from tests.phantom import Phantom, phantom, write_dicom
+from tests.dicom_files import write_enhanced
+from tests.phantom import phantom, write_dicom
 
 CONFIG = IngestConfig()
 RULES = CONFIG.series_rules
@@ -303,39 +304,6 @@ def test_an_enhanced_multi_frame_file_is_read_in_the_order_of_its_positions(tmp_
 def test_a_multi_frame_file_without_positions_is_refused(tmp_path: Path) -> None:
     write_enhanced(tmp_path / "enhanced.dcm", phantom(modality="mr"), positions=False)
     assert "multi-frame" in only_failure(discover(tmp_path, RULES))
-
-
-def write_enhanced(path: Path, scan: Phantom, *, positions: bool = True) -> None:
-    """All slices in one file, stored from last to first."""
-    import pydicom
-    from pydicom.dataset import Dataset
-    from pydicom.uid import EnhancedMRImageStorage
-
-    only = write_dicom(path.parent / "tmp", scan, skip=tuple(range(1, 36)), slope=(1.0, 0.0))[0]
-    data = pydicom.dcmread(only)
-    shutil.rmtree(path.parent / "tmp")
-    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = EnhancedMRImageStorage
-    data.NumberOfFrames = scan.image.shape[0]
-    shared, frames = Dataset(), []
-    orientation, measures, rescale = Dataset(), Dataset(), Dataset()
-    orientation.ImageOrientationPatient = data.ImageOrientationPatient
-    measures.PixelSpacing, measures.SliceThickness = data.PixelSpacing, data.SliceThickness
-    rescale.RescaleSlope, rescale.RescaleIntercept, rescale.RescaleType = 1, 0, "US"
-    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [orientation], [measures]
-    shared.PixelValueTransformationSequence = [rescale]
-    for tag in ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "SliceThickness"):
-        delattr(data, tag)
-    del data.RescaleSlope, data.RescaleIntercept
-    order = range(scan.image.shape[0] - 1, -1, -1)
-    for k in order:
-        frame, place = Dataset(), Dataset()
-        place.ImagePositionPatient = [f"{v:.6f}" for v in scan.grid.to_world(np.array([0.0, 0.0, float(k)]))]
-        if positions:
-            frame.PlanePositionSequence = [place]
-        frames.append(frame)
-    data.SharedFunctionalGroupsSequence, data.PerFrameFunctionalGroupsSequence = [shared], frames
-    data.PixelData = np.concatenate([scan.image[k].astype("<u2").ravel() for k in order]).tobytes()
-    data.save_as(path, enforce_file_format=True)
 
 
 # --- privacy

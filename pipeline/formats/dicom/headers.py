@@ -8,9 +8,7 @@ read.
 from __future__ import annotations
 
 import logging
-import math
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,8 @@ from pydicom.config import disable_value_validation
 from pydicom.errors import InvalidDicomError
 
 from pipeline.errors import NotAnImage, ScanError
+from pipeline.formats.dicom.frames import Frame, read_frames
+from pipeline.formats.dicom.values import find_floats, find_number, find_text
 from pipeline.formats.privacy import Identity, stand_in_for
 
 logging.getLogger("pydicom").setLevel(
@@ -33,6 +33,7 @@ _TAGS = [
     "StudyInstanceUID",
     "SeriesInstanceUID",
     "SeriesNumber",
+    "FrameOfReferenceUID",
     "Modality",
     "ImageType",
     "Rows",
@@ -92,6 +93,7 @@ class Header:
         study_uid: Study instance UID.
         series_uid: Series instance UID.
         series_number: SeriesNumber, or None.
+        frame_of_reference: Frame of reference UID: series that share it share the world's axes and origin.
         modality: Modality tag in upper case, such as "CT"; "" if missing.
         is_localizer: Whether ImageType contains LOCALIZER.
         rows: Pixels along a column, 0 if the file has no image.
@@ -104,8 +106,9 @@ class Header:
         tilt_degrees: Gantry tilt, or None.
         order: Sorts slices at the same position: temporal position, acquisition, echo, trigger time,
             instance.
-        frames: World point of the first pixel of each frame, in stored order, for a multi-frame file; else
-            None.
+        frames: Frames of a multi-frame file, in stored order, that belong to one stack; None for a single
+            slice, and where a frame has no position.
+        first_rescale: Slope and intercept of the first stored frame of a multi-frame file; else (1, 0).
         facts: (tag, text) of the machine and the acquisition.
         identity: What identifies the patient.
     """
@@ -116,6 +119,7 @@ class Header:
     study_uid: str
     series_uid: str
     series_number: int | None
+    frame_of_reference: str
     modality: str
     is_localizer: bool
     rows: int
@@ -127,7 +131,8 @@ class Header:
     pixel_spacing_mm: tuple[float, float] | None
     tilt_degrees: float | None
     order: tuple[float, ...]
-    frames: tuple[tuple[float, float, float], ...] | None
+    frames: tuple[Frame, ...] | None
+    first_rescale: tuple[float, float]
     facts: tuple[tuple[str, str], ...]
     identity: Identity = field(repr=False)
 
@@ -162,104 +167,52 @@ def _not_dicom(reason: str) -> ScanError:
 
 
 def _header(path: Path, data: Any) -> Header:
-    study = _text(data, "StudyInstanceUID")
-    series = _text(data, "SeriesInstanceUID")
-    if not series and not _text(data, "SOPClassUID"):
+    study = find_text(data, "StudyInstanceUID")
+    series = find_text(data, "SeriesInstanceUID")
+    if not series and not find_text(data, "SOPClassUID"):
         raise ValueError("neither a series nor a class")
-    orientation, frames, spacing = _floats(data, "ImageOrientationPatient", 6), None, None
-    spacing = _floats(data, "PixelSpacing", 2)
-    num_frames = int(_number(data, "NumberOfFrames") or 1)
-    if num_frames > 1:
-        orientation, spacing, frames = _functional_groups(data)
-    position = _floats(data, "ImagePositionPatient", 3)
-    codes = [_text(data, "PatientID"), _text(data, "PatientBirthDate"), _text(data, "OtherPatientIDs")]
+    orientation = find_floats(data, "ImageOrientationPatient", 6)
+    spacing = find_floats(data, "PixelSpacing", 2)
+    position = find_floats(data, "ImagePositionPatient", 3)
+    num_frames, frames = int(find_number(data, "NumberOfFrames") or 1), None
+    if num_frames > 1 or orientation is None:
+        frames = read_frames(data)
+    if frames is not None:
+        orientation, spacing = frames[0].orientation, frames[0].pixel_spacing_mm
+    if frames is not None and num_frames == 1:  # an enhanced file of a single slice
+        position, frames = frames[0].position_xyz_mm, None
+    codes = [find_text(data, tag) for tag in ("PatientID", "PatientBirthDate", "OtherPatientIDs")]
     return Header(
         path=path,
-        sop_class=_text(data, "SOPClassUID"),
-        sop_uid=_text(data, "SOPInstanceUID"),
+        sop_class=find_text(data, "SOPClassUID"),
+        sop_uid=find_text(data, "SOPInstanceUID"),
         study_uid=study,
         series_uid=series,
-        series_number=None if (n := _number(data, "SeriesNumber")) is None else int(n),
-        modality=_text(data, "Modality").upper(),
+        series_number=None if (n := find_number(data, "SeriesNumber")) is None else int(n),
+        frame_of_reference=find_text(data, "FrameOfReferenceUID"),
+        modality=find_text(data, "Modality").upper(),
         is_localizer="LOCALIZER" in str(data.get("ImageType", "")).upper(),
-        rows=int(_number(data, "Rows") or 0),
-        columns=int(_number(data, "Columns") or 0),
+        rows=int(find_number(data, "Rows") or 0),
+        columns=int(find_number(data, "Columns") or 0),
         num_frames=num_frames,
-        num_samples=int(_number(data, "SamplesPerPixel") or 1),
+        num_samples=int(find_number(data, "SamplesPerPixel") or 1),
         orientation=orientation,
         position_xyz_mm=None if position is None else (position[0], position[1], position[2]),
         pixel_spacing_mm=None if spacing is None else (spacing[0], spacing[1]),
-        tilt_degrees=_number(data, "GantryDetectorTilt"),
+        tilt_degrees=find_number(data, "GantryDetectorTilt"),
         order=_order(data),
         frames=frames,
-        facts=tuple((tag, _text(data, tag)[:64]) for tag in _FACTS if _text(data, tag)),
+        first_rescale=frames[0].rescale if frames else (1.0, 0.0),
+        facts=tuple((tag, find_text(data, tag)[:64]) for tag in _FACTS if find_text(data, tag)),
         identity=Identity(
-            name=_text(data, "PatientName"),
+            name=find_text(data, "PatientName"),
             codes=tuple(code for code in codes if code),
+            patient_id=codes[0],
             stand_in=stand_in_for(study or series),
         ),
     )
 
 
-def _functional_groups(
-    data: Any,
-) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, tuple[tuple[float, float, float], ...] | None]:
-    """Return orientation, pixel spacing and frame positions of a multi-frame file; None if missing."""
-    shared = _first(data.get("SharedFunctionalGroupsSequence"))
-    per_frame = list(data.get("PerFrameFunctionalGroupsSequence") or ())
-    groups = [shared, *per_frame[:1]]
-    orientation = _in_groups(groups, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
-    spacing = _in_groups(groups, "PixelMeasuresSequence", "PixelSpacing", 2)
-    positions = [_in_groups([g], "PlanePositionSequence", "ImagePositionPatient", 3) for g in per_frame]
-    orientations = {
-        _in_groups([g], "PlaneOrientationSequence", "ImageOrientationPatient", 6) for g in per_frame
-    } - {None}
-    frames = [(p[0], p[1], p[2]) for p in positions if p is not None]
-    if not frames or len(frames) != len(positions) or len(orientations) > 1:
-        return orientation, spacing, None
-    return orientation, spacing, tuple(frames)
-
-
-def _in_groups(groups: Iterable[Any], sequence: str, tag: str, count: int) -> tuple[float, ...] | None:
-    for group in groups:
-        item = None if group is None else _first(group.get(sequence))
-        values = None if item is None else _floats(item, tag, count)
-        if values is not None:
-            return values
-    return None
-
-
-def _first(sequence: Any) -> Any:
-    return sequence[0] if sequence else None
-
-
 def _order(data: Any) -> tuple[float, ...]:
     tags = ("TemporalPositionIdentifier", "AcquisitionNumber", "EchoNumbers", "TriggerTime", "InstanceNumber")
-    return tuple(_number(data, tag) or 0.0 for tag in tags)
-
-
-def _text(data: Any, tag: str) -> str:
-    value = data.get(tag)
-    return "" if value is None else str(value).strip().strip("\0")
-
-
-def _number(data: Any, tag: str) -> float | None:
-    """Return a tag's number, or None if the tag is missing, empty or not a finite number."""
-    value = data.get(tag)
-    if isinstance(value, (list, pydicom.multival.MultiValue)):
-        value = value[0] if value else None
-    try:
-        number = None if value is None else float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if number is not None and math.isfinite(number) else None
-
-
-def _floats(data: Any, tag: str, count: int) -> tuple[float, ...] | None:
-    """Return a tag's `count` numbers, or None if it holds anything else."""
-    value = data.get(tag)
-    try:
-        numbers = () if value is None else tuple(float(v) for v in value)
-    except (TypeError, ValueError):
-        return None
-    return numbers if len(numbers) == count and all(math.isfinite(v) for v in numbers) else None
+    return tuple(find_number(data, tag) or 0.0 for tag in tags)

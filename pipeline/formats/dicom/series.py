@@ -8,13 +8,14 @@ pixel size. Series that are irregular by design are refused: variable gantry til
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import BadSpacing, DicomSeriesError, NoSuchFrame, NotVolumetric, ScanError
-from pipeline.formats.dicom_headers import Header
+from pipeline.formats.dicom.frames import VOLUME_KEYS, Frame
+from pipeline.formats.dicom.headers import Header
 from pipeline.volumes import Grid, nine, triple
 
 _SAME_DIRECTION = 1e-2
@@ -67,24 +68,19 @@ class Slices:
 
     Attributes:
         headers: Headers from the first slice to the last; one header for a multi-frame file.
-        frame_order: Index of the stored frame of each slice, for a multi-frame file; else None.
+        frames: The frame of each slice, for a multi-frame file; else None.
         grid: The volume's grid; slices follow the normal (row direction x column direction).
     """
 
     headers: tuple[Header, ...]
-    frame_order: tuple[int, ...] | None
+    frames: tuple[Frame, ...] | None
     grid: Grid
 
 
 def split_series(headers: Sequence[Header]) -> list[Stack]:
-    """Return the stacks of one series.
-
-    Copies of the same object (equal SOP instance UID) are used once.
-    """
-    unique = {header.sop_uid or str(header.path): header for header in reversed(headers)}
-    kept = [h for h in headers if unique[h.sop_uid or str(h.path)] is h]
+    """Return the stacks of one series; a multi-frame file holds one or more stacks of its own."""
     groups: list[list[Header]] = []
-    for header in kept:
+    for header in (part for whole in headers for part in _split_frames(whole)):
         group = next((g for g in groups if header.num_frames == 1 and _same_stack(g[0], header)), None)
         if group is None:
             groups.append([header])
@@ -94,13 +90,38 @@ def split_series(headers: Sequence[Header]) -> list[Stack]:
         return [Stack(headers=tuple(groups[0]))]
     problem = _tilted(groups)
     if problem is not None:
-        return [Stack(headers=tuple(kept), problem=problem)]
+        return [Stack(headers=tuple(headers), problem=problem)]
     return [Stack(headers=tuple(group), part=i) for i, group in enumerate(groups)]
+
+
+def _split_frames(header: Header) -> list[Header]:
+    """Return a header for each stack of a file: frames of one StackID, direction and pixel size."""
+    groups: list[list[Frame]] = []
+    for frame in header.frames or ():
+        group = next((g for g in groups if g[0].stack == frame.stack and _same_plane(g[0], frame)), None)
+        if group is None:
+            groups.append([frame])
+        else:
+            group.append(frame)
+    return [
+        replace(
+            header,
+            frames=tuple(group),
+            orientation=group[0].orientation,
+            pixel_spacing_mm=group[0].pixel_spacing_mm,
+        )
+        for group in groups
+    ] or [header]
 
 
 def _same_stack(first: Header, other: Header) -> bool:
     if first.num_frames > 1 or (first.rows, first.columns) != (other.rows, other.columns):
         return False
+    return _same_plane(first, other)
+
+
+def _same_plane(first: Header | Frame, other: Header | Frame) -> bool:
+    """Whether two slices or frames have one direction and pixel size."""
     if (first.orientation is None) != (other.orientation is None):
         return False
     if first.orientation is not None and other.orientation is not None:
@@ -149,7 +170,7 @@ def order_slices(headers: Sequence[Header], rules: SeriesRules) -> Slices:
     axes, points = _axes_and_points(headers)
     rows_mm, columns_mm = _pixel_spacing(first)
     along = points @ axes[:, 2]
-    order, frame_order = _one_volume(headers, along, rules.frame)
+    order = _one_volume(headers, along, rules.frame)
     if len(order) < rules.min_slices:
         raise NotVolumetric(
             f"a volume needs at least {rules.min_slices} slices, this has {len(order)}",
@@ -164,8 +185,8 @@ def order_slices(headers: Sequence[Header], rules: SeriesRules) -> Slices:
         direction=nine(axes),
     )
     if first.frames is not None:
-        return Slices(headers=(first,), frame_order=frame_order, grid=grid)
-    return Slices(headers=tuple(headers[i] for i in order), frame_order=None, grid=grid)
+        return Slices(headers=(first,), frames=tuple(first.frames[i] for i in order), grid=grid)
+    return Slices(headers=tuple(headers[i] for i in order), frames=None, grid=grid)
 
 
 def _axes_and_points(headers: Sequence[Header]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -174,11 +195,15 @@ def _axes_and_points(headers: Sequence[Header]) -> tuple[NDArray[np.float64], ND
     normal = None if first.orientation is None else _normal(first.orientation)
     if first.num_frames > 1 and first.frames is None:
         raise DicomSeriesError(
-            "every frame of a multi-frame file must have a position, and all one direction; these do not",
+            "every frame of a multi-frame file must have a position; these do not",
             path=None,
             remedy="Convert the file to NIfTI (for example with dcm2niix) and use that",
         )
-    positions = [p for h in headers for p in (h.frames or [h.position_xyz_mm])]
+    positions = [
+        p
+        for h in headers
+        for p in ([h.position_xyz_mm] if h.frames is None else [f.position_xyz_mm for f in h.frames])
+    ]
     known = [p for p in positions if p is not None]
     if first.orientation is None or normal is None or len(known) != len(positions):
         raise DicomSeriesError(
@@ -213,22 +238,16 @@ def _pixel_spacing(header: Header) -> tuple[float, float]:
     return header.pixel_spacing_mm
 
 
-def _one_volume(
-    headers: Sequence[Header], along: NDArray[np.float64], frame: int | None
-) -> tuple[list[int], tuple[int, ...]]:
+def _one_volume(headers: Sequence[Header], along: NDArray[np.float64], frame: int | None) -> list[int]:
     """Return the slices of one volume in order of position; several volumes may share the positions (4D).
 
     Args:
         headers: One header per slice, or the header of a multi-frame file.
         along: (N,) position of each slice along the normal, in mm.
         frame: Index of the volume, for 4D.
-
-    Returns:
-        Indices of the slices, twice: as a list, and as a tuple.
     """
-    keys = (
-        [h.order for h in headers] if headers[0].frames is None else [(float(i),) for i in range(len(along))]
-    )
+    frames = headers[0].frames
+    keys = [h.order for h in headers] if frames is None else [(*f.order, float(f.number)) for f in frames]
     order = sorted(range(len(along)), key=lambda i: (along[i], keys[i]))
     positions: list[list[int]] = []
     for i in order:
@@ -238,30 +257,41 @@ def _one_volume(
             positions.append([i])
     counts = sorted({len(group) for group in positions})
     if counts == [1]:
-        chosen = [group[0] for group in positions]
-    elif len(counts) == 1:
-        chosen = [sorted(group, key=lambda i: keys[i])[_frame(frame, counts[0])] for group in positions]
-    else:
+        return [group[0] for group in positions]
+    if len(counts) > 1:
         raise DicomSeriesError(
             f"no two slices may lie at one position, but {sum(len(g) > 1 for g in positions)} of the "
-            f"{len(positions)} positions hold up to {counts[-1]}",
+            f"{len(positions)} positions hold up to {counts[-1]}, with different pixels",
             path=None,
             remedy="Keep one acquisition per folder, or export the series again",
         )
-    return chosen, tuple(chosen)
+    differ = "" if frames is None else _what_differs([frames[i] for i in positions[0]])
+    chosen = _frame(frame, counts[0], differ)
+    return [sorted(group, key=lambda i: keys[i])[chosen] for group in positions]
 
 
-def _frame(frame: int | None, count: int) -> int:
+def _what_differs(frames: Sequence[Frame]) -> str:
+    """Return in words what tells the frames at one position apart, such as "echo time 2.3, 4.6"; or ""."""
+    found = []
+    for name, values in zip(VOLUME_KEYS, zip(*(f.order for f in frames), strict=True), strict=True):
+        distinct = sorted(set(values))
+        if len(distinct) > 1:
+            more = ", ..." if len(distinct) > 6 else ""
+            found.append(f"{name} {', '.join(f'{v:g}' for v in distinct[:6])}{more}")
+    return f" ({'; '.join(found)})" if found else ""
+
+
+def _frame(frame: int | None, count: int, differ: str) -> int:
     if frame is None:
         raise NoSuchFrame(
-            f"the series is 4D: each position holds {count} slices",
+            f"the series is 4D: each position holds {count} slices{differ}",
             path=None,
             remedy=f"Choose one with frame = 0 to {count - 1} (manifest column `frame`, or "
             "the ingest setting)",
         )
     if frame >= count:
         raise NoSuchFrame(
-            f"frame {frame} was asked for, but there are {count}",
+            f"frame {frame} was asked for, but there are {count}{differ}",
             path=None,
             remedy=f"Choose frame = 0 to {count - 1}",
         )

@@ -1,0 +1,1 @@
+"""Headers of DICOM files: slices and frames in order, copies, segmentations and structure sets."""
