@@ -17,6 +17,9 @@ def add_prepare(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--config", type=Path, metavar="C.toml", help="settings: tables [ingest] and [proposals]"
     )
+    add.add_argument(
+        "--follow-links", action="store_true", help="follow links that lead to folders outside of RAW too"
+    )
     where = add.add_mutually_exclusive_group()
     add_workers(where, "processes on this machine (default: 1, in this process)")
     where.add_argument(

@@ -26,6 +26,7 @@ def run_prepare(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         device=arguments.device,
         retry_failed=arguments.retry_failed,
         prune=arguments.prune,
+        follow_links=arguments.follow_links,
     )
     report = prepare_store(arguments.raw, arguments.store, Settings.read(arguments.config), options)
     print_report(report)

@@ -1,17 +1,27 @@
 """Listing of a folder, with its files sorted by their possible format.
 
 *Reads*: folder entries, and the first 132 bytes of files with an unknown suffix. *Writes*: nothing.
-Links to folders are followed, each real folder once. Hidden files and folders are left out.
+Links to files are followed, and links to folders within the searched folder, each real folder once; links to
+folders elsewhere only if asked for. Hidden files and folders are left out, and what is no file at all (named
+pipes, sockets, devices): nothing that is opened here can wait for ever.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.formats import DICOM_SUFFIXES, SET_SUFFIX, has_dicom_preamble, volume_suffix
+from pipeline.formats import (
+    DATA_SUFFIXES,
+    DICOM_SUFFIXES,
+    SET_SUFFIX,
+    has_dicom_preamble,
+    header_of_pair,
+    special_kind,
+    volume_suffix,
+)
 
 _OTHER_SUFFIXES = frozenset(
     [
@@ -90,6 +100,8 @@ class Tree:
         sets: .npz files, which may hold many scans each.
         unreadable: Folders and files that cannot be opened, with the system's reason.
         other: Number of other files, by suffix.
+        special: What is neither a file nor a folder, with its kind ("named pipe").
+        links_out: Links to folders outside of the searched one, which were not followed.
     """
 
     volumes: tuple[Path, ...]
@@ -97,22 +109,28 @@ class Tree:
     sets: tuple[Path, ...]
     unreadable: tuple[tuple[Path, str], ...]
     other: tuple[tuple[str, int], ...]
+    special: tuple[tuple[Path, str], ...] = ()
+    links_out: tuple[Path, ...] = ()
 
 
-def walk(root: Path, *, recursive: bool = True) -> Tree:
+def walk(root: Path, *, recursive: bool = True, follow_links: bool = False) -> Tree:
     """Return all files below a folder, sorted by their possible format.
 
     Args:
         root: The folder.
         recursive: Whether subfolders are searched too.
+        follow_links: Whether links to folders outside of this one are followed too.
     """
     volumes: list[Path] = []
     dicom: list[Path] = []
     sets: list[Path] = []
     other: Counter[str] = Counter()
-    unreadable: list[tuple[Path, str]] = []
-    for path in _files(root, unreadable, recursive=recursive):
+    listing = _Listing(root=root, recursive=recursive, follow_links=follow_links)
+    unreadable = listing.unreadable
+    for path in listing.files():
         relative = path.relative_to(root)
+        if path.suffix.lower() in DATA_SUFFIXES and header_of_pair(path).is_file():
+            continue  # it is listed with its header
         if volume_suffix(path.name):
             volumes.append(relative)
         elif path.suffix.lower() == SET_SUFFIX:
@@ -137,30 +155,62 @@ def walk(root: Path, *, recursive: bool = True) -> Tree:
         sets=tuple(sorted(sets)),
         unreadable=tuple(sorted(unreadable)),
         other=tuple(sorted(other.items())),
+        special=tuple(sorted(listing.special)),
+        links_out=tuple(sorted(listing.links_out)),
     )
 
 
-def _files(root: Path, unreadable: list[tuple[Path, str]], *, recursive: bool) -> list[Path]:
-    """Return every file below a folder; folders that cannot be listed are appended to `unreadable`."""
-    found: list[Path] = []
-    pending, seen = [root], set()
-    while pending:
-        folder = pending.pop()
-        real = os.path.realpath(folder)
-        if real in seen:
-            continue
-        seen.add(real)
-        try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError as error:
-            unreadable.append((folder.relative_to(root), error.strerror or "cannot be listed"))
-            continue
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name.upper() == "DICOMDIR":
+@dataclass(kw_only=True)
+class _Listing:
+    """A search for all files below a folder, with what is left out on the way, relative to it."""
+
+    root: Path
+    recursive: bool
+    follow_links: bool
+    unreadable: list[tuple[Path, str]] = field(default_factory=list)
+    special: list[tuple[Path, str]] = field(default_factory=list)
+    links_out: list[Path] = field(default_factory=list)
+
+    def files(self) -> list[Path]:
+        """Return every file; also broken links and folders named like a file, which the reader refuses."""
+        found: list[Path] = []
+        pending, seen = [self.root], set()
+        while pending:
+            folder = pending.pop()
+            real = os.path.realpath(folder)
+            if real in seen:
                 continue
-            if entry.is_dir() and not volume_suffix(entry.name):
-                if recursive:
-                    pending.append(Path(entry.path))
-            else:  # also broken links, and folders named like a file: the reader raises the error
-                found.append(Path(entry.path))
-    return found
+            seen.add(real)
+            try:
+                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            except OSError as error:
+                self.unreadable.append((folder.relative_to(self.root), error.strerror or "cannot be listed"))
+                continue
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name.upper() == "DICOMDIR":
+                    continue
+                path = Path(entry.path)
+                if _is_folder(entry):
+                    if self.recursive and self._is_followed(entry):
+                        pending.append(path)
+                elif (entry.is_symlink() or not entry.is_file()) and (kind := special_kind(path)):
+                    self.special.append((path.relative_to(self.root), kind))
+                else:
+                    found.append(path)
+        return found
+
+    def _is_followed(self, entry: os.DirEntry[str]) -> bool:
+        """Whether a folder is searched: it is no link, or leads to a folder within the searched one."""
+        if self.follow_links or not entry.is_symlink():
+            return True
+        if Path(os.path.realpath(entry.path)).is_relative_to(os.path.realpath(self.root)):
+            return True
+        self.links_out.append(Path(entry.path).relative_to(self.root))
+        return False
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir() and not volume_suffix(entry.name)
+    except OSError:  # a link to itself
+        return False

@@ -48,15 +48,18 @@ class _FoundScan:
     failure: SourceFailure | None = None
 
 
-def discover_folder(root: Path, rules: SeriesRules, *, only: Path | None = None) -> Discovery:
+def discover_folder(
+    root: Path, rules: SeriesRules, *, only: Path | None = None, follow_links: bool = False
+) -> Discovery:
     """Return the scans below a folder.
 
     Args:
         root: The folder.
         rules: How regular DICOM series must be.
         only: A file in the folder, to be searched alone.
+        follow_links: Whether links to folders elsewhere are followed.
     """
-    tree = walk(root, recursive=only is None)
+    tree = walk(root, recursive=only is None, follow_links=follow_links)
     if only is not None:
         tree = _only_file(tree, only.relative_to(root))
     dicom = find_dicom(root, tree.dicom, rules)
@@ -70,6 +73,7 @@ def discover_folder(root: Path, rules: SeriesRules, *, only: Path | None = None)
         *_unreadable(tree, scrubber),
     ]
     notes.extend(dicom.notes)
+    notes.extend(_left_out(tree, scrubber))
     if tree.other:
         listed = ", ".join(f"{suffix} {count}" for suffix, count in tree.other)
         notes.append(f"{sum(n for _, n in tree.other)} files of other kinds left out: {listed}")
@@ -83,6 +87,7 @@ def _only_file(tree: Tree, only: Path) -> Tree:
         dicom=tuple(p for p in tree.dicom if p == only),
         sets=tuple(p for p in tree.sets if p == only),
         unreadable=tuple(item for item in tree.unreadable if item[0] == only),
+        special=tuple(item for item in tree.special if item[0] == only),
         other=(),
     )
 
@@ -199,6 +204,18 @@ def _unreadable(tree: Tree, scrubber: Scrubber) -> Iterable[_FoundScan]:
         )
         failure = SourceFailure.of(error, scan_id="pending", location=shown)
         yield _FoundScan(shown=shown, id_parts=(*shown.split("/"), "unreadable"), failure=failure)
+
+
+def _left_out(tree: Tree, scrubber: Scrubber) -> list[str]:
+    """Return notes on what is no file, and on links to folders elsewhere."""
+    notes = [f"{scrubber.path(path)} left out: a {kind}, not a file" for path, kind in tree.special[:5]]
+    if len(tree.special) > 5:
+        notes.append(f"{len(tree.special) - 5} more left out that are no files")
+    if tree.links_out:
+        shown = ", ".join(scrubber.path(path) for path in tree.links_out[:5])
+        more = f" and {len(tree.links_out) - 5} more" if len(tree.links_out) > 5 else ""
+        notes.append(f"links to folders elsewhere left out (--follow-links follows them): {shown}{more}")
+    return notes
 
 
 def _with_ids(found: Sequence[_FoundScan], notes: list[str], *, root_name: str) -> Discovery:

@@ -24,12 +24,13 @@ from pipeline.formats import SeriesRules
 __all__ = ["Discovery", "LabelSource", "Source", "SourceFailure", "discover"]
 
 
-def discover(raw: Path, rules: SeriesRules) -> Discovery:
+def discover(raw: Path, rules: SeriesRules, *, follow_links: bool = False) -> Discovery:
     """Return all scans at a path: a folder, a manifest (.csv, .tsv, .jsonl), one image file or one set.
 
     Args:
         raw: The path.
         rules: How regular DICOM series must be, and the frame of 4D series.
+        follow_links: Whether links in a folder that lead to folders elsewhere are followed.
 
     Returns:
         Sources and failures, sorted by id, each id once; and notes for the user.
@@ -44,7 +45,7 @@ def discover(raw: Path, rules: SeriesRules) -> Discovery:
             "there is no such file or folder", path=raw, remedy="Check the path of the scans"
         )
     if raw.is_dir():
-        return discover_folder(raw, rules)
+        return discover_folder(raw, rules, follow_links=follow_links)
     if raw.suffix.lower() in MANIFEST_SUFFIXES:
         return discover_manifest(raw, rules)
     return discover_folder(raw.parent, rules, only=raw)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import LabelMismatch, UnreadableFile
-from pipeline.formats import stem_of
+from pipeline.formats import refuse_special, stem_of
 
 SIDECARS = ("label_names.json", "dataset.json")
 """Files in the labels' folder, or one folder up, that may name the values of all of them."""
@@ -34,6 +34,7 @@ def read_value_names(path: Path, key: str | None, *, shown: str) -> dict[int, st
         UnreadableFile: The file cannot be opened.
         LabelMismatch: It holds no table of names.
     """
+    refuse_special(path, shown=shown, what="file of label names")
     try:
         names = parse_value_names(json.loads(path.read_text(encoding="utf-8-sig")), key)
     except OSError as error:

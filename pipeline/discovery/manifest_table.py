@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ManifestError, UnreadableFile
-from pipeline.formats import parse_modality
+from pipeline.formats import parse_modality, refuse_special
 
 COLUMNS = (
     "id",
@@ -118,6 +118,7 @@ def read_manifest(path: Path) -> Manifest:
         ManifestError: The file as a whole is not a manifest (no id or image column, no text).
         UnreadableFile: It cannot be opened.
     """
+    refuse_special(path, shown=path.name, what="manifest")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:

@@ -19,11 +19,15 @@ from .dicom.series import (
 from .dicom.values import find_floats as find_floats, find_number as find_number, find_text as find_text
 from .file_kinds import identify as identify
 from .files import (
+    DATA_SUFFIXES as DATA_SUFFIXES,
     check_readable as check_readable,
     companions as companions,
+    header_of_pair as header_of_pair,
     is_transient as is_transient,
     os_error as os_error,
     pair_of as pair_of,
+    refuse_special as refuse_special,
+    special_kind as special_kind,
 )
 from .modality_names import NAME_WORDS as NAME_WORDS, Modality as Modality, parse_modality as parse_modality
 from .npz_sets import (

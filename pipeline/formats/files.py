@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 from pipeline.errors import ScanError, TransientReadError, UnreadableFile
@@ -19,6 +20,16 @@ _HEADER_BYTES = 65536
 
 _DATA_FILE = {suffix: line for row in IMAGE_FORMATS.values() for suffix, line in row.data_file.items()}
 """The line that names the data file, by suffix of the detached header."""
+
+_SPECIAL = (
+    (stat.S_ISFIFO, "named pipe"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+)
+
+DATA_SUFFIXES = frozenset(data for row in IMAGE_FORMATS.values() for data in row.data_suffix.values())
+"""Suffixes of data files that have the name of their header."""
 
 _PAIRED = {suffix for row in IMAGE_FORMATS.values() for suffix in row.data_suffix}
 """Suffixes of headers whose data file has the same name."""
@@ -40,7 +51,7 @@ def companions(path: Path) -> tuple[Path, ...]:
     if path.suffix.lower() in _PAIRED:
         return pair_of(path)
     pattern = _DATA_FILE.get(path.suffix.lower())
-    if pattern is None:
+    if pattern is None or special_kind(path):
         return (path,)
     try:
         with path.open("rb") as file:
@@ -59,11 +70,36 @@ def pair_of(path: Path) -> tuple[Path, ...]:
     return (path, data_of_pair(path)) if path.suffix.lower() in _PAIRED else (path,)
 
 
+def header_of_pair(data: Path) -> Path:
+    """Return the header of a data file that has its name: X.hdr of X.img, in the data file's case."""
+    return data.with_suffix(".HDR" if data.suffix.isupper() else ".hdr")
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether another try may succeed: a disk or network failed. A full disk is not transient."""
     return isinstance(error, OSError) and (
         isinstance(error, TransientReadError | ConnectionError | TimeoutError) or error.errno in _TRANSIENT
     )
+
+
+def special_kind(path: Path) -> str:
+    """Return what stands in a file's place: "named pipe", "socket", "device"; empty for a file or a folder.
+
+    Reading from one of these could wait for ever. A path that cannot be looked at is none.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return ""
+    return next((name for is_kind, name in _SPECIAL if is_kind(mode)), "")
+
+
+def refuse_special(path: Path, *, shown: str, what: str = "file") -> None:
+    """Refuse a named pipe, socket or device, before anybody opens it; arguments as in `check_readable`."""
+    if kind := special_kind(path):
+        raise UnreadableFile(
+            f"the {what} must be a file, a {kind} is in its place", path=shown, remedy=f"Remove the {kind}"
+        )
 
 
 def check_readable(path: Path, *, shown: str, what: str = "file") -> None:
@@ -88,6 +124,7 @@ def check_readable(path: Path, *, shown: str, what: str = "file") -> None:
             raise UnreadableFile(
                 f"the {what} must be a file, a folder is in its place", path=shown, remedy="Remove the folder"
             )
+        refuse_special(path, shown=shown, what=what)
         with path.open("rb") as file:
             if not file.read(1):
                 raise UnreadableFile(f"the {what} is empty (0 bytes)", path=shown, remedy="Copy it again")

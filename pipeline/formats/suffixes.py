@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.formats.file_kinds import IMAGE_FORMATS
+from pipeline.formats.files import special_kind
 
 _RESULT_SUFFIXES = {
     suffix: result for row in IMAGE_FORMATS.values() for suffix, result in row.suffixes.items()
@@ -36,6 +37,8 @@ def stem_of(name: str) -> str:
 
 
 def has_dicom_preamble(path: Path) -> bool:
-    """Whether a file's bytes 128 to 132 are DICM (part 10 of the standard)."""
+    """Whether a file's bytes 128 to 132 are DICM (part 10 of the standard); never of a pipe or device."""
+    if special_kind(path):
+        return False
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"

@@ -157,7 +157,7 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "link").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "loop").symlink_to(tmp_path / "raw")
-    assert list(pairs(discover(tmp_path / "raw", RULES))) == ["link_a"]
+    assert list(pairs(discover(tmp_path / "raw", RULES, follow_links=True))) == ["link_a"]
 
 
 def test_a_single_file_is_one_scan_with_its_label(tmp_path: Path) -> None:
