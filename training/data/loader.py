@@ -37,6 +37,7 @@ from storage import StorageError, open_store
 from training.data.batches import Batch
 from training.data.sample_reader import Sample, SampleReader, digest_scans
 from training.data.sampling import DataConfig, make_choice
+from training.data.source_weights import scans_with_weight
 from training.errors import ConfigError, DataError
 
 _SECONDS_TO_SAVE = 30
@@ -166,7 +167,8 @@ def make_loader(
     except (StorageError, OSError) as error:
         raise DataError(f"the store cannot be opened: {error}") from error
     digest = digest_scans(entries, scan_ids)
-    make_choice((entries[scan_id] for scan_id in scan_ids), config.dataset_weights)  # to raise errors early
+    chosen = scans_with_weight((entries[scan_id] for scan_id in scan_ids), config.source_weights)
+    make_choice(chosen, config.dataset_weights)  # to raise errors early
     reader = SampleReader(store, scan_ids, config, seed=seed, digest=digest)
     batches = BatchReader(reader, partial(collate, config=config, seed=seed), share)
     return SampleLoader(batches, num_workers=num_workers, pin=pin_memory)

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from storage import IndexEntry, Level, Scan, StorageError, open_store
+from storage import IndexEntry, Level, Scan, StorageError, imported_sources, open_store
 from storage.words import build_lookup
 from training.data.boxes import Box, Triple, draw_crop_views, whole
 from training.data.sampling import (
@@ -33,6 +33,7 @@ from training.data.sampling import (
     make_choice,
     visible_voxels,
 )
+from training.data.source_weights import SourceGroups, draw_by_group, groups_of, scans_with_weight
 from training.data.whole_scans import ScanView, draw_scan_views, sample_linear, sample_nearest
 from training.errors import DataError
 
@@ -195,7 +196,9 @@ class SampleReader:
 
     @cached_property
     def _choice(self) -> ScanChoice:
-        return make_choice((self._entries[scan_id] for scan_id in self._ids), self._config.dataset_weights)
+        entries = (self._entries[scan_id] for scan_id in self._ids)
+        drawable = scans_with_weight(entries, self._config.source_weights)
+        return make_choice(drawable, self._config.dataset_weights)
 
     @cached_property
     def _entries(self) -> Mapping[str, IndexEntry]:
@@ -233,7 +236,7 @@ class SampleReader:
                 break
         if best is None:
             return None
-        chosen = draw_masks(best.voxels, scan.proposals.source[best.ids], wanted, generator)
+        chosen = self._draw_masks(scan, best, wanted, generator)
         # If too few are visible, they are repeated in the same order, so that K is the same in every sample.
         masks = np.resize(best.ids[chosen], wanted)
         words = _words(scan, masks, best)
@@ -257,6 +260,26 @@ class SampleReader:
             views=best.views,
             masks=tuple(int(mask) for mask in masks),
         )
+
+    def _draw_masks(
+        self, scan: Scan, pair: _ViewPair, count: int, generator: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Return indices into the visible proposals of a pair of views, at most `count`."""
+        sources = scan.proposals.source[pair.ids]
+        groups = self._groups(scan)
+        if groups is None:
+            return draw_masks(pair.voxels, sources, count, generator)
+        return draw_by_group(pair.voxels, sources, groups, count, generator)
+
+    def _groups(self, scan: Scan) -> SourceGroups | None:
+        """Return the groups of a scan's sources; None without weights."""
+        weights = self._config.source_weights
+        return groups_of(scan.sources, imported_sources(scan.digests), weights) if weights else None
+
+    def _drawable(self, scan: Scan, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return those of some proposals whose source has a weight above 0."""
+        groups = self._groups(scan)
+        return ids if groups is None else ids[groups.may_be_drawn(scan.proposals.source[ids])]
 
     def _draw_view_pair(self, scan: Scan, generator: np.random.Generator) -> _ViewPair | None:
         """Draw a pair of views and find the proposals visible in both; None if there are none."""
@@ -287,7 +310,7 @@ class SampleReader:
         clipped = [view.intersect(whole_scan) for view in views]
         if not all(view.voxels for view in clipped):
             return None
-        ids = np.arange(len(scan.proposals.voxels), dtype=np.int64)
+        ids = self._drawable(scan, np.arange(len(scan.proposals.voxels), dtype=np.int64))
         atoms = {layer: scan.atoms(layer, region.slices, level=level) for layer in range(scan.num_layers)}
         ratios = np.array([[view.voxel_ratio(window, factors)] for view in drawn])
         voxels = np.rint(_visible(scan, ids, atoms, clipped, region) * ratios).astype(np.int64)
@@ -313,7 +336,7 @@ class SampleReader:
             scan.shape, config.crop_zyx, min_overlap=config.min_view_overlap, generator=generator
         )
         clipped = [view.intersect(whole(scan.shape)) for view in views]
-        ids = candidates(scan.proposals, clipped, config.min_mask_voxels)
+        ids = self._drawable(scan, candidates(scan.proposals, clipped, config.min_mask_voxels))
         if not len(ids):
             return None
         cuts = [view.grow(config.margin_zyx) for view in views]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,6 +63,10 @@ class DataConfig:
     because it would be nearly the mask of all ones."""
     dataset_weights: dict[str, float] = field(default_factory=dict)
     """Relative number of samples per data set. Empty: the number of its scans. 0 leaves a data set out."""
+    source_weights: dict[str, float] = field(default_factory=dict)
+    """Relative number of masks drawn from the scan's own proposals (`own`) and from each imported source, by
+    its name; 1 for those that are not named, 0 leaves a source out. Empty: an imported source counts as one
+    of the scan's many sources."""
     splits: tuple[str, ...] = ()
     """Splits of the store to train on; empty for all."""
     exclude: tuple[str, ...] = ()
@@ -96,6 +101,8 @@ class DataConfig:
         weights = self.dataset_weights.values()
         if any(weight < 0 for weight in weights) or (weights and not any(weights)):
             raise ConfigError(f"dataset_weights must be >= 0 and not all 0, got {self.dataset_weights}")
+        if not all(math.isfinite(weight) and weight >= 0 for weight in self.source_weights.values()):
+            raise ConfigError(f"source_weights must be >= 0, got {self.source_weights}")
 
     @property
     def crop_zyx(self) -> Triple:
