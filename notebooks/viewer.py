@@ -16,7 +16,7 @@ import numpy as np
 import traitlets
 from IPython.display import HTML, display
 
-from pipeline.quality.stored_scan import ScanLike
+from pipeline.quality.stored_scan import ScanLike, rows_by_origin
 from pipeline.report.browsing import Filter, ladder, ladder_strip, planes_at, rows_where
 from pipeline.report.montages import Point, disjoint_rows, slices_through
 from pipeline.report.slices import PLANES, Rgb, arrange_planes, beside, locate, to_png
@@ -189,6 +189,8 @@ def filtered(scan: ScanLike, point: Point) -> Panel:
     sources = ipywidgets.SelectMultiple(
         options=scan.sources, value=scan.sources, description="source", rows=6
     )
+    groups = rows_by_origin(scan)
+    origin = ipywidgets.Dropdown(options=["all", *groups], description="origin")
     scores = [float(s) for s in np.quantile(scan.scores, (0, 1))]
     score = ipywidgets.FloatSlider(
         value=scores[0], min=scores[0], max=scores[1], description="score from", continuous_update=False,
@@ -205,6 +207,8 @@ def filtered(scan: ScanLike, point: Point) -> Panel:
             min_score=score.value - 1e-9,
         )
         rows = rows_where(scan, wanted)
+        if origin.value != "all":
+            rows = rows[np.isin(rows, groups[origin.value])]
         viewer.rows = disjoint_rows(slices_through(scan, viewer.point), rows)
         count.value = (
             f"{len(rows):,} of {len(scan.table):,} proposals pass; {len(viewer.rows)} of them are shown"
@@ -212,10 +216,11 @@ def filtered(scan: ScanLike, point: Point) -> Panel:
         viewer.draw()
 
     viewer.moved = refresh
-    for control in (size, sources, score):
+    controls = [size, score, sources, *([origin] if len(groups) > 1 else [])]
+    for control in controls:
         control.observe(refresh, "value")
     refresh()
     return Panel(
-        [ipywidgets.HBox([size, score, sources]), count, *viewer.controls],
+        [ipywidgets.HBox(controls), count, *viewer.controls],
         lambda: arrange_planes(viewer.planes()),
     )

@@ -22,6 +22,7 @@ from .scoring import (
     score_scan as score_scan,
 )
 from .stored_scan import (
+    OWN as OWN,
     SOURCE as SOURCE,
     VOXELS as VOXELS,
     X0 as X0,
@@ -31,4 +32,6 @@ from .stored_scan import (
     IntArray as IntArray,
     Rows as Rows,
     ScanLike as ScanLike,
+    imported_names as imported_names,
+    rows_by_origin as rows_by_origin,
 )

@@ -26,6 +26,7 @@ from pipeline.quality.scoring import (
     SkippedStructure,
     StructureScore,
 )
+from pipeline.quality.stored_scan import OWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +167,9 @@ def to_csv(score: StoreScore) -> str:
     head = ["scan", "dataset", "modality", "label", "value", "structure", "status", "voxels", "volume_mm3"]
     head += ["size_class", *(f"{measure}_at_{n}" for measure in ("iou", "dice") for n in columns)]
     head += ["atoms_limit_iou", "atoms_limit_dice", "slic_iou", "slic_dice", "best_proposal", "best_source"]
+    every = (entry for scan in score.scans for entry in scan.structures)
+    origins = sorted({one.name for entry in every for one in entry.by_origin})
+    head += [f"dice_{name}" for name in origins]
     writer.writerow(head)
     for scan in score.scans:
         for e in scan.structures:
@@ -181,7 +185,8 @@ def to_csv(score: StoreScore) -> str:
                 e.volume_mm3,
             ]
             row += [e.size_class, *e.iou, *e.dice, e.limit_iou, e.limit_dice, e.slic_iou, e.slic_dice]
-            writer.writerow([*row, e.best, e.best_source])
+            dice = {one.name: one.dice for one in e.by_origin}
+            writer.writerow([*row, e.best, e.best_source, *(dice.get(name, "") for name in origins)])
         for s in scan.skipped:
             row = [s.scan_id, s.dataset, scan.modality, s.label, s.value, s.name, s.reason, s.voxels]
             writer.writerow(row + [""] * (len(head) - len(row)))
@@ -210,6 +215,7 @@ def to_markdown(score: StoreScore) -> str:
     for title, rows in groups.items():
         lines += [f"## By {title}", "", *_iou_table(title, rows, score), ""]
         lines += [*_recall_table(title, rows, score), ""]
+    lines += _origin_tables(score, several=several)
     lines += ["## By structure", "", *_iou_table("structure", score.structures, score, datasets=several), ""]
     return "\n".join(lines + _left_out(score)) + "\n"
 
@@ -267,6 +273,43 @@ def _recall_table(title: str, rows: Sequence[Summary], score: StoreScore) -> lis
                 cells.append("" if row.slic_recall is None else f"{row.slic_recall[t]:.1%}")
             body.append(cells)
     return _table(heading, body)
+
+
+def origin_dice(entries: Sequence[StructureScore]) -> dict[str, float]:
+    """Return the mean best Dice of the own proposals, of each imported source, and of all together.
+
+    Args:
+        entries: Structures of scans with imported masks; a source that a scan lacks counts as 0.
+    """
+    names = sorted({one.name for entry in entries for one in entry.by_origin} - {OWN})
+    columns = [OWN, *names]
+
+    def values(entry: StructureScore) -> list[float]:
+        dice = {one.name: one.dice for one in entry.by_origin}
+        return [*(dice.get(name, 0.0) for name in columns), entry.dice[-1]]
+
+    return dict(zip([*columns, "all"], _nested_mean(entries, values), strict=True))
+
+
+def _origin_tables(score: StoreScore, *, several: bool) -> list[str]:
+    """Return a table of the best Dice by source; no line if no scan has imported masks."""
+    entries = [entry for scan in score.scans for entry in scan.structures if entry.by_origin]
+    if not entries:
+        return []
+    every = origin_dice(entries)
+    body = []
+    for dataset in sorted({entry.dataset for entry in entries}):
+        members = [entry for entry in entries if entry.dataset == dataset]
+        body.append((dataset, members, origin_dice(members)))
+    if several:
+        body.append(("all", entries, every))
+    rows = [
+        [_escape(name), str(len({e.scan_id for e in members})), *(f"{dice.get(c, 0.0):.3f}" for c in every)]
+        for name, members, dice in body
+    ]
+    heading = ["data set", "scans", *(f"Dice, {name}" if i == 0 else name for i, name in enumerate(every))]
+    note = "Scans with imported masks only. Best Dice among the own proposals, each imported source, and all."
+    return ["## By source", "", note, "", *_table(heading, rows), ""]
 
 
 def _left_out(score: StoreScore) -> list[str]:

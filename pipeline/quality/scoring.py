@@ -10,7 +10,7 @@ Bounds: a structure is scored as a whole (a label of many lesions is one structu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from pipeline.quality.overlap import (
     COUNTS,
     AtomLimit,
     BestOverlap,
+    Overlap,
     atom_limit,
     best_overlap,
     interval_overlap,
@@ -26,7 +27,7 @@ from pipeline.quality.overlap import (
     structure_counts,
 )
 from pipeline.quality.slic_baseline import SlicConfig, baseline_overlap, slic_scales
-from pipeline.quality.stored_scan import SOURCE, LabelLike, ScanLike
+from pipeline.quality.stored_scan import SOURCE, LabelLike, ScanLike, imported_names, rows_by_origin
 
 SIZE_CLASSES_MM3 = (1e3, 1e4, 1e5, 1e6)
 """Upper bounds of the size classes in mm3: 1 mL, 10 mL, 100 mL, 1 L."""
@@ -47,6 +48,16 @@ class ScoreConfig:
     mm."""
     slic: SlicConfig = field(default_factory=SlicConfig)
     """Settings of the flat baseline, which is computed on request."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OriginScore:
+    """Best overlap with a structure of the proposals of one origin."""
+
+    name: str
+    """"own", or the name of an imported source."""
+    iou: float
+    dice: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +91,8 @@ class StructureScore:
     """Best IoU of any segment of flat multi-scale SLIC; None if it was not computed."""
     slic_dice: float | None = None
     """Best Dice of the same; None if it was not computed."""
+    by_origin: tuple[OriginScore, ...] = ()
+    """Best overlap of the scan's own proposals, and of each imported source; empty without imported ones."""
 
     @property
     def size_class(self) -> str:
@@ -180,9 +193,27 @@ def _score_label(
     ]
     if not values:
         return [], skipped
-    best = best_overlap(interval_overlap(scan, label.array, values=values), config.counts)
+    overlap = interval_overlap(scan, label.array, values=values)
+    best = best_overlap(overlap, config.counts)
+    origins = _by_origin(scan, overlap)
     limit = atom_limit(scan.atoms[0], label.array, num_atoms=num_atoms(scan, 0), values=values)
-    return [_structure_score(scan, label, best, limit, flat, s) for s in range(len(values))], skipped
+    scores = [_structure_score(scan, label, best, limit, flat, s) for s in range(len(values))]
+    return [replace(score, by_origin=origins[s]) for s, score in enumerate(scores)], skipped
+
+
+def _by_origin(scan: ScanLike, overlap: Overlap) -> list[tuple[OriginScore, ...]]:
+    """Return the best overlap with each structure by origin; nothing if all proposals are the scan's own."""
+    if not imported_names(scan):
+        return [()] * len(overlap.values)
+    every = overlap.iou
+    best = {name: every[:, rows].max(axis=1, initial=0.0) for name, rows in rows_by_origin(scan).items()}
+    return [
+        tuple(
+            OriginScore(name=name, iou=float(iou[s]), dice=float(2 * iou[s] / (1 + iou[s])))
+            for name, iou in best.items()
+        )
+        for s in range(len(overlap.values))
+    ]
 
 
 def _structure_score(

@@ -15,6 +15,9 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+OWN = "own"
+"""Stands for all proposals of a scan that were not imported."""
+
 IntArray: TypeAlias = NDArray[np.integer[Any]]
 """Any integer array; label volumes are uint8 or uint16, atoms uint16, tables int32."""
 
@@ -108,3 +111,18 @@ class ScanLike(Proposals, Protocol):
     @property
     def attributes(self) -> Mapping[str, Any]:
         """Provenance, geometry and intensity, as stored."""
+
+
+def imported_names(scan: ScanLike) -> tuple[str, ...]:
+    """Return the names of a scan's imported sources, sorted; empty if all proposals are its own."""
+    imported = scan.attributes.get("imported")
+    return tuple(sorted(imported)) if isinstance(imported, Mapping) else ()
+
+
+def rows_by_origin(scan: ScanLike) -> dict[str, NDArray[np.int64]]:
+    """Return the rows of the scan's own proposals ("own"), and of each imported source by its name."""
+    names = imported_names(scan)
+    codes = [scan.sources.index(name) for name in names]
+    source = scan.table[:, SOURCE]
+    rows = {OWN: np.flatnonzero(~np.isin(source, codes))}
+    return rows | {name: np.flatnonzero(source == code) for name, code in zip(names, codes, strict=True)}

@@ -8,7 +8,7 @@ Bounds: choices are deterministic; a montage shows examples, not every proposal.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -222,10 +222,22 @@ def size_montages(
     scan: ScanLike, point: Point, *, pixels: int = 360, marks: bool = True
 ) -> dict[str, list[Rgb]]:
     """Return, for each size class, the three planes through a point with its best disjoint proposals."""
+    return group_montages(scan, point, rows_by_size(scan), pixels=pixels, marks=marks)
+
+
+def group_montages(
+    scan: ScanLike,
+    point: Point,
+    groups: Mapping[str, NDArray[np.int64]],
+    *,
+    pixels: int = 360,
+    marks: bool = True,
+) -> dict[str, list[Rgb]]:
+    """Return, for each group of rows, the three planes through a point with its best disjoint proposals."""
     slices = slices_through(scan, point)
     frame = replace(frame_of(scan, pixels), marks=marks)
     montages = {}
-    for name, rows in rows_by_size(scan).items():
+    for name, rows in groups.items():
         chosen = disjoint_rows(slices, rows)
         montages[name] = [
             s.draw([_overlay(s.mask(r), k, 0.32) for k, r in enumerate(chosen)], frame) for s in slices

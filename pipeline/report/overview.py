@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.quality import (
+    OWN,
     SOURCE,
     VOXELS,
     ScanLike,
@@ -25,6 +26,7 @@ from pipeline.quality import (
     coverage,
     interval_overlap,
     num_atoms,
+    rows_by_origin,
     select,
 )
 from pipeline.report.browsing import hierarchy_sheet
@@ -34,10 +36,10 @@ from pipeline.report.montages import (
     coverage_planes,
     focus_point,
     foreground,
+    group_montages,
     overview_slice,
     proposal_tile,
     rows_by_size,
-    size_montages,
     structure_tile,
 )
 from pipeline.report.slices import Rgb, arrange_planes, to_png, volume_text
@@ -249,10 +251,17 @@ def scan_facts(scan: ScanLike) -> tuple[tuple[str, str], ...]:
         ("notes", "; ".join(str(note) for note in notes) if isinstance(notes, list | tuple) else ""),
         ("atoms", ", ".join(f"{num_atoms(scan, layer):,}" for layer in range(len(scan.atoms)))),
         ("hierarchies", str(sum(len(orders) for orders in scan.orders))),
-        ("proposals", f"{len(scan.table):,}"),
+        ("proposals", _origins(scan)),
         ("labels", ", ".join(labels) or "none"),
     ]
     return tuple((name, value) for name, value in facts if value)
+
+
+def _origins(scan: ScanLike) -> str:
+    """Return the number of proposals; of own and imported ones, if there are any."""
+    rows = rows_by_origin(scan)
+    listed = ", ".join(f"{len(some):,} {name}" for name, some in rows.items())
+    return f"{len(scan.table):,}" + (f" ({listed})" if len(rows) > 1 else "")
 
 
 def _source_grid(grid: Mapping[str, Any]) -> str:
@@ -302,10 +311,12 @@ def _sheet(scan: ScanLike, point: Point, config: InspectConfig) -> Picture:
 def _size_groups(
     scan: ScanLike, point: Point, body: NDArray[np.bool_], config: InspectConfig
 ) -> tuple[SizeGroup, ...]:
-    """Return one group per size class: its best disjoint proposals in three planes, and single examples."""
+    """Return a group per size class and imported source: its best disjoint proposals, and single examples."""
     groups = []
-    montages = size_montages(scan, point, pixels=config.plane_pixels)
-    for name, rows in rows_by_size(scan).items():
+    chosen = rows_by_size(scan)
+    chosen |= {f"imported {name}": rows for name, rows in rows_by_origin(scan).items() if name != OWN}
+    montages = group_montages(scan, point, chosen, pixels=config.plane_pixels)
+    for name, rows in chosen.items():
         covered = coverage(select(scan, rows)) > 0
         groups.append(
             SizeGroup(

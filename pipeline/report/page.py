@@ -101,8 +101,9 @@ def _scan_body(report: ScanReport, *, prefix: str, level: int) -> str:
             f'<div class="card">{figure(report.sheet)}</div>',
             fact_list(report.facts),
             f'<{head} id="{start}sizes">Proposals by size</{head}>',
-            "<p>For each size class, the best-ranked proposals that do not overlap on these slices, "
-            f'each in its own colour, then the first few one by one. <span class="note">{_VIEW}</span></p>',
+            "<p>For each size class and imported source, the best-ranked proposals that do not overlap on "
+            "these slices, each in its own colour, then the first few one by one. "
+            f'<span class="note">{_VIEW}</span></p>',
             *(_size_group(group, level + 1) for group in report.groups),
             f'<{head} id="{start}labels">Against the expert labels</{head}>',
             _matches(report),
@@ -213,7 +214,8 @@ def _quality_by_size(score: ScanScore) -> str:
 def _structures(score: ScanScore) -> str:
     flat = any(entry.slic_iou is not None for entry in score.structures)
     heading = ["structure", "mL", "best IoU", "best Dice", "IoU of atoms", *(["IoU of SLIC"] if flat else [])]
-    heading += ["proposal", "source"]
+    origins = sorted({one.name for entry in score.structures for one in entry.by_origin})
+    heading += [*(f"Dice, {escape(name)}" for name in origins), "proposal", "source"]
     rows = []
     for entry in sorted(score.structures, key=lambda e: (-e.iou[-1], e.name)):
         iou = entry.iou[-1]
@@ -224,6 +226,8 @@ def _structures(score: ScanScore) -> str:
         ]
         row += [f"{entry.dice[-1]:.3f}", f"{entry.limit_iou:.3f}"]
         row += ([f"{entry.slic_iou:.3f}" if entry.slic_iou is not None else ""]) if flat else []
+        dice = {one.name: f"{one.dice:.3f}" for one in entry.by_origin}
+        row += [dice.get(name, "") for name in origins]
         rows.append([*row, str(entry.best), escape(entry.best_source)])
     return table(heading, rows)
 
