@@ -1,7 +1,8 @@
 """How far a long work is, how fast it goes, and how long it will take: numbers in, one line of text out.
 
 Reads: counts, weights and seconds. Writes: text. Time left is told by weight (about voxels), for scans differ
-a thousandfold; it is not told before a little is done, and is wrong where weights say little about time.
+a thousandfold; it is not told before a little is done, nor while nothing has moved for a minute, and is wrong
+where weights say little about time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from dataclasses import dataclass
 
 _LEAST_SECONDS = 3.0
 """Time left is not told before."""
+
+_STILL_SECONDS = 60.0
+"""Without the end of a scan for so long, time left is not told, but what is in hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +27,10 @@ class Progress:
     weight_total: float
     seconds: float
     """Since the work began."""
+    still_seconds: float = 0.0
+    """Since the last scan ended, or since the work began."""
+    in_hand: str = ""
+    """What is being worked on, in words."""
 
     @classmethod
     def of_equals(cls, done: int, total: int, seconds: float) -> Progress:
@@ -41,8 +49,8 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Expected time to the end, None where it is too early to tell."""
-        if self.weight_done <= 0 or self.seconds < _LEAST_SECONDS:
+        """Expected time to the end, None where it is too early to tell, or nothing has moved for long."""
+        if self.weight_done <= 0 or self.seconds < _LEAST_SECONDS or self.still_seconds >= _STILL_SECONDS:
             return None
         return self.seconds * (self.weight_total - self.weight_done) / self.weight_done
 
@@ -55,6 +63,9 @@ class Progress:
             parts.append(f"{self.scans_a_minute:.1f} a minute")
         if self.seconds_left is not None and self.done < self.total:
             parts.append(f"{duration(self.seconds_left)} left")
+        if self.still_seconds >= _STILL_SECONDS and self.done < self.total:
+            parts.append(f"no scan has ended for {self.still_seconds // 60:.0f} min")
+            parts += [self.in_hand] if self.in_hand else []
         return ", ".join(parts)
 
 

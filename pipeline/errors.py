@@ -6,7 +6,8 @@ Every message says which scan, what must hold, what was found, and what to do.
     ├── ConfigError (also ValueError)      a setting has an impossible value
     └── ScanError                          one scan, label or manifest row; other scans are not affected
         ├── UnreadableFile (also OSError)  missing, a broken link, no permission, a folder instead of a file
-        │   └── TransientReadError         the disk or network failed; another try may succeed
+        │   ├── TransientReadError         the disk or network failed; another try may succeed
+        │   └── StalledRead                not a byte came for long; tried again in the next run
         ├── NotAnImage                     the bytes are not an image of a known format
         ├── CorruptImage                   a known format, but truncated or damaged
         ├── NotVolumetric                  2D, a single slice, more than four axes
@@ -89,6 +90,10 @@ class UnreadableFile(ScanError, OSError):
 
 class TransientReadError(UnreadableFile):
     """Reading failed, but may succeed in another try (input/output error, stale handle, time-out)."""
+
+
+class StalledRead(UnreadableFile):
+    """Reading stood still for `read_timeout_seconds`; the next run tries again."""
 
 
 class NotAnImage(ScanError):

@@ -16,7 +16,7 @@ from commands.prepare.settings import Settings
 from pipeline.compute import get_backend
 from pipeline.discovery import Source, source_digest
 from pipeline.errors import ScanError, UnreadableFile
-from pipeline.formats import is_transient
+from pipeline.formats import is_transient, until_stalled
 from pipeline.ingest import StandardScan, read_source, standardize
 from pipeline.proposals import propose
 from storage import (
@@ -116,7 +116,12 @@ def _attempt(store: Store, setup: Setup, job: Job) -> Outcome:
 
 def _prepare_scan(store: Store, setup: Setup, job: Job) -> tuple[str, int, tuple[str, ...]]:
     """Read, compute, commit. Returns the source's digest, the number of proposals, and notes."""
-    digest = job.source_digest or source_digest(job.found.source)
+    source = job.found.source
+    digest = job.source_digest or until_stalled(
+        lambda: source_digest(source),
+        seconds=setup.settings.ingest.read_timeout_seconds,
+        shown=source.location,
+    )
     digests = {"source": digest, "ingest": setup.wanted.ingest, "proposals": setup.wanted.proposals}
     entry = store.entries.get(job.scan_id)
     notes: tuple[str, ...] = ()

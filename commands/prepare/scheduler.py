@@ -25,7 +25,9 @@ from commands.prepare.outcomes import Outcome
 from commands.prepare.plan import Job, batches
 from commands.prepare.scan_task import without_paths
 from commands.prepare.work import Options, Work
+from commands.progress import duration
 from commands.terminal import shown
+from pipeline.formats import hurry_reads
 
 BATCH_SCANS, BATCH_VOXELS = 8, 2_000_000
 """Most small scans that share a task, and most (estimated) voxels: a few seconds of work."""
@@ -37,6 +39,14 @@ NO_WORKER_SECONDS = 90.0
 """Longest wait for a Dask worker to come or to come back."""
 
 POLL_SECONDS = 0.5
+
+ON_INTERRUPT = """
+import signal
+from pipeline.formats import hurry_reads
+signal.signal(signal.SIGINT, lambda number, frame: hurry_reads())
+signal.siginterrupt(signal.SIGINT, False)
+"""
+"""What a worker does: Ctrl-C is for the flow, but a read that stands still is given up."""
 
 
 class BatchScheduler:
@@ -51,6 +61,8 @@ class BatchScheduler:
         """Batches by the id of their task run."""
         self.finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
         """Futures that are done."""
+        self.in_hand_since: dict[Any, float] = {}
+        """When they were submitted."""
         self.deaths: Counter[str] = Counter()
         """How often a scan was in a batch whose task died."""
         self.last_worker_seen = time.monotonic()
@@ -62,7 +74,7 @@ class BatchScheduler:
             while self.in_flight or (self.waiting and not self.work.stop):
                 self.submit_batches()
                 self.collect_one()
-                show(self.work.progress(began))
+                show(self.work.progress(began, in_hand=self.in_hand()))
         self.work.ended = True
 
     def submit_batches(self) -> None:
@@ -74,6 +86,7 @@ class BatchScheduler:
             batch = self.waiting.popleft()
             future = submit(self.task, self.work, batch)
             self.in_flight[future.task_run_id] = batch
+            self.in_hand_since[future.task_run_id] = time.monotonic()
             future.add_done_callback(self.finished.put)
 
     def collect_one(self) -> None:
@@ -86,13 +99,24 @@ class BatchScheduler:
             elif time.monotonic() - self.last_worker_seen > NO_WORKER_SECONDS:
                 self.work.stop = f"no Dask worker has been there for {NO_WORKER_SECONDS:.0f} s"
                 self.in_flight.clear()
+                self.in_hand_since.clear()
             return
         batch = self.in_flight.pop(future.task_run_id)
+        del self.in_hand_since[future.task_run_id]
         try:
             outcomes = future.result()
         except Exception as error:  # noqa: BLE001 - whatever a task dies of, the others go on
             outcomes = self.after_death(batch, error)
         self.work.record(outcomes)
+
+    def in_hand(self) -> str:
+        """Return the oldest batch in flight in words; a batch tells of its scans only when all are done."""
+        if not self.in_hand_since:
+            return ""
+        oldest, since = min(self.in_hand_since.items(), key=lambda item: item[1])
+        batch = self.in_flight[oldest]
+        more = f" and {len(batch) - 1} more" if len(batch) > 1 else ""
+        return f"{batch[0].scan_id}{more} in hand for {duration(time.monotonic() - since)}"
 
     def after_death(self, batch: tuple[Job, ...], error: Exception) -> list[Outcome]:
         """Return the outcomes of a batch whose task died as a whole: worker killed, disk away.
@@ -154,7 +178,7 @@ def task_runner(options: Options) -> Any:
             "n_workers": options.workers,
             "threads_per_worker": 1,
             "processes": True,
-            "preload": ["import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"],  # Ctrl-C is for us
+            "preload": [ON_INTERRUPT],
             "host": "127.0.0.1",
             "dashboard_address": "127.0.0.1:0",  # a free port, for nobody: two runs must not want the same
             "scheduler_kwargs": {"dashboard": False},
@@ -214,6 +238,7 @@ def stopped_by_signals(work: Work) -> Iterator[None]:
         if work.stop:
             os._exit(128 + number)  # safe: what is committed is whole, the rest is swept by the next run
         work.stop, work.interrupted = f"interrupted by {signal.Signals(number).name}", True
+        hurry_reads()
         print("\nstopping: the scans in hand are finished; once more to stop at once", file=sys.stderr)
 
     numbers = (signal.SIGINT, signal.SIGTERM)
@@ -221,5 +246,6 @@ def stopped_by_signals(work: Work) -> Iterator[None]:
     try:
         yield
     finally:
+        hurry_reads(False)
         for number in numbers:
             signal.signal(number, before[number])

@@ -18,7 +18,7 @@ from commands.prepare.plan import Done, Found, Known, Plan, Wanted, make_plan
 from commands.terminal import counted, print_failures, print_table
 from pipeline.discovery import Discovery, Source, SourceFailure, choices_digest, source_digest, source_stat
 from pipeline.errors import UnreadableFile
-from pipeline.ingest import INGEST_VERSION, LATER_SETTINGS, IngestConfig
+from pipeline.ingest import IDLE_SETTINGS, INGEST_VERSION, LATER_SETTINGS, IngestConfig
 from pipeline.proposals import ALGORITHM_VERSION, ProposalConfig
 from pipeline.toml_settings import config_values, describe_change, parse_config, read_tables
 from storage import LedgerEntry, LedgerFile, Store, digest_of, read_ledger
@@ -64,11 +64,11 @@ def wanted_digests(config: Mapping[str, Any], before: Mapping[str, Any] | None =
 
 
 def _counted(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that tell stored scans from stale ones: not those that came later and change nothing."""
+    """The settings that tell stored scans from stale ones: not those that came later, or change nothing."""
     return {
         name: value
         for name, value in settings.items()
-        if name not in LATER_SETTINGS or value != LATER_SETTINGS[name]
+        if name not in IDLE_SETTINGS and (name not in LATER_SETTINGS or value != LATER_SETTINGS[name])
     }
 
 

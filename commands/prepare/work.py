@@ -68,6 +68,8 @@ class Work:
     """Whether Prefect's server outlives the run, so that somebody can look at what is left with it."""
     began: float = field(default_factory=time.monotonic)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    last_ended: float = field(default_factory=time.monotonic)
+    """When the last scan came back, on the monotonic clock."""
     lines: list[LedgerEntry] = field(default_factory=list)
     """Of the ledger, not written yet."""
     written: float = field(default_factory=time.monotonic)
@@ -83,6 +85,7 @@ class Work:
         """Record the outcomes of some scans."""
         for outcome in outcomes:
             self.outcomes[outcome.scan_id] = outcome
+            self.last_ended = time.monotonic()
             if outcome.state == "not done":
                 self.stop = self.stop or outcome.reason
             else:
@@ -113,8 +116,13 @@ class Work:
         except StoreFull as error:
             self.stop = self.stop or str(error)
 
-    def progress(self, began: float) -> Progress:
-        """How far the jobs are."""
+    def progress(self, began: float, *, in_hand: str = "") -> Progress:
+        """How far the jobs are.
+
+        Args:
+            began: When work on them began, on the monotonic clock.
+            in_hand: What is being worked on, in words.
+        """
         ended = [job for job in self.plan.jobs if job.scan_id in self.outcomes]
         return Progress(
             done=len(ended),
@@ -123,6 +131,8 @@ class Work:
             weight_done=sum(job.weight for job in ended),
             weight_total=sum(job.weight for job in self.plan.jobs),
             seconds=time.monotonic() - began,
+            still_seconds=time.monotonic() - max(began, self.last_ended),
+            in_hand=in_hand,
         )
 
     def report(self) -> RunReport:

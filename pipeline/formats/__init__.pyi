@@ -38,6 +38,7 @@ from .npz_sets import (
     read_set_image as read_set_image,
 )
 from .privacy import Identity as Identity, Scrubber as Scrubber, short_hash as short_hash
+from .stalls import hurry_reads as hurry_reads, until_stalled as until_stalled
 from .suffixes import (
     DICOM_SUFFIXES as DICOM_SUFFIXES,
     has_dicom_preamble as has_dicom_preamble,

@@ -1,4 +1,5 @@
 from .config import (
+    IDLE_SETTINGS as IDLE_SETTINGS,
     INGEST_VERSION as INGEST_VERSION,
     LATER_SETTINGS as LATER_SETTINGS,
     IngestConfig as IngestConfig,

@@ -18,6 +18,9 @@ other voxels; then scans that were stored before are out of date."""
 LATER_SETTINGS = {"set_spacing_mm": None, "resample_labels": False, "pet_unit": "suv"}
 """Settings that did not exist for the first stores, with the values under which those are up to date."""
 
+IDLE_SETTINGS = ("read_timeout_seconds",)
+"""Settings that change no scan, whatever their value."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class IngestConfig:
@@ -74,6 +77,10 @@ class IngestConfig:
     """Index of the frame of every 4D file, from 0; if None, 4D files are an error. A manifest's `frame`
     column has priority."""
 
+    read_timeout_seconds: float = 300.0
+    """Longest time without a byte while a scan is read, in seconds; then it fails, and the next run tries it
+    again (a network disk that does not answer)."""
+
     resample_labels: bool = False
     """Resample a label map that lies on another grid than its image by nearest neighbour, with a note; False
     refuses it. A label on the image's grid in another order or direction of axes is turned in either case."""
@@ -99,57 +106,27 @@ class IngestConfig:
         )
 
     def __post_init__(self) -> None:
-        require(
-            0.05 <= self.spacing_mm <= 20, "ingest setting spacing_mm", "between 0.05 and 20", self.spacing_mm
-        )
-        require(self.margin_mm >= 0, "ingest setting margin_mm", "at least 0", self.margin_mm)
+        must = self._must
+        must("spacing_mm", 0.05 <= self.spacing_mm <= 20, "between 0.05 and 20")
+        must("read_timeout_seconds", self.read_timeout_seconds > 0, "above 0")
+        must("margin_mm", self.margin_mm >= 0, "at least 0")
         low, high = self.ct_window_hu
-        require(low < high, "ingest setting ct_window_hu", "a rising pair", self.ct_window_hu)
-        require(
-            abs(low) < 32000 and abs(high) < 32000,
-            "ingest setting ct_window_hu",
-            "within int16",
-            self.ct_window_hu,
-        )
+        must("ct_window_hu", low < high, "a rising pair")
+        must("ct_window_hu", abs(low) < 32000 and abs(high) < 32000, "within int16")
         first, last = self.percentiles
-        require(
-            0 <= first < last <= 100,
-            "ingest setting percentiles",
-            "a rising pair within 0 to 100",
-            self.percentiles,
-        )
-        require(
-            100 <= self.num_codes <= 32000,
-            "ingest setting num_codes",
-            "between 100 and 32000",
-            self.num_codes,
-        )
-        require(
-            self.min_size_voxels >= 2, "ingest setting min_size_voxels", "at least 2", self.min_size_voxels
-        )
-        require(self.min_extent_mm >= 0, "ingest setting min_extent_mm", "at least 0", self.min_extent_mm)
-        require(
-            0 < self.min_spacing_mm < self.max_spacing_mm,
-            "ingest setting min_spacing_mm",
-            "above 0 and below max_spacing_mm",
-            self.min_spacing_mm,
-        )
-        require(
-            self.set_spacing_mm is None or self.set_spacing_mm > 0,
-            "ingest setting set_spacing_mm",
-            "above 0",
-            self.set_spacing_mm,
-        )
-        require(self.max_extent_mm > 0, "ingest setting max_extent_mm", "above 0", self.max_extent_mm)
-        require(
-            self.max_stored_voxels > 0, "ingest setting max_stored_voxels", "above 0", self.max_stored_voxels
-        )
-        require(self.pet_unit in ("suv", "stored"), "ingest setting pet_unit", "suv or stored", self.pet_unit)
-        require(self.frame is None or self.frame >= 0, "ingest setting frame", "at least 0", self.frame)
-        require(
-            0 <= self.label_tolerance_voxels <= 1, "ingest setting label_tolerance_voxels", "within 0 to 1"
-        )
-        require(0 <= self.slice_gap_tolerance < 0.5, "ingest setting slice_gap_tolerance", "within 0 to 0.5")
-        require(
-            0 <= self.tilt_tolerance_degrees < 45, "ingest setting tilt_tolerance_degrees", "within 0 to 45"
-        )
+        must("percentiles", 0 <= first < last <= 100, "a rising pair within 0 to 100")
+        must("num_codes", 100 <= self.num_codes <= 32000, "between 100 and 32000")
+        must("min_size_voxels", self.min_size_voxels >= 2, "at least 2")
+        must("min_extent_mm", self.min_extent_mm >= 0, "at least 0")
+        rising = 0 < self.min_spacing_mm < self.max_spacing_mm
+        must("min_spacing_mm", rising, "above 0 and below max_spacing_mm")
+        must("set_spacing_mm", self.set_spacing_mm is None or self.set_spacing_mm > 0, "above 0")
+        must("max_extent_mm", self.max_extent_mm > 0, "above 0")
+        must("max_stored_voxels", self.max_stored_voxels > 0, "above 0")
+        must("frame", self.frame is None or self.frame >= 0, "at least 0")
+        must("label_tolerance_voxels", 0 <= self.label_tolerance_voxels <= 1, "within 0 to 1")
+        must("slice_gap_tolerance", 0 <= self.slice_gap_tolerance < 0.5, "within 0 to 0.5")
+        must("tilt_tolerance_degrees", 0 <= self.tilt_tolerance_degrees < 45, "within 0 to 45")
+
+    def _must(self, name: str, holds: bool, must: str) -> None:
+        require(holds, f"ingest setting {name}", must, getattr(self, name))

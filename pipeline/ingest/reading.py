@@ -26,6 +26,7 @@ from pipeline.formats import (
     parse_modality,
     read_header,
     read_set_image,
+    until_stalled,
 )
 from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.dicom.labels import read_dicom_label
@@ -88,7 +89,14 @@ def read_source(source: Source, config: IngestConfig) -> RawScan:
 
     Raises:
         ScanError: The files are not a usable scan, or a label does not fit; the class is the kind of cause.
+            `StalledRead` if reading stands still for longer than the settings allow.
     """
+    return until_stalled(
+        lambda: _read(source, config), seconds=config.read_timeout_seconds, shown=source.location
+    )
+
+
+def _read(source: Source, config: IngestConfig) -> RawScan:
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     where = source.location
     slices: Slices | None = None

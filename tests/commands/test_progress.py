@@ -25,6 +25,19 @@ def test_time_left_is_not_told_before_anything_is_done_nor_at_the_end() -> None:
     assert progress(done=100, weight_done=100).line() == "100/100 scans, 100.0 a minute"
 
 
+def test_time_left_is_not_told_while_nothing_moves_but_what_is_in_hand() -> None:
+    almost = {"done": 99, "weight_done": 99.0, "seconds": 300.0}
+    assert progress(**almost).line().endswith(", 3 s left")
+    still = Progress(
+        done=99, total=100, failed=0, weight_done=99, weight_total=100, seconds=300,
+        still_seconds=250, in_hand="ann in hand for 4 min 10 s",
+    )  # fmt: skip
+    assert still.line() == (
+        "99/100 scans, 19.8 a minute, no scan has ended for 4 min, ann in hand for 4 min 10 s"
+    )
+    assert progress(still_seconds=59).line().endswith("left")
+
+
 def test_nothing_to_do_is_all_done() -> None:
     assert Progress.of_equals(0, 0, 0.0).fraction == 1
     assert Progress.of_equals(1, 4, 1.0).fraction == 0.25
