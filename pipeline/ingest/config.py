@@ -123,6 +123,7 @@ class IngestConfig:
         must("set_spacing_mm", self.set_spacing_mm is None or self.set_spacing_mm > 0, "above 0")
         must("max_extent_mm", self.max_extent_mm > 0, "above 0")
         must("max_stored_voxels", self.max_stored_voxels > 0, "above 0")
+        must("pet_unit", self.pet_unit in ("suv", "stored"), "suv or stored")
         must("frame", self.frame is None or self.frame >= 0, "at least 0")
         must("label_tolerance_voxels", 0 <= self.label_tolerance_voxels <= 1, "within 0 to 1")
         must("slice_gap_tolerance", 0 <= self.slice_gap_tolerance < 0.5, "within 0 to 0.5")
