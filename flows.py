@@ -44,11 +44,11 @@ def prepare(
     raw: Path,
     store: Path,
     config: Path | None = None,
-    workers: int = 1,
-    scheduler: str = "",
+    workers: int | str = 1,
     device: Device = "auto",
     retry_failed: bool = False,
     prune: bool = False,
+    layout: str = "auto",
 ) -> RunReport:
     """Bring a store up to date with the scans in RAW; safe to be killed and run again at any time.
 
@@ -56,18 +56,23 @@ def prepare(
         raw: A folder, a manifest (.csv, .tsv, .jsonl), or one file.
         store: The store; made where there is none.
         config: A TOML file with the tables [ingest] and [proposals].
-        workers: Processes on this machine; 1 works in this process.
-        scheduler: Address of a Dask scheduler to use instead.
+        workers: Processes on this machine, 1 works in this process; or the address of a Dask scheduler.
         device: Where proposals are computed; it changes no byte of them.
         retry_failed: Whether failed scans are tried again although nothing changed.
         prune: Whether scans are removed from the store whose sources are gone.
+        layout: How the files of a folder lie, such as "bids"; "auto" recognises it.
 
     Returns:
         The outcome of every scan; failures of single scans do not fail the flow.
     """
     set_process_defaults()
     options = Options(
-        workers=workers, scheduler=scheduler, device=device, retry_failed=retry_failed, prune=prune
+        workers=1 if isinstance(workers, str) else workers,
+        scheduler=workers if isinstance(workers, str) else "",
+        device=device,
+        retry_failed=retry_failed,
+        prune=prune,
+        layout=layout,
     )
     work = current_work() or plan_work(raw, store, Settings.read(config), options)
     try:

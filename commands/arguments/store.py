@@ -20,6 +20,13 @@ def add_prepare(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--follow-links", action="store_true", help="follow links that lead to folders outside of RAW too"
     )
+    add.add_argument(
+        "--layout",
+        default="auto",
+        metavar="NAME",
+        help="how the files of the folder lie: nnunet, decathlon, bids, totalsegmentator, brats, or plain "
+        "(default: auto, which recognises it)",
+    )
     where = add.add_mutually_exclusive_group()
     add_workers(where, "processes on this machine (default: 1, in this process)")
     where.add_argument(

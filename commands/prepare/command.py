@@ -27,6 +27,7 @@ def run_prepare(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         retry_failed=arguments.retry_failed,
         prune=arguments.prune,
         follow_links=arguments.follow_links,
+        layout=arguments.layout,
     )
     report = prepare_store(arguments.raw, arguments.store, Settings.read(arguments.config), options)
     print_report(report)
@@ -68,11 +69,11 @@ def run_flow(work: Work) -> None:
                 prepare(
                     work.raw,
                     work.store_path,
-                    workers=options.workers,
-                    scheduler=options.scheduler,
+                    workers=options.scheduler or options.workers,
                     device=options.device,
                     retry_failed=options.retry_failed,
                     prune=options.prune,
+                    layout=options.layout,
                 )
         except Exception:
             if not work.ended:

@@ -225,7 +225,7 @@ def _proposals(
 
 def without_paths(text: str, source: Source) -> str:
     """The text without the paths of a source, which may hold a patient's name."""
-    paths = [*source.files, *(label.path for label in source.labels)]
+    paths = [*source.files, *(path for label in source.labels for path in label.files)]
     for path in sorted({*paths, *(path.parent for path in paths)}, key=lambda path: -len(str(path))):
         text = text.replace(str(path), source.location)
     for path in paths:

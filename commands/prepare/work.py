@@ -49,6 +49,8 @@ class Options:
     """Remove scans from the store whose sources are gone."""
     follow_links: bool = False
     """Follow links that lead to folders outside of what is searched."""
+    layout: str = "auto"
+    """How the files of a folder lie, one of `pipeline.discovery.LAYOUT_NAMES`."""
 
 
 @dataclass(kw_only=True)
@@ -204,7 +206,9 @@ def plan_work(raw: Path, store_path: Path, settings: Settings, options: Options)
             "--device gpu: there is no CUDA device that CuPy can use here. Leave it out, or use cpu"
         )
     print(f"looking for scans in {raw.name}", file=sys.stderr)
-    discovery = discover(raw, settings.ingest.series_rules, follow_links=options.follow_links)
+    discovery = discover(
+        raw, settings.ingest.series_rules, follow_links=options.follow_links, layout=options.layout
+    )
     config = settings.values()
     store = create_store(store_path, spacing_mm=settings.ingest.spacing_mm, config=config)
     store.require_current()

@@ -5,8 +5,10 @@ from .fingerprint import (
 )
 from .from_path import discover as discover
 from .label_names import find_value_names as find_value_names
+from .layouts.table import AUTO as AUTO, LAYOUT_NAMES as LAYOUT_NAMES
 from .sources import (
     Discovery as Discovery,
+    LabelPart as LabelPart,
     LabelSource as LabelSource,
     SetItem as SetItem,
     Source as Source,

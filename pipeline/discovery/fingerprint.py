@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.discovery.sources import Source
+from pipeline.discovery.sources import LabelSource, Source
 from pipeline.formats import os_error, pair_of, read_set_image
 
 _CHUNK_BYTES = 1 << 20
@@ -32,7 +32,7 @@ def source_digest(source: Source) -> str:
         digest.update(f"{image.dtype.str} {image.shape}".encode())
         digest.update(image.tobytes())
         return digest.hexdigest()
-    labels = (path for label in source.labels for path in pair_of(label.path))
+    labels = (path for label in source.labels for path in _label_files(label))
     for path in (*source.files, *labels):
         digest.update(_file_digest(path, source.location))
     return digest.hexdigest()
@@ -60,7 +60,7 @@ def source_stat(source: Source) -> list[tuple[str, int, int]]:
     """
     entries = [_stat(source.files, source.location, source.location)]
     entries.extend(
-        _stat(pair_of(label.path), f"{source.location} (label {label.name})", source.location)
+        _stat(_label_files(label), f"{source.location} (label {label.name})", source.location)
         for label in source.labels
     )
     return entries
@@ -87,9 +87,16 @@ def _choices(source: Source) -> dict[str, Any]:
         "labels": [
             {"name": label.name, "value_names": sorted((label.value_names or {}).items())}
             | ({"format": label.format, "structures": label.structures} if label.structures else {})
+            | ({"parts": [[part.value, part.name] for part in label.parts]} if label.parts else {})
+            | ({"shared": True} if label.shared else {})
             for label in source.labels
         ],
     }
+
+
+def _label_files(label: LabelSource) -> tuple[Path, ...]:
+    """Return the files of a label map, with the second one of a pair."""
+    return tuple(file for path in label.files for file in pair_of(path))
 
 
 def _stat(paths: tuple[Path, ...], what: str, shown: str) -> tuple[str, int, int]:

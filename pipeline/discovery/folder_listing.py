@@ -90,6 +90,10 @@ _OTHER_SUFFIXES = frozenset(
 """Suffixes of files that cannot be DICOM; they are not opened."""
 
 
+_TABLES = frozenset(["dataset.json", "dataset_description.json", "meta.csv", "participants.tsv"])
+"""Files that describe a data set; layouts are recognised by them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tree:
     """Files of a folder; every path is relative to it, and lists are sorted.
@@ -98,6 +102,7 @@ class Tree:
         volumes: Files with the suffix of a single-file format.
         dicom: Files that are DICOM, or have a suffix of DICOM.
         sets: .npz files, which may hold many scans each.
+        tables: Files that describe a data set, such as dataset.json.
         unreadable: Folders and files that cannot be opened, with the system's reason.
         other: Number of other files, by suffix.
         special: What is neither a file nor a folder, with its kind ("named pipe").
@@ -107,6 +112,7 @@ class Tree:
     volumes: tuple[Path, ...]
     dicom: tuple[Path, ...]
     sets: tuple[Path, ...]
+    tables: tuple[Path, ...]
     unreadable: tuple[tuple[Path, str], ...]
     other: tuple[tuple[str, int], ...]
     special: tuple[tuple[Path, str], ...] = ()
@@ -124,6 +130,7 @@ def walk(root: Path, *, recursive: bool = True, follow_links: bool = False) -> T
     volumes: list[Path] = []
     dicom: list[Path] = []
     sets: list[Path] = []
+    tables: list[Path] = []
     other: Counter[str] = Counter()
     listing = _Listing(root=root, recursive=recursive, follow_links=follow_links)
     unreadable = listing.unreadable
@@ -131,6 +138,8 @@ def walk(root: Path, *, recursive: bool = True, follow_links: bool = False) -> T
         relative = path.relative_to(root)
         if path.suffix.lower() in DATA_SUFFIXES and header_of_pair(path).is_file():
             continue  # it is listed with its header
+        if path.name in _TABLES:
+            tables.append(relative)
         if volume_suffix(path.name):
             volumes.append(relative)
         elif path.suffix.lower() == SET_SUFFIX:
@@ -153,6 +162,7 @@ def walk(root: Path, *, recursive: bool = True, follow_links: bool = False) -> T
         volumes=tuple(sorted(volumes)),
         dicom=tuple(sorted(dicom)),
         sets=tuple(sorted(sets)),
+        tables=tuple(sorted(tables)),
         unreadable=tuple(sorted(unreadable)),
         other=tuple(sorted(other.items())),
         special=tuple(sorted(listing.special)),

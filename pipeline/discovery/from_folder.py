@@ -14,11 +14,11 @@ from pathlib import Path
 from pipeline.discovery.dicom_studies import cases, pair_dicom_labels
 from pipeline.discovery.folder_listing import Tree, walk
 from pipeline.discovery.from_dicom import DicomFind, find_dicom
-from pipeline.discovery.label_names import find_value_names
-from pipeline.discovery.pairing import IMAGE_FOLDERS, LABEL_FOLDERS, Pairing, pair
+from pipeline.discovery.layouts.layout import Files
+from pipeline.discovery.layouts.table import Search, search
+from pipeline.discovery.pairing import IMAGE_FOLDERS, LABEL_FOLDERS
 from pipeline.discovery.sources import (
     Discovery,
-    LabelSource,
     SetItem,
     Source,
     SourceFailure,
@@ -49,7 +49,12 @@ class _FoundScan:
 
 
 def discover_folder(
-    root: Path, rules: SeriesRules, *, only: Path | None = None, follow_links: bool = False
+    root: Path,
+    rules: SeriesRules,
+    *,
+    only: Path | None = None,
+    layout: str = "auto",
+    follow_links: bool = False,
 ) -> Discovery:
     """Return the scans below a folder.
 
@@ -58,16 +63,20 @@ def discover_folder(
         rules: How regular DICOM series must be.
         only: A file in the folder, to be searched alone.
         follow_links: Whether links to folders elsewhere are followed.
+        layout: How its files lie (`layouts.table`); "auto" to recognise it.
+
+    Raises:
+        ConfigError: There is no such layout, or nothing of it.
     """
     tree = walk(root, recursive=only is None, follow_links=follow_links)
     if only is not None:
         tree = _only_file(tree, only.relative_to(root))
     dicom = find_dicom(root, tree.dicom, rules)
     scrubber = Scrubber(dicom.patients)
-    pairing = pair(tree.volumes)
-    notes = _pairing_notes(pairing, scrubber)
+    of_files = search(Files(root=root, volumes=tree.volumes, tables=tree.tables), layout)
+    notes = [*of_files.notes, *_orphan_notes(of_files.orphans, scrubber)]
     found = [
-        *_volumes(root, pairing, scrubber, notes),
+        *_volumes(root, of_files, scrubber),
         *_series(root, dicom, scrubber, notes),
         *_sets(root, tree.sets, scrubber, notes, requested=only is not None),
         *_unreadable(tree, scrubber),
@@ -86,35 +95,46 @@ def _only_file(tree: Tree, only: Path) -> Tree:
         volumes=tuple(p for p in tree.volumes if p == only),
         dicom=tuple(p for p in tree.dicom if p == only),
         sets=tuple(p for p in tree.sets if p == only),
+        tables=(),
         unreadable=tuple(item for item in tree.unreadable if item[0] == only),
         special=tuple(item for item in tree.special if item[0] == only),
         other=(),
     )
 
 
-def _volumes(root: Path, pairing: Pairing, scrubber: Scrubber, notes: list[str]) -> Iterable[_FoundScan]:
-    """Yield the single-file scans with their labels."""
-    name_notes = Counter[str]()
-    for scan in pairing.scans:
-        labels = []
-        for name, path in scan.labels:
-            names, note = find_value_names(root / path, root)
-            if note:
-                name_notes[note] += 1
-            labels.append(LabelSource(name=name, path=root / path, value_names=names))
+def _volumes(root: Path, found: Search, scrubber: Scrubber) -> Iterable[_FoundScan]:
+    """Yield the scans of image files with their labels, and the failures of data sets that cannot be read."""
+    for scan in found.scans:
         shown = scrubber.path(scan.image)
         folders = [part.lower() for part in scan.image.parent.parts]
+        split = next((_SPLIT_FOLDERS[f] for f in folders if f in _SPLIT_FOLDERS), "")
         source = Source(
             scan_id="pending",
             format="file",
             files=companions(root / scan.image),
-            labels=tuple(labels),
-            split=next((_SPLIT_FOLDERS[f] for f in folders if f in _SPLIT_FOLDERS), ""),
+            labels=scan.labels,
+            modality=scan.modality,
+            dataset="" if scan.dataset == Path() else _shown_folder(root, scan.dataset, scrubber)[-1],
+            split=split if scan.split is None else scan.split,
             location=shown,
+            frame=scan.frame,
+            classes=(scan.group,) if scan.group else (),
+            case="" if scan.case is None else "/".join(_shown_folder(root, scan.case, scrubber)),
         )
         parts = shown.split("/")
-        yield _FoundScan(shown=shown, id_parts=(*_plain(parts[:-1]), stem_of(parts[-1])), source=source)
-    notes.extend(name_notes)
+        id_parts = (*_plain(parts[:-1]), stem_of(parts[-1]), *([scan.part] if scan.part else []))
+        place = f"{shown} [{scan.part}]" if scan.part else shown
+        yield _FoundScan(shown=place, id_parts=id_parts, source=source)
+    for failed in found.failures:
+        id_parts = _shown_folder(root, failed.where, scrubber)
+        place = "/".join(id_parts)
+        failure = SourceFailure.of(failed.error, scan_id="pending", location=place)
+        yield _FoundScan(shown=place, id_parts=id_parts, failure=failure)
+
+
+def _shown_folder(root: Path, folder: Path, scrubber: Scrubber) -> tuple[str, ...]:
+    """Return the parts of a path as they may be shown; the searched folder has its own name."""
+    return tuple(scrubber.path(Path(root.resolve().name) if folder == Path() else folder).split("/"))
 
 
 def _series(root: Path, dicom: DicomFind, scrubber: Scrubber, notes: list[str]) -> Iterable[_FoundScan]:
@@ -245,16 +265,15 @@ def _with_ids(found: Sequence[_FoundScan], notes: list[str], *, root_name: str) 
     )
 
 
-def _pairing_notes(pairing: Pairing, scrubber: Scrubber) -> list[str]:
-    """Return notes on the rules that paired labels, and on labels without a scan."""
-    notes = [f"{count} labels paired by name: {rule}" for rule, count in pairing.rules]
-    if pairing.orphans:
-        shown = [scrubber.path(path) for path in pairing.orphans]
-        more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
-        notes.append(
-            f"{len(shown)} files look like labels by their name or folder "
-            f"({', '.join(sorted(LABEL_FOLDERS)[:3])}, ...; _label, _seg, _gt, _mask) but "
-            "belong to no scan, left out: "
-            f"{', '.join(shown[:5])}{more}; a manifest can pair them"
-        )
-    return notes
+def _orphan_notes(orphans: Sequence[Path], scrubber: Scrubber) -> list[str]:
+    """Return a note on labels without a scan."""
+    if not orphans:
+        return []
+    shown = [scrubber.path(path) for path in orphans]
+    more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
+    return [
+        f"{len(shown)} files look like labels by their name or folder "
+        f"({', '.join(sorted(LABEL_FOLDERS)[:3])}, ...; _label, _seg, _gt, _mask) but "
+        "belong to no scan, left out: "
+        f"{', '.join(shown[:5])}{more}; a manifest can pair them"
+    ]

@@ -6,8 +6,9 @@ Ids in a folder: the parts of a scan's relative path joined by '_', without the 
 named images, imagesTr, imagesTs or image. The data set is the searched folder. A DICOM series has the id of
 its folder, with the series' number if several share a folder. If two scans would get one id, both get a short
 hash too. Scans of an .npz set (`npz_sets`) are called SET_train_0007, and their data set is SET. Ids in a
-manifest are used as they are, or refused. Labels are paired by the manifest, or by name (`pairing`). Names of
-label values come from JSON files (`label_names`).
+manifest are used as they are, or refused. How the files of a folder lie is recognised (`layouts`). Labels are
+paired by the manifest, by the layout, or by name (`pairing`). Names of label values come from JSON files
+(`label_names`).
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ from pathlib import Path
 
 from pipeline.discovery.from_folder import discover_folder
 from pipeline.discovery.from_manifest import discover_manifest
+from pipeline.discovery.layouts.table import AUTO
 from pipeline.discovery.manifest_table import MANIFEST_SUFFIXES
 from pipeline.discovery.sources import Discovery, LabelSource, Source, SourceFailure
-from pipeline.errors import UnreadableFile
+from pipeline.errors import ConfigError, UnreadableFile
 from pipeline.formats import SeriesRules
 
 __all__ = ["Discovery", "LabelSource", "Source", "SourceFailure", "discover"]
 
 
-def discover(raw: Path, rules: SeriesRules, *, follow_links: bool = False) -> Discovery:
+def discover(raw: Path, rules: SeriesRules, *, layout: str = AUTO, follow_links: bool = False) -> Discovery:
     """Return all scans at a path: a folder, a manifest (.csv, .tsv, .jsonl), one image file or one set.
 
     Args:
         raw: The path.
         rules: How regular DICOM series must be, and the frame of 4D series.
+        layout: How a folder's files lie, one of `LAYOUT_NAMES`; "auto" to recognise it.
         follow_links: Whether links in a folder that lead to folders elsewhere are followed.
 
     Returns:
@@ -38,6 +41,7 @@ def discover(raw: Path, rules: SeriesRules, *, follow_links: bool = False) -> Di
     Raises:
         UnreadableFile: There is nothing at `raw`, or it cannot be listed.
         ManifestError: The manifest as a whole cannot be understood.
+        ConfigError: There is nothing of this layout.
     """
     raw = Path(raw)
     if not raw.exists():
@@ -45,7 +49,9 @@ def discover(raw: Path, rules: SeriesRules, *, follow_links: bool = False) -> Di
             "there is no such file or folder", path=raw, remedy="Check the path of the scans"
         )
     if raw.is_dir():
-        return discover_folder(raw, rules, follow_links=follow_links)
+        return discover_folder(raw, rules, layout=layout, follow_links=follow_links)
+    if layout != AUTO:
+        raise ConfigError(f"only a folder has a layout, {raw.name} is a file. Leave --layout {layout} out")
     if raw.suffix.lower() in MANIFEST_SUFFIXES:
         return discover_manifest(raw, rules)
     return discover_folder(raw.parent, rules, only=raw)

@@ -22,16 +22,34 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelPart:
+    """The binary mask of one structure.
+
+    Attributes:
+        value: Value of the structure in the label map, the same for all scans of a data set.
+        name: Name of the structure.
+        path: File of the mask: 0 outside, one other value inside.
+    """
+
+    value: int
+    name: str
+    path: Path = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelSource:
-    """A label map that belongs to a scan.
+    """A label map that belongs to a scan, in one file or as a binary mask for each structure.
 
     Attributes:
         name: Name of the map in the store ("label", "seg", ...).
-        path: Its file.
+        path: Its file; with `parts`, the first of them.
         value_names: {value: name} of every value that may occur, if declared by a file or the manifest.
         location: Its name in messages; empty: the location of its scan, with `name`.
         format: "map" for an image file of label values; "dicom-seg" or "rtstruct" for a file of structures.
         structures: (number in the file, name) of each structure that belongs to the scan; empty for a map.
+        parts: The masks that it is made of, by rising value; those that overlap go to further maps.
+        shared: Whether it belongs to all scans of a case: it is left out, with a note, where it lies on
+            another grid.
     """
 
     name: str
@@ -40,6 +58,13 @@ class LabelSource:
     location: str = ""
     format: Literal["map", "dicom-seg", "rtstruct"] = "map"
     structures: tuple[tuple[int, str], ...] = ()
+    parts: tuple[LabelPart, ...] = ()
+    shared: bool = False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Its file, or those of all its parts."""
+        return tuple(part.path for part in self.parts) or (self.path,)
 
 
 @dataclass(frozen=True, kw_only=True)

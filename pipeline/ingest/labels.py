@@ -35,6 +35,10 @@ _ROUNDING = 1e-3
 """Largest distance of a label value from a whole number that is taken for rounding."""
 
 
+class OtherGrid(LabelMismatch):
+    """A label map lies on another grid than its scan; a label that several scans share may do so."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RawLabel:
     """A label map on its scan's own grid.
@@ -116,7 +120,7 @@ def _allowed_mm(grid: Grid, config: IngestConfig) -> float:
     return config.label_tolerance_voxels * min(grid.spacing_xyz_mm)
 
 
-def _elsewhere(turned: Grid, grid: Grid, config: IngestConfig, shown: str) -> LabelMismatch:
+def _elsewhere(turned: Grid, grid: Grid, config: IngestConfig, shown: str) -> OtherGrid:
     """Return the error of a label on another grid, which is turned towards the image's as far as possible."""
     if turned.shape_zyx != grid.shape_zyx:
         found = f"its shape (z, y, x) is {turned.shape_zyx}, the image's {grid.shape_zyx}"
@@ -125,7 +129,7 @@ def _elsewhere(turned: Grid, grid: Grid, config: IngestConfig, shown: str) -> La
             f"its corners lie up to {corner_distance_mm(turned, grid):.2f} mm away "
             f"({_allowed_mm(grid, config):.2f} mm are allowed)"
         )
-    return LabelMismatch(
+    return OtherGrid(
         f"a label must lie on its image's grid, {found}",
         path=shown,
         remedy="Pair the right files, or let it be resampled: [ingest] resample_labels = true",

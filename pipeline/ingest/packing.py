@@ -36,8 +36,7 @@ def pack(
 ) -> tuple[PackedMap, ...]:
     """Return label maps that hold every voxel of every mask.
 
-    The n-th structure has the value n, from 1, in whichever map it lies. Masks are taken one at a time, so
-    only the maps are held in memory.
+    The n-th structure has the value n, from 1, in whichever map it lies; else as `pack_values`.
 
     Args:
         masks: (name, bool (z, y, x)) of each structure; names may occur twice.
@@ -50,9 +49,30 @@ def pack(
         LabelMismatch: There are more than 65,535 structures. `path` is None; the caller adds it.
         ValueError: A mask has another shape.
     """
+    return pack_values(((value, name, mask) for value, (name, mask) in enumerate(masks, start=1)), shape_zyx)
+
+
+def pack_values(
+    masks: Iterable[tuple[int, str, NDArray[np.bool_]]], shape_zyx: tuple[int, int, int]
+) -> tuple[PackedMap, ...]:
+    """Return label maps that hold every voxel of every mask; masks are taken one at a time.
+
+    So only the maps and one mask are held in memory.
+
+    Args:
+        masks: (value, name, bool (z, y, x)) of each structure; values rise.
+        shape_zyx: Shape of all masks.
+
+    Returns:
+        At least one map; it is empty if there are no masks.
+
+    Raises:
+        LabelMismatch: There are more than 65,535 structures. `path` is None; the caller adds it.
+        ValueError: A mask has another shape.
+    """
     arrays: list[NDArray[np.uint8] | NDArray[np.uint16]] = [np.zeros(shape_zyx, np.uint8)]
     names: list[dict[int, str]] = [{}]
-    for value, (name, mask) in enumerate(masks, start=1):
+    for value, name, mask in masks:
         if mask.shape != shape_zyx:
             raise ValueError(f"masks must have the shape {shape_zyx}, {name!r} has {mask.shape}")
         if value > _MOST_STRUCTURES:

@@ -10,31 +10,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-from pipeline.discovery import LabelSource, SetItem, Source
-from pipeline.errors import LabelMismatch, NoSuchFrame, NotVolumetric, ScanError
+from pipeline.discovery import SetItem, Source
+from pipeline.errors import NotVolumetric, ScanError
 from pipeline.formats import (
     Slices,
-    check_readable,
-    companions,
     parse_modality,
     read_header,
     read_set_image,
     until_stalled,
 )
 from pipeline.ingest.config import IngestConfig
-from pipeline.ingest.dicom.labels import read_dicom_label
 from pipeline.ingest.dicom.series import plain_if_whole, read_slices, read_values
 from pipeline.ingest.dicom.suv import pet_scale
 from pipeline.ingest.image_checks import check_spacing, plain
 from pipeline.ingest.image_files import read_file
-from pipeline.ingest.labels import RawLabel, check_label
+from pipeline.ingest.label_files import read_labels
+from pipeline.ingest.labels import RawLabel
 from pipeline.volumes import Grid
 
 sitk: Any = SimpleITK
@@ -112,18 +109,18 @@ def _read(source: Source, config: IngestConfig) -> RawScan:
         frame = config.frame if source.frame is None else source.frame
         one = read_file(source.files, config, frame=frame, shown=where)
         volume = _Volume(image=one.array, grid=one.grid, notes=one.notes)
-    labels = [_read_label(label, volume.grid, slices, config, shown=where) for label in source.labels]
+    labels, label_notes = read_labels(source, volume.grid, slices, config)
     return RawScan(
         scan_id=source.scan_id,
         location=where,
         image=volume.image,
         grid=volume.grid,
-        labels=tuple(chain.from_iterable(labels)),
+        labels=labels,
         modality=modality,
         modality_origin=origin,
         facts=volume.facts,
         unit=volume.unit,
-        notes=volume.notes,
+        notes=(*volume.notes, *label_notes),
     )
 
 
@@ -175,23 +172,6 @@ def estimate_voxels(source: Source) -> int | None:
     except (ScanError, OSError, RuntimeError):
         return None
     return math.prod(int(n) for n in reader.GetSize()[:3])
-
-
-def _read_label(
-    label: LabelSource, grid: Grid, slices: Slices | None, config: IngestConfig, *, shown: str
-) -> tuple[RawLabel, ...]:
-    """Read one label file; it must lie on the scan's grid and hold declared values only."""
-    what = label.location or f"{shown} (label {label.name})"
-    if label.format != "map":
-        return read_dicom_label(label, grid, slices, config, shown=what)
-    check_readable(label.path, shown=what, what="label file")
-    try:
-        one = read_file(companions(label.path), config, frame=None, shown=what)
-    except NoSuchFrame as error:  # a frame can be chosen for the scan only
-        raise LabelMismatch(
-            error.reason, path=what, remedy="Save the volume that belongs to its scan as a 3D file"
-        ) from None
-    return (check_label(one.array, one.grid, label=label, grid=grid, config=config, shown=what),)
 
 
 def _read_dicom(source: Source, config: IngestConfig) -> tuple[_Volume, Slices]:

@@ -17,6 +17,7 @@ from commands.prepare.settings import Settings
 from commands.prepare.work import Options
 from storage import open_store, read_ledger
 from tests.phantom import phantom
+from tests.pipeline.discovery.layouts import drawn_trees
 
 
 def store_bytes(store: Path) -> dict[str, bytes]:
@@ -156,3 +157,23 @@ def test_a_store_made_elsewhere_from_the_same_scans_has_the_same_bytes(
     shutil.copytree(raw, tmp_path / "copy" / "raw", copy_function=shutil.copy2)
     prepare_store(tmp_path / "copy" / "raw", tmp_path / "two", settings, Options())
     assert store_bytes(tmp_path / "one") == store_bytes(tmp_path / "two")
+
+
+def test_a_layout_brings_cases_and_its_own_labels_to_the_store(tmp_path: Path, settings: Settings) -> None:
+    root = tmp_path / "raw"
+    drawn_trees.totalsegmentator(root / "one")
+    drawn_trees.decathlon(root / "two")
+    report = prepare_store(root, tmp_path / "store", settings, Options())
+    assert not report.failed
+    assert any(note.startswith("layout: Medical Segmentation Decathlon, 4 scans") for note in report.notes)
+    store = open_store(tmp_path / "store")
+    assert store.scan("two_BRATS_001_t1gd").case == store.scan("two_BRATS_001_FLAIR").case == "two/BRATS_001"
+    assert store.scan("two_BRATS_001_t1gd").label_values("label")[2] == "lesion"
+    scan = store.scan("one_s0001_ct")
+    assert (scan.modality, scan.split, scan.case) == ("ct", "train", "")
+    assert scan.label_names == ("segmentations", "segmentations_2")
+    assert scan.label_values("segmentations_2") == {6: "upper_body"}
+    assert not prepare_store(root, tmp_path / "store", settings, Options()).committed
+    plain = prepare_store(root / "one", tmp_path / "plain", settings, Options(layout="plain"))
+    assert {outcome.scan_id for outcome in plain.committed} == {"s0001_ct", "s0002_mri"}
+    assert open_store(tmp_path / "plain").scan("s0001_ct").label_names == ()

@@ -1,0 +1,228 @@
+"""BIDS: sub-X/[ses-Y/]anat/sub-X_T1w.nii.gz, with labels below derivatives.
+
+    sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz                         a scan; its suffix tells the modality
+    derivatives/P/sub-01/anat/sub-01_space-orig_dseg.nii.gz           a label map; names from dseg.tsv
+    derivatives/P/sub-01/anat/sub-01_T1w_label-SC_mask.nii.gz         the mask of the structure SC
+
+A label belongs to the scans whose entities (sub, ses, acq, run, ...) it repeats; to one of them if it names
+its suffix or the JSON beside it names its source (RawSources); else to all that lie on its grid. Masks of one
+scan are one label map. The case is the subject. participants.tsv may tell the split (column split) and the
+class of its scans (column group). Images that are no scan, probability maps, labels in another space, and
+images among the derivatives are left out, with a note for each kind.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.discovery.layouts.bids_names import (
+    LABEL_SUFFIXES,
+    NO_SCANS,
+    SCAN_SUFFIXES,
+    BidsName,
+    parse_name,
+    place_of,
+)
+from pipeline.discovery.layouts.bids_tables import participants, raw_sources, sidecar_modality, value_names
+from pipeline.discovery.layouts.layout import Files, Layout, LayoutFind, LayoutScan, together
+from pipeline.discovery.layouts.mask_folders import number_names
+from pipeline.discovery.layouts.paired import label_sources, with_distinct_names
+from pipeline.discovery.pairing import pair
+from pipeline.discovery.sources import LabelPart, LabelSource, id_from_parts
+from pipeline.formats import Modality
+
+_OWN_SPACES = ("orig", "native", "individual", "scanner", "T1w", "T2w")
+"""Values of the entity space that mean the space of the scan itself."""
+
+_OF_DERIVATIVES = frozenset(["space", "desc", "label", "seg", "res", "den", "atlas", "hemi", "from", "to"])
+"""Entities that only derivatives have; they are not compared with those of scans."""
+
+
+def find_bids(files: Files) -> LayoutFind:
+    """Return the scans of all BIDS data sets."""
+    raw: dict[Path, list[Path]] = {}
+    derived: dict[Path, list[Path]] = {}
+    for path in files.volumes:
+        place = place_of(path)
+        if place is not None:
+            is_derived = place[1] or parse_name(path).suffix in ("dseg", "probseg")
+            (derived if is_derived else raw).setdefault(place[0], []).append(path)
+    return together(
+        _read(files.root, folder, raw.get(folder, []), derived.get(folder, []))
+        for folder in sorted({*raw, *derived})
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Mark:
+    """A label among the derivatives, with the scans that it belongs to.
+
+    Attributes:
+        path: Its file.
+        name: Its parsed name.
+        owners: The scans.
+        sure: Whether it names its scan, so that it must lie on its grid.
+    """
+
+    path: Path = field(repr=False)
+    name: BidsName
+    owners: tuple[Path, ...] = field(repr=False)
+    sure: bool
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether it is the mask of one structure."""
+        return self.name.suffix == "mask" or (self.name.suffix == "seg" and "label" in self.name.entities)
+
+    @property
+    def structure(self) -> str:
+        """Name of the structure of a mask."""
+        label, desc = (self.name.entities.get(key, "") for key in ("label", "desc"))
+        return f"{label} ({desc})" if label and desc else label or desc or "mask"
+
+    @property
+    def map_name(self) -> str:
+        """Name of a label map in the store."""
+        entities = self.name.entities
+        kept = [entities[key] for key in ("atlas", "seg", "desc", "label") if key in entities]
+        return id_from_parts([*kept, "dseg"])
+
+
+def _read(root: Path, folder: Path, raw: Sequence[Path], derived: Sequence[Path]) -> LayoutFind:
+    """Return the scans of one data set."""
+    left_out = Counter[str]()
+    pairing = pair(raw)
+    scans = [paired for paired in pairing.scans if not _no_scan(paired.image, left_out)]
+    names = {paired.image: parse_name(paired.image) for paired in scans}
+    marks = [mark for path in derived if (mark := _mark(path, root, names, left_out)) is not None]
+    numbers = number_names(mark.structure for mark in marks if mark.is_mask)
+    people = participants(root / folder)
+    found, notes = [], dict[str, None]()
+    for paired in scans:
+        own, said = label_sources(root, paired.labels)
+        notes |= dict.fromkeys(said)
+        drawn = [mark for mark in marks if paired.image in mark.owners]
+        person = people.get(f"sub-{names[paired.image].entities.get('sub', '')}", {})
+        found.append(
+            LayoutScan(
+                image=paired.image,
+                labels=with_distinct_names((*own, *_labels(drawn, root, folder, numbers))),
+                modality=_modality(root / paired.image, root / folder, names[paired.image].suffix),
+                split=person.get("split") or None,
+                group=person.get("group", ""),
+                case=folder / f"sub-{names[paired.image].entities.get('sub', '')}",
+                dataset=folder,
+            )
+        )
+    orphans = set(pairing.orphans)
+    notes |= dict.fromkeys(f"{count} BIDS files left out: {why}" for why, count in sorted(left_out.items()))
+    return LayoutFind(scans=tuple(found), taken=frozenset({*raw, *derived} - orphans), notes=tuple(notes))
+
+
+def _no_scan(path: Path, left_out: Counter[str]) -> bool:
+    """Whether an image is no scan; then it is counted."""
+    name = parse_name(path)
+    if name.entities.get("part") in ("phase", "imag"):
+        left_out["images of phases (part-phase)"] += 1
+        return True
+    if name.suffix in NO_SCANS:
+        left_out[f"{name.suffix}, {NO_SCANS[name.suffix]}"] += 1
+        return True
+    return False
+
+
+def _modality(scan: Path, dataset: Path, suffix: str) -> Modality | None:
+    """Return the modality that the suffix tells, else the JSON file."""
+    return SCAN_SUFFIXES.get(suffix) or sidecar_modality(scan, dataset, suffix)
+
+
+def _mark(path: Path, root: Path, scans: Mapping[Path, BidsName], left_out: Counter[str]) -> _Mark | None:
+    """Return a derivative as a label, or None if it is none; then it is counted."""
+    name = parse_name(path)
+    is_label = name.suffix in LABEL_SUFFIXES or {"seg", "label"} & set(name.entities)
+    if not is_label:
+        left_out[f"images among the derivatives ({name.suffix}), which were made of scans"] += 1
+        return None
+    if name.suffix == "probseg":
+        left_out["probseg, probabilities are no label; save them as a dseg"] += 1
+        return None
+    space = name.entities.get("space", "orig")
+    if space not in _OWN_SPACES:
+        left_out[f"labels in another space than their scan (space-{space})"] += 1
+        return None
+    owners, sure = _owners(path, name, root, scans)
+    if not owners:
+        left_out["labels whose entities fit no scan"] += 1
+        return None
+    return _Mark(path=path, name=name, owners=owners, sure=sure)
+
+
+def _owners(
+    path: Path, name: BidsName, root: Path, scans: Mapping[Path, BidsName]
+) -> tuple[tuple[Path, ...], bool]:
+    """Return the scans that a label belongs to, and whether it names them."""
+    named = raw_sources(root / path)
+    sources = tuple(scan for scan in scans if any(_ends_with(scan, text) for text in named))
+    if sources:
+        return sources, True
+    compared = {key: value for key, value in name.entities.items() if key not in _OF_DERIVATIVES}
+    fitting = [
+        scan
+        for scan, other in scans.items()
+        if other.entities.get("ses") == compared.get("ses")
+        and all(other.entities.get(key) == value for key, value in compared.items())
+    ]
+    inner = [word for word in name.words if word not in LABEL_SUFFIXES]
+    space = name.entities.get("space", "")
+    suffix = inner[-1] if inner else space if space in SCAN_SUFFIXES else ""
+    if not suffix:
+        return tuple(fitting), False
+    exact = [scan for scan in fitting if scans[scan].suffix == suffix]
+    same = [scan for scan in exact if set(scans[scan].entities) == set(compared)]
+    return tuple(same or exact), bool(inner)
+
+
+def _ends_with(scan: Path, text: str) -> bool:
+    """Whether a scan's path ends with a path that a JSON file gives."""
+    parts = Path(text).parts
+    return bool(parts) and scan.parts[-len(parts) :] == parts
+
+
+def _labels(
+    marks: Iterable[_Mark], root: Path, folder: Path, numbers: Mapping[str, int]
+) -> list[LabelSource]:
+    """Return the label maps of a scan: one of all masks, and one for each dseg."""
+    labels, masks = [], []
+    for mark in marks:
+        if mark.is_mask:
+            masks.append(mark)
+            continue
+        labels.append(
+            LabelSource(
+                name=mark.map_name,
+                path=root / mark.path,
+                value_names=value_names(root / mark.path, root / folder),
+                shared=not mark.sure,
+            )
+        )
+    parts = sorted(
+        (LabelPart(value=numbers[m.structure], name=m.structure, path=root / m.path) for m in masks),
+        key=lambda part: (part.value, part.path),
+    )
+    if parts:
+        shared = not all(mark.sure for mark in masks)
+        labels.append(
+            LabelSource(name="masks", path=parts[0].path, value_names=None, parts=tuple(parts), shared=shared)
+        )
+    return labels
+
+
+BIDS = Layout(
+    name="bids",
+    title="BIDS",
+    wants="files such as sub-01/anat/sub-01_T1w.nii.gz",
+    find=find_bids,
+)

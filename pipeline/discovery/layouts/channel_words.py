@@ -1,0 +1,68 @@
+"""Words for the channels of a case (MR sequences, CT, PET), and the modality that they tell.
+
+*Reads*: names of channels and of files. *Writes*: words and modalities.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from pipeline.formats import NAME_WORDS, Modality
+
+CHANNEL_WORDS: dict[str, Modality] = (
+    NAME_WORDS
+    | dict.fromkeys(
+        ["t1n", "t1gd", "t1post", "t1km", "t2f", "t2s", "pd", "pdw", "tof", "mra", "stir", "dixon", "mprage"],
+        "mr",
+    )
+    | dict.fromkeys(["suv", "fdg", "psma"], "pet")
+    | {"ctres": "ct", "cta": "ct", "hu": "ct"}
+)
+"""Words that name a channel, and their modality."""
+
+_UNSURE = frozenset(["t1", "t2"])
+"""Words that may also mean the first and the second time."""
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a name in lower case: runs of letters and digits."""
+    return [word for word in re.split(r"[^A-Za-z0-9]+", text.lower()) if word]
+
+
+def modality_of_channel(name: str) -> Modality | None:
+    """Return the modality of a channel that a data set names ("CT", "T1w", "FDG-PET"), or None.
+
+    A name whose words stand for two modalities tells none.
+    """
+    found = {CHANNEL_WORDS[word] for word in words_of(name) if word in CHANNEL_WORDS}
+    return found.pop() if len(found) == 1 else None
+
+
+def split_channel(stem: str) -> tuple[str, tuple[str, ...]]:
+    """Return what a file's name is before its channel, and the channel's words; () if it names none.
+
+    "p01_MR_T1" is ("p01", ("mr", "t1")), and "FLAIR" is ("", ("flair",)).
+    """
+    pieces = [(match.start(), match.group().lower()) for match in re.finditer(r"[A-Za-z0-9]+", stem)]
+    first = len(pieces)
+    while first > 0 and pieces[first - 1][1] in CHANNEL_WORDS:
+        first -= 1
+    if first == len(pieces):
+        return stem, ()
+    return stem[: pieces[first][0]].rstrip("_-. "), tuple(word for _, word in pieces[first:])
+
+
+def modality_of_words(words: Sequence[str], beside: Iterable[str]) -> Modality | None:
+    """Return the modality of a file by the words of its channel, or None if they do not tell for certain.
+
+    Args:
+        words: Words of its own channel.
+        beside: Words of all channels of the case. T1 and T2 alone may be the first and the second time.
+    """
+    found = {CHANNEL_WORDS[word] for word in words}
+    if len(found) != 1:
+        return "pet" if found == {"ct", "pet"} and words[-1] in ("pet", "pt", "suv") else None
+    modality = found.pop()
+    sure = {word for word in beside if CHANNEL_WORDS[word] == "mr"} - _UNSURE
+    return modality if sure or not set(words) <= _UNSURE else None
