@@ -4,6 +4,7 @@ Every message says which scan, what must hold, what was found, and what to do.
 
     PipelineError
     ├── ConfigError (also ValueError)      a setting has an impossible value
+    ├── ExportRefused                      a format cannot hold a scan, or a folder is not free
     └── ScanError                          one scan, label or manifest row; other scans are not affected
         ├── UnreadableFile (also OSError)  missing, a broken link, no permission, a folder instead of a file
         │   ├── TransientReadError         the disk or network failed; another try may succeed
@@ -40,6 +41,10 @@ class PipelineError(Exception):
 
 class ConfigError(PipelineError, ValueError):
     """A setting has an impossible value."""
+
+
+class ExportRefused(PipelineError):
+    """What is to be exported cannot be written as asked for; the message says why and what to do."""
 
 
 def require(holds: bool, setting: str, must: str, got: object = None) -> None:

@@ -62,7 +62,7 @@ HOMES = {
     "torch": {"training"},
     "safetensors": {"training"},
     "pytorch_optimizer": {"training"},
-    "nibabel": {"pipeline.ingest.nibabel_files"},
+    "nibabel": {"pipeline.exchange.export_files", "pipeline.ingest.nibabel_files"},
     "cupy": {"pipeline.compute.backend"},
     "cupyx": {"pipeline.compute.backend"},
 }

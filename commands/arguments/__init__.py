@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from commands.arguments.exchange import add_import_masks
+from commands.arguments.exchange import add_export, add_import_masks
 from commands.arguments.store import add_inspect, add_lift, add_prepare, add_score, add_status, add_verify
 from commands.arguments.train import add_classify, add_embed, add_finetune, add_pretrain
 from commands.arguments.use import EXAMPLES as EXAMPLES, add_demo, add_evaluate, add_segment
@@ -50,6 +50,11 @@ COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] 
         "commands.import_masks:run_import_masks",
         "bring masks made elsewhere into a store, or take them out again",
         add_import_masks,
+    ),
+    "export": (
+        "commands.export:run_export",
+        "write scans, labels and proposals of a store for other tools",
+        add_export,
     ),
     "pretrain": (
         "commands.pretrain:run_pretrain",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from commands.arguments.shared import at_least
+
 
 def add_import_masks(add: argparse.ArgumentParser) -> None:
     """The options of `mass import-masks`."""
@@ -38,6 +40,43 @@ def add_import_masks(add: argparse.ArgumentParser) -> None:
         help="take the masks of a source out of the store again",
     )
     add.set_defaults(files=[])
+
+
+def add_export(add: argparse.ArgumentParser) -> None:
+    """The options of `mass export`."""
+    add.add_argument("store", type=Path, metavar="STORE")
+    add.add_argument("out", type=Path, metavar="OUT", help="a new or empty folder, or an export to do again")
+    add.add_argument(
+        "--format",
+        choices=("nifti", "nnunet", "published", "totalsegmentator"),
+        required=True,
+        help="layout of the files",
+    )
+    for what, of in (("scan", "ids"), ("dataset", "data sets")):
+        add.add_argument(
+            f"--{what}",
+            action="append",
+            default=[],
+            metavar="PATTERN",
+            help=f"only scans whose {of} fit it, as 'spine*' (may be repeated)",
+        )
+    add.add_argument(
+        "--proposals", type=at_least(0), metavar="N", help="the best N proposals (0; published: 100)"
+    )
+    add.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only proposals of this imported source, or own ones: own (may be repeated)",
+    )
+    add.add_argument(
+        "--grid",
+        choices=("stored", "original"),
+        default="stored",
+        help="the store's grid (default), or each scan's own: the stored image resampled back",
+    )
+    add.add_argument("--label-map", metavar="NAME", help="only this label map of each scan")
 
 
 def _instead_of(other: argparse.Action) -> type[argparse.Action]:

@@ -4,7 +4,7 @@ Takes:  files of masks and the grids of a stored scan; or images, labels and mas
 Gives:  `PackedMasks`: atom layers in which no two masks cross; or files in one of four formats.
 
 `find_masks` tells which files belong to which scan, `read_masks` reads and places them, `pack_masks` packs
-them. `new_export` makes the writer of a format, which takes `ExportScan`s one after the other.
+them. `begin` begins an export, which takes `ExportScan`s one after the other.
 """
 
 import lazy_loader

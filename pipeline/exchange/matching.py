@@ -19,9 +19,9 @@ from typing import Literal, TypeAlias
 from pipeline.errors import LabelMismatch, ManifestError, NotAnImage, ScanError, UnreadableFile
 from pipeline.exchange.published import cases_in
 from pipeline.exchange.slice_masks import looks_like_slice_masks
-from pipeline.formats import stem_of, volume_suffix
+from pipeline.formats import DICOM_SUFFIXES, has_dicom_preamble, stem_of, volume_suffix
 
-MaskKind: TypeAlias = Literal["image", "folder", "arrays", "slices", "published"]
+MaskKind: TypeAlias = Literal["image", "folder", "arrays", "slices", "published", "dicom"]
 
 _MANIFESTS = (".csv", ".tsv")
 _ARRAYS = (".npz", ".npy")
@@ -164,6 +164,7 @@ def _add_folder(
                 volume_suffix(path.name)
                 or path.suffix.lower() in (*_ARRAYS, *_PUBLISHED)
                 or (path.suffix.lower() == ".json" and looks_like_slice_masks(path))
+                or path.suffix.lower() in DICOM_SUFFIXES
             ):
                 _add(found, path, scan_ids, scan_id=None, shown=below)
         except ScanError as error:
@@ -216,7 +217,16 @@ def _kind_of(path: Path, *, shown: str) -> MaskKind:
         return "arrays"
     if suffix in _PUBLISHED:
         return "published"
-    return "slices" if suffix == ".json" else "image"
+    if suffix == ".json":
+        return "slices"
+    return "dicom" if _is_dicom(path) else "image"
+
+
+def _is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM: a segmentation or a structure set, as reading will find out."""
+    if volume_suffix(path.name) is not None:
+        return False
+    return path.suffix.lower() in DICOM_SUFFIXES or has_dicom_preamble(path)
 
 
 def _add_manifest(found: FoundMasks, path: Path, scan_ids: Collection[str]) -> None:

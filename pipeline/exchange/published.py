@@ -16,6 +16,7 @@ or turned file is refused.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -36,6 +37,9 @@ MASKS = "auto_masks"
 
 IMAGE_END = "_image.npy"
 """End of the name of a case's image, beside the HDF5 file."""
+
+_PART = ".part-dataset.h5"
+"""Name of the HDF5 file while it is written."""
 
 _NAMES = "mask_names"
 """Name of the JSON list of names beside a case's masks; not part of the published layout."""
@@ -112,17 +116,34 @@ def _damaged(shown: str) -> CorruptImage:
     )
 
 
-def write_published_masks(
-    group: Any, masks: Iterable[NDArray[np.bool_]], names: Sequence[str], grid: Grid
+def begin_file(folder: Path) -> None:
+    """Begin the HDF5 file of an export; what an export that was killed has left is removed."""
+    (folder / _PART).unlink(missing_ok=True)
+
+
+def finish_file(folder: Path) -> None:
+    """Give the HDF5 file of an export its name, now that all cases are in it."""
+    if (folder / _PART).exists():
+        os.replace(folder / _PART, folder / "dataset.h5")
+
+
+def add_case(
+    folder: Path, case: str, masks: Iterable[NDArray[np.bool_]], names: Sequence[str], grid: Grid
 ) -> None:
-    """Write the masks of a case into its group of an HDF5 file that is open.
+    """Add the masks of a case to the HDF5 file of an export.
 
     Args:
-        group: The case's group.
+        folder: Of the export.
+        case: Name of the case.
         masks: bool (z, y, x) each, as many as there are names.
         names: Name of each mask.
         grid: Grid of all of them.
     """
+    with h5py.File(folder / _PART, "a") as file:
+        _write_masks(file.create_group(case), masks, names, grid)
+
+
+def _write_masks(group: Any, masks: Iterable[NDArray[np.bool_]], names: Sequence[str], grid: Grid) -> None:
     shape = grid.shape_zyx
     data = group.create_dataset(
         MASKS,

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import ScanError, UnreadableFile
+from pipeline.exchange.dicom_masks import read_dicom_masks
 from pipeline.exchange.image_masks import read_array_masks, read_binary_masks, read_image_masks
 from pipeline.exchange.matching import MaskInput, files_of_folder, slices_of_folder
 from pipeline.exchange.placing import MaskVolume, PlacedMasks, Target, place
@@ -96,6 +97,8 @@ def _volumes(one: MaskInput, target: Target, config: IngestConfig) -> Iterator[M
             case "slices":
                 files = slices_of_folder(one.path) if one.path.is_dir() else [one.path]
                 yield from read_slice_masks(files, target, shown=one.shown)
+            case "dicom":
+                yield from read_dicom_masks(one.path, target, config, shown=one.shown)
             case "published":
                 yield from read_published_masks(one.path, one.case, target, shown=one.shown)
     except OSError as error:

@@ -4,6 +4,7 @@ from .config import (
     LATER_SETTINGS as LATER_SETTINGS,
     IngestConfig as IngestConfig,
 )
+from .dicom.labels import read_dicom_label as read_dicom_label
 from .image_files import read_file as read_file
 from .loading import (
     LoadedScan as LoadedScan,

@@ -25,8 +25,9 @@ from storage import (
     open_store,
     own_record,
 )
+from tests.dicom_files import write_seg
 from tests.exchange_store import draw_store, two_phantoms
-from tests.phantom import STRUCTURES, Phantom
+from tests.phantom import STRUCTURES, Phantom, write_dicom
 from tests.storage.drawn_record import store_bytes
 
 
@@ -311,3 +312,25 @@ def test_status_tells_of_imports_and_calls_nothing_stale_because_of_them(
 
 def test_a_source_that_no_scan_has_cannot_be_removed(folder: Path) -> None:
     assert main(["import-masks", str(folder / "store"), "--remove", "sam2"]) == 2
+
+
+def test_a_dicom_segmentation_is_imported_without_the_patients_name(
+    folder: Path, scans: dict[str, Phantom]
+) -> None:
+    labels = scans["ann"].labels
+    frames = [(value, k, labels[k] == value) for value in (1, 2, 3) for k in range(len(labels))]
+    names = {1: "organ", 2: "lesion of John Doe", 3: "lung"}
+    write_seg(folder / "ann.dcm", frames, scans["ann"], names=names)
+    assert run("import-masks", folder / "store", folder / "ann.dcm", "--source", "pacs")[0] == 0
+    scan = stored(folder).scan("ann")
+    found = masks_of(scan, "pacs")
+    wanted = expected(scan)
+    (lesion,) = set(found) - {"organ", "lung"}
+    assert "doe" not in lesion.lower()
+    same(found, {"organ": wanted["organ"], "lung": wanted["lung"], lesion: wanted["lesion"]})
+
+
+def test_a_dicom_file_that_is_no_segmentation_is_refused(folder: Path, scans: dict[str, Phantom]) -> None:
+    files = write_dicom(folder / "series", scans["ann"])
+    assert run("import-masks", folder / "store", files[0], "--scan", "ann")[0] == 1
+    assert imported_sources(stored(folder).entries["ann"].digests) == ()
