@@ -176,6 +176,8 @@ def _typed(array: NDArray[Any], label: LabelSource, shown: str) -> NDArray[np.ui
 
 def _values(array: NDArray[Any]) -> NDArray[Any]:
     """Return the distinct values, sorted."""
+    if array.dtype.kind in "iu" and int(array.max()) - int(array.min()) <= 1:
+        return np.unique([array.min(), array.max()])  # a mask of 0 and 1
     if array.dtype == np.int16:
         seen = np.zeros(65536, np.bool_)
         for plane in array:  # a plane at a time: no wide copy of the volume

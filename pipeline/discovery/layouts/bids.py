@@ -97,19 +97,26 @@ def _read(root: Path, folder: Path, raw: Sequence[Path], derived: Sequence[Path]
     pairing = pair(raw)
     scans = [paired for paired in pairing.scans if not _no_scan(paired.image, left_out)]
     names = {paired.image: parse_name(paired.image) for paired in scans}
-    marks = [mark for path in derived if (mark := _mark(path, root, names, left_out)) is not None]
+    of_subject: dict[str, dict[Path, BidsName]] = {}
+    for image, name in names.items():
+        of_subject.setdefault(name.entities.get("sub", ""), {})[image] = name
+    marks = [mark for path in derived if (mark := _mark(path, root, of_subject, left_out)) is not None]
+    drawn_on: dict[Path, list[_Mark]] = {}
+    for mark in marks:
+        for image in mark.owners:
+            drawn_on.setdefault(image, []).append(mark)
     numbers = number_names(mark.structure for mark in marks if mark.is_mask)
     people = participants(root / folder)
     found, notes = [], dict[str, None]()
     for paired in scans:
         own, said = label_sources(root, paired.labels)
         notes |= dict.fromkeys(said)
-        drawn = [mark for mark in marks if paired.image in mark.owners]
+        derived_labels = _labels(drawn_on.get(paired.image, ()), root, folder, numbers)
         person = people.get(f"sub-{names[paired.image].entities.get('sub', '')}", {})
         found.append(
             LayoutScan(
                 image=paired.image,
-                labels=with_distinct_names((*own, *_labels(drawn, root, folder, numbers))),
+                labels=with_distinct_names((*own, *derived_labels)),
                 modality=_modality(root / paired.image, root / folder, names[paired.image].suffix),
                 split=person.get("split") or None,
                 group=person.get("group", ""),
@@ -139,7 +146,9 @@ def _modality(scan: Path, dataset: Path, suffix: str) -> Modality | None:
     return SCAN_SUFFIXES.get(suffix) or sidecar_modality(scan, dataset, suffix)
 
 
-def _mark(path: Path, root: Path, scans: Mapping[Path, BidsName], left_out: Counter[str]) -> _Mark | None:
+def _mark(
+    path: Path, root: Path, of_subject: Mapping[str, Mapping[Path, BidsName]], left_out: Counter[str]
+) -> _Mark | None:
     """Return a derivative as a label, or None if it is none; then it is counted."""
     name = parse_name(path)
     is_label = name.suffix in LABEL_SUFFIXES or {"seg", "label"} & set(name.entities)
@@ -153,7 +162,7 @@ def _mark(path: Path, root: Path, scans: Mapping[Path, BidsName], left_out: Coun
     if space not in _OWN_SPACES:
         left_out[f"labels in another space than their scan (space-{space})"] += 1
         return None
-    owners, sure = _owners(path, name, root, scans)
+    owners, sure = _owners(path, name, root, of_subject.get(name.entities.get("sub", ""), {}))
     if not owners:
         left_out["labels whose entities fit no scan"] += 1
         return None

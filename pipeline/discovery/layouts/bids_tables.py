@@ -41,8 +41,9 @@ def participants(dataset: Path) -> dict[str, dict[str, str]]:
 def value_names(label: Path, dataset: Path) -> dict[int, str] | None:
     """Return the names in the dseg.tsv that holds for a label map, or None.
 
-    The file has the label's own name, or lies in a folder above, down from the data set's, and has no entity
-    that the label has not (the inheritance principle); the one with most entities counts, then the nearest.
+    The file has the label's own name, or it lies in its folder or one above, up to the data set's, and has no
+    entity that the label has not (the inheritance principle). The nearest counts, and of those in one folder
+    the one with most entities.
 
     Args:
         label: The label map.

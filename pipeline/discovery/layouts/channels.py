@@ -13,7 +13,7 @@ last number counts its visits.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,14 +78,12 @@ def find_channels(files: Files) -> LayoutFind:
     """Return the scans of all cases that have several channels."""
     pairing = pair(files.volumes)
     own = {paired.image: paired.labels for paired in pairing.scans}
-    in_folder: dict[Path, list[Path]] = {}
-    for path in files.volumes:
-        in_folder.setdefault(path.parent, []).append(path)
     paired_labels = {label for labels in own.values() for _, label in labels}
+    common_labels = _by_case(path for path in files.volumes if path not in paired_labels)
     scans, taken, notes = [], set[Path](), dict[str, None]()
     for case in cases_among(own):
-        free = [path for path in in_folder[case.folder] if path not in paired_labels]
-        common, said = label_sources(files.root, _common_labels(case, free), shared=True)
+        named = sorted(common_labels.get((case.folder, case.prefix), ()))
+        common, said = label_sources(files.root, named, shared=True)
         notes |= dict.fromkeys(said)
         for scan in sorted(case.channels):
             labels, said = label_sources(files.root, own[scan])
@@ -99,19 +97,21 @@ def find_channels(files: Files) -> LayoutFind:
                 )
             )
             taken |= {scan, *(label for _, label in own[scan])}
-        taken |= {path for _, path in _common_labels(case, free)}
+        taken |= {path for _, path in named}
     return LayoutFind(scans=tuple(scans), taken=frozenset(taken), notes=tuple(notes))
 
 
-def _common_labels(case: Case, paths: Sequence[Path]) -> list[tuple[str, Path]]:
-    """Return (name, path) of the files that are labels of the case as a whole."""
-    found = []
+def _by_case(paths: Iterable[Path]) -> dict[tuple[Path, str], list[tuple[str, Path]]]:
+    """Return (name, path) of the files that may be labels of a case as a whole, by its folder and prefix."""
+    found: dict[tuple[Path, str], list[tuple[str, Path]]] = {}
     for path in paths:
         stem = stem_of(path.name)
-        rest = stem[len(case.prefix) :].lstrip("_-. ") if stem.startswith(case.prefix) else ""
-        if path not in case.channels and rest.lower() in _LABEL_WORDS:
-            found.append((_PLAIN.get(rest.lower(), rest.lower()), path))
-    return sorted(found)
+        word = re.split(r"[_.\- ]", stem)[-1]
+        if word.lower() in _LABEL_WORDS:
+            prefix = stem[: len(stem) - len(word)].rstrip("_-. ")
+            name = _PLAIN.get(word.lower(), word.lower())
+            found.setdefault((path.parent, prefix), []).append((name, path))
+    return found
 
 
 _PLAIN = {"labels": "label", "masks": "mask", "segmentation": "seg"}

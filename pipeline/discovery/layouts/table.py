@@ -112,7 +112,11 @@ def _line(layout: Layout, scans: Sequence[LayoutScan]) -> str:
     cases = {scan.case for scan in scans if scan.case is not None}
     labelled = sum(1 for scan in scans if scan.labels)
     return (
-        f"layout: {layout.title}, {len(scans)} scans"
-        + (f" of {len(cases)} cases" if cases else "")
+        f"layout: {layout.title}, {_counted(len(scans), 'scan')}"
+        + (f" of {_counted(len(cases), 'case')}" if cases else "")
         + (f", {labelled} with labels" if labelled else "")
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

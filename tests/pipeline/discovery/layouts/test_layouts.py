@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -143,6 +144,57 @@ def test_every_image_of_a_layout_is_a_scan_a_label_or_told_of(tmp_path: Path, la
         used |= {path for one in discovery.sources for label in one.labels for path in label.files}
         told = sum(int(note.split()[0]) for note in discovery.notes if "BIDS files left out" in note)
         assert len(list(root.rglob("*.nii.gz"))) == len(used) + told
+
+
+def bids_files(root: Path, count: int) -> None:
+    for k in range(count):
+        raw = root / f"sub-{k:03d}" / "anat"
+        derived = root / "derivatives" / "labels" / f"sub-{k:03d}" / "anat"
+        raw.mkdir(parents=True)
+        derived.mkdir(parents=True)
+        for name in ("T1w", "T2w"):
+            (raw / f"sub-{k:03d}_{name}.nii.gz").touch()
+            (derived / f"sub-{k:03d}_{name}_label-SC_mask.nii.gz").touch()
+            (derived / f"sub-{k:03d}_{name}_dseg.nii.gz").touch()
+
+
+def mask_files(root: Path, count: int) -> None:
+    for k in range(count):
+        folder = root / f"s{k:04d}"
+        (folder / "segmentations").mkdir(parents=True)
+        (folder / "ct.nii.gz").touch()
+        for name in ("liver", "spleen", "aorta"):
+            (folder / "segmentations" / f"{name}.nii.gz").touch()
+
+
+def channel_files(root: Path, count: int) -> None:
+    root.mkdir()
+    for k in range(count):
+        for name in ("t1", "t2", "flair", "seg"):
+            (root / f"p{k:03d}_{name}.nii.gz").touch()
+
+
+@pytest.mark.parametrize("draw", [bids_files, mask_files, channel_files])
+def test_four_times_as_many_cases_are_about_four_times_the_work(
+    tmp_path: Path, draw: Callable[[Path, int], None]
+) -> None:
+    def calls(count: int) -> int:
+        root = tmp_path / str(count)
+        draw(root, count)
+        number = 0
+
+        def counted(*_: object) -> None:
+            nonlocal number
+            number += 1
+
+        sys.setprofile(counted)
+        try:
+            found(root)
+        finally:
+            sys.setprofile(None)
+        return number
+
+    assert calls(120) < 5 * calls(30)
 
 
 def test_data_sets_of_several_layouts_may_lie_in_one_folder(tmp_path: Path) -> None:
