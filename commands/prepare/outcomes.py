@@ -41,7 +41,8 @@ class Outcome:
     traceback: str = ""
     """Of a failure that nobody foresaw."""
     notes: tuple[str, ...] = ()
-    """What became of masks that were imported into the scan."""
+    """Of a committed scan: what was unusual in its files and what was done about it, and what became of
+    imported masks."""
 
     @property
     def failure(self) -> SourceFailure:
@@ -88,6 +89,10 @@ class RunReport:
         if self.not_done:
             parts.append(f"{len(self.not_done)} not done")
         return f"{', '.join(parts)}, in {duration(self.seconds)}"
+
+    def noted(self) -> list[tuple[str, str]]:
+        """Scan and note, for every note of a scan of this run."""
+        return [(outcome.scan_id, note) for outcome in self.committed for note in outcome.notes]
 
     def groups(self) -> list[tuple[str, int, int, float]]:
         """Data set, scans committed, proposals a scan, seconds a scan; sorted by data set."""

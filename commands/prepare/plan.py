@@ -39,11 +39,13 @@ class Wanted:
     """How the settings differ from those that the store has, in words; empty where that is not known."""
     proposals_change: str = ""
     """Likewise."""
+    refusals: int = 0
+    """Version of the rules by which inputs are refused."""
 
     @property
     def config_digest(self) -> str:
-        """Both in one, for telling whether a failure would be the same again."""
-        return f"{self.ingest[:16]}+{self.proposals[:16]}"
+        """All in one, for telling whether a failure would be the same again."""
+        return f"{self.ingest[:16]}+{self.proposals[:16]}+{self.refusals}"
 
 
 @dataclass(frozen=True, kw_only=True)

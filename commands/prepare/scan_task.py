@@ -127,7 +127,10 @@ def _prepare_scan(store: Store, setup: Setup, job: Job) -> tuple[str, int, tuple
     notes: tuple[str, ...] = ()
     if entry is None or own_digests(entry.digests) != digests:
         make = _fresh_record if job.stage == "ingest" else _record_again
-        record, notes = with_kept_imports(store, entry, make(store, setup, job, digests))
+        made = make(store, setup, job, digests)
+        record, kept = with_kept_imports(store, entry, made)
+        about = made.attributes["notes"] if job.stage == "ingest" else ()
+        notes = (*map(str, about if isinstance(about, list) else ()), *kept)
         entry = commit_scan(store.path, record, replace=True)
     return digest, entry.num_proposals, notes
 

@@ -18,10 +18,13 @@ from commands.prepare.plan import Done, Found, Known, Plan, Wanted, make_plan
 from commands.terminal import counted, print_failures, print_table
 from pipeline.discovery import Discovery, Source, SourceFailure, choices_digest, source_digest, source_stat
 from pipeline.errors import UnreadableFile
-from pipeline.ingest import IDLE_SETTINGS, INGEST_VERSION, LATER_SETTINGS, IngestConfig
+from pipeline.ingest import IDLE_SETTINGS, INGEST_VERSION, LATER_SETTINGS, REFUSALS_VERSION, IngestConfig
 from pipeline.proposals import ALGORITHM_VERSION, ProposalConfig
 from pipeline.toml_settings import config_values, describe_change, parse_config, read_tables
 from storage import LedgerEntry, LedgerFile, Store, digest_of, read_ledger
+
+MOST_NOTES = 30
+"""Notes on scans that are printed after a run; all are in the store and in the file of --json."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,12 @@ def wanted_digests(config: Mapping[str, Any], before: Mapping[str, Any] | None =
         stage: describe_change(_counted(before.get(stage, {})), _counted(config[stage])) if before else ""
         for stage in code
     }
-    return Wanted(**digests, ingest_change=change["ingest"], proposals_change=change["proposals"])
+    return Wanted(
+        **digests,
+        refusals=REFUSALS_VERSION,
+        ingest_change=change["ingest"],
+        proposals_change=change["proposals"],
+    )
 
 
 def _counted(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,9 +195,10 @@ def print_report(report: RunReport) -> None:
     if report.committed:
         columns = ("data set", "scans", "proposals a scan", "seconds a scan")
         print_table("prepared", columns, report.groups())
-    for outcome in report.committed:
-        for note in outcome.notes:
-            print(f"  {outcome.scan_id}: {note}")
+    noted = report.noted()
+    if noted:
+        more = f", the first {MOST_NOTES}" if len(noted) > MOST_NOTES else ""
+        print_table(f"notes ({len(noted)}{more})", ("scan", "note"), noted[:MOST_NOTES])
     print_failures(report.failed)
     if report.stopped:
         print(f"stopped before the end: {report.stopped}")

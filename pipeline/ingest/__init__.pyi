@@ -2,6 +2,7 @@ from .config import (
     IDLE_SETTINGS as IDLE_SETTINGS,
     INGEST_VERSION as INGEST_VERSION,
     LATER_SETTINGS as LATER_SETTINGS,
+    REFUSALS_VERSION as REFUSALS_VERSION,
     IngestConfig as IngestConfig,
 )
 from .dicom.labels import read_dicom_label as read_dicom_label

@@ -15,6 +15,10 @@ INGEST_VERSION = 1
 """Version of the code that reads and standardises scans. It is raised when the same input and settings give
 other voxels; then scans that were stored before are out of date."""
 
+REFUSALS_VERSION = 2
+"""Version of the rules by which inputs are refused. It is raised when some are read that were refused before;
+then failures of earlier runs are tried again. Stored scans stay up to date."""
+
 LATER_SETTINGS = {"set_spacing_mm": None, "resample_labels": False, "pet_unit": "suv"}
 """Settings that did not exist for the first stores, with the values under which those are up to date."""
 

@@ -27,9 +27,11 @@ from pipeline.ingest.labels import refuse_label_as_scan
 from pipeline.ingest.modality import guess_modality
 from pipeline.ingest.reading import RawScan
 from pipeline.volumes import (
+    FilledImage,
     Grid,
     body_box,
     crop_grid,
+    fill_not_finite,
     resample_image,
     resample_labels,
     resampled_grid,
@@ -38,6 +40,9 @@ from pipeline.volumes import (
     turn_to_ras,
     whole,
 )
+
+_MOST_MISSING = 0.5
+"""Largest fraction of the body that may be NaN or infinite."""
 
 _PADDING_FLOOR_HU = -1024.0
 """Scanners mark voxels outside the field of view with -2000 or -3024; no tissue is below this value."""
@@ -93,19 +98,23 @@ def standardize(raw: RawScan, config: IngestConfig) -> StandardScan:
     """Return the stored form of a scan.
 
     Raises:
-        ScanError: The image has NaN or infinite voxels, one value everywhere or no foreground, the volume is
-            too large or too small, or the image is a label map.
+        ScanError: Most of the body is NaN or infinite, the image has one value everywhere or no foreground,
+            the volume is too large or too small, or the image is a label map.
     """
-    _check_values(raw)
+    filled = _without_missing(raw)
+    values_in = raw.image if filled is None else filled.image
+    _check_values(raw, values_in)
     turn = turn_to_ras(raw.grid)
-    image, grid = turn_array(raw.image, turn), turn_grid(raw.grid, turn)
+    image, grid = turn_array(values_in, turn), turn_grid(raw.grid, turn)
     modality, origin = raw.modality, raw.modality_origin
     if modality is None:
         guess, why = guess_modality(image, grid.spacing_zyx_mm, name=raw.location.split("/")[-1])
         modality, origin = guess, f"guess: {why}"
     notes = list(raw.notes)
-    has_air = modality == "ct" and float(image.min()) < config.body_threshold_hu
     in_hu = modality == "ct" and looks_like_hounsfield(image, config)
+    if filled is not None:
+        notes.append(_fill_padding(filled, in_hu=in_hu))
+    has_air = modality == "ct" and float(image.min()) < config.body_threshold_hu
     if modality == "ct" and not in_hu:
         notes.append("said to be CT, but the values are not HU: scaled by percentiles as MR is")
     box = _box(raw, image, grid, threshold=config.body_threshold_hu if has_air else None, config=config)
@@ -167,16 +176,45 @@ def _unit(raw: RawScan, *, in_hu: bool) -> str:
     return "Bq/ml" if dict(raw.facts).get("Units") == "BQML" else "arbitrary"
 
 
-def _check_values(raw: RawScan) -> None:
-    """Refuse NaN, infinite and constant images, and label maps."""
+def _without_missing(raw: RawScan) -> FilledImage | None:
+    """Return the image with a number in every voxel; None if it has one already.
+
+    Raises:
+        NotFinite: More than half of the body is NaN or infinite.
+    """
     low, high = float(raw.image.min()), float(raw.image.max())  # both are NaN if any voxel is
-    if not (np.isfinite(low) and np.isfinite(high)):
-        count = int(raw.image.size - np.isfinite(raw.image).sum())
+    if np.isfinite(low) and np.isfinite(high):
+        return None
+    filled = fill_not_finite(raw.image.astype(np.float32, copy=False), raw.grid.spacing_zyx_mm)
+    if filled is None or filled.fraction_of_body > _MOST_MISSING:
+        found = "no voxel is a number" if filled is None else f"{100 * filled.fraction_of_body:.0f} % are not"
         raise NotFinite(
-            f"every voxel must be a number, {count} of {raw.image.size} are NaN or infinite",
+            f"at least half of the body's voxels must be numbers, {found} (NaN or infinite)",
             path=raw.location,
-            remedy="Replace them by the background's value (for CT -1000, else 0) and save the file again",
+            remedy="Check the step that made this file, and make it again",
         )
+    return filled
+
+
+def _fill_padding(filled: FilledImage, *, in_hu: bool) -> str:
+    """Give padding in a CT the value of air, in place; return a note on all voxels that were filled."""
+    num_padding = int(filled.padding.sum())
+    value = float(filled.image[filled.padding][0]) if num_padding else 0.0
+    if in_hu:
+        value = _PADDING_FLOOR_HU
+        filled.image[filled.padding] = value
+    parts = []
+    if num_padding:
+        parts.append(f"{num_padding} at the border or outside of the body became background ({value:g})")
+    if filled.num_inside:
+        parts.append(f"{filled.num_inside} inside the body took the value of the nearest voxel")
+    share = 100 * (num_padding + filled.num_inside) / filled.image.size
+    return f"{share:.2g} % of the voxels were NaN or infinite: {', '.join(parts)}"
+
+
+def _check_values(raw: RawScan, image: NDArray[Any]) -> None:
+    """Refuse constant images, and label maps."""
+    low, high = float(image.min()), float(image.max())
     if low == high:
         raise ConstantImage(
             f"every voxel has the value {low:g}",
@@ -184,7 +222,7 @@ def _check_values(raw: RawScan) -> None:
             remedy="Check the export of this scan, or remove it",
         )
     if raw.modality is None:
-        refuse_label_as_scan(raw.image, shown=raw.location)
+        refuse_label_as_scan(image, shown=raw.location)
 
 
 def _box(

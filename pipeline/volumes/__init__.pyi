@@ -1,3 +1,4 @@
+from .filling import FilledImage as FilledImage, fill_not_finite as fill_not_finite
 from .foreground import (
     background_threshold as background_threshold,
     body_box as body_box,

@@ -46,7 +46,7 @@ def body_box(
     sample = image[tuple(slice(None, None, k) for k in strides)]
     small = _SMALL_FRACTION_CT if threshold is not None else _SMALL_FRACTION
     level = background_threshold(sample) if threshold is None else threshold
-    mask = _main_components(sample > level, small)
+    mask = main_components(sample > level, small)
     if not mask.any():
         return None
     box = []
@@ -79,8 +79,21 @@ def background_threshold(sample: NDArray[Any]) -> float:
     return low + (high - low) * float(np.expm1(otsu_threshold(logarithms))) / 255
 
 
-def _main_components(mask: NDArray[np.bool_], small_fraction: float) -> NDArray[np.bool_]:
-    """Return the mask without thin bridges and without components that are small relative to the largest."""
+def working_sample(
+    image: NDArray[Any], spacing_zyx_mm: tuple[float, float, float]
+) -> tuple[NDArray[Any], tuple[int, int, int], float]:
+    """Return an image at a distance of about 3 mm, its strides, and the fraction that makes a part small."""
+    z, y, x = (max(1, round(_WORKING_MM / s)) for s in spacing_zyx_mm)
+    return image[::z, ::y, ::x], (z, y, x), _SMALL_FRACTION
+
+
+def main_components(mask: NDArray[np.bool_], small_fraction: float) -> NDArray[np.bool_]:
+    """Return the mask without thin bridges and without components that are small relative to the largest.
+
+    Args:
+        mask: bool (z, y, x) at working resolution.
+        small_fraction: Components with fewer voxels than this fraction of the largest are small.
+    """
     opened = ndimage.binary_opening(mask, ndimage.generate_binary_structure(3, 1))
     if opened.sum() < 0.25 * mask.sum():  # the body is a few voxels thick: opening would remove it
         opened = mask
@@ -114,7 +127,7 @@ def body_mask(
     sample = image[tuple(slice(None, None, k) for k in strides)]
     small = _SMALL_FRACTION_CT if threshold is not None else _SMALL_FRACTION
     level = min(background_threshold(sample), most) if threshold is None else threshold
-    mask = _main_components(sample > level, small)
+    mask = main_components(sample > level, small)
     for axis in range(3):
         for part in np.moveaxis(mask, axis, 0):
             ndimage.binary_fill_holes(part, output=part)

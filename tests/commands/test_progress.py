@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from commands.prepare.outcomes import Outcome, RunReport, counted_scans
+from commands.prepare.settings import print_report
 from commands.progress import Progress, duration
 from pipeline.discovery.sources import SourceFailure
 
@@ -90,6 +93,17 @@ def report(**changes: object) -> RunReport:
 def test_a_report_sums_up_by_data_set() -> None:
     assert report().groups() == [("one", 2, 15, 1.5), ("two", 1, 5, 0.5)]
     assert report().summary() == "3 committed, 1 done before, 0 failed, in 1 min 1 s"
+
+
+def test_notes_of_scans_are_told_with_their_scan(capsys: pytest.CaptureFixture[str]) -> None:
+    one = replace(committed("a", "one", num_proposals=1, seconds=1), notes=("turned", "filled"))
+    told = report(committed=(one, committed("b", "one", num_proposals=1, seconds=1)))
+    assert told.noted() == [("a", "turned"), ("a", "filled")]
+    assert told.to_json()["committed"][0]["notes"] == ["turned", "filled"]
+    print_report(told)
+    assert "notes (2)" in capsys.readouterr().out
+    print_report(report())
+    assert "notes" not in capsys.readouterr().out
 
 
 def test_the_exit_code_is_true() -> None:

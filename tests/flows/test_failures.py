@@ -46,7 +46,7 @@ def spoil(raw: Path) -> dict[str, str]:
     (raw / "link_ct.nii.gz").symlink_to(raw / "nowhere")
     good.replace(image=np.full_like(good.image, 7)).write(raw / "flat_ct.nii.gz")
     nan = good.image.astype(np.float32)
-    nan[3, 4, 5] = np.nan
+    nan[np.random.default_rng(0).random(nan.shape) < 0.7] = np.nan
     good.replace(image=nan).write(raw / "nan_ct.nii.gz")
     good.replace(image=np.minimum(good.image, -900)).write(raw / "air_ct.nii.gz")
     good.write(raw / "grid_ct.nii.gz")
