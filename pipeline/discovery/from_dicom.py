@@ -7,6 +7,7 @@ that contains all its files.
 
 from __future__ import annotations
 
+import filecmp
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -92,7 +93,7 @@ class DicomFind:
 
     Attributes:
         series: All series.
-        labels: Segmentations and structure sets, each object once.
+        labels: Segmentations and structure sets; copies of a file count once.
         patients: Patients, each with the relative folder of a file; used to remove names from paths.
         notes: Notes for the user.
     """
@@ -112,7 +113,7 @@ def find_dicom(root: Path, relative: Sequence[Path], rules: SeriesRules) -> Dico
         rules: How regular series must be.
     """
     groups: dict[str, list[Header]] = {}
-    labels: dict[str, LabelHeader] = {}
+    labels: list[LabelHeader] = []
     broken: dict[Path, list[tuple[Path, ScanError]]] = {}
     patients: set[tuple[Path, Identity]] = set()
     left_out: Counter[str] = Counter()
@@ -124,7 +125,7 @@ def find_dicom(root: Path, relative: Sequence[Path], rules: SeriesRules) -> Dico
             continue
         patients.add((path.parent, header.identity))
         if label is not None:
-            labels.setdefault(label.sop_uid or str(path), label)
+            _add_label(labels, label)
         elif header.modality in _NO_SCAN or not header.has_pixels:
             left_out[header.modality or "no pixels"] += 1
         elif header.is_localizer:
@@ -148,7 +149,7 @@ def find_dicom(root: Path, relative: Sequence[Path], rules: SeriesRules) -> Dico
         )
     return DicomFind(
         series=_with_suffixes(found),
-        labels=tuple(labels.values()),
+        labels=tuple(labels),
         patients=frozenset(patients),
         notes=tuple(notes),
     )
@@ -168,6 +169,14 @@ def _read(path: Path) -> tuple[Header, LabelHeader | None]:
         raise
     except OSError as error:
         raise os_error(error, shown="") from None
+
+
+def _add_label(labels: list[LabelHeader], label: LabelHeader) -> None:
+    """Append a label file unless one with its UID and bytes is there."""
+    for known in labels:
+        if known.sop_uid == label.sop_uid and filecmp.cmp(known.path, label.path, shallow=False):
+            return
+    labels.append(label)
 
 
 def _without_copies(headers: Sequence[Header]) -> list[Header]:

@@ -9,6 +9,7 @@ from .dicom.label_headers import (
     read_label_header as read_label_header,
     source_instances as source_instances,
 )
+from .dicom.parsing import DAMAGED as DAMAGED, quiet_pydicom as quiet_pydicom
 from .dicom.series import (
     SeriesRules as SeriesRules,
     Slices as Slices,

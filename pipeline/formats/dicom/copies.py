@@ -8,16 +8,15 @@ export.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pydicom
-from pydicom.config import disable_value_validation
 
 from pipeline.formats.dicom.headers import Header
+from pipeline.formats.dicom.parsing import DAMAGED, quiet_pydicom
 from pipeline.formats.dicom.values import find_text
 
 _PIXEL_TAGS = [
@@ -66,11 +65,10 @@ def _place(header: Header) -> tuple[Any, ...]:
 def _pixel_digest(path: Path) -> str:
     """Return a digest of a file's pixels and their scale; of the whole file if it cannot be parsed."""
     try:
-        with disable_value_validation(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they contain the path, perhaps with a name
+        with quiet_pydicom():
             data: Any = pydicom.dcmread(path, specific_tags=list(_PIXEL_TAGS), force=False)
             texts = [find_text(data, tag) for tag in _PIXEL_TAGS[1:]]
             pixels = data.get("PixelData") or b""
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, NotImplementedError, IndexError):
+    except DAMAGED:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     return hashlib.sha256(repr(texts).encode() + bytes(pixels)).hexdigest()

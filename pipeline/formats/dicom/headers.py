@@ -7,24 +7,19 @@ read.
 
 from __future__ import annotations
 
-import logging
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pydicom
-from pydicom.config import disable_value_validation
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import DeflatedExplicitVRLittleEndian, UncompressedTransferSyntaxes
 
 from pipeline.errors import NotAnImage, ScanError
 from pipeline.formats.dicom.frames import Frame, read_frames
+from pipeline.formats.dicom.parsing import DAMAGED, quiet_pydicom
 from pipeline.formats.dicom.values import find_floats, find_number, find_text
 from pipeline.formats.privacy import Identity, stand_in_for
-
-logging.getLogger("pydicom").setLevel(
-    logging.CRITICAL
-)  # its messages contain paths, and these may contain patients' names
 
 _TAGS = [
     "SpecificCharacterSet",
@@ -100,6 +95,7 @@ class Header:
         columns: Pixels along a row, 0 if the file has no image.
         num_frames: Number of frames, 1 for a single slice.
         num_samples: Values per pixel, above 1 for colour.
+        compressed: Whether the pixels are compressed, so that the file may be smaller than they are.
         orientation: Unit vectors (x, y, z) along a row and along a column in the world, six numbers; or None.
         position_xyz_mm: World point of the first pixel's centre, or None.
         pixel_spacing_mm: Distance between rows, and between columns; or None.
@@ -126,6 +122,7 @@ class Header:
     columns: int
     num_frames: int
     num_samples: int
+    compressed: bool
     orientation: tuple[float, ...] | None
     position_xyz_mm: tuple[float, float, float] | None
     pixel_spacing_mm: tuple[float, float] | None
@@ -151,14 +148,12 @@ def read_header(path: Path) -> Header:
         OSError: The file cannot be opened or read.
     """
     try:
-        with disable_value_validation(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they contain the path, perhaps with a name
+        with quiet_pydicom():
             data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=False)
             return _header(path, data)
     except InvalidDicomError:
         raise _not_dicom("it has no DICOM preamble") from None
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, NotImplementedError, IndexError):
-        # pydicom raises these on damaged headers; its messages may quote the patient's name
+    except DAMAGED:
         raise _not_dicom("its DICOM header is damaged or cut short") from None
 
 
@@ -196,6 +191,7 @@ def _header(path: Path, data: Any) -> Header:
         columns=int(find_number(data, "Columns") or 0),
         num_frames=num_frames,
         num_samples=int(find_number(data, "SamplesPerPixel") or 1),
+        compressed=_is_compressed(data),
         orientation=orientation,
         position_xyz_mm=None if position is None else (position[0], position[1], position[2]),
         pixel_spacing_mm=None if spacing is None else (spacing[0], spacing[1]),
@@ -211,6 +207,13 @@ def _header(path: Path, data: Any) -> Header:
             stand_in=stand_in_for(study or series),
         ),
     )
+
+
+def _is_compressed(data: Any) -> bool:
+    """Whether pixels, or the whole file, are compressed; an unknown form counts as compressed."""
+    syntax = getattr(getattr(data, "file_meta", None), "TransferSyntaxUID", None)
+    plain = syntax is None or syntax in UncompressedTransferSyntaxes
+    return not plain or syntax == DeflatedExplicitVRLittleEndian
 
 
 def _order(data: Any) -> tuple[float, ...]:

@@ -6,17 +6,16 @@ Names of structures are free text: they are shown only after `Scrubber.text`.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pydicom
-from pydicom.config import disable_value_validation
 
 from pipeline.errors import NotAnImage
 from pipeline.formats.dicom.frames import first_item
+from pipeline.formats.dicom.parsing import DAMAGED, quiet_pydicom
 from pipeline.formats.dicom.values import find_number, find_text
 
 LabelKind = Literal["dicom-seg", "rtstruct"]
@@ -92,13 +91,12 @@ def read_label_header(path: Path) -> LabelHeader:
         OSError: The file cannot be opened or read.
     """
     try:
-        with disable_value_validation(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they contain the path, perhaps with a name
+        with quiet_pydicom():
             data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=False)
             kind = label_kind(find_text(data, "SOPClassUID"))
             if kind is not None:
                 return _seg_header(path, data) if kind == "dicom-seg" else _rtstruct_header(path, data)
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, NotImplementedError, IndexError):
+    except DAMAGED:
         pass
     raise NotAnImage(
         "it is no DICOM segmentation or structure set, or its header is damaged",

@@ -16,24 +16,40 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import SimpleITK
 from numpy.typing import NDArray
+from pydicom.dataelem import RawDataElement
 
 from pipeline.discovery import Source
 from pipeline.errors import CorruptImage, DicomSeriesError, ScanError
 from pipeline.formats import (
+    DAMAGED,
     Frame,
+    Header,
     SeriesRules,
     Slices,
     check_readable,
     order_slices,
     os_error,
+    quiet_pydicom,
     read_header,
     split_series,
 )
 
 sitk: Any = SimpleITK
 """SimpleITK without types."""
+
+
+_HIGHEST_RATIO = 10_000
+"""Pixels per byte of a compressed file that are believed: empty frames shrink that much."""
+
+
+_LONG_BYTES = 256
+"""Longer tags are skipped when the length of a file is checked."""
+
+_UNDEFINED = 0xFFFFFFFF
+"""Length of a tag that ends with a mark."""
 
 
 def read_slices(source: Source, rules: SeriesRules) -> Slices:
@@ -47,6 +63,8 @@ def read_slices(source: Source, rules: SeriesRules) -> Slices:
         for path in source.files:
             check_readable(path, shown=where, what="DICOM file")
         headers = [read_header(path) for path in source.files]
+        for header in headers:
+            _check_length(header)
         stacks = split_series(headers)
         if (source.stack or 0) >= len(stacks) or (source.stack is None and len(stacks) != 1):
             raise DicomSeriesError("the files are not one series any more", path=where, remedy="Run again")
@@ -58,6 +76,27 @@ def read_slices(source: Source, rules: SeriesRules) -> Slices:
         raise type(error)(error.reason, path=where, remedy=error.remedy) from None
     except OSError as error:
         raise os_error(error, shown=where) from None
+
+
+def _check_length(header: Header) -> None:
+    """Refuse a file that is shorter than its own tags say, before the library takes memory for them."""
+    size = header.path.stat().st_size
+    ratio = _HIGHEST_RATIO if header.compressed else 1
+    short = header.rows * header.columns * header.num_frames // ratio > size
+    if not short and not header.compressed:
+        try:
+            with quiet_pydicom():
+                elements = list(pydicom.dcmread(header.path, defer_size=_LONG_BYTES).values())
+        except DAMAGED:
+            elements = []  # what is wrong is told by the library that reads the pixels
+        raw = (element for element in elements if isinstance(element, RawDataElement))
+        short = any(0 <= e.length < _UNDEFINED and e.value_tell + e.length > size for e in raw)
+    if short:
+        raise CorruptImage(
+            "the file is cut short or damaged: it is shorter than its own header says",
+            path=None,
+            remedy="Copy or export the file again",
+        )
 
 
 def read_values(slices: Slices, shown: str) -> NDArray[np.float32]:

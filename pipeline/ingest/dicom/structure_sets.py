@@ -12,7 +12,6 @@ between contours are not interpolated. Points and open contours enclose nothing 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,9 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.config import disable_value_validation
 
 from pipeline.errors import CorruptImage, LabelMismatch
-from pipeline.formats import find_number, find_text
+from pipeline.formats import DAMAGED, find_number, find_text, quiet_pydicom
 from pipeline.ingest.dicom.polygons import fill_polygons
 from pipeline.volumes import Grid
 
@@ -64,8 +62,7 @@ def read_contours(path: Path, shown: str) -> dict[int, list[tuple[str, NDArray[n
     damaged = CorruptImage("the structure set is damaged", path=shown, remedy="Copy or export the file again")
     contours: dict[int, list[tuple[str, NDArray[np.float64]]]] = {}
     try:
-        with disable_value_validation(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they contain the path, perhaps with a name
+        with quiet_pydicom():
             data: Any = pydicom.dcmread(path)
             for roi in data.get("ROIContourSequence") or ():
                 number = int(find_number(roi, "ReferencedROINumber") or 0)
@@ -76,7 +73,7 @@ def read_contours(path: Path, shown: str) -> dict[int, list[tuple[str, NDArray[n
                     if not np.isfinite(points).all():
                         raise damaged
                     contours.setdefault(number, []).append((kind, points))
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, NotImplementedError, IndexError):
+    except DAMAGED:
         raise damaged from None
     return contours
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -29,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
-from pydicom.config import disable_value_validation
 
-from pipeline.formats import find_number, find_text, first_item, os_error
+from pipeline.errors import CorruptImage
+from pipeline.formats import DAMAGED, find_number, find_text, first_item, os_error, quiet_pydicom
 
 _TAGS: list[Any] = [
     "Units",
@@ -86,11 +85,21 @@ def pet_scale(paths: Sequence[Path], shown: str) -> PetScale:
 
     Raises:
         UnreadableFile: A file cannot be read.
+        CorruptImage: The tags of a file are damaged.
     """
     try:
-        headers = [_read(path) for path in paths]
+        with quiet_pydicom():
+            return _scale([_read(path) for path in paths])
     except OSError as error:
         raise os_error(error, shown=shown) from None
+    except DAMAGED:  # pydicom parses a tag when it is asked for
+        raise CorruptImage(
+            "the header of the PET is damaged", path=shown, remedy="Copy or export the series again"
+        ) from None
+
+
+def _scale(headers: Sequence[Any]) -> PetScale:
+    """Return how the values become SUV, from the header of each file."""
     first = headers[0]
     units = find_text(first, "Units").upper()
     if units == "GML":
@@ -128,9 +137,7 @@ def pet_scale(paths: Sequence[Path], shown: str) -> PetScale:
 
 
 def _read(path: Path) -> Any:
-    with disable_value_validation(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they contain the path, perhaps with a name
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=True)
+    return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=True)
 
 
 def _philips(data: Any, element: int) -> float:

@@ -72,6 +72,15 @@ def test_a_label_map_segmentation_comes_back_exactly(tmp_path: Path) -> None:
     assert raw.labels[0].value_names == NAMES
 
 
+def test_a_value_that_a_label_map_does_not_describe_is_refused(tmp_path: Path) -> None:
+    scan = small()
+    write_dicom(tmp_path / "ct", scan)
+    stored = [(0, k, wanted(scan)[k]) for k in range(SHAPE[0])]
+    write_seg(tmp_path / "seg.dcm", stored, scan, names={1: "organ", 2: "lesion"}, kind="LABELMAP")
+    with pytest.raises(ScanError, match=r"segments that it does not describe \(3, 4\)"):
+        read(tmp_path)
+
+
 def test_a_fractional_segment_is_cut_at_half_with_a_note(tmp_path: Path) -> None:
     scan = small()
     write_dicom(tmp_path / "ct", scan)
@@ -156,6 +165,14 @@ def _without_position(data: Any) -> None:
     del data.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence
 
 
+def _undescribed(data: Any) -> None:
+    del data.SegmentSequence[3]
+
+
+def _undescribed_frame(data: Any) -> None:
+    del data.PerFrameFunctionalGroupsSequence[3]
+
+
 def _cut_short(data: Any) -> None:
     data.PixelData = data.PixelData[: len(data.PixelData) // 2]
 
@@ -174,6 +191,8 @@ def _odd_compression(data: Any) -> None:
     [
         (_without_segment, "does not say which segment"),
         (_without_position, "neither a position nor an image"),
+        (_undescribed, r"segments that it does not describe \(4\)"),
+        (_undescribed_frame, "does not describe every frame"),
         (_cut_short, "pixels cannot be decoded"),
         (_odd_compression, "pixels cannot be decoded"),
     ],
