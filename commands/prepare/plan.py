@@ -14,13 +14,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.discovery import Source, SourceFailure
 
-Stage = Literal["ingest", "proposals"]
-"""Where work on a scan begins: at its files, or at the image that is stored already."""
+Stage = Literal["ingest", "proposals", "case"]
+"""Where work on a scan begins: at its files, or at the stored image; for "case" nothing is computed."""
 
 FileStates = tuple[tuple[str, int, int], ...]
 """(what, size in bytes, mtime in ns) of each of a source's files, as `fingerprint.source_stat` gives them."""
@@ -64,6 +64,8 @@ class Known:
 
     committed: Mapping[str, str] | None = None
     """Stage digests of the committed scan, None where there is none."""
+    case: str = ""
+    """Case of the committed scan."""
     failure: SourceFailure | None = None
     """Of the last try, if it failed."""
     config_digest: str = ""
@@ -84,7 +86,7 @@ class Job:
     stage: Stage
     why: str
     source_digest: str = ""
-    """Of the source, where only proposals are redone; empty where the worker reads its bytes."""
+    """Of the source, where its files are not read again; empty where the worker reads its bytes."""
 
     @property
     def scan_id(self) -> str:
@@ -189,7 +191,8 @@ def decide(
     if known.committed is None:
         return Job(found=found, stage="ingest", why="new")
     source_digest = (known.source_digest if unchanged else "") or digest(found.source) or ""
-    if source_digest != known.committed.get("source"):
+    only_case = source_digest != known.committed.get("source") and _is_same_but_for_case(found, known, digest)
+    if source_digest != known.committed.get("source") and not only_case:
         return Job(found=found, stage="ingest", why="source changed")
     if known.committed.get("ingest") != wanted.ingest:
         why = _changed("ingest", wanted.ingest_change)
@@ -197,7 +200,16 @@ def decide(
     if known.committed.get("proposals") != wanted.proposals:
         why = _changed("proposals", wanted.proposals_change)
         return Job(found=found, stage="proposals", why=why, source_digest=source_digest)
+    if only_case:
+        return Job(found=found, stage="case", why="case changed", source_digest=source_digest)
     return Done(found=found, source_digest=source_digest, recorded=unchanged and known.failure is None)
+
+
+def _is_same_but_for_case(found: Found, known: Known, digest: Callable[[Source], str | None]) -> bool:
+    """Whether a source would be what is committed if it still had its old case."""
+    if found.source.case == known.case or known.committed is None:
+        return False
+    return digest(replace(found.source, case=known.case)) == known.committed.get("source")
 
 
 def _changed(stage: Stage, change: str) -> str:

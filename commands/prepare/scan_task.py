@@ -126,8 +126,7 @@ def _prepare_scan(store: Store, setup: Setup, job: Job) -> tuple[str, int, tuple
     entry = store.entries.get(job.scan_id)
     notes: tuple[str, ...] = ()
     if entry is None or own_digests(entry.digests) != digests:
-        make = _fresh_record if job.stage == "ingest" else _record_again
-        made = make(store, setup, job, digests)
+        made = _RECORDS[job.stage](store, setup, job, digests)
         record, kept = with_kept_imports(store, entry, made)
         about = made.attributes["notes"] if job.stage == "ingest" else ()
         notes = (*map(str, about if isinstance(about, list) else ()), *kept)
@@ -203,7 +202,17 @@ def _record_again(store: Store, setup: Setup, job: Job, digests: Mapping[str, st
     scan = store.scan(job.scan_id)
     record = own_record(scan.record())
     made = _proposals(setup, record, scan.intensity, record.spacing_zyx_mm)
-    return replace(record, digests=digests, **made)
+    return replace(record, digests=digests, case=job.found.source.case, **made)
+
+
+def _record_of_other_case(store: Store, setup: Setup, job: Job, digests: Mapping[str, str]) -> ScanRecord:
+    """A stored scan that is of another case now; nothing else changes."""
+    record = own_record(store.scan(job.scan_id).record())
+    return replace(record, digests=digests, case=job.found.source.case)
+
+
+_RECORDS = {"ingest": _fresh_record, "proposals": _record_again, "case": _record_of_other_case}
+"""How the record is made, by the stage where work begins."""
 
 
 def _proposals(

@@ -91,7 +91,9 @@ def found_now(source: Source) -> Found:
 
 def known_scans(store: Store) -> dict[str, Known]:
     """What the store and its ledger have recorded of every scan."""
-    known = {scan_id: Known(committed=entry.digests) for scan_id, entry in store.entries.items()}
+    known = {
+        scan_id: Known(committed=entry.digests, case=entry.case) for scan_id, entry in store.entries.items()
+    }
     for scan_id, line in read_ledger(store.path).items():
         failure = None
         if line.state == "failed":

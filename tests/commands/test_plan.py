@@ -57,6 +57,24 @@ def test_other_bytes_or_choices_redo_everything(now: Found) -> None:
     assert (job.stage, job.why, job.source_digest) == ("ingest", "source changed", "")
 
 
+def test_another_case_alone_computes_nothing_anew() -> None:
+    now = replace(found(choices="other"), source=replace(found().source, case="p7"))
+
+    def digest(source: Source) -> str:
+        return {"": "s1", "p7": "s2"}[source.case]
+
+    job = decide(now, known(), WANTED, digest=digest)
+    assert isinstance(job, Job)
+    assert (job.stage, job.why, job.source_digest) == ("case", "case changed", "s2")
+    other_proposals = known(committed={**COMMITTED, "proposals": "old"})
+    job = decide(now, other_proposals, WANTED, digest=digest)
+    assert isinstance(job, Job)
+    assert (job.stage, job.source_digest) == ("proposals", "s2")
+    job = decide(now, known(case="p6"), WANTED, digest=lambda source: {"p6": "s0", "p7": "s2"}[source.case])
+    assert isinstance(job, Job)
+    assert (job.stage, job.why) == ("ingest", "source changed")
+
+
 def test_a_source_that_cannot_be_read_any_more_is_tried_so_that_its_failure_is_told() -> None:
     gone = replace(found(), files=())
     job = decide(gone, known(files=()), WANTED, digest=lambda source: None)

@@ -8,14 +8,15 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from commands.main import main
-from commands.prepare import command
+from commands.prepare import command, scan_task
 from commands.prepare.command import prepare_store
 from commands.prepare.settings import Settings
 from commands.prepare.work import Options
-from storage import open_store, read_ledger
+from storage import open_store, read_ledger, verify
 from tests.phantom import phantom
 from tests.pipeline.discovery.layouts import drawn_trees
 
@@ -97,6 +98,27 @@ def test_other_proposal_settings_redo_proposals_without_a_look_at_the_source(
     monkeypatch.undo()
     prepare_store(raw, fresh, fewer, Options())
     assert store_bytes(fresh) == store_bytes(store), "the way there leaves no trace"
+
+
+def test_another_case_changes_the_record_alone(
+    raw: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "raw" / "scans.csv"
+    for case in ("", "p7", "p8"):
+        if case == "p7":
+            for name in ("read_source", "propose"):
+                monkeypatch.setattr(scan_task, name, lambda *_, **__: pytest.fail("computed anew"))
+        table.write_text(f"id,image,label,case\nann,ann_ct.nii.gz,ann_ct_label.nii.gz,{case}\n")
+        report = prepare_store(table, tmp_path / "store", settings, Options())
+        assert report.reasons == {"case changed" if case else "new": 1}
+        scan = open_store(tmp_path / "store").scan("ann")
+        assert scan.case == case
+        assert list(verify(tmp_path / "store")) == []
+        if case == "":
+            proposals, labels = scan.proposals.table, scan.labels("label")
+        np.testing.assert_array_equal(scan.proposals.table, proposals)
+        np.testing.assert_array_equal(scan.labels("label"), labels)
+    assert not prepare_store(table, tmp_path / "store", settings, Options()).committed
 
 
 def test_other_ingest_settings_redo_everything(raw: Path, tmp_path: Path, settings: Settings) -> None:
