@@ -69,7 +69,9 @@ def read_with_itk(
     grid, notes = grid_of_header(
         (z, y, x), image.GetSpacing(), image.GetOrigin(), image.GetDirection(), shown
     )
-    return FileImage(array=plain(sitk.GetArrayFromImage(image)), grid=grid, notes=notes)
+    view = sitk.GetArrayViewFromImage(image)  # not copied twice: it lives as long as the image
+    array = plain(view)
+    return FileImage(array=view.copy() if array is view else array, grid=grid, notes=notes)
 
 
 def _choose_frame(reader: Any, config: IngestConfig, frame: int | None, shown: str) -> int | None:
