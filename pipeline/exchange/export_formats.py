@@ -165,7 +165,10 @@ def _write_totalsegmentator_scan(folder: Path, scan: ExportScan) -> None:
 def _write_published_scan(folder: Path, scan: ExportScan) -> None:
     """Write one scan: its image as float32, its masks into the HDF5 file of all."""
     if not len(scan.masks):
-        raise ExportRefused(f"scan {scan.scan_id}: the published layout holds masks: give --proposals N")
+        raise ExportRefused(
+            f"scan {scan.scan_id}: the published layout holds masks, and there is none to write. Give "
+            "--proposals N, and a --source that the scan has"
+        )
     with being_written(folder / f"{scan.scan_id}_image.npy") as part, part.open("wb") as file:
         np.save(file, scan.image)
     add_case(folder, scan.scan_id, scan.masks, scan.masks.names, scan.grid)

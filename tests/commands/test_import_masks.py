@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,8 @@ from tests.dicom_files import write_seg
 from tests.exchange_store import draw_store, two_phantoms
 from tests.phantom import STRUCTURES, Phantom, write_dicom
 from tests.storage.drawn_record import store_bytes
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -334,3 +339,27 @@ def test_a_dicom_file_that_is_no_segmentation_is_refused(folder: Path, scans: di
     files = write_dicom(folder / "series", scans["ann"])
     assert run("import-masks", folder / "store", files[0], "--scan", "ann")[0] == 1
     assert imported_sources(stored(folder).entries["ann"].digests) == ()
+
+
+def test_an_import_that_is_killed_goes_on_and_ends_with_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    files = [folder / "raw" / f"{scan_id}_label.nii.gz" for scan_id in ("ann", "ben")]
+    shutil.copytree(folder / "store", tmp_path / "whole")
+    run("import-masks", tmp_path / "whole", *files, "--source", "expert")
+    # The process dies in the middle of the second commit: files are written, COMMIT.json is not.
+    code = (
+        "import os, signal, sys; import commands.main, storage.committing as c\n"
+        "calls, sync = [], c.sync_tree\n"
+        "def die(path):\n"
+        "    calls.append(path)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL) if len(calls) == 2 else sync(path)\n"
+        "c.sync_tree = die; sys.exit(commands.main.main(sys.argv[1:]))\n"
+    )
+    words = ["import-masks", str(folder / "store"), *map(str, files), "--source", "expert"]
+    killed = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    entries = stored(folder).entries
+    assert [imported_sources(entries[scan_id].digests) for scan_id in ("ann", "ben")] == [("expert",), ()]
+    again, told = run(*words, json_file=tmp_path / "o.json")
+    assert again == 0
+    assert [one["done_before"] for one in told["imported"]] == [True, False]
+    assert store_bytes(folder / "store") == store_bytes(tmp_path / "whole")
