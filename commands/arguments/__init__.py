@@ -13,7 +13,13 @@ from pathlib import Path
 from commands.arguments.exchange import add_export, add_import_masks
 from commands.arguments.store import add_inspect, add_lift, add_prepare, add_score, add_status, add_verify
 from commands.arguments.train import add_classify, add_embed, add_finetune, add_pretrain
-from commands.arguments.use import EXAMPLES as EXAMPLES, add_demo, add_evaluate, add_segment
+from commands.arguments.use import (
+    EXAMPLES as EXAMPLES,
+    add_demo,
+    add_evaluate,
+    add_export_weights,
+    add_segment,
+)
 
 COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] = {
     "prepare": (
@@ -85,6 +91,11 @@ COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] 
         "commands.classify:run_classify",
         "train a classifier of whole scans",
         add_classify,
+    ),
+    "export-weights": (
+        "commands.export_weights:run_export_weights",
+        "write a network's weights for other tools",
+        add_export_weights,
     ),
     "demo": (
         "commands.demo:run_demo",

@@ -108,6 +108,37 @@ def add_evaluate(add: argparse.ArgumentParser) -> None:
     add.add_argument("--csv", type=Path, metavar="FILE", help="write a row a case and structure")
 
 
+def add_export_weights(add: argparse.ArgumentParser) -> None:
+    """The options of `mass export-weights`."""
+    add.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="RUN",
+        help="a run's folder, its weights.safetensors, a .pt file, or the published .pth",
+    )
+    add.add_argument("out", type=Path, metavar="OUT", help="folder to write to; no file is replaced")
+    add.add_argument(
+        "--format",
+        required=True,
+        choices=("safetensors", "torchscript", "onnx", "nnunet", "monai"),
+        help="safetensors: all weights; torchscript, onnx: the encoder, five feature maps; nnunet: a plans "
+        "file and a checkpoint; monai: a bundle",
+    )
+    add.add_argument(
+        "--weights", choices=("ema", "model"), default="ema", help="averaged (default) or last weights"
+    )
+    add.add_argument(
+        "--plans", type=Path, metavar="FILE", help="nnunet: nnU-Net's own plans of the data set to train on"
+    )
+    add.add_argument("--name", metavar="NAME", help="nnunet: name of the new plans (massPlans)")
+    add.add_argument("--modality", choices=("ct", "mr", "pet"), help="monai: of the images to be read")
+    add.add_argument(
+        "--finetuned",
+        action="store_true",
+        help="monai: RUN is of `mass finetune`; the bundle segments its structures",
+    )
+
+
 def add_demo(add: argparse.ArgumentParser) -> None:
     """The options of `mass demo`."""
     add.add_argument("--raw", type=Path, default=EXAMPLES, metavar="RAW", help="other scans")

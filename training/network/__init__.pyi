@@ -1,9 +1,29 @@
 from .decoder import Priors as Priors
 from .encoder import Encoder as Encoder, Features as Features
+from .graphs import (
+    export_onnx as export_onnx,
+    export_torchscript as export_torchscript,
+    features_metadata as features_metadata,
+)
+from .image_format import ImageFormat as ImageFormat
 from .iris import (
     PUBLISHED_CHANNELS as PUBLISHED_CHANNELS,
     PUBLISHED_NUM_TASKS as PUBLISHED_NUM_TASKS,
     Iris as Iris,
+)
+from .monai_bundle import (
+    LabelledStructure as LabelledStructure,
+    WindowInferer as WindowInferer,
+    export_features_bundle as export_features_bundle,
+    export_segmentation_bundle as export_segmentation_bundle,
+    write_features as write_features,
+)
+from .nnunet import export_nnunet as export_nnunet
+from .plain import (
+    FinetunedUNet as FinetunedUNet,
+    PlainUNet as PlainUNet,
+    finetuned_unet as finetuned_unet,
+    plain_unet as plain_unet,
 )
 from .preparation import (
     PUBLISHED_SPACING_MM as PUBLISHED_SPACING_MM,
@@ -17,6 +37,7 @@ from .weights import (
     WEIGHTS as WEIGHTS,
     ModelCard as ModelCard,
     WhichWeights as WhichWeights,
+    convert_weights as convert_weights,
     export_weights as export_weights,
     in_fixed_order as in_fixed_order,
     installed_versions as installed_versions,

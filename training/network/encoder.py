@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from training.network.blocks import ResidualBlock, in_best_layout
@@ -15,13 +17,13 @@ Features = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 class Stem(nn.Module):
     """A convolution of the image and one residual block, at full resolution."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, in_channels: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(1, width, kernel_size=3, padding=1, bias=False)
+        self.conv1 = nn.Conv3d(in_channels, width, kernel_size=3, padding=1, bias=False)
         self.conv2 = ResidualBlock(width, width)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map (B, 1, Z, Y, X) to (B, C, Z, Y, X)."""
+        """Map (B, in, Z, Y, X) to (B, C, Z, Y, X)."""
         out: Tensor = self.conv2(in_best_layout(self.conv1(image)))
         return out
 
@@ -42,18 +44,23 @@ class Down(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Computes features of an image at five scales."""
+    """Computes features of an image at five scales.
 
-    def __init__(self, channels: Widths) -> None:
+    Args:
+        channels: Number of channels of the five stages, full resolution first.
+        in_channels: Number of channels of the image; 1 in every pretrained network.
+    """
+
+    def __init__(self, channels: Sequence[int], in_channels: int = 1) -> None:
         super().__init__()
-        self.inc = Stem(channels[0])
+        self.inc = Stem(channels[0], in_channels)
         self.down1 = Down(channels[0], channels[1])
         self.down2 = Down(channels[1], channels[2])
         self.down3 = Down(channels[2], channels[3])
         self.down4 = Down(channels[3], channels[4])
 
     def forward(self, image: Tensor) -> Features:
-        """Return the features of (B, 1, Z, Y, X), deepest first."""
+        """Return the features of (B, in_channels, Z, Y, X), deepest first."""
         full = self.inc(image)
         half = self.down1(full)
         quarter = self.down2(half)

@@ -68,10 +68,10 @@ class ModelCard:
     """The whole training config, as TOML."""
     store_digest: str
     """Digest of the store that the network was trained on."""
-    num_scans: int
-    """Number of training scans."""
-    num_steps: int
-    """Number of optimiser steps."""
+    num_scans: int | None
+    """Number of training scans; None where it is not recorded."""
+    num_steps: int | None
+    """Number of optimiser steps; None where it is not recorded."""
     weights: WhichWeights
     """"ema" for the moving average of the weights, "model" for those of the last step."""
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -94,9 +94,9 @@ class ModelCard:
             "network": f"Iris, channels {'-'.join(map(str, net.channels))}, {net.num_tasks} task priors",
             "parameters": f"{num_parameters:,}",
             "weights": {"ema": "moving average (EMA)", "model": "last step"}[self.weights],
-            "steps": f"{self.num_steps:,}",
-            "scans": f"{self.num_scans:,}",
-            "store digest": f"`{self.store_digest}`",
+            "steps": _counted(self.num_steps),
+            "scans": _counted(self.num_scans),
+            "store digest": f"`{self.store_digest}`" if self.store_digest else "not recorded",
             **self.trained_on.rows(),
             **{name: "-" if math.isnan(value) else f"{value:.4g}" for name, value in self.figures.items()},
             **{f"version of {name}": value for name, value in self.versions.items()},
@@ -108,6 +108,10 @@ class ModelCard:
             f"{indent(self.use, ' ' * 4)}\n\n"
             f"## Recipe\n\n```toml\n{self.recipe.strip()}\n```\n"
         )
+
+
+def _counted(number: int | None) -> str:
+    return "not recorded" if number is None else f"{number:,}"
 
 
 def export_weights(net: Iris, path: Path | str, card: ModelCard) -> Path:
@@ -142,6 +146,73 @@ def export_weights(net: Iris, path: Path | str, card: ModelCard) -> Path:
     text = card.to_markdown(net).replace("FILE.safetensors", path.name)
     write_atomically(card_path, lambda file: file.write(text.encode()))
     return card_path
+
+
+def convert_weights(source: Path | str, path: Path, *, weights: WhichWeights = "ema") -> Path:
+    """Write the weights of any checkpoint as safetensors, with what is recorded of their origin.
+
+    Exported weights are copied as they are. Of a run's checkpoint, the steps, settings and scans are
+    recorded; of the published checkpoint nothing is.
+
+    Args:
+        source: As for `load_checkpoint`.
+        path: Ends in .safetensors; the card has the same name with .md.
+        weights: Which set of weights to write; ignored for files that have only one.
+
+    Returns:
+        Path of the card.
+
+    Raises:
+        CheckpointError: As for `load_checkpoint`.
+    """
+    source = Path(source)
+    net = load_checkpoint(source, weights=weights)
+    folder = source if source.is_dir() else source.parent
+    if source.is_dir() or source.suffix == ".safetensors":
+        file = source / WEIGHTS if source.is_dir() else source
+        card = folder / MODEL_CARD if file.name == WEIGHTS else file.with_suffix(".md")
+        if card.is_file():
+            copies = {path: file.read_bytes(), path.with_suffix(".md"): card.read_bytes()}
+            for copy, content in copies.items():
+                write_atomically(copy, lambda opened, content=content: opened.write(content))  # type: ignore[misc]
+            return path.with_suffix(".md")
+    return export_weights(net, path, _card_of(source, net, weights))
+
+
+def _card_of(source: Path, net: Iris, weights: WhichWeights) -> ModelCard:
+    """Return the card of weights that have none: what the checkpoint and the run around it record."""
+    document: dict[str, Any] = {}
+    metadata: dict[str, str] = {}
+    if source.suffix == ".safetensors":
+        with safe_open(source, framework="pt") as opened:
+            stored = opened.metadata() or {}
+        metadata = {name: text for name, text in stored.items() if name not in ("format", _ARCHITECTURE)}
+        document["store_digest"] = json.loads(stored.get(_ARCHITECTURE, "{}")).get("store_digest", "")
+    elif source.is_file():
+        document = torch.load(source, map_location="cpu", weights_only=True)
+    config = document.get("config", {})
+    run: Mapping[str, Any] = {}
+    for folder in (source.absolute().parent, source.absolute().parent.parent):
+        if (folder / "run.json").is_file() and not run:
+            run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            recipe = folder / "config.toml"
+            document["recipe"] = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
+    # Tables that other rooms keep in a checkpoint's settings, as that of a fine-tuning's structures.
+    tables = {
+        name: json.dumps(value) for name, value in config.items() if name.startswith(f"{_ARCHITECTURE}_")
+    }
+    step = document.get("step")
+    return ModelCard(
+        title=f"Iris, from {source.name}",
+        recipe=document.get("recipe") or "# not recorded",
+        store_digest=str(run.get("store_digest") or document.get("store_digest", "")),
+        num_scans=len(run["scans"]) if "scans" in run else None,
+        num_steps=step if isinstance(step, int) else None,
+        weights=weights,
+        metadata={**metadata, **tables},
+        trained_on=net.trained_on,
+        summary="Converted by mass export-weights.",
+    )
 
 
 def in_fixed_order(written: bytes) -> bytes:
