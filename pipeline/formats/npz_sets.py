@@ -12,6 +12,8 @@ resampled). Arrays of more than 4 GiB are refused: one is held in memory at a ti
 from __future__ import annotations
 
 import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -34,7 +36,19 @@ SPLITS = ("train", "val", "test")
 _MAX_ARRAY_BYTES = 4 << 30
 _COLOURS = (3, 4)
 """A last axis of this length is colour, so the set holds 2D images."""
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError)
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    KeyError,
+    ValueError,
+    NotImplementedError,  # a way of packing that zipfile does not know
+    RuntimeError,  # "encrypted"
+    OverflowError,
+    tokenize.TokenError,  # in the words of an array's header
+    SyntaxError,
+    struct.error,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

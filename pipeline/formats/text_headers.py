@@ -35,6 +35,15 @@ _NRRD_TYPES = {name: size for size, names in _NRRD_BYTES.items() for name in nam
 _MOST_DEFLATED = 1032
 """A byte of a deflate stream (zlib, gzip) unpacks to at most so many (zlib's technical details)."""
 
+_META_LINE = re.compile(r"\s*\w+\s*=")
+_META_TRUE, _META_KNOWN = "Tt1", "Tt1Ff0"
+_META_SWITCHES = ("BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData")
+_META_MATRICES = ("TransformMatrix", "Orientation", "Rotation")
+_META_BY_AXIS = ("DimSize", "ElementSpacing", "ElementSize", "Offset", "Position", "Origin", *_META_MATRICES)
+
+_PATTERN = re.compile(r"\S.*%\d*d\S*(?: (-?\d+))?(?: (-?\d+))?(?: (?P<step>-?\d+))?(?: \d)?")
+"""A name with numbers, and the first number, the last and the step: `slice%03d.raw 1 60 1`."""
+
 _REMEDY_COPY = "Copy or export the file again"
 
 
@@ -84,7 +93,7 @@ def check_meta(path: Path, start: bytes, frame: int | None, shown: str) -> Check
     text = re.split(rb"(?<=\n)ElementDataFile[^\n]*\n", start, maxsplit=1)[0]
     fields = dict(re.findall(r"^\s*(\w+)\s*=\s*(.*?)\s*$", text.decode("latin-1"), re.MULTILINE))
     data = re.search(rb"^\s*ElementDataFile\s*=\s*(.*?)\s*$", start, re.MULTILINE)
-    missing = [name for name in ("DimSize", "ElementType") if name not in fields]
+    missing = [name for name in ("NDims", "DimSize", "ElementType") if name not in fields]
     if missing or data is None:
         raise CorruptImage(
             f"the MetaImage header is incomplete: {', '.join(missing) or 'ElementDataFile'} is missing",
@@ -93,6 +102,7 @@ def check_meta(path: Path, start: bytes, frame: int | None, shown: str) -> Check
         )
     sizes = fields["DimSize"].split()
     _check_sizes(sizes, fields["DimSize"], shown)
+    _check_meta_lines(text.decode("latin-1"), fields, shown)
     spacing = str(fields.get("ElementSpacing", fields.get("ElementSize", "")))
     if not _all_positive(spacing):
         raise _no_spacing(spacing or "nothing", shown)
@@ -104,13 +114,40 @@ def check_meta(path: Path, start: bytes, frame: int | None, shown: str) -> Check
     where, begin = (path, start.index(b"\n", data.start(1)) + 1) if local else (path.parent / name, 0)
     needed = math.prod(map(int, sizes)) * _META_BYTES.get(fields["ElementType"].removeprefix("MET_"), 0)
     needed *= max(1, _whole_number(fields.get("ElementNumberOfChannels", "1")))
-    if fields.get("CompressedData", "False").lower() in ("true", "1"):
+    if fields.get("CompressedData", "False")[0] in _META_TRUE:
         packed = _whole_number(fields.get("CompressedDataSize", "0"))
         _check_length(where.stat().st_size - begin, packed, shown)
         _check_deflated(where, begin, needed, shown)
     else:
         _check_length(where.stat().st_size - begin, needed, shown)
     return Checked()
+
+
+def _check_meta_lines(text: str, fields: dict[str, str], shown: str) -> None:
+    """Refuse headers that the library stumbles over: odd lines, switches or numbers; axes before NDims."""
+    broken = next((line for line in text.splitlines() if line.strip() and not _META_LINE.match(line)), None)
+    names = list(fields)
+    early = [name for name in names[: names.index("NDims")] if name in _META_BY_AXIS]
+    switches = [name for name in _META_SWITCHES if name in fields and fields[name][:1] not in _META_KNOWN]
+    if broken is not None:
+        found = "a line is none of the kind `name = value`"
+    elif fields["NDims"] != str(len(fields["DimSize"].split())):
+        found = f"NDims is {fields['NDims']!r}, DimSize is {fields['DimSize']!r}"
+    elif early or switches:
+        found = f"{early[0]} stands before NDims" if early else f"{switches[0]} is neither True nor False"
+    elif miscounted := [name for name in _META_BY_AXIS if name in fields and not _counts(fields, name)]:
+        found = f"{miscounted[0]} is {fields[miscounted[0]]!r}, NDims is {fields['NDims']}"
+    elif not re.fullmatch(r"\d+", fields.get("CompressedDataSize", "0")):
+        found = f"CompressedDataSize is {fields['CompressedDataSize']!r}"
+    else:
+        return
+    raise CorruptImage(f"the MetaImage header makes no sense: {found}", path=shown, remedy=_REMEDY_COPY)
+
+
+def _counts(fields: dict[str, str], name: str) -> bool:
+    """Whether a field has as many words as NDims asks for."""
+    number = int(fields["NDims"])
+    return len(fields[name].split()) == (number**2 if name in _META_MATRICES else number)
 
 
 def check_data_names(names: Iterable[str], shown: str) -> None:
@@ -122,8 +159,14 @@ def check_data_names(names: Iterable[str], shown: str) -> None:
 
     Raises:
         UnreadableFile: A name is an absolute path, or has `..` in it.
+        CorruptImage: A name is none. The library divides by the step of a name with numbers.
     """
     for name in names:
+        pattern = _PATTERN.fullmatch(name)
+        if not name.isprintable() or ("%" in name and (pattern is None or pattern["step"] == "0")):
+            raise CorruptImage(
+                "the name of the data file in the header is no name", path=shown, remedy=_REMEDY_COPY
+            )
         if not lies_below(name):
             raise UnreadableFile(
                 "a data file must lie in its header's own folder or below it, the name in the header "
@@ -136,7 +179,9 @@ def check_data_names(names: Iterable[str], shown: str) -> None:
 def lies_below(name: str) -> bool:
     """Whether a data file of this name lies in the header's own folder or below it."""
     parts = name.replace("\\", "/").split("/")
-    return not (name.startswith(("/", "~", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name))
+    return not (
+        "\0" in name or name.startswith(("/", "~", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name)
+    )
 
 
 def _names(name: str, text: str, field: str) -> list[str]:

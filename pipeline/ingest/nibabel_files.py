@@ -67,7 +67,8 @@ def read_with_nibabel(
     if reader_name == "Spm2AnalyzeImage":
         _refuse_side_file(path, shown)
     try:
-        with ExitStack() as opened:  # nibabel itself leaves some files open
+        # nibabel itself leaves some files open; numbers that make no sense are refused, not warned of
+        with ExitStack() as opened, np.errstate(all="ignore"):
             files = image_class.filespec_to_file_map(path)
             for holder in files.values():
                 if Path(holder.filename).is_file():
