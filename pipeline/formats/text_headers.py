@@ -35,7 +35,7 @@ _NRRD_TYPES = {name: size for size, names in _NRRD_BYTES.items() for name in nam
 _MOST_DEFLATED = 1032
 """A byte of a deflate stream (zlib, gzip) unpacks to at most so many (zlib's technical details)."""
 
-_META_LINE = re.compile(r"\s*\w+\s*=")
+_META_LINE = re.compile(r"[^=]*\w[^=]*=")
 _META_TRUE, _META_KNOWN = "Tt1", "Tt1Ff0"
 _META_SWITCHES = ("BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData")
 _META_MATRICES = ("TransformMatrix", "Orientation", "Rotation")

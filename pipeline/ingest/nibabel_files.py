@@ -74,7 +74,7 @@ def read_with_nibabel(
                 if Path(holder.filename).is_file():
                     holder.fileobj = opened.enter_context(ImageOpener(holder.filename, mode="rb"))
             image = image_class.from_file_map(files, mmap=False)
-            size = list(image.shape)
+            size = [int(n) for n in image.shape]
             index = _frame_index(size, config, frame, shown)
             grid, notes = _grid(image, reader_name, (size[0], size[1], size[2]), config, shown)
             array = _values(image.dataobj, index)

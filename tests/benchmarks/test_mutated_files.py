@@ -87,6 +87,13 @@ def test_a_metaimage_header_that_makes_no_sense_is_refused_in_silence(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_metaimage_with_fields_of_other_formats_is_read(tmp_path: Path) -> None:
+    path = phantom().write(tmp_path / "x.mha")
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"DimSize", b"dim[0] = 3\nITK_FileNotes = a = b\nDimSize", 1))
+    read(tmp_path)
+
+
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
 def test_a_size_that_the_bytes_cannot_hold_is_refused_before_memory_is_taken(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch

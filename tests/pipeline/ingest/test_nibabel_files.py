@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def test_a_format_of_nibabel_has_the_same_voxels_in_the_same_place(tmp_path: Pat
     assert raw.image.dtype == np.int16
     np.testing.assert_array_equal(raw.image, scan.image)
     assert corner_distance_mm(raw.grid, scan.grid) < 1e-3
+    assert Grid.from_dict(json.loads(json.dumps(raw.grid.to_dict()))) == raw.grid
     assert raw.notes == ()
 
 
