@@ -1,23 +1,27 @@
 """What a user with one labelled scan has for nothing: copying its labels, or registering it to the next scan.
 
-Each method maps (reference image, its labels, target image) to labels on the target's grid: arrays (z, y, x)
-of one voxel size, images z-scores, labels by nearest neighbour. One thread, a few seconds a pair.
+Each method maps references (image, labels) and a target image to labels on the target's grid: arrays
+(z, y, x) of one voxel size, images z-scores, labels by nearest neighbour. One thread, some seconds a pair.
+`METHODS` beyond "located + demons" are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from training.inference.registration import carry
+from training.inference.prompts import Reference, Structure
+from training.inference.registration import carry, carry_structures
 
 Image: TypeAlias = NDArray[np.float32]
 Labels: TypeAlias = NDArray[np.uint16]
-Method: TypeAlias = Callable[[Image, Labels, Image], Labels]
+Shown: TypeAlias = tuple[Image, Labels]
+OneShot: TypeAlias = Callable[[Image, Labels, Image], Labels]
+Method: TypeAlias = Callable[[Sequence[Shown], Image], Labels]
 
 LEVELS = ((4, 2.0), (2, 1.0), (1, 0.0))
 """Shrink factor and Gaussian sigma (voxels) of each resolution, coarse to fine."""
@@ -70,24 +74,48 @@ def affine_demons(reference: Image, labels: Labels, target: Image) -> Labels:
     return _carried(labels, fixed, sitk.CompositeTransform([first, warp]))
 
 
-def located(reference: Image, labels: Labels, target: Image, *, seen: Image | None = None) -> Labels:
-    """Return what `mass segment --by registration` draws (`--by both`: with `seen`)."""
+def located(reference: Image, labels: Labels, target: Image) -> Labels:
+    """Return the labels where demons carry them from the place that agrees best, and nothing after that."""
     values = np.unique(labels[labels > 0])
-    found = carry(reference, np.stack([labels == value for value in values]), target, seen=seen).probabilities
-    best = found.argmax(axis=0)
-    return np.where(found.max(axis=0) >= 0.5, values[best], 0).astype(np.uint16)
+    found = carry(reference, np.stack([labels == value for value in values]), target).probabilities
+    return _most_probable(found, values)
+
+
+def refined(shown: Sequence[Shown], target: Image, *, seen: Image | None = None) -> Labels:
+    """Return what `mass segment --by registration` draws (`--by both`: with `seen`)."""
+    references = [Reference(image=image, labels=labels) for image, labels in shown]
+    values = np.unique(np.concatenate([np.unique(labels[labels > 0]) for _, labels in shown]))
+    structures = [Structure(name=str(value), values=(int(value),)) for value in values]
+    return _most_probable(carry_structures(references, structures, target, seen=seen).probabilities, values)
+
+
+def voted(method: OneShot) -> Method:
+    """Return a method that asks another one with each reference alone, and takes the majority."""
+
+    def answer(shown: Sequence[Shown], target: Image) -> Labels:
+        return majority([method(image, labels, target) for image, labels in shown])
+
+    return answer
 
 
 METHODS: dict[str, Method] = {
-    "copied": copied,
-    "affine": affine,
-    "affine + demons": affine_demons,
-    "located + demons": located,
+    "copied": voted(copied),
+    "affine": voted(affine),
+    "affine + demons": voted(affine_demons),
+    "located + demons": voted(located),
+    "located + demons + refined": refined,
 }
+
+
+def _most_probable(probabilities: Image, values: Labels) -> Labels:
+    best = probabilities.argmax(axis=0)
+    return np.where(probabilities.max(axis=0) >= 0.5, values[best], 0).astype(np.uint16)
 
 
 def majority(answers: list[Labels]) -> Labels:
     """Return the most frequent label of each voxel, of several the lowest."""
+    if len(answers) == 1:
+        return answers[0]
     values = np.unique(np.concatenate([np.unique(answer) for answer in answers]))
     votes = np.stack([sum((answer == value).astype(np.int16) for answer in answers) for value in values])
     return values[votes.argmax(axis=0)].astype(np.uint16)

@@ -1,10 +1,10 @@
 """One-shot segmentation beside what costs nothing: copying the reference's labels, and registration.
 
-    python benchmarks/rivals.py STORE OUT                             copied, affine, affine + demons
+    python benchmarks/rivals.py STORE OUT                             copied, registered, registered our way
     python benchmarks/rivals.py STORE OUT --checkpoint RUN            a network of ours too, alone and joined
     python benchmarks/rivals.py STORE OUT --variants stored border    targets where it lies elsewhere
     python benchmarks/rivals.py STORE OUT --structures 30 --targets 4 --references 3
-    python benchmarks/rivals.py STORE OUT --shots 5                   five references: answers by majority
+    python benchmarks/rivals.py STORE OUT --shots 5                   five references (rivals: by majority)
 
 Targets and references are scans of different patients (the id up to `_frame`, else the whole id), drawn once
 for all methods; --keep-out names a file of ids, one a line, that targets are drawn from: those that a network
@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.registration import METHODS, Image, Labels, Method, located, majority
+from benchmarks.registration import METHODS, Image, Labels, Method, Shown, refined
 from storage import Store, open_store
 
 WHOLE = "whole"
@@ -64,7 +64,7 @@ def main() -> None:
     if options.checkpoint:
         ours = Network(options.checkpoint)
         methods[f"ours ({options.checkpoint.name})"] = ours
-        methods[f"ours + located + demons ({options.checkpoint.name})"] = ours.with_registration
+        methods[f"located + demons + refined + ours ({options.checkpoint.name})"] = ours.with_registration
     structures = structures_of(store, pairs, options.structures)
     options.out.mkdir(parents=True, exist_ok=True)
     cells = run(store, pairs, methods, structures, options.variants, options.out / "cells.jsonl")
@@ -148,34 +148,29 @@ class Network:
         self.net = load_checkpoint(folder).eval()
         self.config = inference_for(self.net.trained_on)
 
-    def __call__(self, reference: Image, labels: Labels, target: Image) -> Labels:
+    def __call__(self, shown: Sequence[Shown], target: Image) -> Labels:
         """Return the labels that the network draws in the target."""
         from training.inference import predict_labels
 
-        prompt = self._prompt(reference, labels)
+        prompt = self._prompt(shown)
         found = predict_labels(self.net, target, prompt, self.config)
         known = np.array([0, *(int(structure.name) for structure in prompt.structures)], np.uint16)
         return known[found]
 
-    def seen(self, reference: Image, labels: Labels, target: Image) -> Image:
-        """Return the largest probability of any structure at each voxel of the target."""
+    def with_registration(self, shown: Sequence[Shown], target: Image) -> Labels:
+        """Return what `mass segment --by both` draws."""
         from training.inference import predict_probabilities
 
-        prompt = self._prompt(reference, labels)
-        return predict_probabilities(self.net, target, prompt, self.config).max(axis=0)
+        seen = predict_probabilities(self.net, target, self._prompt(shown), self.config).max(axis=0)
+        return refined(shown, target, seen=seen)
 
-    def with_registration(self, reference: Image, labels: Labels, target: Image) -> Labels:
-        """Return what `mass segment --by both` draws."""
-        return located(reference, labels, target, seen=self.seen(reference, labels, target))
-
-    def _prompt(self, reference: Image, labels: Labels) -> Any:
+    def _prompt(self, shown: Sequence[Shown]) -> Any:
         from training.inference import Reference, Structure, encode_references
 
-        values = [int(value) for value in np.unique(labels) if value]
+        values = sorted({int(value) for _, labels in shown for value in np.unique(labels) if value})
         structures = [Structure(name=str(value), values=(value,)) for value in values]
-        return encode_references(
-            self.net, [Reference(image=reference, labels=labels)], structures, self.config
-        )
+        references = [Reference(image=image, labels=labels) for image, labels in shown]
+        return encode_references(self.net, references, structures, self.config)
 
 
 def cut_to_border(image: Image, labels: Labels, seed: int) -> tuple[Image, Labels]:
@@ -253,8 +248,7 @@ def scored(
     image, truth = read(store, target, structures)
     if variant == "border":
         image, truth = cut_to_border(image, truth, int(hashlib.sha256(target.encode()).hexdigest()[:8], 16))
-    answers = [method(*read(store, scan_id, structures), image) for scan_id in references]
-    found = answers[0] if len(answers) == 1 else majority(answers)
+    found = method([read(store, scan_id, structures) for scan_id in references], image)
     scores = {}
     for name, values in structures.items():
         drawn, expected = np.isin(found, values), np.isin(truth, values)

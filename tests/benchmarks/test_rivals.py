@@ -46,7 +46,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_scan_shown_to_itself_keeps_its_labels(name: str) -> None:
     image, labels = scan()
-    found = METHODS[name](image, labels, image)
+    found = METHODS[name]([(image, labels)], image)
     assert found.shape == image.shape
     assert set(np.unique(found)) == {0, 2}
     assert dice(found, labels) > 0.97
@@ -73,6 +73,8 @@ def test_copying_puts_middle_on_middle_and_leaves_the_rest_empty() -> None:
 def test_the_majority_decides_and_of_equals_the_lowest() -> None:
     answers = [np.array(values, np.uint16) for values in ([0, 2, 2], [0, 3, 3], [5, 3, 0])]
     assert majority(answers).tolist() == [0, 3, 0]
+    shown = [(np.zeros((1, 1, 3), np.float32), answer[None, None]) for answer in answers]
+    assert METHODS["copied"](shown, shown[0][0]).ravel().tolist() == [0, 3, 0]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -105,9 +107,9 @@ def test_cells_are_kept_and_not_computed_again(store: Store, tmp_path: Path) -> 
     structures = structures_of(store, pairs, 3)
     calls = []
 
-    def method(reference, labels, target):  # type: ignore[no-untyped-def]
+    def method(shown, target):  # type: ignore[no-untyped-def]
         calls.append(1)
-        return copied(reference, labels, target)
+        return METHODS["copied"](shown, target)
 
     path = tmp_path / "cells.jsonl"
     first = run(store, pairs, {"copied": method}, structures, ["stored"], path)

@@ -4,6 +4,7 @@
               where a network sees the structures, if it is asked
     at each   demons in a window around the place -> correlation of both images around the structures
     answer    the masks through the best of them; that correlation is its agreement
+    then      moved onto the target's own boundaries (`refinement`), for several references their mean
 
 *Takes* and *gives* arrays (z, y, x) of one voxel size, images z-scores. One thread, seconds a target; the
 same input gives the same bytes. Nothing is learned: it is what a network has to beat (docs/results.md).
@@ -18,24 +19,22 @@ Template matching: Lewis 1995, "Fast Normalized Cross-Correlation". Demons: Verc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any, TypeAlias
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
-from skimage.feature import match_template, peak_local_max
 
 from training.data import box_of_mask
+from training.inference.poses import Image, Pose, Window, on_centre, places, turned
 from training.inference.prompts import Progress, Reference, Structure
+from training.inference.refinement import sharpen, vote
 
-Image: TypeAlias = NDArray[np.float32]
-Offset: TypeAlias = tuple[int, int, int]
-Window: TypeAlias = tuple[slice, slice, slice]
+Level: TypeAlias = tuple[int, float, int]
 
-NUM_PEAKS = 3
-"""Places tried beside middle on middle."""
 PATCH_MARGIN = 0.3
 """Of the structures' length along an axis: what is shown around them when they are looked for."""
 WINDOW_MARGIN = 0.5
@@ -51,8 +50,10 @@ LEAST_SHOWN = 0.7
 """An answer of which the target shows a smaller part than this counts for less."""
 LOW_AGREEMENT = 0.6
 """Below it structures were mostly not found: a mean Dice of 0.08, above it 0.52 (docs/results.md)."""
-LEVELS = ((4, 2.0, 60), (2, 1.0, 60), (1, 0.0, 30))
+LEVELS: tuple[Level, ...] = ((4, 2.0, 60), (2, 1.0, 60), (1, 0.0, 30))
 """Shrink factor, Gaussian sigma (voxels) and iterations of demons at each resolution, coarse to fine."""
+BRIEF_LEVELS = LEVELS[:2]
+"""Enough to say which of several turns is the best, not which of several places (docs/results.md)."""
 MAX_BENT_VOXELS = 1_000_000
 """Larger windows are bent at a coarser resolution only: else a liver at 1.5 mm takes minutes."""
 FIELD_SIGMA = 1.2
@@ -62,8 +63,6 @@ _LEAST_SIDE = 8
 """Voxels along an axis below which no window is bent; an axis is not shrunk below twice as many."""
 _LEAST_VARIANCE = 1e-9
 """Of z-scores, below which an image is constant but for rounding."""
-_COARSE_SIDE = 64
-"""Scans at least as long as this along an axis are searched at half their resolution along it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,6 +74,21 @@ class Carried:
     agreement: float
     """Correlation of both images around the structures after registration, -1..1; lower where the target
     shows a part of the structures only, 0 where nothing could be registered. It ranks answers."""
+    warped: Image
+    """(z, y, x): the reference's image, registered; the target's own values where that does not reach."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Registered:
+    """A window of the target with the reference registered to it."""
+
+    pose: Pose
+    """Where it began."""
+    window: Window
+    fixed: sitk.Image
+    """The target there."""
+    transform: sitk.Transform
+    agreement: float
 
 
 def carry(image: Image, masks: NDArray[np.bool_], target: Image, *, seen: Image | None = None) -> Carried:
@@ -87,37 +101,59 @@ def carry(image: Image, masks: NDArray[np.bool_], target: Image, *, seen: Image 
         seen: (z, y, x) of the target, 0..1: where something else sees the structures; one more place.
     """
     probabilities = np.zeros((len(masks), *target.shape), np.float32)
+    warped = target.copy()
     together = np.asarray(masks.any(axis=0))
-    if not together.any():
-        return Carried(probabilities=probabilities, agreement=0.0)
-    near = ndimage.binary_dilation(together, iterations=NEAR_VOXELS)
-    window = _around(together, WINDOW_MARGIN)
-    offsets = [_middle_on_middle(image.shape, target.shape)]
-    offsets += _peaks(image, _around(together, PATCH_MARGIN), target)
-    places: list[tuple[Offset, Image | None]] = [(offset, None) for offset in offsets]
-    if seen is not None and (centre := _centre_of(seen)) is not None:
-        places.append((_from_centre(together, centre), seen))
-    best: tuple[float, Window, sitk.Transform, sitk.Image] | None = None
-    for offset, must_overlap in places:
-        there = _moved(window, offset, target.shape)
-        if there is None:
-            continue
-        fixed = _cut(target, there)
-        transform = _registered(fixed, _itk(image), offset, float(image.min()))
-        agreement = _agreement(target[there], fixed, image, near, transform)
-        if must_overlap is not None:
-            drawn = _array(sitk.Resample(_itk(together.astype(np.float32)), fixed, transform)) >= 0.5
-            if _overlap(drawn, there, must_overlap) < LEAST_SEEN_OVERLAP:
-                continue  # what was seen is something else
-        if best is None or agreement > best[0]:
-            best = agreement, there, transform, fixed
+    best = _best(image, together, target, seen) if together.any() else None
     if best is None:
-        return Carried(probabilities=probabilities, agreement=0.0)
-    agreement, there, transform, fixed = best
+        return Carried(probabilities=probabilities, agreement=0.0, warped=warped)
+    warped[best.window] = _warped(image, best.fixed, best.transform)
     for k, mask in enumerate(masks):
-        moving = _itk(mask.astype(np.float32))
-        probabilities[k][there] = _array(sitk.Resample(moving, fixed, transform, sitk.sitkLinear, 0.0))
-    return Carried(probabilities=probabilities, agreement=agreement)
+        probabilities[k][best.window] = _mask_carried(mask, best)
+    return Carried(probabilities=probabilities, agreement=best.agreement, warped=warped)
+
+
+def _best(image: Image, together: NDArray[np.bool_], target: Image, seen: Image | None) -> _Registered | None:
+    """The registration that agrees best, of all places, and of turns and sizes at the best place."""
+    part = _around(together, PATCH_MARGIN)
+    tried = [_register(image, together, target, pose) for pose in places(image, part, target)]
+    if seen is not None and (centre := _centre_of(seen)) is not None:
+        led = _register(image, together, target, on_centre(together, centre))
+        if led is not None and _overlap(_mask_carried(together, led), led.window, seen) >= LEAST_SEEN_OVERLAP:
+            tried.append(led)  # else what was seen is something else
+    best = _highest(tried)
+    if best is None:
+        return None
+    poses = turned(image, part, target, best.pose.offset)
+    other = _highest([_register(image, together, target, pose, BRIEF_LEVELS) for pose in poses])
+    return _highest([best, other and _register(image, together, target, other.pose)])
+
+
+def _highest(tried: Sequence[_Registered | None]) -> _Registered | None:
+    """The one that agrees best, the first of equals."""
+    return max((one for one in tried if one is not None), key=lambda one: one.agreement, default=None)
+
+
+def _register(
+    image: Image,
+    together: NDArray[np.bool_],
+    target: Image,
+    pose: Pose,
+    levels: Sequence[Level] | None = None,
+) -> _Registered | None:
+    """Register the reference to the target from a pose; None where the target shows too little of it."""
+    window = _moved(_around(together, WINDOW_MARGIN), pose, target.shape)
+    if window is None:
+        return None
+    fixed = _cut(target, window)
+    transform = _bent(fixed, _itk(image), pose.transform(), float(image.min()), levels or LEVELS)
+    near = ndimage.binary_dilation(together, iterations=NEAR_VOXELS)
+    agreement = _agreement(target[window], fixed, image, near, transform)
+    return _Registered(pose=pose, window=window, fixed=fixed, transform=transform, agreement=agreement)
+
+
+def _mask_carried(mask: NDArray[np.bool_], registered: _Registered) -> Image:
+    moving = _itk(mask.astype(np.float32))
+    return _array(sitk.Resample(moving, registered.fixed, registered.transform, sitk.sitkLinear, 0.0))
 
 
 def carry_structures(
@@ -128,9 +164,11 @@ def carry_structures(
     seen: Image | None = None,
     progress: Progress | None = None,
 ) -> Carried:
-    """Return what several references say of a target: their answers' mean, weighed by how far they agree.
+    """Return what several references say of a target: their answers' mean, moved onto its own boundaries.
 
-    The agreement is that of the reference that agrees best.
+    Each answer is corrected by its reference's image (`vote`) and counts by how far the images agree; their
+    mean is corrected by the target's intensities (`sharpen`). The agreement and the warped image are those of
+    the reference that agrees best.
 
     Args:
         references: At least one.
@@ -141,24 +179,22 @@ def carry_structures(
     """
     sums = np.zeros((len(structures), *target.shape), np.float32)
     weights = np.zeros(len(structures), np.float32)
-    agreements = []
+    best: Carried | None = None
     for done, reference in enumerate(references, start=1):
         masks = np.stack([structure.mask(reference.labels) for structure in structures])
         carried = carry(reference.image, masks, target, seen=seen)
         weight = np.float32(max(carried.agreement, 1e-3))
         shown = masks.any(axis=(1, 2, 3))
-        sums[shown] += weight * carried.probabilities[shown]
+        sums[shown] += weight * vote(carried.probabilities, carried.warped, target)[shown]
         weights[shown] += weight
-        agreements.append(carried.agreement)
+        if best is None or carried.agreement > best.agreement:
+            best = carried
         if progress is not None:
             progress(done, len(references))
     sums /= np.maximum(weights, np.float32(1e-6))[:, None, None, None]
-    return Carried(probabilities=sums, agreement=max(agreements))
-
-
-def _middle_on_middle(shape: tuple[int, ...], target: tuple[int, ...]) -> Offset:
-    z, y, x = ((there - here) // 2 for here, there in zip(shape, target, strict=True))
-    return z, y, x
+    if best is None:
+        raise ValueError("at least one reference is needed")
+    return replace(best, probabilities=sharpen(sums, target))
 
 
 def _centre_of(seen: Image) -> tuple[float, float, float] | None:
@@ -168,12 +204,6 @@ def _centre_of(seen: Image) -> tuple[float, float, float] | None:
         return None
     z, y, x = ndimage.center_of_mass(np.where(seen >= SEEN_FRACTION * highest, seen, 0.0))
     return float(z), float(y), float(x)
-
-
-def _from_centre(mask: NDArray[np.bool_], centre: tuple[float, float, float]) -> Offset:
-    """Return the offset that brings the centre of a mask onto another."""
-    z, y, x = (round(there - here) for here, there in zip(ndimage.center_of_mass(mask), centre, strict=True))
-    return z, y, x
 
 
 def _around(mask: NDArray[np.bool_], margin: float) -> Window:
@@ -187,17 +217,16 @@ def _around(mask: NDArray[np.bool_], margin: float) -> Window:
     return _window(parts)
 
 
-def _moved(window: Window, offset: Offset, shape: tuple[int, ...]) -> Window | None:
-    """A reference's window at a place of the target, as far as it lies inside; None where too little does."""
-    parts = [
-        slice(max(0, part.start + step), min(size, part.stop + step))
-        for part, step, size in zip(window, offset, shape, strict=True)
-    ]
-    whole = zip(parts, window, shape, strict=True)
-    if any(
-        part.stop - part.start < min(_LEAST_SIDE, size, own.stop - own.start) for part, own, size in whole
-    ):
-        return None
+def _moved(window: Window, pose: Pose, shape: tuple[int, ...]) -> Window | None:
+    """A reference's window at its pose in the target, as far as it lies inside; None where it hardly does."""
+    parts = []
+    for part, step, side in zip(window, pose.offset, shape, strict=True):
+        length = part.stop - part.start
+        more = ceil(length * (max(pose.size, 1.0) - 1) / 2)
+        moved = slice(max(0, part.start + step - more), min(side, part.stop + step + more))
+        if moved.stop - moved.start < min(_LEAST_SIDE, side, length):
+            return None
+        parts.append(moved)
     return _window(parts)
 
 
@@ -206,42 +235,16 @@ def _window(parts: Sequence[slice]) -> Window:
     return z, y, x
 
 
-def _peaks(image: Image, window: Window, target: Image) -> list[Offset]:
-    """Offsets from the reference to the target at which a window of the reference correlates best with it."""
-    factors = [
-        2 if min(here, there) >= _COARSE_SIDE else 1
-        for here, there in zip(image.shape, target.shape, strict=True)
-    ]
-    patch, searched = _coarse_array(image[window], factors), _coarse_array(target, factors)
-    pads = [side // 2 for side in patch.shape]
-    padded = np.pad(searched, [(pad, pad) for pad in pads], mode="minimum")
-    found = match_template(padded, patch)
-    offsets = []
-    for peak in peak_local_max(found, min_distance=3, num_peaks=NUM_PEAKS, exclude_border=False):
-        z, y, x = (
-            int((place - pad) * factor - part.start)
-            for place, pad, factor, part in zip(peak, pads, factors, window, strict=True)
-        )
-        offsets.append((z, y, x))
-    return offsets
-
-
-def _coarse_array(image: Image, factors: Sequence[int]) -> Image:
-    smooth = ndimage.gaussian_filter(image, [0.5 * (factor - 1) + 0.3 for factor in factors])
-    zooms = [1 / factor for factor in factors]
-    return np.asarray(ndimage.zoom(smooth, zooms, order=1, grid_mode=True, mode="nearest"), dtype=np.float32)
-
-
-def _registered(fixed: sitk.Image, moving: sitk.Image, offset: Offset, outside: float) -> sitk.Transform:
-    """The transform from a window of the target to the reference: a move, then demons."""
-    z, y, x = offset
-    move = sitk.TranslationTransform(3, (-float(x), -float(y), -float(z)))
+def _bent(
+    fixed: sitk.Image, moving: sitk.Image, start: sitk.Transform, outside: float, levels: Sequence[Level]
+) -> sitk.Transform:
+    """The transform from a window of the target to the reference: a pose, then demons."""
     if min(fixed.GetSize()) < _LEAST_SIDE:
-        return move
-    moved = sitk.Resample(moving, fixed, move, sitk.sitkLinear, outside)
+        return start
+    moved = sitk.Resample(moving, fixed, start, sitk.sitkLinear, outside)
     matched = sitk.HistogramMatching(moved, fixed, 256, 12, True)
     field: sitk.Image | None = None
-    for factor, sigma, iterations in _levels(fixed):
+    for factor, sigma, iterations in _fitting(levels, fixed):
         small, other = _coarse(fixed, factor, sigma), _coarse(matched, factor, sigma)
         demons = sitk.FastSymmetricForcesDemonsRegistrationFilter()
         demons.SetNumberOfIterations(iterations)
@@ -253,30 +256,33 @@ def _registered(fixed: sitk.Image, moving: sitk.Image, offset: Offset, outside: 
             else demons.Execute(small, other, _onto(field, small))
         )
     warp = sitk.DisplacementFieldTransform(sitk.Cast(_onto(field, fixed), sitk.sitkVectorFloat64))
-    return sitk.CompositeTransform([move, warp])
+    return sitk.CompositeTransform([start, warp])
 
 
-def _overlap(drawn: NDArray[np.bool_], there: Window, seen: Image) -> float:
+def _overlap(mask: Image, there: Window, seen: Image) -> float:
     """Return the Dice of a mask in a window of the target with what is seen there and elsewhere."""
-    own = seen >= 0.5
+    drawn, own = mask >= 0.5, seen >= 0.5
     return 2 * float((drawn & own[there]).sum()) / max(float(drawn.sum() + own.sum()), 1.0)
 
 
-def _levels(fixed: sitk.Image) -> Sequence[tuple[int, float, int]]:
+def _fitting(levels: Sequence[Level], fixed: sitk.Image) -> Sequence[Level]:
     """Return the resolutions that are not too fine for a window of this size; the coarsest at least."""
     voxels = float(np.prod([float(size) for size in fixed.GetSize()]))
-    return [level for level in LEVELS if voxels / level[0] ** 3 <= MAX_BENT_VOXELS] or LEVELS[:1]
+    return [level for level in levels if voxels / level[0] ** 3 <= MAX_BENT_VOXELS] or levels[:1]
 
 
 def _agreement(
     shown: Image, fixed: sitk.Image, image: Image, near: NDArray[np.bool_], transform: sitk.Transform
 ) -> float:
-    outside = float(image.min())
-    warped = _array(sitk.Resample(_itk(image), fixed, transform, sitk.sitkLinear, outside))
+    warped = _warped(image, fixed, transform)
     inside = _itk(near.astype(np.float32))
     here = _array(sitk.Resample(inside, fixed, transform, sitk.sitkNearestNeighbor, 0.0)) > 0
     share = float(here.sum()) / float(near.sum())
     return _correlation(shown[here], warped[here]) * min(1.0, share / LEAST_SHOWN)
+
+
+def _warped(image: Image, fixed: sitk.Image, transform: sitk.Transform) -> Image:
+    return _array(sitk.Resample(_itk(image), fixed, transform, sitk.sitkLinear, float(image.min())))
 
 
 def _correlation(first: Image, second: Image) -> float:

@@ -11,7 +11,14 @@ from training.inference.prompts import Reference, Structure
 from training.inference.registration import carry, carry_structures
 
 
-def scene(seed: int, middle: tuple[int, int, int], shape=(24, 56, 60), bend: float = 0.0):
+def scene(
+    seed: int,
+    middle: tuple[int, int, int],
+    shape=(24, 56, 60),
+    bend: float = 0.0,
+    turn: float = 0.0,
+    size=1.0,
+):
     """An organ of two parts with a texture around it, in noise of its own; bent by smooth moves."""
     generator = np.random.default_rng(seed)
     places = np.indices(shape).astype(float)
@@ -26,6 +33,21 @@ def scene(seed: int, middle: tuple[int, int, int], shape=(24, 56, 60), bend: flo
     image = around + 2.0 * (labels == 2) - 1.5 * (labels == 1)
     noise = ndimage.gaussian_filter(generator.normal(size=shape), 1.0)
     return (image + 0.5 * noise / noise.std()).astype(np.float32), labels
+
+
+def lobed(seed: int, middle: tuple[int, int, int], turn: float = 0.0, size: float = 1.0):
+    """Two blocks of different brightness side by side in noise: how they are turned is plain to see."""
+    generator = np.random.default_rng(seed)
+    z, y, x = (place - centre for place, centre in zip(np.indices((24, 56, 60)), middle, strict=True))
+    angle = np.radians(turn)
+    y, x = (np.cos(angle) * y + np.sin(angle) * x) / size, (np.cos(angle) * x - np.sin(angle) * y) / size
+    inside = (abs(z / size) < 5) & (abs(y) < 5)
+    labels = np.where(inside & (x > 0) & (x < 13), 1, np.where(inside & (x <= 0) & (x > -9), 2, 0))
+    noise = ndimage.gaussian_filter(generator.normal(size=labels.shape), 1.0)
+    image = (
+        ndimage.gaussian_filter(2.0 * (labels == 1) - 2.0 * (labels == 2), 0.7) + 0.3 * noise / noise.std()
+    )
+    return image.astype(np.float32), labels.astype(np.uint16)
 
 
 def masks_of(labels):
@@ -57,7 +79,8 @@ def test_a_target_of_another_size_is_answered_on_its_own_grid() -> None:
 
 
 def test_where_something_else_sees_the_structures_is_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.inference.registration._peaks", lambda *arguments: [])
+    monkeypatch.setattr("training.inference.poses.NUM_PEAKS", 0)
+    monkeypatch.setattr(registration, "turned", lambda *arguments: [])
     image, labels = scene(0, (12, 28, 30))
     target, expected = scene(1, (10, 16, 44), bend=2.5)
     seen = np.where(expected > 0, 0.6, 0.05).astype(np.float32)
@@ -95,6 +118,24 @@ def test_large_windows_are_bent_at_a_coarser_resolution(monkeypatch: pytest.Monk
     assert max(sizes) < finest
     assert dice((coarse.probabilities >= 0.5).any(axis=0), expected > 0) > 0.75
     assert fine.agreement > 0.7
+
+
+@pytest.mark.parametrize(("turn", "size"), [(60.0, 1.0), (-40.0, 1.25), (30.0, 1.25)])
+def test_a_turned_structure_of_another_size_is_found(
+    turn: float, size: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, labels = lobed(0, (12, 28, 30))
+    target, expected = lobed(1, (12, 24, 34), turn=turn, size=size)
+    carried = carry(image, masks_of(labels), target)
+    monkeypatch.setattr(registration, "turned", lambda *arguments: [])
+    as_it_is = carry(image, masks_of(labels), target)
+    found, before = (
+        [dice(part >= 0.5, there) for part, there in zip(one.probabilities, masks_of(expected), strict=True)]
+        for one in (carried, as_it_is)
+    )
+    assert min(found) > 0.7
+    assert np.mean(found) > np.mean(before) + 0.05
+    assert carried.agreement > as_it_is.agreement
 
 
 def test_agreement_tells_a_target_that_lacks_the_structure() -> None:
@@ -141,6 +182,6 @@ def test_of_several_references_each_counts_for_what_it_shows() -> None:
     )
     alone = carry_structures([shown], structures, target)
     assert steps == [(1, 2), (2, 2)]
-    np.testing.assert_allclose(carried.probabilities[0], alone.probabilities[0], atol=1e-6)
+    assert dice(carried.probabilities[0] >= 0.5, alone.probabilities[0] >= 0.5) > 0.9
     assert (carried.probabilities[1] != alone.probabilities[1]).any()
     assert dice(carried.probabilities[1] >= 0.5, expected == 2) > 0.7

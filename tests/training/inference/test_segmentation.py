@@ -341,7 +341,7 @@ def test_registration_answers_in_place_of_the_network(segmenter: Segmenter, refe
 def test_registration_tries_the_place_where_the_network_sees_the_structures(
     reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.inference.registration._peaks", lambda *arguments: [])
+    monkeypatch.setattr("training.inference.poses.NUM_PEAKS", 0)
     shown = read(*reference)
     moved = replace(shown, image=np.roll(shown.image, (0, 9, -8), axis=(0, 1, 2)))
     agreements = {}

@@ -1,0 +1,240 @@
+"""Masks that a registration has placed, moved onto the target's own boundaries.
+
+    vote      each voxel takes the mean of the masks around it, weighed by how alike the two images are there
+    sharpen   the masks are the prior, the target's intensities the likelihood: expectation-maximisation with
+              one histogram a structure and one for what surrounds them, and neighbours that agree
+
+*Takes* and *gives* arrays (z, y, x) of one voxel size; nothing is learned and nothing is random.
+Bounds: a structure as bright as what surrounds it stays where it is. Neither step finds what the
+        registration has missed: no voxel farther than `BAND_VOXELS` from the placed masks is given to one.
+        Memory holds some float32 volumes of the window around the masks a structure.
+
+vote: Coupe et al. 2011, "Patch-based segmentation using expert priors", here with one registered reference.
+sharpen: Van Leemput et al. 1999, "Automated model-based tissue classification of MR images of the brain",
+with histograms in place of normal distributions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from training.data import box_of_mask
+
+Image: TypeAlias = NDArray[np.float32]
+Window: TypeAlias = tuple[slice, slice, slice]
+
+SEARCH_VOXELS = 2
+"""How far around a voxel masks are looked for that fit better."""
+PATCH_VOXELS = 3
+"""Edge of the cubes whose intensities are compared."""
+LIKENESS = 0.5
+"""Root mean square difference of two cubes, in standard deviations of the target near the masks, at which a
+vote counts 1/e."""
+MAX_VOTED_VOXELS = 2_000_000
+"""Larger windows are not voted on: it takes a second for every 200,000 voxels."""
+BAND_VOXELS = 4
+"""How far around the placed masks a structure may grow."""
+PRIOR_SIGMA = 1.0
+"""Smoothing of the placed masks, voxels: how far registrations are off."""
+PRIOR_SIGMA_RADIUS = 1 / 8
+"""The most of it, in parts of a structure's radius: a small one would be smoothed away."""
+LIKELIHOOD_POWER = 1.25
+"""Weight of the intensities against the prior (docs/results.md)."""
+COUPLING = 1.0
+"""Weight of the neighbours against both."""
+COUPLING_SIGMA = 0.8
+"""How far neighbours count, voxels."""
+ITERATIONS = 5
+NUM_BINS = 32
+_BIN_SIGMA = 1.5
+_LEAST_PRIOR = 1e-4
+_LEAST_PLACED = 0.02
+_NOWHERE: Window = (slice(0, 0), slice(0, 0), slice(0, 0))
+_PLACED = 0.3
+"""Sum of the masks from which a voxel counts as placed."""
+
+
+def vote(masks: Image, warped: Image, target: Image) -> Image:
+    """Return masks (K, z, y, x), 0..1, corrected by up to `SEARCH_VOXELS` where the images differ.
+
+    Args:
+        masks: The reference's masks on the target's grid, (K, z, y, x).
+        warped: The reference's image on the target's grid, (z, y, x).
+        target: (z, y, x).
+    """
+    window = _window_of(masks, SEARCH_VOXELS + PATCH_VOXELS)
+    if window is None or _volume(window) > MAX_VOTED_VOXELS:
+        return masks
+    here, there, own = target[window], warped[window], masks[(slice(None), *window)]
+    near = ndimage.binary_dilation(own.sum(axis=0) > _PLACED, iterations=BAND_VOXELS)
+    spread = float(here[near].std()) if near.any() else 0.0
+    if spread <= 0:
+        return masks
+    boxes = [_window_of(mask[None], SEARCH_VOXELS) or _NOWHERE for mask in own]
+    sums, weights = np.zeros_like(own), np.zeros(here.shape, np.float32)
+    for shift in _shifts():
+        squares = ((here - _shifted(there, shift)) / np.float32(spread)) ** 2
+        mean = ndimage.uniform_filter(squares, PATCH_VOXELS, mode="nearest")
+        distance = sum(step * step for step in shift) / (2 * SEARCH_VOXELS**2)
+        weight = np.exp(-mean / np.float32(LIKENESS**2) - np.float32(distance)) + np.float32(1e-8)
+        weights += weight
+        for voices, mask, box in zip(sums, own, boxes, strict=True):
+            voices[box] += weight[box] * _shifted(mask[box], shift)
+    voted = masks.copy()
+    voted[(slice(None), *window)] = sums / weights
+    return voted
+
+
+def sharpen(masks: Image, target: Image) -> Image:
+    """Return how probable (K, z, y, x) each structure is, 0..1, now that the target's intensities count.
+
+    It is each structure's probability beside that of the next best, which may be what surrounds them: the
+    structure of more than 0.5 is the most probable one.
+
+    Args:
+        masks: Where the structures are placed, (K, z, y, x), 0..1.
+        target: (z, y, x).
+    """
+    window = _window_of(masks, BAND_VOXELS + 2)
+    sharp = np.zeros_like(masks)
+    if window is None:
+        return sharp
+    own = masks[(slice(None), *window)]
+    near = ndimage.binary_dilation(own.sum(axis=0) > _PLACED, iterations=BAND_VOXELS)
+    if not near.any():
+        return masks
+    codes = _codes(target[window], near)
+    priors = _priors(own, near)
+    posteriors = [prior.values for prior in priors]
+    for _ in range(ITERATIONS):
+        evidence = [
+            _Part(prior.box, prior.values * _likelihood(posterior, codes[prior.box], near[prior.box]))
+            for prior, posterior in zip(priors, posteriors, strict=True)
+        ]
+        posteriors = _coupled(evidence, near)
+    for k, (part, posterior) in enumerate(zip(evidence[1:], posteriors[1:], strict=True)):
+        sharp[k][window][part.box] = posterior
+    surrounding = np.ones(target.shape, np.float32)
+    surrounding[window] = posteriors[0]
+    return _beside_the_next_best(sharp, surrounding)
+
+
+def _beside_the_next_best(probabilities: Image, surrounding: Image) -> Image:
+    first, second = surrounding.copy(), np.zeros_like(surrounding)
+    for probability in probabilities:
+        np.maximum(second, np.minimum(first, probability), out=second)
+        np.maximum(first, probability, out=first)
+    beside = np.zeros_like(probabilities)
+    for k, probability in enumerate(probabilities):
+        next_best = np.where(probability >= first, second, first)
+        np.divide(probability, probability + next_best, out=beside[k], where=probability > 0)
+    return beside
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A class in the box that it may reach; the first class is what surrounds the structures."""
+
+    box: Window
+    values: Image
+
+
+def _priors(masks: Image, near: NDArray[np.bool_]) -> list[_Part]:
+    """The classes' priors, which add up to 1 at each voxel near the masks and are 0 elsewhere."""
+    smooth = [ndimage.gaussian_filter(mask, _prior_sigma(mask)) for mask in masks]
+    rest = np.clip(1 - sum(smooth, np.zeros(near.shape, np.float32)), _LEAST_PRIOR, 1)
+    parts = [_Part(_whole(near.shape), rest)]
+    for mask in smooth:
+        box = _window_of(mask[None], BAND_VOXELS) or _NOWHERE
+        parts.append(_Part(box, np.where(near[box], np.maximum(mask[box], _LEAST_PRIOR), 0)))
+    return [_Part(part.box, values) for part, values in zip(parts, _normal(parts, near.shape), strict=True)]
+
+
+def _prior_sigma(mask: Image) -> float:
+    """Return how far a mask is smoothed, by the radius of the ball of its volume."""
+    radius = (3 * float(mask.sum(dtype=np.float64)) / (4 * np.pi)) ** (1 / 3)
+    return min(PRIOR_SIGMA, PRIOR_SIGMA_RADIUS * radius)
+
+
+def _coupled(evidence: list[_Part], near: NDArray[np.bool_]) -> list[Image]:
+    """Posteriors of the classes: the evidence, and two rounds in which neighbours make each other alike."""
+    posteriors = _normal(evidence, near.shape)
+    for _ in range(2):
+        pulled = [
+            _Part(
+                part.box,
+                part.values * np.exp(2 * COUPLING * ndimage.gaussian_filter(posterior, COUPLING_SIGMA)),
+            )
+            for part, posterior in zip(evidence, posteriors, strict=True)
+        ]
+        posteriors = _normal(pulled, near.shape)
+    return posteriors
+
+
+def _normal(parts: list[_Part], shape: tuple[int, ...]) -> list[Image]:
+    """The classes' values, divided by their sum at each voxel."""
+    total = np.full(shape, 1e-12, np.float32)
+    for part in parts:
+        total[part.box] += part.values
+    return [part.values / total[part.box] for part in parts]
+
+
+def _likelihood(posterior: Image, codes: NDArray[np.intp], near: NDArray[np.bool_]) -> Image:
+    """How often a class has each voxel's intensity, by the smooth histogram of what belongs to it now."""
+    counts = np.bincount(codes[near], weights=posterior[near], minlength=NUM_BINS)
+    counts = ndimage.gaussian_filter1d(counts, _BIN_SIGMA, mode="nearest")
+    total = counts.sum()
+    rates = (counts + 1e-3 * total / NUM_BINS) / (1.001 * total + 1e-9)
+    return np.asarray((rates**LIKELIHOOD_POWER).astype(np.float32)[codes])
+
+
+def _codes(image: Image, near: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """The bin of each voxel's intensity, 0..NUM_BINS - 1."""
+    low, high = np.percentile(image[near], (0.5, 99.5))
+    scaled = (image - low) * (NUM_BINS / max(float(high - low), 1e-6))
+    return np.asarray(np.clip(scaled, 0, NUM_BINS - 1), dtype=np.intp)
+
+
+def _window_of(masks: Image, margin: int) -> Window | None:
+    """The box of what is placed, longer by a margin on each side, inside the scan; None where nothing is."""
+    box = box_of_mask(np.asarray((masks > _LEAST_PLACED).any(axis=0)))
+    if box is None:
+        return None
+    z, y, x = (
+        slice(max(0, part.start - margin), min(size, part.stop + margin))
+        for part, size in zip(box, masks.shape[1:], strict=True)
+    )
+    return z, y, x
+
+
+def _whole(shape: tuple[int, ...]) -> Window:
+    z, y, x = (slice(0, size) for size in shape)
+    return z, y, x
+
+
+def _volume(window: Window) -> int:
+    z, y, x = (part.stop - part.start for part in window)
+    return int(z * y * x)
+
+
+def _shifts() -> Iterator[tuple[int, int, int]]:
+    """The steps (z, y, x) inside a ball."""
+    steps = range(-SEARCH_VOXELS, SEARCH_VOXELS + 1)
+    for z, y, x in product(steps, steps, steps):
+        if z * z + y * y + x * x <= SEARCH_VOXELS**2:
+            yield z, y, x
+
+
+def _shifted(image: Image, shift: tuple[int, int, int]) -> Image:
+    """The image moved by a step; the face that has moved in repeats the outermost slice."""
+    rows = [
+        np.clip(np.arange(size) - step, 0, size - 1) for size, step in zip(image.shape, shift, strict=True)
+    ]
+    return np.asarray(image[np.ix_(*rows)])
