@@ -160,7 +160,7 @@ def _priors(masks: Image, near: NDArray[np.bool_]) -> list[_Part]:
 def _prior_sigma(mask: Image) -> float:
     """Return how far a mask is smoothed, by the radius of the ball of its volume."""
     radius = (3 * float(mask.sum(dtype=np.float64)) / (4 * np.pi)) ** (1 / 3)
-    return min(PRIOR_SIGMA, PRIOR_SIGMA_RADIUS * radius)
+    return float(min(PRIOR_SIGMA, PRIOR_SIGMA_RADIUS * radius))
 
 
 def _coupled(evidence: list[_Part], near: NDArray[np.bool_]) -> list[Image]:
