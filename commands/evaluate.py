@@ -10,7 +10,7 @@ from typing import Any
 
 from commands.progress import Progress
 from commands.terminal import CommandError, print_failures, print_table, shown
-from pipeline.discovery import SourceFailure
+from pipeline.errors import Failure
 from storage import Store, open_store
 from training.engine import choose_device
 from training.evaluation import NARROW_COLUMNS, EvaluationConfig, Failed, Table, evaluate_in_context
@@ -170,8 +170,8 @@ def _write(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode("utf-8")))
 
 
-def _failure(failed: Failed) -> SourceFailure:
-    return SourceFailure(
+def _failure(failed: Failed) -> Failure:
+    return Failure(
         scan_id=failed.target,
         location=failed.label,
         reason=failed.reason,

@@ -14,8 +14,7 @@ from commands.import_masks import target_of
 from commands.prepare.outcomes import counted_scans, failure_values
 from commands.score import chosen_ids
 from commands.terminal import CommandError, counted, print_failures
-from pipeline.discovery import SourceFailure
-from pipeline.errors import ExportRefused, ScanError
+from pipeline.errors import ExportRefused, Failure, ScanError
 from pipeline.exchange import (
     ExportLabel,
     ExportMasks,
@@ -45,16 +44,16 @@ def run_export(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     numbers = _numbers(store, ids, arguments) if arguments.format == "nnunet" else LabelNumbers(by_name={})
     export = begin(arguments.out, arguments.format, about, numbers)
     written: list[str] = []
-    failed: list[SourceFailure] = []
+    failed: list[Failure] = []
     for scan_id in counted("export", ids):
         try:
             export.add(_scan_of(store.scan(scan_id), arguments))
         except ExportRefused as error:
-            failed.append(_failure(scan_id, str(error), "", error))
+            failed.append(Failure.of(error, scan_id=scan_id))
         except ScanError as error:
-            failed.append(_failure(scan_id, error.reason, error.remedy, error))
+            failed.append(Failure.of(error, scan_id=scan_id))
         except StorageError as error:
-            failed.append(_failure(scan_id, str(error), "Run `mass verify` on the store", error))
+            failed.append(Failure.of(error, scan_id=scan_id, remedy="Run `mass verify` on the store"))
         else:
             written.append(scan_id)
     export.finish()
@@ -161,9 +160,3 @@ def _names_of(scan: Scan, origins: NDArray[np.str_]) -> list[str]:
         for row, name in zip(np.flatnonzero(origins == source), given, strict=True):
             named[row] = str(name)
     return named
-
-
-def _failure(scan_id: str, reason: str, remedy: str, error: Exception) -> SourceFailure:
-    return SourceFailure(
-        scan_id=scan_id, location="", reason=reason, remedy=remedy, kind=type(error).__name__
-    )

@@ -11,8 +11,7 @@ from typing import Any
 from commands.prepare.outcomes import counted_scans, failure_values
 from commands.score import chosen_ids
 from commands.terminal import CommandError, counted, print_failures, print_table
-from pipeline.discovery import SourceFailure
-from pipeline.errors import ScanError
+from pipeline.errors import Failure, ScanError
 from pipeline.exchange import (
     FoundMasks,
     MaskInput,
@@ -75,7 +74,7 @@ def run_import_masks(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     imported, failed, stopped = _import_all(store, found, source, arguments)
     finish(store.path)
     _print_imported(source, imported, failed, stopped, left=len(found.inputs) - len(imported))
-    failures = [*map(_failure_of_file, found.failures), *failed]
+    failures = [*(_of_file(error, "") for error in found.failures), *failed]
     print_failures(failures)
     document = {
         "store": str(arguments.store),
@@ -98,22 +97,22 @@ def run_import_masks(arguments: Namespace) -> tuple[int, dict[str, Any]]:
 
 def _import_all(
     store: Store, found: FoundMasks, source: str, arguments: Namespace
-) -> tuple[list[Imported], list[SourceFailure], str]:
+) -> tuple[list[Imported], list[Failure], str]:
     """Import scan by scan; return what was imported, what failed, and why it stopped before the end."""
     config = ingest_config(store.info.config.get("ingest"))
     imported: list[Imported] = []
-    failed: list[SourceFailure] = []
+    failed: list[Failure] = []
     for scan_id in counted("import", sorted(found.inputs)):
         try:
             target = target_of(store.scan(scan_id))
             target = replace(target, grid=arguments.grid, axes=arguments.axes)
             imported.append(_import_one(store, target, found.inputs[scan_id], source, config))
         except ScanError as error:
-            failed.append(_failure(scan_id, str(error.path or ""), error.reason, error.remedy, error))
+            failed.append(_of_file(error, scan_id))
         except StoreFull as error:
             return imported, failed, str(error)
         except StorageError as error:
-            failed.append(_failure(scan_id, "", str(error), "Run `mass verify` on the store", error))
+            failed.append(Failure.of(error, scan_id=scan_id, remedy="Run `mass verify` on the store"))
     return imported, failed, ""
 
 
@@ -211,7 +210,7 @@ def _remove(store: Store, source: str, scan_id: str | None) -> tuple[int, dict[s
         known = ", ".join(sorted(every)) or "none"
         raise CommandError(f"{store.path}: no scan has imported masks of source {source!r}. It has: {known}")
     removed: list[str] = []
-    failed: list[SourceFailure] = []
+    failed: list[Failure] = []
     stopped = ""
     for name in counted("remove", ids):
         try:
@@ -222,7 +221,7 @@ def _remove(store: Store, source: str, scan_id: str | None) -> tuple[int, dict[s
             stopped = str(error)
             break
         except StorageError as error:
-            failed.append(_failure(name, "", str(error), "Run `mass verify` on the store", error))
+            failed.append(Failure.of(error, scan_id=name, remedy="Run `mass verify` on the store"))
         else:
             removed.append(name)
     finish(store.path)
@@ -235,7 +234,7 @@ def _remove(store: Store, source: str, scan_id: str | None) -> tuple[int, dict[s
 
 
 def _print_imported(
-    source: str, imported: Sequence[Imported], failed: Sequence[SourceFailure], stopped: str, *, left: int
+    source: str, imported: Sequence[Imported], failed: Sequence[Failure], stopped: str, *, left: int
 ) -> None:
     new = [one for one in imported if not one.done_before]
     if new:
@@ -255,11 +254,6 @@ def _print_imported(
     )
 
 
-def _failure_of_file(error: ScanError) -> SourceFailure:
-    return _failure("", str(error.path or ""), error.reason, error.remedy, error)
-
-
-def _failure(scan_id: str, location: str, reason: str, remedy: str, error: Exception) -> SourceFailure:
-    return SourceFailure(
-        scan_id=scan_id, location=location, reason=reason, remedy=remedy, kind=type(error).__name__
-    )
+def _of_file(error: ScanError, scan_id: str) -> Failure:
+    """The failure of a file of masks; its scan may be unknown."""
+    return Failure.of(error, scan_id=scan_id, location=str(error.path or ""))

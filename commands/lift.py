@@ -7,7 +7,7 @@ from typing import Any
 
 from commands.prepare.outcomes import counted_scans, failure_values
 from commands.terminal import counted, print_failures
-from pipeline.discovery import SourceFailure
+from pipeline.errors import Failure
 from storage import (
     FORMAT_VERSION,
     StorageError,
@@ -38,7 +38,9 @@ def run_lift(arguments: Namespace) -> tuple[int, dict[str, Any]]:
             stopped = str(error)
             break
         except StorageError as error:
-            failed.append(_failure(scan_id, error))
+            failed.append(
+                Failure.of(error, scan_id=scan_id, remedy="Remove the scan's folder and run `mass prepare`")
+            )
         else:
             lifted.append(scan_id)
     finish(store.path)
@@ -58,13 +60,3 @@ def run_lift(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         "failed": failure_values(failed),
         "not_done": list(ids[len(ids) - left :]) if left else [],
     }
-
-
-def _failure(scan_id: str, error: StorageError) -> SourceFailure:
-    return SourceFailure(
-        scan_id=scan_id,
-        location="",
-        reason=str(error),
-        remedy="Remove the scan's folder and run `mass prepare`",
-        kind=type(error).__name__,
-    )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.terminal import CommandError, counted, print_failures
-from pipeline.discovery import SourceFailure
+from pipeline.errors import Failure
 from pipeline.quality import ScanScore, score_scan, summarize, to_csv, to_json, to_markdown
 from storage import CorruptStore, Store, open_store
 
@@ -59,7 +59,7 @@ def _fits(name: str, patterns: Sequence[str]) -> bool:
 
 def score_scans(
     store_path: Path, ids: Sequence[str], *, slic: bool, workers: int
-) -> tuple[list[ScanScore], list[SourceFailure]]:
+) -> tuple[list[ScanScore], list[Failure]]:
     """The scores of scans of a store, and those whose bytes are damaged."""
     scores, failed = [], []
     context = multiprocessing.get_context("spawn")
@@ -69,15 +69,7 @@ def score_scans(
             try:
                 scores.append(ahead.pop(scan_id).result() if pool else score_one(store_path, scan_id, slic))
             except CorruptStore as error:
-                failed.append(
-                    SourceFailure(
-                        scan_id=scan_id,
-                        location="",
-                        reason=str(error),
-                        remedy="Run `mass verify`",
-                        kind=type(error).__name__,
-                    )
-                )
+                failed.append(Failure.of(error, scan_id=scan_id, remedy="Run `mass verify`"))
     return scores, failed
 
 

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from commands.progress import duration
 from commands.terminal import CommandError, print_failures, print_table, shown
-from pipeline.discovery import Source, SourceFailure, distinct_ids
-from pipeline.errors import NoSuchFrame, ScanError
+from pipeline.discovery import Source, distinct_ids
+from pipeline.errors import Failure, NoSuchFrame, ScanError
 from pipeline.ingest import IngestConfig, find_one, find_targets, ingest_config, load_source
 from training.engine import choose_device
 from training.errors import TrainingError
@@ -267,17 +267,15 @@ def segment_targets(
     return code or int(bool(failed)), document
 
 
-def collect_targets(
-    targets: Sequence[Path], config: IngestConfig
-) -> tuple[list[Source], list[SourceFailure]]:
+def collect_targets(targets: Sequence[Path], config: IngestConfig) -> tuple[list[Source], list[Failure]]:
     """The scans at some places, each with an id of its own, and what is wrong with the rest."""
     found: dict[str, Source] = {}
-    failed: list[SourceFailure] = []
+    failed: list[Failure] = []
     for target in dict.fromkeys(targets):
         try:
             there = find_targets(target, config)
         except ScanError as error:
-            failed.append(SourceFailure.of(error, scan_id=target.name, location=str(target)))
+            failed.append(Failure.of(error, scan_id=target.name, location=str(target)))
             continue
         found |= {f"{target} {source.location}": source for source in there.sources}
         failed.extend(there.failures)
@@ -357,10 +355,10 @@ def staged(out: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def _failure(source: Source, error: BaseException) -> SourceFailure:
+def _failure(source: Source, error: BaseException) -> Failure:
     """What is told of a target that failed."""
     if isinstance(error, ScanError):
-        return SourceFailure.of(error, scan_id=source.scan_id, location=source.location)
+        return Failure.of(error, scan_id=source.scan_id, location=source.location)
     reason, remedy = str(error), ""
     if isinstance(error, TrainingError):
         reason = reason.removeprefix(f"{source.location}: ")
@@ -374,7 +372,7 @@ def _failure(source: Source, error: BaseException) -> SourceFailure:
     else:
         reason = f"{type(error).__name__}: {reason.splitlines()[0] if reason else ''}"
         remedy = "Check the space on the disk of --out; else this is a bug in mass3d, please report it"
-    return SourceFailure(
+    return Failure(
         scan_id=source.scan_id,
         location=source.location,
         reason=reason,
@@ -383,7 +381,7 @@ def _failure(source: Source, error: BaseException) -> SourceFailure:
     )
 
 
-def _with_own_remedy(failure: SourceFailure) -> SourceFailure:
+def _with_own_remedy(failure: Failure) -> Failure:
     """The failure with a remedy that this command has: there is no manifest here to choose a frame in."""
     return replace(failure, remedy=_CHOOSE_FRAME) if failure.kind == NoSuchFrame.__name__ else failure
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 from commands.progress import Progress
-from pipeline.discovery import SourceFailure
+from pipeline.errors import Failure
 
 Thing = TypeVar("Thing")
 
@@ -113,7 +113,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     rich.console.Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
-def print_failures(failures: Sequence[SourceFailure]) -> None:
+def print_failures(failures: Sequence[Failure]) -> None:
     """Print what failed and why."""
     if failures:
         rows = [(f.scan_id, f.location, f.reason, f.remedy) for f in failures]

@@ -31,6 +31,7 @@ Every message says which scan, what must hold, what was found, and what to do.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,43 @@ class ScanError(PipelineError):
 def _rebuild(kind: type[ScanError], message: str, path: Path | str | None, remedy: str) -> ScanError:
     """Return an equal error; exceptions with keyword arguments cannot be pickled without this."""
     return kind(message, path=path, remedy=remedy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A scan that cannot be used, and why: the record of an error, as it is printed and kept.
+
+    Attributes:
+        scan_id: Its id if it has a safe one, else a made-up one ("manifest-line-7").
+        location: Its name in messages, without a patient's name.
+        reason: What must hold and what was found.
+        remedy: What the user can do.
+        kind: Name of the error's class.
+    """
+
+    scan_id: str
+    location: str = ""
+    reason: str
+    remedy: str
+    kind: str
+
+    @classmethod
+    def of(cls, error: Exception, *, scan_id: str, location: str = "", remedy: str = "") -> Failure:
+        """Return the failure that an error describes.
+
+        Args:
+            error: The error.
+            scan_id: The scan.
+            location: Its name in messages.
+            remedy: What the user can do. A `ScanError` brings its own.
+        """
+        if isinstance(error, ScanError):
+            reason, remedy = error.reason, error.remedy
+        else:
+            reason = str(error)
+        return cls(
+            scan_id=scan_id, location=location, reason=reason, remedy=remedy, kind=type(error).__name__
+        )
 
 
 class UnreadableFile(ScanError, OSError):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from commands.prepare.plan import FileStates
 from commands.progress import duration
-from pipeline.discovery import SourceFailure
+from pipeline.errors import Failure
 
 State = Literal["committed", "failed", "not done"]
 
@@ -25,10 +25,10 @@ class Outcome:
     """Place to show, without a patient's name."""
     state: State
     dataset: str = ""
-    kind: str = ""
-    """Of a failure: the name of the error's class."""
-    reason: str = ""
-    remedy: str = ""
+    failure: Failure | None = None
+    """Why it failed; None in the other states."""
+    stop: str = ""
+    """Of a scan that is not done: why the run stopped before its end."""
     lasting: bool = False
     """Of a failure: whether it would be the same again for the same files and settings."""
     why: str = ""
@@ -44,16 +44,9 @@ class Outcome:
     """Of a committed scan: what was unusual in its files and what was done about it, and what became of
     imported masks."""
 
-    @property
-    def failure(self) -> SourceFailure:
-        """The failure as the search for sources tells of them."""
-        return SourceFailure(
-            scan_id=self.scan_id,
-            location=self.location,
-            reason=self.reason,
-            remedy=self.remedy,
-            kind=self.kind,
-        )
+    def __post_init__(self) -> None:
+        if (self.state == "failed") != (self.failure is not None):
+            raise ValueError(f"{self.scan_id}: a scan that failed, and no other, has a failure")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +56,7 @@ class RunReport:
     committed: tuple[Outcome, ...]
     skipped: tuple[str, ...]
     """Scans that were done before."""
-    failed: tuple[SourceFailure, ...]
+    failed: tuple[Failure, ...]
     """Sorted by id: of this run, of the search, and of earlier runs where nothing changed."""
     not_done: tuple[Outcome, ...]
     reasons: dict[str, int]
@@ -113,7 +106,7 @@ class RunReport:
         """Return a row per scan: failures, scans not done, then at most `most` that are committed."""
         failed: list[dict[str, Any]] = [{**row, "state": "failed"} for row in failure_values(self.failed)]
         left: list[dict[str, Any]] = [
-            {"scan": o.scan_id, "state": "not done", "reason": o.reason} for o in self.not_done
+            {"scan": o.scan_id, "state": "not done", "reason": o.stop} for o in self.not_done
         ]
         done: list[dict[str, Any]] = [
             {
@@ -143,7 +136,7 @@ class RunReport:
             ],
             "skipped": list(self.skipped),
             "failed": failure_values(self.failed),
-            "not_done": [{"scan": o.scan_id, "file": o.location, "reason": o.reason} for o in self.not_done],
+            "not_done": [{"scan": o.scan_id, "file": o.location, "reason": o.stop} for o in self.not_done],
             "reasons": self.reasons,
             "notes": list(self.notes),
             "absent": list(self.absent),
@@ -158,7 +151,7 @@ def counted_scans(number: int) -> str:
     return "1 scan" if number == 1 else f"{number:,} scans"
 
 
-def failure_values(failures: Iterable[SourceFailure]) -> list[dict[str, str]]:
+def failure_values(failures: Iterable[Failure]) -> list[dict[str, str]]:
     """Failures for machines."""
     return [
         {"scan": f.scan_id, "file": f.location, "kind": f.kind, "reason": f.reason, "remedy": f.remedy}

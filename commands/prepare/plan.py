@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pipeline.discovery import Source, SourceFailure
+from pipeline.discovery import Source
+from pipeline.errors import Failure
 
 Stage = Literal["ingest", "proposals", "case"]
 """Where work on a scan begins: at its files, or at the stored image; for "case" nothing is computed."""
@@ -66,7 +67,7 @@ class Known:
     """Stage digests of the committed scan, None where there is none."""
     case: str = ""
     """Case of the committed scan."""
-    failure: SourceFailure | None = None
+    failure: Failure | None = None
     """Of the last try, if it failed."""
     config_digest: str = ""
     """`Wanted.config_digest` at that failure; empty where another try may end otherwise."""
@@ -121,7 +122,7 @@ class Plan:
     jobs: tuple[Job, ...]
     """Largest first, so that none of the long ones begins last."""
     done: tuple[Done, ...]
-    failed: tuple[SourceFailure, ...]
+    failed: tuple[Failure, ...]
     """Failures of earlier runs that would be the same again."""
     absent: tuple[str, ...]
     """Scans that the store knows and the search did not find, sorted."""
@@ -160,7 +161,7 @@ def make_plan(
                 jobs.append(decision)
             case Done():
                 done.append(decision)
-            case SourceFailure():
+            case Failure():
                 failed.append(decision)
     return Plan(
         jobs=tuple(sorted(jobs, key=lambda job: (-job.weight, job.scan_id))),
@@ -177,7 +178,7 @@ def decide(
     *,
     digest: Callable[[Source], str | None],
     retry_failed: bool = False,
-) -> Job | Done | SourceFailure:
+) -> Job | Done | Failure:
     """What to do with one scan."""
     unchanged = (
         bool(found.files) and found.files == known.files and found.choices_digest == known.choices_digest

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from commands.prepare.allocator import return_large_arrays
@@ -15,7 +16,7 @@ from commands.prepare.plan import Job, Wanted
 from commands.prepare.settings import Settings
 from pipeline.compute import get_backend
 from pipeline.discovery import Source, source_digest
-from pipeline.errors import ScanError, UnreadableFile
+from pipeline.errors import Failure, ScanError, UnreadableFile
 from pipeline.formats import is_transient, until_stalled
 from pipeline.ingest import StandardScan, read_source, standardize
 from pipeline.proposals import propose
@@ -68,10 +69,10 @@ def _attempt(store: Store, setup: Setup, job: Job) -> Outcome:
     """The outcome of one scan, whatever happens."""
     began = time.monotonic()
     source, digest = job.found.source, job.source_digest
-    seen = Outcome(
+    ended = partial(
+        Outcome,
         scan_id=source.scan_id,
         location=source.location,
-        state="failed",
         dataset=source.dataset,
         why=job.why,
         choices_digest=job.found.choices_digest,
@@ -79,39 +80,52 @@ def _attempt(store: Store, setup: Setup, job: Job) -> Outcome:
     )
     try:
         digest, num_proposals, notes = _prepare_scan(store, setup, job)
-    except ScanError as error:
-        if is_transient(error):
-            raise
-        lasting = not isinstance(error, UnreadableFile)
-        told = replace(
-            seen, kind=type(error).__name__, reason=error.reason, remedy=error.remedy, lasting=lasting
-        )
+        ended = partial(ended, state="committed", num_proposals=num_proposals, notes=notes)
     except StoreFull as error:
-        told = replace(seen, state="not done", kind="StoreFull", reason=str(error))
-    except StorageError as error:
-        told = replace(
-            seen, kind=type(error).__name__, reason=str(error), remedy="Run `mass verify` on the store"
-        )
-    except MemoryError:
-        remedy = "Use fewer workers or a larger spacing_mm, or a machine with more memory"
-        told = replace(
-            seen, kind="MemoryError", reason="there is not enough memory for this scan", remedy=remedy
-        )
+        ended = partial(ended, state="not done", stop=str(error))
     except Exception as error:  # the one place where a bug in one scan is kept from the others
         if is_transient(error):
             raise
-        text = "".join(traceback.format_exception(error))
-        reason = f"{type(error).__name__}: {error}"
-        told = replace(
-            seen,
-            kind=type(error).__name__,
-            reason=without_paths(reason, source),
-            remedy="This is a bug in mass3d; please report it with the traceback in the log",
-            traceback=without_paths(text, source),
+        ended = partial(
+            ended,
+            state="failed",
+            failure=_failure(error, source),
+            lasting=isinstance(error, ScanError) and not isinstance(error, UnreadableFile),
+            traceback="" if _is_foreseen(error) else _traceback(error, source),
         )
-    else:
-        told = replace(seen, state="committed", num_proposals=num_proposals, notes=notes)
-    return replace(told, seconds=time.monotonic() - began, source_digest=digest)
+    return ended(seconds=time.monotonic() - began, source_digest=digest)
+
+
+def _is_foreseen(error: Exception) -> bool:
+    """Whether an error is no bug of this package."""
+    return isinstance(error, ScanError | StorageError | MemoryError)
+
+
+def _failure(error: Exception, source: Source) -> Failure:
+    """The failure of a scan; only a bug has no remedy that the user could take."""
+    failure = Failure.of(error, scan_id=source.scan_id, location=source.location)
+    match error:
+        case ScanError():
+            return failure
+        case StorageError():
+            return replace(failure, remedy="Run `mass verify` on the store")
+        case MemoryError():
+            return replace(
+                failure,
+                kind="MemoryError",
+                reason="there is not enough memory for this scan",
+                remedy="Use fewer workers or a larger spacing_mm, or a machine with more memory",
+            )
+        case _:
+            return replace(
+                failure,
+                reason=without_paths(f"{type(error).__name__}: {error}", source),
+                remedy="This is a bug in mass3d; please report it with the traceback in the log",
+            )
+
+
+def _traceback(error: Exception, source: Source) -> str:
+    return without_paths("".join(traceback.format_exception(error)), source)
 
 
 def _prepare_scan(store: Store, setup: Setup, job: Job) -> tuple[str, int, tuple[str, ...]]:

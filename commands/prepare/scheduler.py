@@ -27,6 +27,7 @@ from commands.prepare.scan_task import without_paths
 from commands.prepare.work import Options, Work
 from commands.progress import duration
 from commands.terminal import shown
+from pipeline.errors import Failure
 from pipeline.formats import hurry_reads
 
 BATCH_SCANS, BATCH_VOXELS = 8, 2_000_000
@@ -217,9 +218,13 @@ def outcome_of_death(job: Job, error: Exception) -> Outcome:
         scan_id=job.scan_id,
         location=source.location,
         state="failed",
-        kind=type(error).__name__,
-        reason=without_paths(reason, source),
-        remedy=remedy,
+        failure=Failure(
+            scan_id=job.scan_id,
+            location=source.location,
+            reason=without_paths(reason, source),
+            remedy=remedy,
+            kind=type(error).__name__,
+        ),
         why=job.why,
     )
 

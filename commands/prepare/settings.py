@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from commands.caches import cache_folder
 from commands.prepare.outcomes import Outcome, RunReport, counted_scans
 from commands.prepare.plan import Done, Found, Known, Plan, Wanted, make_plan
 from commands.terminal import counted, print_failures, print_table
-from pipeline.discovery import Discovery, Source, SourceFailure, choices_digest, source_digest, source_stat
-from pipeline.errors import UnreadableFile
+from pipeline.discovery import Discovery, Source, choices_digest, source_digest, source_stat
+from pipeline.errors import Failure, UnreadableFile
 from pipeline.ingest import IDLE_SETTINGS, INGEST_VERSION, LATER_SETTINGS, REFUSALS_VERSION, IngestConfig
 from pipeline.proposals import ALGORITHM_VERSION, ProposalConfig
 from pipeline.toml_settings import config_values, describe_change, parse_config, read_tables
@@ -95,18 +95,9 @@ def known_scans(store: Store) -> dict[str, Known]:
         scan_id: Known(committed=entry.digests, case=entry.case) for scan_id, entry in store.entries.items()
     }
     for scan_id, line in read_ledger(store.path).items():
-        failure = None
-        if line.state == "failed":
-            failure = SourceFailure(
-                scan_id=scan_id,
-                location=line.location,
-                reason=line.reason,
-                remedy=line.remedy,
-                kind=line.kind,
-            )
         known[scan_id] = replace(
             known.get(scan_id, Known()),
-            failure=failure,
+            failure=failure_in(line),
             config_digest=line.config_digest,
             source_digest=line.source_digest,
             files=tuple((file.location, file.size, file.mtime_ns) for file in line.files),
@@ -115,15 +106,25 @@ def known_scans(store: Store) -> dict[str, Known]:
     return known
 
 
+def failure_in(line: LedgerEntry) -> Failure | None:
+    """The failure that a line of the ledger records, if it does."""
+    if line.state != "failed":
+        return None
+    return Failure(
+        scan_id=line.scan_id, location=line.location, reason=line.reason, remedy=line.remedy, kind=line.kind
+    )
+
+
 def ledger_line(outcome: Outcome, config_digest: str) -> LedgerEntry:
     """The ledger's line for a scan: committed, or failed and why."""
+    failure = outcome.failure
     return LedgerEntry(
         scan_id=outcome.scan_id,
         location=outcome.location,
-        state="committed" if outcome.state == "committed" else "failed",
-        kind=outcome.kind,
-        reason=outcome.reason,
-        remedy=outcome.remedy,
+        state="failed" if failure else "committed",
+        kind=failure.kind if failure else "",
+        reason=failure.reason if failure else "",
+        remedy=failure.remedy if failure else "",
         source_digest=outcome.source_digest,
         files=tuple(
             LedgerFile(location=what, size=size, mtime_ns=mtime) for what, size, mtime in outcome.files
@@ -152,9 +153,9 @@ def make_the_plan(discovery: Discovery, store: Store, wanted: Wanted, *, retry_f
     )
 
 
-def outcome_of_failure(failure: SourceFailure) -> Outcome:
+def outcome_of_failure(failure: Failure) -> Outcome:
     """A scan that the search found no way to read."""
-    return Outcome(state="failed", **asdict(failure))
+    return Outcome(scan_id=failure.scan_id, location=failure.location, state="failed", failure=failure)
 
 
 def outcome_of_done(done: Done) -> Outcome:

@@ -89,7 +89,7 @@ class Work:
             self.outcomes[outcome.scan_id] = outcome
             self.last_ended = time.monotonic()
             if outcome.state == "not done":
-                self.stop = self.stop or outcome.reason
+                self.stop = self.stop or outcome.stop
             else:
                 self.lines.append(ledger_line(outcome, self.setup.wanted.config_digest))
         if time.monotonic() - self.written > LEDGER_SECONDS:
@@ -146,13 +146,13 @@ class Work:
                 location=job.found.source.location,
                 state="not done",
                 why=job.why,
-                reason=self.stop,
+                stop=self.stop,
             )
             for job in left
         ]
         ids = sorted(job.scan_id for job in self.plan.jobs)
         of_jobs = [self.outcomes[scan_id] for scan_id in ids if scan_id in self.outcomes]
-        failures = [outcome.failure for outcome in self.outcomes.values() if outcome.state == "failed"]
+        failures = [outcome.failure for outcome in self.outcomes.values() if outcome.failure]
         return RunReport(
             committed=tuple(outcome for outcome in of_jobs if outcome.state == "committed"),
             skipped=tuple(done.found.source.scan_id for done in self.plan.done),

@@ -1,7 +1,7 @@
 """Search for scans in a folder, a manifest or a file. Only names and headers are read.
 
 Takes:  a path, and the rules for DICOM series.
-Gives:  a `Discovery`: one `Source` per scan (its files, labels, modality, id), a `SourceFailure` for each
+Gives:  a `Discovery`: one `Source` per scan (its files, labels, modality, id), a `Failure` for each
         scan that cannot be read, and notes.
 
 `discover` does the search. `source_digest`, `source_stat` and `choices_digest` show whether a source has

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from pipeline.discovery.dicom_studies import cases, pair_dicom_labels
@@ -17,15 +18,8 @@ from pipeline.discovery.from_dicom import DicomFind, find_dicom
 from pipeline.discovery.layouts.layout import Files
 from pipeline.discovery.layouts.table import Search, search
 from pipeline.discovery.pairing import IMAGE_FOLDERS, LABEL_FOLDERS
-from pipeline.discovery.sources import (
-    Discovery,
-    SetItem,
-    Source,
-    SourceFailure,
-    distinct_ids,
-    id_from_parts,
-)
-from pipeline.errors import NotAnImage, ScanError, UnreadableFile
+from pipeline.discovery.sources import Discovery, SetItem, Source, distinct_ids, id_from_parts
+from pipeline.errors import Failure, NotAnImage, ScanError, UnreadableFile
 from pipeline.formats import SET_SUFFIX, Scrubber, SeriesRules, SetPart, companions, ids_in, open_set, stem_of
 
 _SPLIT_FOLDERS = {"imagestr": "train", "imagests": "test"}
@@ -33,19 +27,17 @@ _SPLIT_FOLDERS = {"imagestr": "train", "imagests": "test"}
 
 @dataclass(frozen=True, kw_only=True)
 class _FoundScan:
-    """A scan or a failure that has no id yet.
+    """A scan, or an error in place of one. Its id is chosen when all are known.
 
     Attributes:
         shown: Its location in messages, without a patient's name.
         id_parts: Parts of its id.
-        source: The scan, with a provisional id.
-        failure: Why it cannot be read.
+        result: The scan, of which only `scan_id` and `location` are missing; or why it cannot be read.
     """
 
     shown: str
     id_parts: tuple[str, ...]
-    source: Source | None = field(repr=False, default=None)
-    failure: SourceFailure | None = None
+    result: partial[Source] | ScanError = field(repr=False)
 
 
 def discover_folder(
@@ -86,7 +78,7 @@ def discover_folder(
     if tree.other:
         listed = ", ".join(f"{suffix} {count}" for suffix, count in tree.other)
         notes.append(f"{sum(n for _, n in tree.other)} files of other kinds left out: {listed}")
-    return _with_ids(found, notes, root_name=scrubber.path(Path(root.resolve().name)))
+    return _with_ids(found, notes)
 
 
 def _only_file(tree: Tree, only: Path) -> Tree:
@@ -108,15 +100,14 @@ def _volumes(root: Path, found: Search, scrubber: Scrubber) -> Iterable[_FoundSc
         shown = scrubber.path(scan.image)
         folders = [part.lower() for part in scan.image.parent.parts]
         split = next((_SPLIT_FOLDERS[f] for f in folders if f in _SPLIT_FOLDERS), "")
-        source = Source(
-            scan_id="pending",
+        source = partial(
+            Source,
             format="file",
             files=companions(root / scan.image),
             labels=scan.labels,
             modality=scan.modality,
-            dataset="" if scan.dataset == Path() else _shown_folder(root, scan.dataset, scrubber)[-1],
+            dataset=_shown_folder(root, scan.dataset, scrubber)[-1],
             split=split if scan.split is None else scan.split,
-            location=shown,
             frame=scan.frame,
             classes=(scan.group,) if scan.group else (),
             case="" if scan.case is None else "/".join(_shown_folder(root, scan.case, scrubber)),
@@ -124,12 +115,10 @@ def _volumes(root: Path, found: Search, scrubber: Scrubber) -> Iterable[_FoundSc
         parts = shown.split("/")
         id_parts = (*_plain(parts[:-1]), stem_of(parts[-1]), *([scan.part] if scan.part else []))
         place = f"{shown} [{scan.part}]" if scan.part else shown
-        yield _FoundScan(shown=place, id_parts=id_parts, source=source)
+        yield _FoundScan(shown=place, id_parts=id_parts, result=source)
     for failed in found.failures:
         id_parts = _shown_folder(root, failed.where, scrubber)
-        place = "/".join(id_parts)
-        failure = SourceFailure.of(failed.error, scan_id="pending", location=place)
-        yield _FoundScan(shown=place, id_parts=id_parts, failure=failure)
+        yield _FoundScan(shown="/".join(id_parts), id_parts=id_parts, result=failed.error)
 
 
 def _shown_folder(root: Path, folder: Path, scrubber: Scrubber) -> tuple[str, ...]:
@@ -141,6 +130,7 @@ def _series(root: Path, dicom: DicomFind, scrubber: Scrubber, notes: list[str]) 
     """Yield the DICOM series with their labels, and the failures of those that cannot be read."""
     labels, label_notes = pair_dicom_labels(dicom, root, scrubber)
     notes.extend(label_notes)
+    (*_, dataset) = _shown_folder(root, Path(), scrubber)
     for index, (series, case) in enumerate(zip(dicom.series, cases(dicom.series), strict=True)):
         folder = scrubber.path(series.folder, series.identity)
         if folder == ".":
@@ -148,21 +138,20 @@ def _series(root: Path, dicom: DicomFind, scrubber: Scrubber, notes: list[str]) 
         shown = folder + (f" [{series.suffix}]" if series.suffix else "")
         parts = (*_plain(folder.split("/")), *([series.suffix] if series.suffix else []))
         if series.error is not None:
-            failure = SourceFailure.of(series.error, scan_id="pending", location=shown)
-            yield _FoundScan(shown=shown, id_parts=parts, failure=failure)
+            yield _FoundScan(shown=shown, id_parts=parts, result=series.error)
             continue
-        source = Source(
-            scan_id="pending",
+        source = partial(
+            Source,
             format="dicom",
             files=series.files,
             labels=labels.get(index, ()),
-            location=shown,
+            dataset=dataset,
             frame=series.frame,
             stack=series.stack,
             later_rules=series.later_rules,
             case=case,
         )
-        yield _FoundScan(shown=shown, id_parts=parts, source=source)
+        yield _FoundScan(shown=shown, id_parts=parts, result=source)
 
 
 def _sets(
@@ -182,8 +171,7 @@ def _sets(
             if isinstance(error, NotAnImage) and not requested:
                 notes.append(f"{shown} left out: {error.reason}")
             else:
-                failure = SourceFailure.of(error, scan_id="pending", location=shown)
-                yield _FoundScan(shown=shown, id_parts=id_parts, failure=failure)
+                yield _FoundScan(shown=shown, id_parts=id_parts, result=error)
             continue
         counts = ", ".join(f"{len(part.classes)} {part.split}" for part in held)
         notes.append(f"{shown} is a set of scans without voxel size or orientation, taken as it is: {counts}")
@@ -194,18 +182,17 @@ def _sets(
 def _items(path: Path, part: SetPart, shown: str, id_parts: tuple[str, ...]) -> Iterable[_FoundScan]:
     """Yield the scans of one split of a set."""
     for index, name in ids_in(part):
-        source = Source(
-            scan_id="pending",
+        source = partial(
+            Source,
             format="set",
             files=(path,),
             dataset=id_parts[-1],
             split=part.split,
-            location=shown,
             item=SetItem(array=part.array, index=index, shape_zyx=part.shape_zyx),
             classes=part.classes[index],
         )
         yield _FoundScan(
-            shown=f"{shown} [{part.split} {name}]", id_parts=(*id_parts, part.split, name), source=source
+            shown=f"{shown} [{part.split} {name}]", id_parts=(*id_parts, part.split, name), result=source
         )
 
 
@@ -222,8 +209,7 @@ def _unreadable(tree: Tree, scrubber: Scrubber) -> Iterable[_FoundScan]:
             path=shown,
             remedy="Give yourself permission to read it, or remove it",
         )
-        failure = SourceFailure.of(error, scan_id="pending", location=shown)
-        yield _FoundScan(shown=shown, id_parts=(*shown.split("/"), "unreadable"), failure=failure)
+        yield _FoundScan(shown=shown, id_parts=(*shown.split("/"), "unreadable"), result=error)
 
 
 def _left_out(tree: Tree, scrubber: Scrubber) -> list[str]:
@@ -238,7 +224,7 @@ def _left_out(tree: Tree, scrubber: Scrubber) -> list[str]:
     return notes
 
 
-def _with_ids(found: Sequence[_FoundScan], notes: list[str], *, root_name: str) -> Discovery:
+def _with_ids(found: Sequence[_FoundScan], notes: Sequence[str]) -> Discovery:
     """Give every scan its id; locations that are equal without patients' names are numbered."""
     ordered = sorted(found, key=lambda f: f.shown)
     times = Counter[str]()
@@ -250,14 +236,10 @@ def _with_ids(found: Sequence[_FoundScan], notes: list[str], *, root_name: str) 
     ids = distinct_ids(wanted)
     sources, failures = [], []
     for key, item in by_key.items():
-        if item.source is not None:
-            dataset = item.source.dataset or root_name
-            sources.append(replace(item.source, scan_id=ids[key], dataset=dataset, location=key))
-        elif item.failure is not None:
-            f = item.failure
-            failures.append(
-                SourceFailure(scan_id=ids[key], location=key, reason=f.reason, remedy=f.remedy, kind=f.kind)
-            )
+        if isinstance(item.result, ScanError):
+            failures.append(Failure.of(item.result, scan_id=ids[key], location=key))
+        else:
+            sources.append(item.result(scan_id=ids[key], location=key))
     return Discovery(
         sources=tuple(sorted(sources, key=lambda s: s.scan_id)),
         failures=tuple(sorted(failures, key=lambda f: f.scan_id)),

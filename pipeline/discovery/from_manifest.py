@@ -15,8 +15,8 @@ from pipeline.discovery.folder_listing import walk
 from pipeline.discovery.from_dicom import DicomSeries, find_dicom
 from pipeline.discovery.label_names import find_value_names, read_value_names
 from pipeline.discovery.manifest_table import Row, read_manifest
-from pipeline.discovery.sources import Discovery, LabelSource, Source, SourceFailure, check_scan_id
-from pipeline.errors import DicomSeriesError, DuplicateId, ManifestError, ScanError
+from pipeline.discovery.sources import Discovery, LabelSource, Source, check_scan_id
+from pipeline.errors import DicomSeriesError, DuplicateId, Failure, ManifestError, ScanError
 from pipeline.formats import (
     DICOM_SUFFIXES,
     SET_SUFFIX,
@@ -77,7 +77,7 @@ def discover_manifest(path: Path, rules: SeriesRules) -> Discovery:
         shown = scrubber.path(entry.relative, entry.own)
         if entry.error is not None:
             failures.append(
-                SourceFailure.of(
+                Failure.of(
                     entry.error, scan_id=_failure_id(entry.row), location=f"{shown} (line {entry.row.number})"
                 )
             )
@@ -89,7 +89,7 @@ def discover_manifest(path: Path, rules: SeriesRules) -> Discovery:
         error = ManifestError(
             f"line {number} of the manifest cannot be used: {reason}", path=None, remedy="Correct it"
         )
-        failures.append(SourceFailure.of(error, scan_id=f"manifest-line-{number}", location=path.name))
+        failures.append(Failure.of(error, scan_id=f"manifest-line-{number}", location=path.name))
     return Discovery(
         sources=tuple(sorted(sources, key=lambda s: s.scan_id)),
         failures=tuple(sorted(_merge(failures), key=lambda f: f.scan_id)),
@@ -269,9 +269,9 @@ def _failure_id(row: Row) -> str:
         return f"manifest-line-{row.number}"
 
 
-def _merge(failures: Sequence[SourceFailure]) -> list[SourceFailure]:
+def _merge(failures: Sequence[Failure]) -> list[Failure]:
     """Return one failure per id; rows with the same id are reported together, with all their locations."""
-    by_id: dict[str, SourceFailure] = {}
+    by_id: dict[str, Failure] = {}
     for failure in failures:
         first = by_id.get(failure.scan_id)
         by_id[failure.scan_id] = (

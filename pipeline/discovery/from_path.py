@@ -19,11 +19,11 @@ from pipeline.discovery.from_folder import discover_folder
 from pipeline.discovery.from_manifest import discover_manifest
 from pipeline.discovery.layouts.table import AUTO
 from pipeline.discovery.manifest_table import MANIFEST_SUFFIXES
-from pipeline.discovery.sources import Discovery, LabelSource, Source, SourceFailure
+from pipeline.discovery.sources import Discovery, LabelSource, Source
 from pipeline.errors import ConfigError, UnreadableFile
 from pipeline.formats import SeriesRules
 
-__all__ = ["Discovery", "LabelSource", "Source", "SourceFailure", "discover"]
+__all__ = ["Discovery", "LabelSource", "Source", "discover"]
 
 
 def discover(raw: Path, rules: SeriesRules, *, layout: str = AUTO, follow_links: bool = False) -> Discovery:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pipeline.errors import ScanError, UnsafeId
+from pipeline.errors import Failure, UnsafeId
 from pipeline.formats import short_hash
 
 MAX_ID_LENGTH = 128
@@ -127,34 +127,8 @@ class Source:
             raise ValueError(f"source {self.scan_id}: a scan of a set, and no other, has an item")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SourceFailure:
-    """One scan that cannot be read, and the reason.
-
-    Attributes:
-        scan_id: Its id if it has a safe one, else a made-up one ("manifest-line-7").
-        location: Its name in messages, without a patient's name.
-        reason: What must hold and what was found.
-        remedy: What the user can do.
-        kind: Name of the error's class.
-    """
-
-    scan_id: str
-    location: str
-    reason: str
-    remedy: str
-    kind: str
-
-    @classmethod
-    def of(cls, error: ScanError, *, scan_id: str, location: str) -> SourceFailure:
-        """Return the failure that an error describes."""
-        return cls(
-            scan_id=scan_id,
-            location=location,
-            reason=error.reason,
-            remedy=error.remedy,
-            kind=type(error).__name__,
-        )
+SourceFailure = Failure
+"""Its name in older versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +142,7 @@ class Discovery:
     """
 
     sources: tuple[Source, ...]
-    failures: tuple[SourceFailure, ...]
+    failures: tuple[Failure, ...]
     notes: tuple[str, ...]
 
 

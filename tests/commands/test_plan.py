@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from commands.prepare.plan import Done, Found, Job, Known, Plan, Wanted, batches, decide, make_plan
-from pipeline.discovery.sources import Source, SourceFailure
+from pipeline.discovery import Source
+from pipeline.errors import Failure
 
 WANTED = Wanted(ingest="i" * 64, proposals="p" * 64, proposals_change="max_proposals 1000 -> 2000")
-FAILURE = SourceFailure(scan_id="a", location="a.nii", reason="flat", remedy="look", kind="ConstantImage")
+FAILURE = Failure(scan_id="a", location="a.nii", reason="flat", remedy="look", kind="ConstantImage")
 COMMITTED = {"source": "s1", "ingest": WANTED.ingest, "proposals": WANTED.proposals}
 
 

@@ -7,7 +7,7 @@ import pytest
 from commands.prepare.outcomes import Outcome, RunReport, counted_scans
 from commands.prepare.settings import print_report
 from commands.progress import Progress, duration
-from pipeline.discovery.sources import SourceFailure
+from pipeline.errors import Failure
 
 
 def progress(**changes: float) -> Progress:
@@ -107,7 +107,7 @@ def test_notes_of_scans_are_told_with_their_scan(capsys: pytest.CaptureFixture[s
 
 
 def test_the_exit_code_is_true() -> None:
-    failure = SourceFailure(scan_id="x", location="x", reason="r", remedy="m", kind="K")
+    failure = Failure(scan_id="x", location="x", reason="r", remedy="m", kind="K")
     assert report().exit_code == 0
     assert report(failed=(failure,)).exit_code == 1
     assert report(not_done=(failure,)).exit_code == 1
