@@ -17,12 +17,12 @@ from pipeline.discovery.folder_listing import Tree, walk
 from pipeline.discovery.from_dicom import DicomFind, find_dicom
 from pipeline.discovery.layouts.layout import Files
 from pipeline.discovery.layouts.table import Search, search
-from pipeline.discovery.pairing import IMAGE_FOLDERS, LABEL_FOLDERS
+from pipeline.discovery.pairing import IMAGE_FOLDERS
 from pipeline.discovery.sources import Discovery, SetItem, Source, distinct_ids, id_from_parts
 from pipeline.errors import Failure, NotAnImage, ScanError, UnreadableFile
 from pipeline.formats import SET_SUFFIX, Scrubber, SeriesRules, SetPart, companions, ids_in, open_set, stem_of
 
-_SPLIT_FOLDERS = {"imagestr": "train", "imagests": "test"}
+_SPLIT_FOLDERS = {"imagestr": "train", "imagests": "test", "imagesva": "val", "imagesval": "val"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +255,7 @@ def _orphan_notes(orphans: Sequence[Path], scrubber: Scrubber) -> list[str]:
     more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
     return [
         f"{len(shown)} files look like labels by their name or folder "
-        f"({', '.join(sorted(LABEL_FOLDERS)[:3])}, ...; _label, _seg, _gt, _mask) but "
+        "(labels, masks, ...; _label, _seg, _gt, _mask, ...) but "
         "belong to no scan, left out: "
         f"{', '.join(shown[:5])}{more}; a manifest can pair them"
     ]

@@ -109,7 +109,7 @@ def _read(root: Path, folder: Path, raw: Sequence[Path], derived: Sequence[Path]
     people = participants(root / folder)
     found, notes = [], dict[str, None]()
     for paired in scans:
-        own, said = label_sources(root, paired.labels)
+        own, said = label_sources(root, paired.labels, shared=paired.unsure)
         notes |= dict.fromkeys(said)
         derived_labels = _labels(drawn_on.get(paired.image, ()), root, folder, numbers)
         person = people.get(f"sub-{names[paired.image].entities.get('sub', '')}", {})

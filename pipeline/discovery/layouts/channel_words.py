@@ -8,18 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from pipeline.formats import NAME_WORDS, Modality
-
-CHANNEL_WORDS: dict[str, Modality] = (
-    NAME_WORDS
-    | dict.fromkeys(
-        ["t1n", "t1gd", "t1post", "t1km", "t2f", "t2s", "pd", "pdw", "tof", "mra", "stir", "dixon", "mprage"],
-        "mr",
-    )
-    | dict.fromkeys(["suv", "fdg", "psma"], "pet")
-    | {"ctres": "ct", "cta": "ct", "hu": "ct"}
-)
-"""Words that name a channel, and their modality."""
+from pipeline.discovery.name_words import CHANNEL_WORDS, PROCESSING_WORDS, channel_start
+from pipeline.formats import Modality
 
 _UNSURE = frozenset(["t1", "t2"])
 """Words that may also mean the first and the second time."""
@@ -45,12 +35,11 @@ def split_channel(stem: str) -> tuple[str, tuple[str, ...]]:
     "p01_MR_T1" is ("p01", ("mr", "t1")), and "FLAIR" is ("", ("flair",)).
     """
     pieces = [(match.start(), match.group().lower()) for match in re.finditer(r"[A-Za-z0-9]+", stem)]
-    first = len(pieces)
-    while first > 0 and pieces[first - 1][1] in CHANNEL_WORDS:
-        first -= 1
+    first = channel_start([word for _, word in pieces])
     if first == len(pieces):
         return stem, ()
-    return stem[: pieces[first][0]].rstrip("_-. "), tuple(word for _, word in pieces[first:])
+    words = tuple(word for _, word in pieces[first:] if word not in PROCESSING_WORDS)
+    return stem[: pieces[first][0]].rstrip("_-. "), words
 
 
 def modality_of_words(words: Sequence[str], beside: Iterable[str]) -> Modality | None:

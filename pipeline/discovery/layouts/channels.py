@@ -77,16 +77,16 @@ def cases_among(scans: Iterable[Path]) -> list[Case]:
 def find_channels(files: Files) -> LayoutFind:
     """Return the scans of all cases that have several channels."""
     pairing = pair(files.volumes)
-    own = {paired.image: paired.labels for paired in pairing.scans}
-    paired_labels = {label for labels in own.values() for _, label in labels}
+    own = {paired.image: paired for paired in pairing.scans}
+    paired_labels = {label for paired in pairing.scans for _, label in paired.labels}
     common_labels = _by_case(path for path in files.volumes if path not in paired_labels)
     scans, taken, notes = [], set[Path](), dict[str, None]()
     for case in cases_among(own):
         named = sorted(common_labels.get((case.folder, case.prefix), ()))
-        common, said = label_sources(files.root, named, shared=True)
+        common, said = label_sources(files.root, named, shared=[path for _, path in named])
         notes |= dict.fromkeys(said)
         for scan in sorted(case.channels):
-            labels, said = label_sources(files.root, own[scan])
+            labels, said = label_sources(files.root, own[scan].labels, shared=own[scan].unsure)
             notes |= dict.fromkeys(said)
             scans.append(
                 LayoutScan(
@@ -96,7 +96,7 @@ def find_channels(files: Files) -> LayoutFind:
                     case=case.place,
                 )
             )
-            taken |= {scan, *(label for _, label in own[scan])}
+            taken |= {scan, *(label for _, label in own[scan].labels)}
         taken |= {path for _, path in named}
     return LayoutFind(scans=tuple(scans), taken=frozenset(taken), notes=tuple(notes))
 

@@ -55,10 +55,10 @@ def find_mask_folders(files: Files) -> LayoutFind:
     numbers = {key: number_names(stem_of(mask.name) for mask in masks) for key, masks in names.items()}
     splits = {dataset: read_splits(files.root / dataset / META_FILE) for dataset, _ in numbers}
     cases = {scan: case for case in cases_among(of_scan) for scan in case.channels}
-    own = {paired.image: paired.labels for paired in pairing.scans}
+    own = {paired.image: paired for paired in pairing.scans}
     scans, notes = [], dict[str, None]()
     for scan, held in sorted(of_scan.items()):
-        labels, said = label_sources(files.root, own.get(scan, ()))
+        labels, said = label_sources(files.root, own[scan].labels, shared=own[scan].unsure)
         notes |= dict.fromkeys(said)
         made = [
             masks_of(
@@ -77,7 +77,7 @@ def find_mask_folders(files: Files) -> LayoutFind:
             )
         )
     taken = {path for folder in folders for path in (*folder.scans, *folder.masks)}
-    taken |= {label for scan in of_scan for _, label in own.get(scan, ())}
+    taken |= {label for scan in of_scan for _, label in own[scan].labels}
     return LayoutFind(scans=tuple(scans), taken=frozenset(taken), notes=tuple(notes))
 
 

@@ -4,6 +4,7 @@
     imagesTr/CASE.nii.gz                          a volume of a 4D file for each channel (Decathlon)
     labelsTr/CASE.nii.gz                          the label map of all channels of the case
     imagesTs, labelsTs                            likewise, split "test"
+    imagesVa or imagesVal, labelsVa, ...          likewise, split "val"
 
 The channels' names tell the modality. A case is a case only where it has several channels. Names of values
 come from `labels`, also where these are regions. Other folders and files are left to other layouts.
@@ -30,8 +31,8 @@ from pipeline.discovery.sources import LabelSource
 from pipeline.errors import NotAnImage, NotVolumetric
 from pipeline.formats import stem_of, volume_suffix
 
-_SPLITS = {"imagestr": "train", "imagests": "test"}
-_LABELS_OF = {"imagestr": "labelstr", "imagests": "labelsts"}
+_SPLITS = {"imagestr": "train", "imagests": "test", "imagesva": "val", "imagesval": "val"}
+_LABELS_OF = {images: images.replace("images", "labels") for images in _SPLITS}
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<number>\d{4})$")
 _FLAT_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 """Images that can only be 2D."""

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,19 +14,20 @@ from pipeline.discovery.sources import LabelSource
 
 
 def label_sources(
-    root: Path, labels: Iterable[tuple[str, Path]], *, shared: bool = False
+    root: Path, labels: Iterable[tuple[str, Path]], *, shared: Collection[Path] = ()
 ) -> tuple[tuple[LabelSource, ...], tuple[str, ...]]:
     """Return the label maps of a scan with the names beside them, and notes on files of names.
 
     Args:
         root: The searched folder.
         labels: (name, path relative to it) of each.
-        shared: Whether they belong to all scans of a case.
+        shared: Those that belong to all scans of a case, or to this scan probably: they are left out, with a
+            note, where they lie on another grid.
     """
     sources, notes = [], []
     for name, path in labels:
         names, note = find_value_names(root / path, root)
-        sources.append(LabelSource(name=name, path=root / path, value_names=names, shared=shared))
+        sources.append(LabelSource(name=name, path=root / path, value_names=names, shared=path in shared))
         notes.extend([note] if note else [])
     return tuple(sources), tuple(notes)
 

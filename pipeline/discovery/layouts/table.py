@@ -36,7 +36,7 @@ def find_plain(files: Files) -> LayoutFind:
     notes = [f"{count} labels paired by name: {rule}" for rule, count in pairing.rules]
     scans, about_names = [], dict[str, None]()
     for paired in pairing.scans:
-        labels, said = label_sources(files.root, paired.labels)
+        labels, said = label_sources(files.root, paired.labels, shared=paired.unsure)
         about_names |= dict.fromkeys(said)
         scans.append(LayoutScan(image=paired.image, labels=labels))
     taken = frozenset(files.volumes) - set(pairing.orphans)

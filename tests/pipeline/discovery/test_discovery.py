@@ -98,7 +98,7 @@ def test_two_labels_of_one_scan_keep_their_own_names(tmp_path: Path) -> None:
         "example_seg_mr.nii.gz",
         "labels/Y.nii.gz",
         "p/segmentations/liver.nii.gz",
-        "mask.nii",
+        "p/mask.nii",
     ],
 )
 def test_a_label_without_a_scan_is_noted_and_never_taken_for_one(tmp_path: Path, orphan: str) -> None:

@@ -400,6 +400,17 @@ def test_a_single_mask_of_another_name_is_no_label_of_the_only_scan(tmp_path: Pa
 # --- nnU-Net
 
 
+def test_a_part_for_validation_has_its_labels_names_and_split(tmp_path: Path) -> None:
+    drawn_nnunet(tmp_path)
+    for part in ("Va", "Val"):
+        write(tmp_path, f"images{part}/p{part}_0000.nii.gz")
+        write_labels(tmp_path, f"labels{part}/p{part}.nii.gz")
+    discovery = found(tmp_path)
+    assert {s.split: s.modality for s in discovery.sources} == {"train": "ct", "val": "ct"}
+    assert all(s.labels[0].value_names for s in discovery.sources)
+    assert len(discovery.sources) == 3
+
+
 def drawn_nnunet(root: Path, **changes: object) -> Path:
     write(root, "imagesTr/p1_0000.nii.gz")
     write_labels(root, "labelsTr/p1.nii.gz")
@@ -491,4 +502,4 @@ def test_plain_pairs_by_name_alone(tmp_path: Path) -> None:
     discovery = found(root, "plain")
     assert {(s.modality, s.case) for s in discovery.sources} == {(None, "")}
     assert {s.scan_id for s in discovery.sources} == set(EXPECTED[drawn_trees.brats])  # ids are the same
-    assert "layout: plain, 11 scans, 2 with labels" in discovery.notes
+    assert "layout: plain, 11 scans, 8 with labels" in discovery.notes
