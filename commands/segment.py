@@ -32,6 +32,7 @@ from pipeline.ingest import IngestConfig, find_one, find_targets, ingest_config,
 from training.engine import choose_device
 from training.errors import TrainingError
 from training.inference import (
+    Found,
     Segmentation,
     SegmentConfig,
     Segmenter,
@@ -100,6 +101,8 @@ class Written:
     seconds: float
     agreement: float | None
     """Where masks were carried over by registration."""
+    confidences: dict[str, float]
+    """The same, of each structure: an estimate of its Dice, 0..1."""
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -330,12 +333,17 @@ def _segment_one(
         modality_origin=scan.modality_origin,
         seconds=time.monotonic() - began,
         agreement=result.agreement,
+        confidences={_named(one): one.confidence for one in result.found if one.confidence is not None},
         notes=result.notes,
     )
 
 
 def _volumes(result: Segmentation) -> dict[str, float]:
-    return {f"{one.structure.name} ({one.structure.values[0]})": one.volume_ml for one in result.found}
+    return {_named(one): one.volume_ml for one in result.found}
+
+
+def _named(found: Found) -> str:
+    return f"{found.structure.name} ({found.structure.values[0]})"
 
 
 @contextmanager
@@ -386,18 +394,26 @@ def _with_own_remedy(failure: Failure) -> Failure:
     return replace(failure, remedy=_CHOOSE_FRAME) if failure.kind == NoSuchFrame.__name__ else failure
 
 
+def _told(one: Written, name: str) -> str:
+    """A structure with its volume and, where it is known, how far it is to be believed."""
+    text = f"{name} {one.volumes_ml[name]:.3g}"
+    return f"{text} [{one.confidences[name]:.2f}]" if name in one.confidences else text
+
+
 def _tell(written: Sequence[Written]) -> None:
     if not written:
         return
     rows = []
     for one in written:
         largest = sorted(one.volumes_ml.items(), key=lambda item: -item[1])
-        told = ", ".join(f"{name} {volume:.3g}" for name, volume in largest[:_TOLD_STRUCTURES])
+        told = ", ".join(_told(one, name) for name, _ in largest[:_TOLD_STRUCTURES])
         more = f" and {len(largest) - _TOLD_STRUCTURES} more" if len(largest) > _TOLD_STRUCTURES else ""
         modality = one.modality + (", guessed" if one.modality_origin.startswith("guess") else "")
         rows.append((one.scan_id, modality, told + more, f"{one.seconds:.1f}", str(one.labels)))
     print_table(
-        f"segmented ({len(written)})", ("target", "modality", "ml of structures", "seconds", "file"), rows
+        f"segmented ({len(written)})",
+        ("target", "modality", "ml of structures [confidence]", "seconds", "file"),
+        rows,
     )
     for one in written:
         for note in one.notes:

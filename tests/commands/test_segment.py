@@ -376,3 +376,6 @@ def test_registration_that_tries_where_the_network_sees_the_structures_is_the_de
     assert told["network"]["agreement"] is None
     assert told["default"]["agreement"] == told["both"]["agreement"] > 0.5
     assert any("registration" in note for note in told["default"]["notes"])
+    assert set(told["default"]["confidences"]) == set(told["default"]["volumes_ml"])
+    assert all(0 < confidence <= 1 for confidence in told["default"]["confidences"].values())
+    assert told["network"]["confidences"] == {}

@@ -1,6 +1,7 @@
 """Masks that a registration has placed, moved onto the target's own boundaries.
 
     vote      each voxel takes the mean of the masks around it, weighed by how alike the two images are there
+    confidence   how well a mask fits both images, as an estimate of its Dice
     sharpen   the masks are the prior, the target's intensities the likelihood: expectation-maximisation with
               one histogram a structure and one for what surrounds them, and neighbours that agree
 
@@ -51,11 +52,15 @@ COUPLING = 1.0
 """Weight of the neighbours against both."""
 COUPLING_SIGMA = 0.8
 """How far neighbours count, voxels."""
+CONFIDENCE_VOXELS = 3
+"""How far around a structure the images are compared."""
 ITERATIONS = 5
 NUM_BINS = 32
 _BIN_SIGMA = 1.5
 _LEAST_PRIOR = 1e-4
 _LEAST_PLACED = 0.02
+_LEAST_VARIANCE = 1e-9
+"""Of z-scores, below which an image is constant but for rounding."""
 _NOWHERE: Window = (slice(0, 0), slice(0, 0), slice(0, 0))
 _PLACED = 0.3
 """Sum of the masks from which a voxel counts as placed."""
@@ -124,6 +129,36 @@ def sharpen(masks: Image, target: Image) -> Image:
     surrounding = np.ones(target.shape, np.float32)
     surrounding[window] = posteriors[0]
     return _beside_the_next_best(sharp, surrounding)
+
+
+def confidence(probability: Image, drawn: NDArray[np.bool_], warped: Image, target: Image) -> float:
+    """Return an estimate of a structure's Dice, 0..1 (docs/results.md: how near it comes).
+
+    It is the Dice that the probabilities expect of what is drawn, times the correlation of the two images in
+    and around it.
+
+    Args:
+        probability: Of the structure, (z, y, x).
+        drawn: Its voxels.
+        warped: The reference's image on the target's grid.
+        target: (z, y, x).
+    """
+    window = _window_of(drawn[None].astype(np.float32), CONFIDENCE_VOXELS)
+    if window is None:
+        return 0.0
+    here = drawn[window]
+    expected = 2 * float(probability[drawn].sum()) / float(drawn.sum() + probability.sum())
+    near = ndimage.binary_dilation(here, iterations=CONFIDENCE_VOXELS)
+    return expected * max(0.0, correlation(warped[window][near], target[window][near]))
+
+
+def correlation(first: Image, second: Image) -> float:
+    """Return Pearson's correlation of two images, in float64; 0 where one of both is as good as constant."""
+    if len(first) < 2:
+        return 0.0
+    a, b = (values.astype(np.float64) - values.mean(dtype=np.float64) for values in (first, second))
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / scale if scale > _LEAST_VARIANCE * len(first) else 0.0
 
 
 def _beside_the_next_best(probabilities: Image, surrounding: Image) -> Image:

@@ -31,7 +31,7 @@ from scipy import ndimage
 from training.data import box_of_mask
 from training.inference.poses import Image, Pose, Window, on_centre, places, turned
 from training.inference.prompts import Progress, Reference, Structure
-from training.inference.refinement import sharpen, vote
+from training.inference.refinement import confidence, correlation, sharpen, vote
 
 Level: TypeAlias = tuple[int, float, int]
 
@@ -44,12 +44,14 @@ SEEN_FRACTION = 0.3
 LEAST_SEEN_OVERLAP = 0.2
 """Dice of the masks, carried over to where they were seen, with what was seen: below it the place is not
 taken. A network that has learnt another anatomy sees something anywhere (docs/decisions/0010)."""
+THRESHOLD = 0.5
+"""Probability from which a voxel is drawn."""
 NEAR_VOXELS = 3
 """How far around the structures the images have to agree."""
 LEAST_SHOWN = 0.7
 """An answer of which the target shows a smaller part than this counts for less."""
-LOW_AGREEMENT = 0.6
-"""Below it structures were mostly not found: a mean Dice of 0.08, above it 0.52 (docs/results.md)."""
+LOW_CONFIDENCE = 0.5
+"""Of a structure; below it a mean Dice of 0.34, above it 0.72 (docs/results.md)."""
 LEVELS: tuple[Level, ...] = ((4, 2.0, 60), (2, 1.0, 60), (1, 0.0, 30))
 """Shrink factor, Gaussian sigma (voxels) and iterations of demons at each resolution, coarse to fine."""
 BRIEF_LEVELS = LEVELS[:2]
@@ -61,8 +63,6 @@ FIELD_SIGMA = 1.2
 _LEAST_MARGIN = 3
 _LEAST_SIDE = 8
 """Voxels along an axis below which no window is bent; an axis is not shrunk below twice as many."""
-_LEAST_VARIANCE = 1e-9
-"""Of z-scores, below which an image is constant but for rounding."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,6 +76,8 @@ class Carried:
     shows a part of the structures only, 0 where nothing could be registered. It ranks answers."""
     warped: Image
     """(z, y, x): the reference's image, registered; the target's own values where that does not reach."""
+    confidences: tuple[float, ...] = ()
+    """Of each of K structures an estimate of its Dice, 0..1, where they were drawn (`confidence`)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -194,7 +196,13 @@ def carry_structures(
     sums /= np.maximum(weights, np.float32(1e-6))[:, None, None, None]
     if best is None:
         raise ValueError("at least one reference is needed")
-    return replace(best, probabilities=sharpen(sums, target))
+    sharp = sharpen(sums, target)
+    drawn = [probability >= THRESHOLD for probability in sharp]
+    confidences = (
+        confidence(probability, mask, best.warped, target)
+        for probability, mask in zip(sharp, drawn, strict=True)
+    )
+    return replace(best, probabilities=sharp, confidences=tuple(confidences))
 
 
 def _centre_of(seen: Image) -> tuple[float, float, float] | None:
@@ -261,7 +269,7 @@ def _bent(
 
 def _overlap(mask: Image, there: Window, seen: Image) -> float:
     """Return the Dice of a mask in a window of the target with what is seen there and elsewhere."""
-    drawn, own = mask >= 0.5, seen >= 0.5
+    drawn, own = mask >= THRESHOLD, seen >= THRESHOLD
     return 2 * float((drawn & own[there]).sum()) / max(float(drawn.sum() + own.sum()), 1.0)
 
 
@@ -278,20 +286,11 @@ def _agreement(
     inside = _itk(near.astype(np.float32))
     here = _array(sitk.Resample(inside, fixed, transform, sitk.sitkNearestNeighbor, 0.0)) > 0
     share = float(here.sum()) / float(near.sum())
-    return _correlation(shown[here], warped[here]) * min(1.0, share / LEAST_SHOWN)
+    return correlation(shown[here], warped[here]) * min(1.0, share / LEAST_SHOWN)
 
 
 def _warped(image: Image, fixed: sitk.Image, transform: sitk.Transform) -> Image:
     return _array(sitk.Resample(_itk(image), fixed, transform, sitk.sitkLinear, float(image.min())))
-
-
-def _correlation(first: Image, second: Image) -> float:
-    """Pearson's, in float64; 0 where one of both is as good as constant."""
-    if len(first) < 2:
-        return 0.0
-    a, b = (values.astype(np.float64) - values.mean(dtype=np.float64) for values in (first, second))
-    scale = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / scale if scale > _LEAST_VARIANCE * len(first) else 0.0
 
 
 def _onto(field: Any, grid: sitk.Image) -> sitk.Image:

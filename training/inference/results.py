@@ -33,6 +33,9 @@ class Found:
     """On the target's own grid."""
     volume_ml: float
     """The same in millilitres."""
+    confidence: float | None = None
+    """Where masks were carried over: an estimate of the structure's Dice, 0..1
+    (`training.inference.refinement`)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

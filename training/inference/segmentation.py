@@ -38,7 +38,7 @@ from training.inference.prompts import (
     encode_references,
 )
 from training.inference.raw_scans import RawScan, installed_reader
-from training.inference.registration import LOW_AGREEMENT, carry_structures
+from training.inference.registration import LOW_CONFIDENCE, Carried, carry_structures
 from training.inference.results import Found, Segmentation
 from training.network import TrainedOn, load_checkpoint
 
@@ -219,7 +219,7 @@ class Segmenter:
         threshold = self.config.inference.threshold
         places = np.zeros(target.own_shape, np.uint16)
         best = np.full(target.own_shape, threshold, np.float32)
-        passes, agreement = self._passes(target, progress)
+        passes, carried = self._passes(target, progress)
         for _, part, probabilities in passes:
             for place, probability in enumerate(probabilities, start=part.start):
                 above = None if on_probability else threshold
@@ -232,12 +232,12 @@ class Segmenter:
         if self.config.largest_component:
             for place in range(len(self.prompt.structures)):
                 _keep_largest(places, place + 1)
-        return self._result(target, places, agreement)
+        return self._result(target, places, carried)
 
     def _passes(
         self, target: RawScan, progress: Progress | None
-    ) -> tuple[Iterable[tuple[int, slice, NDArray[np.float32]]], float | None]:
-        """The probabilities (k, z, y, x) of some structures after the other, and how far images agree."""
+    ) -> tuple[Iterable[tuple[int, slice, NDArray[np.float32]]], Carried | None]:
+        """The probabilities (k, z, y, x) of some structures after the other, and what was carried over."""
         inference, structures = self.config.inference, self.prompt.structures
         found = predict(
             self.net, target.image, [self.prompt], inference, device=self.device, progress=progress
@@ -250,7 +250,7 @@ class Segmenter:
             for _, _, probabilities in found:
                 np.maximum(seen, probabilities.max(axis=0), out=seen)
         carried = carry_structures(self.references, structures, target.image, seen=seen, progress=progress)
-        return [(0, slice(0, len(structures)), carried.probabilities)], carried.agreement
+        return [(0, slice(0, len(structures)), carried.probabilities)], carried
 
     def _check_modality(self, target: RawScan) -> None:
         if self.config.across_modalities or not self.modalities or target.modality in self.modalities:
@@ -262,27 +262,33 @@ class Segmenter:
             "where it is guessed wrongly, or allow another one on purpose (--across-modalities)"
         )
 
-    def _result(self, target: RawScan, places: NDArray[np.uint16], agreement: float | None) -> Segmentation:
+    def _result(self, target: RawScan, places: NDArray[np.uint16], carried: Carried | None) -> Segmentation:
         """Label values in place of the structures' places, and what there is of each."""
         structures = self.prompt.structures
         counts = np.bincount(places.ravel(), minlength=len(structures) + 1)
         values = np.array([0, *(structure.values[0] for structure in structures)])
+        confidences = carried.confidences if carried else (None,) * len(structures)
         found = tuple(
-            Found(structure=structure, num_voxels=int(n), volume_ml=float(n) * target.own_voxel_ml)
-            for structure, n in zip(structures, counts[1:], strict=True)
+            Found(
+                structure=structure,
+                num_voxels=int(n),
+                volume_ml=float(n) * target.own_voxel_ml,
+                confidence=confidence,
+            )
+            for structure, n, confidence in zip(structures, counts[1:], confidences, strict=True)
         )
         notes = [*target.notes]
         if self.prompt.missing:
             lost = _listed([structure.values[0] for structure in self.prompt.missing])
             notes.append(f"nothing of label {lost} is left in the references at this spacing: not looked for")
-        if agreement is not None:
-            notes.append(_told(agreement))
+        if carried is not None:
+            notes.append(_told(found))
         return Segmentation(
             labels=(values.astype(np.uint16) if values.max() > 255 else values.astype(np.uint8))[places],
             found=found,
             scan=target,
             reference=self.references[0] if self.references else None,
-            agreement=agreement,
+            agreement=carried.agreement if carried else None,
             notes=tuple(notes),
         )
 
@@ -339,10 +345,15 @@ def segment(
     return replace(result, probabilities=kept)
 
 
-def _told(agreement: float) -> str:
-    """Return a note on how well the images agree."""
-    text = f"carried over by registration; the images agree by {agreement:.2f} of 1 there"
-    return text if agreement >= LOW_AGREEMENT else f"{text}, which is low: look whether it is there at all"
+def _told(found: Sequence[Found]) -> str:
+    """Return a note on how far the structures are to be believed, the least first."""
+    ranked = sorted(found, key=lambda one: one.confidence or 0.0)
+    low = [one for one in ranked if (one.confidence or 0.0) < LOW_CONFIDENCE]
+    if not low:
+        return f"carried over by registration; least confidence {ranked[0].confidence or 0:.2f} of 1"
+    named = ", ".join(f"{one.structure.name} {one.confidence or 0:.2f}" for one in low[:6])
+    more = f" and {len(low) - 6} more" if len(low) > 6 else ""
+    return f"low confidence (0 to 1), look whether it is there at all: {named}{more}"
 
 
 def _structures(references: Sequence[RawScan], labels: Sequence[int]) -> list[Structure]:

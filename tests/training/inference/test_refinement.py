@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from training.inference import refinement
-from training.inference.refinement import sharpen, vote
+from training.inference.refinement import confidence, sharpen, vote
 
 
 def ball(middle: tuple[float, float, float], radius: float, shape=(24, 40, 40)) -> np.ndarray:
@@ -113,3 +113,17 @@ def test_the_same_input_gives_the_same_bytes() -> None:
     target = image_of(shell_and_core(), [-1.0, 2.0])
     once, again = (sharpen(vote(moved, target, target), target) for _ in range(2))
     assert once.tobytes() == again.tobytes()
+
+
+def test_confidence_is_high_where_probabilities_are_sharp_and_images_alike() -> None:
+    truth = ball((12, 20, 20), 7)
+    target, alike = image_of(truth[None], [2.0], seed=1), image_of(truth[None], [2.0], seed=2)
+    other = np.random.default_rng(3).normal(size=target.shape).astype(np.float32)
+    sure = truth.astype(np.float32)
+    unsure = np.clip(ndimage.gaussian_filter(sure, 3), 0, 1)
+    best = confidence(sure, truth, alike, target)
+    assert 0.85 < best <= 1
+    assert confidence(unsure, truth, alike, target) < best - 0.15
+    assert 0 <= confidence(sure, truth, other, target) < 0.2
+    assert confidence(sure, np.zeros_like(truth), alike, target) == 0
+    assert confidence(sure, truth, np.zeros_like(target), target) == 0

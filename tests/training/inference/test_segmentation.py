@@ -331,11 +331,14 @@ def test_registration_answers_in_place_of_the_network(segmenter: Segmenter, refe
     assert result.agreement is not None
     assert result.agreement > 0.99
     assert any("registration" in note and "low" not in note for note in result.notes)
+    assert all(one.confidence is not None and one.confidence > 0.7 for one in result.found)
     inverted = replace(shown, image=np.roll(-shown.image, 11, axis=1))
     doubted = Segmenter.from_references(LikeInside(), [shown], by).segment(inverted)
-    assert any("low: look" in note for note in doubted.notes)
+    assert any(note.startswith("low confidence") for note in doubted.notes)
     assert min(result.dice(own).values()) > 0.8
-    assert segmenter.segment(shown).agreement is None
+    alone = segmenter.segment(shown)
+    assert alone.agreement is None
+    assert all(one.confidence is None for one in alone.found)
 
 
 def test_registration_tries_the_place_where_the_network_sees_the_structures(
