@@ -140,7 +140,7 @@ def rules() -> dict[str, tuple[str, Callable[..., Any]]]:
         "chosen-by-growth": ("pipeline.proposals.proposal_set.choose", choose_by_growth),
         "no-agreement-of-trees": ("pipeline.proposals.selection._agreement", agree_on_nothing),
         "no-clear-outlines": ("pipeline.proposals.selection._clarity", equally_clear),
-        "no-slivers-absorbed": ("pipeline.proposals.atoms.absorb", absorb_nothing),
+        "no-slivers-absorbed": ("pipeline.proposals.atoms.absorb_in_place", absorb_nothing),
     }
 
 
@@ -184,9 +184,9 @@ def equally_clear(outline: NDArray[np.int64], voxels: NDArray[np.int64]) -> NDAr
     return np.ones(len(voxels))
 
 
-def absorb_nothing(atoms: Any, ranks: NDArray[Any], *rest: Any) -> tuple[Any, NDArray[np.int64]]:
-    """In place of `absorb`: no sliver; where there are too many atoms, regions are given up."""
-    return atoms, np.arange(len(ranks))
+def absorb_nothing(atoms: Any, ranks: NDArray[Any], *rest: Any) -> NDArray[np.int64]:
+    """In place of `absorb_in_place`: no sliver; where there are too many atoms, regions are given up."""
+    return np.arange(len(ranks))
 
 
 if __name__ == "__main__":

@@ -34,13 +34,19 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "totalseg" / "example_ct.nii.
 
 STEPS = {
     "gradient": ("boundary_evidence", "_component_levels"),
-    "supervoxels": ("basins", "join_lowest_pass", "merge_weakest", "join_flat", "relabelled"),
+    "supervoxels": (
+        "basins",
+        "join_lowest_pass_in_place",
+        "merge_weakest_consuming",
+        "join_flat",
+        "relabel_in_place",
+    ),
     "region graph": ("region_graph", "region_sums"),
     "trees": ("grow_all",),
     "components": ("component_tree",),
     "sketches": ("leaf_sketches", "count_inside", "candidates_of"),
     "selection": ("choose", "with_second", "worth_keeping"),
-    "atoms": ("refine", "arrange"),
+    "atoms": ("refine_consuming", "arrange_consuming"),
 }
 """Functions that `growing` and `proposal_set` call, by what the table calls them."""
 

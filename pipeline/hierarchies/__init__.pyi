@@ -6,11 +6,11 @@ from .boundaries import (
     boundary_evidence as boundary_evidence,
 )
 from .components import component_tree as component_tree
-from .merging import merge_weakest as merge_weakest
+from .merging import merge_weakest_consuming as merge_weakest_consuming
 from .minhash import leaf_sketches as leaf_sketches, similar_pairs as similar_pairs
 from .region_graphs import (
     RegionGraph as RegionGraph,
-    merge_graph as merge_graph,
+    merge_graph_consuming as merge_graph_consuming,
     region_graph as region_graph,
 )
 from .region_totals import (
@@ -22,9 +22,9 @@ from .region_totals import (
 )
 from .supervoxels import (
     basins as basins,
-    join_lowest_pass as join_lowest_pass,
+    join_lowest_pass_in_place as join_lowest_pass_in_place,
     number_in_scan_order as number_in_scan_order,
-    relabelled as relabelled,
+    relabel_in_place as relabel_in_place,
 )
 from .tree_methods import TreeSpec as TreeSpec
 from .trees import Hierarchy as Hierarchy, grow as grow

@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 
 from pipeline.compute import Backend
 from pipeline.hierarchies.agglomeration import agglomerate, join_nearest
-from pipeline.hierarchies.region_graphs import RegionGraph, merge_graph
+from pipeline.hierarchies.region_graphs import RegionGraph, merge_graph_consuming
 from pipeline.hierarchies.region_totals import RegionSums, merge_sums
 from pipeline.hierarchies.tree_methods import contrast
 
 
-def merge_weakest(
+def merge_weakest_consuming(
     graph: RegionGraph, sums: RegionSums, max_regions: int, backend: Backend
 ) -> tuple[NDArray[np.int32], RegionGraph, RegionSums]:
     """Merge small, similar regions until no more than `max_regions` are left.
 
     Args:
-        graph: Graph of R regions on the backend; emptied on the CPU (see `merge_graph`).
+        graph: Graph of R regions on the backend. It is empty afterwards (see `merge_graph_consuming`).
         sums: Sums of the R regions.
         max_regions: The most regions that may be left.
         backend: Backend that holds the graph.
@@ -38,10 +38,10 @@ def merge_weakest(
     if graph.num_regions > 2 * max_regions:
         nearest, count = join_nearest(pairs, faces, strengths, sums.voxels, sums.levels / 8)
         del pairs, faces, strengths
-        joined = merge_graph(graph, nearest, count, backend), merge_sums(sums, nearest, count)
+        joined = merge_graph_consuming(graph, nearest, count, backend), merge_sums(sums, nearest, count)
         if count <= max_regions:
             return nearest, *joined
-        new_region, graph, sums = merge_weakest(*joined, max_regions, backend)
+        new_region, graph, sums = merge_weakest_consuming(*joined, max_regions, backend)
         return new_region[nearest], graph, sums
     parents = agglomerate(
         pairs,
@@ -66,6 +66,6 @@ def merge_weakest(
     count = len(first)
     return (
         new_region,
-        merge_graph(graph, new_region, count, backend),
+        merge_graph_consuming(graph, new_region, count, backend),
         merge_sums(sums, new_region, count),
     )

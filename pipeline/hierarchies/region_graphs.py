@@ -37,8 +37,8 @@ class RegionGraph:
         arrays = {name: backend.to_host(getattr(self, name)) for name in ("pairs", "faces", "sums", "lows")}
         return RegionGraph(num_regions=self.num_regions, **arrays)
 
-    def taken(self, name: str) -> DeviceArray:
-        """A column, taken out: it is let go when the caller lets go of it."""
+    def take(self, name: str) -> DeviceArray:
+        """Take a column out of the graph and return it, so that the caller can free its memory."""
         column = getattr(self, name)
         setattr(self, name, column[:0].copy())
         return column
@@ -74,28 +74,28 @@ def _graph_of(
     )
 
 
-def merge_graph(
+def merge_graph_consuming(
     graph: RegionGraph, new_region: NDArray[np.int32], num_regions: int, backend: Backend = HOST
 ) -> RegionGraph:
     """The graph, on the backend, after regions are joined.
 
     Args:
-        graph: On the backend; empty afterwards on the CPU, since column by column takes half the memory.
+        graph: On the backend. It is empty afterwards: column by column takes half the memory.
         new_region: (R,) the region that each becomes part of.
         num_regions: How many are left.
         backend: Where it runs.
     """
     if backend.name == "gpu":
         xp = backend.xp
-        ends = backend.to_device(new_region)[graph.pairs].astype(xp.int64)
+        ends = backend.to_device(new_region)[graph.take("pairs")].astype(xp.int64)
         one, other = ends[:, 0], ends[:, 1]
         kept = one != other
         keys = ((xp.minimum(one, other) << 32) | xp.maximum(one, other))[kept]
-        faces, sums, lows = (array[kept].astype(xp.int64) for array in (graph.faces, graph.sums, graph.lows))
+        faces, sums, lows = (graph.take(name)[kept].astype(xp.int64) for name in ("faces", "sums", "lows"))
         return _graph_of(
             num_regions, _gathered_pairs(keys, faces, list(sums.T), list(lows.T), backend), backend
         )
-    keys = _joined_keys(graph.taken("pairs"), new_region)
+    keys = _joined_keys(graph.take("pairs"), new_region)
     order = np.argsort(keys, kind="stable")  # nearly sorted already
     count = _num_joined(keys, order)
     pairs, place = np.empty((count, 2), np.int32), np.empty(len(keys), np.int32)
@@ -103,11 +103,11 @@ def merge_graph(
     del keys, order
     width = graph.sums.shape[1]
     faces = np.zeros((count, 1), np.int32)
-    _add_joined(place, graph.taken("faces")[:, None], faces)
+    _add_joined(place, graph.take("faces")[:, None], faces)
     sums = np.zeros((count, width), np.int64)
-    _add_joined(place, graph.taken("sums"), sums)
+    _add_joined(place, graph.take("sums"), sums)
     lows = np.full((count, width), np.iinfo(np.int32).max, np.int32)
-    _least_joined(place, graph.taken("lows"), lows)
+    _least_joined(place, graph.take("lows"), lows)
     return RegionGraph(num_regions=num_regions, pairs=pairs, faces=faces[:, 0], sums=sums, lows=lows)
 
 

@@ -138,7 +138,7 @@ def _region_sums(
 
 
 def merge_sums(sums: RegionSums, new_region: NDArray[np.int32], num_regions: int) -> RegionSums:
-    """What regions hold after they are joined (see `merge_graph`)."""
+    """What regions hold after they are joined (see `merge_graph_consuming`)."""
 
     def joined(values: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.bincount(new_region, weights=values, minlength=num_regions).astype(np.int64)

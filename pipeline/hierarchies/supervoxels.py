@@ -63,22 +63,25 @@ def basins(
     return number_in_scan_order(roots.reshape(evidence.shape), backend)
 
 
-def join_lowest_pass(
+def join_lowest_pass_in_place(
     labels: DeviceArray, num_regions: int, evidence: DeviceArray, backend: Backend
-) -> tuple[DeviceArray, int]:
-    """Join every basin with the neighbour behind its lowest saddle; about a third of the basins are left.
+) -> int:
+    """Join every basin with the neighbour behind its lowest saddle; return how many regions are left.
+
+    That is about a third of the basins.
 
     This needs no region graph, so it is fast: it is for noisy scans that have too many basins for a graph.
 
     Args:
-        labels: int32 (z, y, x), 0..R-1 in scan order, on the backend. On the CPU it is overwritten.
+        labels: int32 (z, y, x), 0..R-1 in scan order, on the backend. Afterwards it holds the numbers of the
+            regions that are left, 0..R'-1 in scan order.
         num_regions: Number of basins R.
         evidence: int32 or uint16 (z, y, x). A saddle between two voxels is as high as the larger evidence of
             the two. Of equal saddles the one to the neighbour with the lowest number is taken.
         backend: Backend that holds the volumes.
 
     Returns:
-        Labels int32 (z, y, x), 0..R'-1 in scan order, on the backend; and the number of regions R'.
+        The number of regions R'.
     """
     if backend.name == "cpu":
         totals = summed_over_slabs(
@@ -95,28 +98,28 @@ def join_lowest_pass(
         lowest = backend.to_host(_lowest_pass(labels, num_regions, evidence, backend))
     new_region, count = _join_passes(lowest)
     del lowest
-    return relabelled(labels, new_region, backend), int(count)
+    relabel_in_place(labels, new_region, backend)
+    return int(count)
 
 
-def relabelled(labels: DeviceArray, new_region: NDArray[np.int32], backend: Backend) -> DeviceArray:
-    """Return `new_region[labels]`.
+def relabel_in_place(labels: DeviceArray, new_region: NDArray[np.int32], backend: Backend) -> None:
+    """Replace every label by `new_region[label]`.
 
     Args:
-        labels: int32 (z, y, x), 0..R-1, on the backend. On the CPU it is overwritten.
+        labels: int32 (z, y, x), 0..R-1, on the backend.
         new_region: int32 (R,) new number of each region.
         backend: Backend that holds the labels.
-
-    Returns:
-        int32 (z, y, x) on the backend; on the CPU the array `labels` itself.
     """
     if backend.name != "cpu":
-        return backend.to_device(new_region)[labels]
+        table = backend.to_device(new_region)
+        for start, stop in slabs_of(labels.shape, 1):  # not all voxels twice at once
+            labels[start:stop] = table[labels[start:stop]]
+        return
 
     def renumber(start: int, stop: int) -> None:
         _relabel_numba(labels[start:stop].reshape(-1), new_region)
 
     over_slabs(renumber, labels.shape, backend.num_threads)
-    return labels
 
 
 def join(

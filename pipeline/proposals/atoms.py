@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compute import HOST, Backend, DeviceArray, for_each
-from pipeline.hierarchies import count_inside, relabelled
+from pipeline.hierarchies import count_inside, relabel_in_place
 from pipeline.proposals.nests import Nest, boxes_of, members_of, runs_of, sums_of
 from pipeline.proposals.refinement import Refinement, measure
-from pipeline.proposals.slivers import absorb
-from pipeline.proposals.splitting import different_rows, move_up
+from pipeline.proposals.slivers import absorb_in_place
+from pipeline.proposals.splitting import different_rows, move_up_in_place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def worth_keeping(
     return np.flatnonzero(_without_near_duplicates(regions, duplicate_iou, within, backend.num_threads))
 
 
-def arrange(
+def arrange_consuming(
     refinement: Refinement, indices: NDArray[np.int64], *, max_atoms: int, backend: Backend = HOST
 ) -> AtomLayout:
     """Return atoms, orders and intervals of some of the regions.
@@ -100,7 +100,7 @@ def arrange(
     If the regions need too many atoms and absorbing slivers is not enough, the last ones are dropped.
 
     Args:
-        refinement: The regions; its ranks are overwritten, and on the CPU its atoms too.
+        refinement: The regions. Its atoms and ranks are overwritten; it is of no use afterwards.
         indices: int64 (N,) indices of the wanted regions, ascending, so best first.
         max_atoms: The most atoms, up to 65,534.
         backend: Backend that holds the atoms.
@@ -109,10 +109,9 @@ def arrange(
     wanted = np.zeros(len(refinement.chosen), np.bool_)
     wanted[indices] = True
     while True:
-        atoms, ranks, nests = _restrict(atoms, ranks, nests, wanted, backend)
+        ranks, nests = _restrict_in_place(atoms, ranks, nests, wanted, backend)
         if len(ranks) > max_atoms:
-            atoms, old = absorb(atoms, ranks, nests, len(indices), max_atoms, backend)
-            ranks = ranks[old]
+            ranks = ranks[absorb_in_place(atoms, ranks, nests, len(indices), max_atoms, backend)]
         if len(ranks) <= max_atoms:
             orders, runs = runs_of(ranks, nests, len(indices), backend.num_threads)
             kept = np.flatnonzero(runs[:, 2] > runs[:, 1])  # a region of slivers only may be empty now
@@ -135,44 +134,43 @@ def arrange(
     )
 
 
-def _restrict(
+def _restrict_in_place(
     atoms: DeviceArray,
     ranks: NDArray[np.uint16],
     nests: Sequence[Nest],
     wanted: NDArray[np.bool_],
     backend: Backend,
-) -> tuple[DeviceArray, NDArray[np.uint16], list[Nest]]:
+) -> tuple[NDArray[np.uint16], list[Nest]]:
     """Merge the atoms that no wanted region separates.
 
-    Ranks are overwritten, and on the CPU the atoms too.
-
     Args:
-        atoms: int32 (z, y, x) on the backend.
-        ranks: (A, T) as in `Refinement`.
+        atoms: int32 (z, y, x) on the backend. Afterwards it holds the merged atoms.
+        ranks: (A, T) as in `Refinement`. Its memory holds the ranks that are returned.
         nests: (T,) as in `Refinement`.
         wanted: bool (N,) which regions are kept.
         backend: Backend that holds the atoms.
 
     Returns:
-        Atoms, ranks and nests of the wanted regions; nests without such a region are left out.
+        Ranks and nests of the wanted regions; nests without such a region are left out.
     """
     restricted = [(column, *nest.restricted(wanted)) for column, nest in enumerate(nests)]
     restricted = [(column, nest, table) for column, nest, table in restricted if len(nest.nodes)]
     new_ranks = np.zeros((len(restricted), max(len(table) for _, _, table in restricted)), np.uint16)
     for row, (_, _, table) in enumerate(restricted):
         new_ranks[row, : len(table)] = table
-    ranks = _looked_up(ranks, np.array([column for column, _, _ in restricted]), new_ranks)
+    ranks = _look_up_in_place(ranks, np.array([column for column, _, _ in restricted]), new_ranks)
     # Atoms are numbered in scan order, so merged atoms numbered by their first member are too.
     number, first = different_rows(ranks)
-    move_up(ranks, first)
-    return relabelled(atoms, number, backend), ranks[: len(first)], [nest for _, nest, _ in restricted]
+    move_up_in_place(ranks, first)
+    relabel_in_place(atoms, number, backend)
+    return ranks[: len(first)], [nest for _, nest, _ in restricted]
 
 
 @numba.njit(cache=True, nogil=True)
-def _looked_up(
+def _look_up_in_place(
     ranks: NDArray[np.uint16], columns: NDArray[np.int64], tables: NDArray[np.uint16]
 ) -> NDArray[np.uint16]:
-    """Return (A, T') some columns of the ranks, each looked up in its table; written over `ranks`."""
+    """Return (A, T') some columns of the ranks, each looked up in its table, in the memory of `ranks`."""
     out = ranks.reshape(-1)[: len(ranks) * len(columns)].reshape(len(ranks), len(columns))
     row = np.empty(len(columns), np.uint16)
     for i in range(len(ranks)):

@@ -34,14 +34,14 @@ from pipeline.hierarchies import (
     count_inside,
     grow,
     join_flat,
-    join_lowest_pass,
+    join_lowest_pass_in_place,
     leaf_sketches,
-    merge_graph,
+    merge_graph_consuming,
     merge_sums,
-    merge_weakest,
+    merge_weakest_consuming,
     region_graph,
     region_sums,
-    relabelled,
+    relabel_in_place,
 )
 from pipeline.proposals.calibration import Calibration
 from pipeline.proposals.config import ProposalConfig
@@ -111,7 +111,7 @@ def _leaves(name: PartitionName, scene: Scene) -> tuple[DeviceArray, RegionGraph
         evidence, coarsest = scene.evidence[config.scales_mm.index(sigma)], scene.evidence[-1]
         labels, count = basins(evidence, backend, ties=coarsest)
         while count > _MANY * config.max_regions:
-            labels, count = join_lowest_pass(labels, count, evidence, backend)
+            count = join_lowest_pass_in_place(labels, count, evidence, backend)
     # Without evidence a tree would tell of ties only.
     if count < 2 or not any(bool(evidence.max()) for evidence in scene.evidence):
         return None
@@ -124,13 +124,14 @@ def _leaves(name: PartitionName, scene: Scene) -> tuple[DeviceArray, RegionGraph
         if name != "voxels":
             lows = backend.to_host(graph.lows[:, -1])
             joined, count = join_flat(backend.to_host(graph.pairs), lows, count)
-            graph, sums = merge_graph(graph, joined, count, backend), merge_sums(sums, joined, count)
-            labels = relabelled(labels, joined, backend)
+            graph = merge_graph_consuming(graph, joined, count, backend)
+            sums = merge_sums(sums, joined, count)
+            relabel_in_place(labels, joined, backend)
         if count < 2:
             return None
         if count > config.max_regions:
-            new_region, graph, sums = merge_weakest(graph, sums, config.max_regions, backend)
-            labels = relabelled(labels, new_region, backend)
+            new_region, graph, sums = merge_weakest_consuming(graph, sums, config.max_regions, backend)
+            relabel_in_place(labels, new_region, backend)
         graph = graph.on_host(backend)
     if count <= 1 << 16:  # a volume is held a partition until the end
         labels = labels.astype(xp.uint16)

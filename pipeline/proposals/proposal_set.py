@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 from pipeline.compute import Backend
 from pipeline.errors import NoProposals
 from pipeline.hierarchies import Hierarchy, Levels
-from pipeline.proposals.atoms import AtomLayout, arrange, worth_keeping
+from pipeline.proposals.atoms import AtomLayout, arrange_consuming, worth_keeping
 from pipeline.proposals.calibration import Calibration
 from pipeline.proposals.candidates import Grown, PartitionName, Scene, grow_components, grow_partition
 from pipeline.proposals.config import ProposalConfig
 from pipeline.proposals.outlines import Outlines
-from pipeline.proposals.refinement import refine
+from pipeline.proposals.refinement import refine_consuming
 from pipeline.proposals.selection import Candidates, choose, with_second
 
 _log = logging.getLogger(__name__)
@@ -145,10 +145,10 @@ def _propose(
         grown += grow_components(calibration, windows, scene, pool)
     found = [part for part in grown if part is not None]
     grown.clear()
-    return _chosen(found, scene, config.outlines(voxel_mm3), at_once)
+    return _choose_consuming(found, scene, config.outlines(voxel_mm3), at_once)
 
 
-def _chosen(
+def _choose_consuming(
     grown: list[Grown], scene: Scene, outlines: tuple[Outlines, Outlines], at_once: int
 ) -> ProposalSet:
     """The best candidates of all trees, near-duplicates out, laid out over their atoms.
@@ -163,7 +163,7 @@ def _chosen(
     volumes = [part.labels for part in grown]
     grown.clear()
     sources = [tree.source for tree in hierarchies]
-    refinement = refine(
+    refinement = refine_consuming(
         volumes,
         hierarchies,
         picked,
@@ -180,7 +180,7 @@ def _chosen(
         min_body_fraction=config.min_body_fraction,
         backend=scene.backend,
     )
-    layout = arrange(
+    layout = arrange_consuming(
         refinement,
         places[: config.max_proposals],
         max_atoms=config.max_atoms,

@@ -50,7 +50,7 @@ class Refinement:
     """(A, 6) z0, y0, x0, z1, y1, x1, half open."""
 
 
-def refine(
+def refine_consuming(
     partitions: list[DeviceArray],
     hierarchies: list[Hierarchy],
     chosen: Chosen,
@@ -63,9 +63,9 @@ def refine(
     """The atoms that tell the chosen regions apart.
 
     Args:
-        partitions: Label volumes on the backend that the hierarchies' leaves are regions of. Taken out of
-            the list, each as soon as nothing needs it any more.
-        hierarchies: The trees. Taken out of the list: some bytes a voxel.
+        partitions: Label volumes on the backend that the hierarchies' leaves are regions of. The list is
+            empty afterwards: each volume is let go as soon as nothing needs it any more.
+        hierarchies: The trees. The list is empty afterwards: they take some bytes a voxel.
         chosen: At least one region, at most 65,534 of them.
         outlines: The ways in which regions are smoothed; without any, all stay as their leaves are, as level
             sets always do.
@@ -89,17 +89,16 @@ def refine(
     turn = Lock()
 
     def paint_and_split(column: int) -> None:
-        nest, partition, around = nests[column], partition_of[column], innermost[column]
-        labels, leaf_boxes = partitions[partition], leaves[partition][1]
-        volume = _painted(nest, around, labels, leaf_boxes, sigmas[nest.place], outlines, backend)
-        del labels
+        nest, p, around = nests[column], partition_of[column], innermost[column]
+        volume = _painted(nest, around, partitions[p], leaves[p][1], sigmas[nest.place], outlines, backend)
         with turn:
-            waiting[partition] -= 1
-            if not waiting[partition]:
-                partitions[partition] = _GONE
+            waiting[p] -= 1
+            if not waiting[p]:
+                partitions[p] = _GONE
         pieces.split(column, volume)
 
     for_each(paint_and_split, range(len(nests)), at_once)
+    partitions.clear()
     atoms, ranks = pieces.numbered(len(nests))
     voxels, boxes = measure(atoms, len(ranks), backend)
     return Refinement(

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compute import Backend, DeviceArray, for_each
-from pipeline.hierarchies import count_inside, relabelled
+from pipeline.hierarchies import count_inside, relabel_in_place
 from pipeline.proposals.nests import Nest, sums_of
 
 _ROUND = 3
@@ -36,18 +36,19 @@ _MAX_SLIVER_VOXELS = 512
 """Larger atoms are never absorbed; the lowest ranked regions are dropped instead."""
 
 
-def absorb(
+def absorb_in_place(
     atoms: DeviceArray,
     ranks: NDArray[np.uint16],
     nests: Sequence[Nest],
     num_regions: int,
     max_atoms: int,
     backend: Backend,
-) -> tuple[DeviceArray, NDArray[np.int64]]:
+) -> NDArray[np.int64]:
     """Merge slivers into neighbours until no more than `max_atoms` atoms are left, or no slivers.
 
     Args:
-        atoms: int32 (z, y, x) 0..A-1 in scan order, on the backend; overwritten on the CPU.
+        atoms: int32 (z, y, x) 0..A-1 in scan order, on the backend. Afterwards it holds the atoms that are
+            left, 0..A'-1 in scan order.
         ranks: uint16 (A, T), see `pipeline.proposals.nests`.
         nests: (T,) the nests.
         num_regions: Number of chosen regions in all nests.
@@ -55,8 +56,7 @@ def absorb(
         backend: Backend that holds the atoms.
 
     Returns:
-        int32 (z, y, x) atoms 0..A'-1 in scan order, on the backend. And int64 (A',) for each new atom the old
-        atom whose ranks it has.
+        int64 (A',) for each new atom the old atom whose ranks it has.
     """
     count = len(ranks)
     voxels = count_inside(atoms, None, count, backend)
@@ -73,7 +73,8 @@ def absorb(
         left -= joined
         pairs.apply_merges(host)
     number, old = _numbers(host)
-    return relabelled(atoms, number, backend), old
+    relabel_in_place(atoms, number, backend)
+    return old
 
 
 class _Pairs:

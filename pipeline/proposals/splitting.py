@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compute import Backend, DeviceArray, for_each
-from pipeline.hierarchies import relabelled, tally
+from pipeline.hierarchies import relabel_in_place, tally
 
 _MOST_SLABS = 8
 """The most slabs; an atom is counted once in every slab that it touches, so more slabs take more memory."""
@@ -59,8 +59,8 @@ class Pieces:
         num_slabs = min(backend.volume_threads, _MOST_SLABS, shape[0])
         edges = [shape[0] * slab // num_slabs for slab in range(num_slabs + 1)]
         self.slabs = [_Slab(atoms[start:stop], (start, stop), backend) for start, stop in pairwise(edges)]
-        self.atoms = atoms if num_slabs > 1 else None
-        """int32 (z, y, x) of all slabs, which the CPU splits in place."""
+        self.atoms = atoms
+        """int32 (z, y, x) of all slabs, which split it in place."""
 
     def split(self, column: int, volume: DeviceArray) -> None:
         """Split the atoms by the values of a volume.
@@ -102,13 +102,13 @@ class Pieces:
             range(len(self.slabs)),
             self.backend.volume_threads,
         )
-        if self.atoms is None:
-            return self.slabs[0].atoms, ranks
+        if len(self.slabs) == 1:
+            return self.atoms, ranks
         # This keeps scan order: an atom that an earlier slab has too gets its number from there.
         number, kept = different_rows(ranks)
         for slab, part in zip(self.slabs, rows, strict=True):
-            relabelled(slab.atoms, number[part], self.backend)
-        move_up(ranks, kept)
+            relabel_in_place(slab.atoms, number[part], self.backend)
+        move_up_in_place(ranks, kept)
         return self.atoms, ranks[: len(kept)]
 
 
@@ -145,15 +145,15 @@ class _Slab:
         """Split by one volume (z, y, x) of the whole scan."""
         volume = volume[slice(*self.planes)]
         if self.backend.name == "gpu":
-            self.atoms, *split = _intersect_on_gpu(self.atoms, volume, self.backend)
+            new, origins, values = _intersect_in_place_on_gpu(self.atoms, volume, self.backend)
         else:
-            self.sizes, *split = _intersect_on_cpu(self.atoms, volume, self.sizes)
-        self.splits.append((column, *split))
+            self.sizes, new, origins, values = _intersect_in_place_on_cpu(self.atoms, volume, self.sizes)
+        self.splits.append((column, new, origins, values))
 
     def finish(self) -> None:
         """Split by the volumes that still wait, and number the atoms in scan order."""
         self.work(wait=True)
-        self.atoms, self.order = _in_scan_order(self.atoms, self.bound, self.backend)
+        self.order = _number_in_place(self.atoms, self.bound, self.backend)
 
     @property
     def bound(self) -> int:
@@ -186,8 +186,8 @@ def _write_columns(rows: NDArray[np.uint16], columns: NDArray[np.int64], out: ND
 
 
 @numba.njit(cache=True, nogil=True)
-def move_up(rows: NDArray[np.uint16], kept: NDArray[np.int32]) -> None:
-    """Move the rows `kept`, ascending indices, to the beginning of `rows`, in place."""
+def move_up_in_place(rows: NDArray[np.uint16], kept: NDArray[np.int32]) -> None:
+    """Move the rows `kept`, ascending indices, to the beginning of `rows`."""
     for i in range(len(kept)):
         if kept[i] != i:
             rows[i] = rows[kept[i]]
@@ -228,9 +228,9 @@ def different_rows(rows: NDArray[np.uint16]) -> tuple[NDArray[np.int32], NDArray
     return number, first[:used]
 
 
-def _intersect_on_gpu(
+def _intersect_in_place_on_gpu(
     atoms: DeviceArray, volume: DeviceArray, backend: Backend
-) -> tuple[DeviceArray, DeviceArray, DeviceArray, DeviceArray]:
+) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
     """Split atoms by the values of a volume.
 
     Args:
@@ -239,8 +239,8 @@ def _intersect_on_gpu(
         backend: The GPU.
 
     Returns:
-        int32 (z, y, x) new atoms, numbered by old atom, then value; int32 (A,) their numbers; int32 (A,) the
-        old atom and uint16 (A,) the value of each.
+        int32 (A,) numbers of the new atoms, by old atom, then value; int32 (A,) the old atom and uint16 (A,)
+        the value of each.
     """
     xp = backend.xp
     keys = (atoms.ravel().astype(xp.int64) << 16) | volume.ravel()
@@ -248,13 +248,13 @@ def _intersect_on_gpu(
     begins[1:] = keys[1:] != keys[:-1]
     found, number = xp.unique(keys[begins], return_inverse=True)
     run = xp.cumsum(begins, dtype=xp.int32) - 1
-    split = number.astype(xp.int32)[run].reshape(atoms.shape)
+    atoms[...] = number.astype(xp.int32)[run].reshape(atoms.shape)
     numbers = xp.arange(len(found), dtype=xp.int32)
-    return split, numbers, (found >> 16).astype(xp.int32), (found & 0xFFFF).astype(xp.uint16)
+    return numbers, (found >> 16).astype(xp.int32), (found & 0xFFFF).astype(xp.uint16)
 
 
-def _in_scan_order(atoms: DeviceArray, count: int, backend: Backend) -> tuple[DeviceArray, NDArray[np.int64]]:
-    """Number atoms 0..A-1 by their first voxels, on the CPU in place.
+def _number_in_place(atoms: DeviceArray, count: int, backend: Backend) -> NDArray[np.int64]:
+    """Number atoms 0..A-1 by their first voxels.
 
     Args:
         atoms: int32 (z, y, x).
@@ -262,20 +262,21 @@ def _in_scan_order(atoms: DeviceArray, count: int, backend: Backend) -> tuple[De
         backend: Backend that holds the atoms.
 
     Returns:
-        The atoms, and int64 (A,) the old number of each.
+        int64 (A,) the old number of each atom.
     """
     if backend.name != "gpu":
-        return atoms, _number(atoms.reshape(-1), count)
+        return np.asarray(_number(atoms.reshape(-1), count))
     _, first = tally(atoms, count, backend)
     order = np.argsort(backend.to_host(first))
     number = np.empty(count, np.int32)
     number[order] = np.arange(count, dtype=np.int32)
-    return backend.to_device(number)[atoms], order
+    relabel_in_place(atoms, number, backend)
+    return order
 
 
 @numba.njit(cache=True, nogil=True)
 def _number(flat: NDArray[np.int32], count: int) -> NDArray[np.int64]:
-    """Do the same as `_in_scan_order` on the CPU, in place; return the old numbers."""
+    """Do the same as `_number_in_place`, on the CPU."""
     number, order = np.full(count, -1, np.int32), np.empty(count, np.int64)
     used = 0
     for i in range(len(flat)):
@@ -287,10 +288,10 @@ def _number(flat: NDArray[np.int32], count: int) -> NDArray[np.int64]:
     return order[:used]
 
 
-def _intersect_on_cpu(
+def _intersect_in_place_on_cpu(
     atoms: NDArray[np.int32], volume: NDArray[np.uint16], sizes: NDArray[np.int32]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.uint16]]:
-    """Split atoms by the values of a volume, in place; voxels with value 0 keep their atom.
+    """Split atoms by the values of a volume; voxels with value 0 keep their atom.
 
     Most values of a volume are 0, so most voxels are skipped. Numbers that have lost all their voxels are
     used again by the next split.

@@ -18,9 +18,9 @@ from pipeline.compute.backend import Backend, get_backend, gpu_is_at_hand
 from pipeline.hierarchies.boundaries import boundary_evidence, smooth, window_levels
 from pipeline.hierarchies.components import component_tree, connected_components
 from pipeline.hierarchies.minhash import leaf_sketches
-from pipeline.hierarchies.region_graphs import merge_graph, region_graph
+from pipeline.hierarchies.region_graphs import merge_graph_consuming, region_graph
 from pipeline.hierarchies.region_totals import count_inside, region_sums
-from pipeline.hierarchies.supervoxels import basins, number_in_scan_order
+from pipeline.hierarchies.supervoxels import basins, join_lowest_pass_in_place, number_in_scan_order
 from pipeline.proposals import splitting as pieces
 from pipeline.proposals.outlines import Outlines, paint_smoothed, region_boxes
 from pipeline.proposals.refinement import measure
@@ -57,7 +57,10 @@ def kernel_results(backend: Backend, shape: tuple[int, int, int], num_values: in
     sums = region_sums(labels, count, levels, backend)
     halves = (np.arange(count) // 2).astype(np.int32)
     copied = replace(graph)  # what is merged is empty afterwards
-    merged = merge_graph(copied, halves, count // 2 + 1, backend).on_host(backend)
+    merged = merge_graph_consuming(copied, halves, count // 2 + 1, backend).on_host(backend)
+    assert not any(len(getattr(copied, name)) for name in ("pairs", "faces", "sums", "lows"))
+    joined = labels.copy()
+    num_joined = join_lowest_pass_in_place(joined, count, evidence[0], backend)
     graph = graph.on_host(backend)
     thresholds = np.array([1000, 3000, 6000], np.int32)
     limits = {"min_voxels": 2, "max_voxels": codes.size}
@@ -72,6 +75,7 @@ def kernel_results(backend: Backend, shape: tuple[int, int, int], num_values: in
         "smoothed": smooth(levels[0], (0.5, 1.0, 2.3), backend),
         "evidence": evidence,
         "labels": labels,
+        "joined": joined,
         "components": connected_components(inside, backend)[0],
         "one component": whole,
     }
@@ -85,6 +89,7 @@ def kernel_results(backend: Backend, shape: tuple[int, int, int], num_values: in
         "sketches": leaf_sketches(labels, count, backend),
         "counted": count_inside(labels, inside, count, backend),
         "counted everywhere": count_inside(labels, None, count, backend),
+        "number joined": np.array(num_joined),
     }
     return on_host | {name: backend.to_host(array) for name, array in on_device.items()}
 
@@ -202,7 +207,7 @@ def test_a_scan_too_large_for_the_gpu_is_done_by_the_cpu(
     def no_room(atoms: Any, volume: Any, backend: Backend) -> Any:
         raise MemoryError("Out of memory allocating 1,000,000 bytes")
 
-    monkeypatch.setattr(pieces, "_intersect_on_gpu", no_room)
+    monkeypatch.setattr(pieces, "_intersect_in_place_on_gpu", no_room)
     made = patient_proposals(grid=COARSE, backend=Backend(name="gpu"))
     assert bytes_of(made) == expected
     assert freed

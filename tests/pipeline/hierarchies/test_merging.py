@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.hierarchies.merging import merge_weakest
+from pipeline.hierarchies.merging import merge_weakest_consuming
 from pipeline.hierarchies.region_graphs import region_graph
 from pipeline.hierarchies.region_totals import region_sums
 from tests.pipeline.drawn_regions import CPU, random_evidence, random_regions
@@ -24,7 +24,7 @@ def test_so_many_regions_are_left_and_they_are_unions_of_the_old_in_scan_order(k
         "one": 1,
     }[kept]
     assert count > 20
-    new_region, joined, totals = merge_weakest(graph, sums, most, CPU)
+    new_region, joined, totals = merge_weakest_consuming(graph, sums, most, CPU)
     left = int(new_region.max()) + 1
     assert 1 <= left <= most
     assert left == most or count > 2 * most  # of far too many, nearest neighbours may be fewer

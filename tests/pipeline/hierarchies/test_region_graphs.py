@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from numpy.typing import NDArray
 
 from pipeline.compute.backend import Backend
-from pipeline.hierarchies.region_graphs import RegionGraph, merge_graph, region_graph
+from pipeline.hierarchies.region_graphs import RegionGraph, merge_graph_consuming, region_graph
 from pipeline.hierarchies.region_totals import RegionSums, merge_sums, region_sums
 from pipeline.hierarchies.supervoxels import number_in_scan_order
 from tests.pipeline.drawn_regions import CPU, NUMPY, ON_MANY, random_evidence, random_regions, volumes
@@ -82,7 +82,9 @@ def test_joining_regions_in_the_graph_is_joining_them_in_the_volume(seed: int, m
     joined, count = number_in_scan_order(raw, NUMPY)
     windows = [volume * 8 for volume in random_evidence(seed + 1000, labels.shape)]
     evidence = random_evidence(seed, labels.shape)
-    assert_same(merge_graph(graph, joined, count), region_graph(joined[labels], count, evidence, CPU))
+    assert_same(
+        merge_graph_consuming(graph, joined, count), region_graph(joined[labels], count, evidence, CPU)
+    )
     assert_same(merge_sums(sums, joined, count), region_sums(joined[labels], count, windows, CPU))
 
 

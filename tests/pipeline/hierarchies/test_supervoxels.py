@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from numpy.typing import NDArray
 
-from pipeline.hierarchies.supervoxels import basins, join_lowest_pass, number_in_scan_order
+from pipeline.hierarchies.supervoxels import basins, join_lowest_pass_in_place, number_in_scan_order
 from tests.pipeline.drawn_regions import CPU, NUMPY, ON_MANY, volumes
 
 _FACES = [(-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, 1), (0, 1, 0), (1, 0, 0)]
@@ -69,29 +69,30 @@ def test_a_plateau_drains_to_its_first_voxel() -> None:
 @given(volumes())
 def test_numba_joins_over_the_lowest_pass_as_numpy_does(evidence: NDArray[np.int32]) -> None:
     labels, count = basins(evidence, CPU)
-    ours, num_ours = join_lowest_pass(labels.copy(), count, evidence, CPU)
-    theirs, num_theirs = join_lowest_pass(labels, count, evidence, NUMPY)
-    np.testing.assert_array_equal(ours, theirs, strict=True)
-    assert num_ours == num_theirs
+    theirs = labels.copy()
+    num_ours = join_lowest_pass_in_place(labels, count, evidence, CPU)
+    num_theirs = join_lowest_pass_in_place(theirs, count, evidence, NUMPY)
+    np.testing.assert_array_equal(labels, theirs, strict=True)
+    assert num_ours == num_theirs == labels.max() + 1
 
 
 def test_a_basin_overflows_over_its_lowest_side_and_one_that_stands_alone_stays() -> None:
     evidence = np.array([[[0, 9, 1, 3, 0, 8, 2]]], np.int32)
     labels, count = basins(evidence, CPU)
     np.testing.assert_array_equal(labels.ravel(), [0, 0, 1, 2, 2, 2, 3])
-    joined, num_joined = join_lowest_pass(labels, count, evidence, CPU)
+    num_joined = join_lowest_pass_in_place(labels, count, evidence, CPU)
     # Over 3 the second runs into the third, and over 8 the fourth too; the first has only the 9.
-    np.testing.assert_array_equal(joined.ravel(), 0)
+    np.testing.assert_array_equal(labels.ravel(), 0)
     assert num_joined == 1
-    lone, num_lone = join_lowest_pass(np.zeros((2, 2, 2), np.int32), 1, np.ones((2, 2, 2), np.int32), CPU)
-    assert num_lone == 1
+    lone = np.zeros((2, 2, 2), np.int32)
+    assert join_lowest_pass_in_place(lone, 1, np.ones((2, 2, 2), np.int32), CPU) == 1
     assert lone.max() == 0
 
 
 def test_only_pairs_that_share_a_lowest_pass_are_joined() -> None:
     evidence = np.array([[[0, 2, 0, 9, 0, 2, 0]]], np.int32)
     labels, count = basins(evidence, CPU)
-    joined, num_joined = join_lowest_pass(labels, count, evidence, CPU)
+    num_joined = join_lowest_pass_in_place(labels, count, evidence, CPU)
     assert count == 4
     assert num_joined == 2
-    assert joined[0, 0, 0] == joined[0, 0, 2] != joined[0, 0, 4] == joined[0, 0, 6]
+    assert labels[0, 0, 0] == labels[0, 0, 2] != labels[0, 0, 4] == labels[0, 0, 6]

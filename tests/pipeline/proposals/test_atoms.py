@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from pipeline.compute.backend import get_backend
 from pipeline.hierarchies.tree_methods import TreeSpec
 from pipeline.hierarchies.trees import Hierarchy, grow
-from pipeline.proposals.atoms import AtomLayout, arrange, worth_keeping
+from pipeline.proposals.atoms import AtomLayout, arrange_consuming, worth_keeping
 from pipeline.proposals.nests import members_of, runs_of
 from pipeline.proposals.outlines import Outlines
-from pipeline.proposals.refinement import Refinement, refine
+from pipeline.proposals.refinement import Refinement, refine_consuming
 from tests.pipeline.drawn_regions import CPU, ON_MANY, iou, leaf_sets, random_regions
 
 SHAPE = (8, 9, 10)
@@ -29,7 +29,7 @@ class Scene:
     chosen: list[tuple[int, int]]
 
     def refine(self) -> Refinement:
-        return refine(list(self.partitions), list(self.hierarchies), self.chosen)
+        return refine_consuming(list(self.partitions), list(self.hierarchies), self.chosen)
 
     def lay_out(self, max_atoms: int = 65_534) -> AtomLayout:
         return lay_out(self.partitions, self.hierarchies, self.chosen, max_atoms=max_atoms)
@@ -66,8 +66,8 @@ def lay_out(
     style: NDArray[np.int8] | None = None,
 ) -> AtomLayout:
     """All chosen regions."""
-    refinement = refine(list(partitions), list(hierarchies), chosen, outlines=outlines, style=style)
-    return arrange(refinement, np.arange(len(chosen)), max_atoms=max_atoms)
+    refinement = refine_consuming(list(partitions), list(hierarchies), chosen, outlines=outlines, style=style)
+    return arrange_consuming(refinement, np.arange(len(chosen)), max_atoms=max_atoms)
 
 
 def run_mask(layout: AtomLayout, index: int) -> NDArray[np.bool_]:
@@ -164,7 +164,8 @@ def test_absorbing_does_not_depend_on_the_number_of_threads() -> None:
     drawn = scene(2, 60, (16, 16, 16))
     backends = (CPU, get_backend("cpu", num_threads=3))
     one, three = (
-        arrange(drawn.refine(), np.arange(60), max_atoms=40, backend=backend) for backend in backends
+        arrange_consuming(drawn.refine(), np.arange(60), max_atoms=40, backend=backend)
+        for backend in backends
     )
     for name in ("atoms", "orders", "runs", "kept"):
         np.testing.assert_array_equal(getattr(one, name), getattr(three, name))
@@ -227,7 +228,7 @@ def test_near_duplicates_are_those_that_brute_force_finds(seed: int, limit: floa
 def test_some_of_the_regions_have_the_atoms_that_they_would_have_alone(seed: int, num_kept: int) -> None:
     drawn = scene(seed, 30)
     places = np.sort(np.random.default_rng(seed).choice(len(drawn.chosen), num_kept, replace=False))
-    layout = arrange(drawn.refine(), places, max_atoms=65_534)
+    layout = arrange_consuming(drawn.refine(), places, max_atoms=65_534)
     alone = lay_out(drawn.partitions, drawn.hierarchies, [drawn.chosen[k] for k in places], max_atoms=65_534)
     assert_sound(layout)
     assert layout.kept.tolist() == places.tolist()
@@ -299,7 +300,7 @@ def test_a_region_may_be_laid_out_twice_with_two_ways_of_smoothing_it() -> None:
 def test_the_same_region_of_two_trees_is_kept_once() -> None:
     labels = np.arange(4, dtype=np.int32).reshape(1, 1, 4)
     trees = [Hierarchy.of(name, 0, 4, np.array([4, 4, 5, 5, 6, 6, 6])) for name in ("one", "other")]
-    refinement = refine([labels], list(trees), [(1, 4), (0, 4), (0, 5)])
+    refinement = refine_consuming([labels], list(trees), [(1, 4), (0, 4), (0, 5)])
     assert worth_keeping(refinement, min_voxels=1, duplicate_iou=0.95).tolist() == [0, 2]
 
 
