@@ -1,6 +1,7 @@
 """`mass demo`: all stages on the bundled scans, to the segmentation of one that was kept out.
 
-The last part is a short fine-tuning, and a scan that it never saw, segmented from its file.
+The last parts are a short fine-tuning, and a scan that it never saw, segmented from its file; then a whole
+head, segmented from one labelled head.
 
 *Reads* a store with labels, pretrained weights, and the raw file of a scan that is not in the store, with the
 label map that an expert drew of it. *Writes* the run of the fine-tuning; NAME_seg with the labels on the
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from commands import pretrain
 from commands.arguments import EXAMPLES
@@ -46,6 +48,8 @@ from training.inference import (
 )
 from training.network import TrainedOn, load_checkpoint
 
+_HEAD_MM = 3.0
+"""Voxel edge at which the bundled heads are stored and segmented."""
 _LOW_DICE = 0.5
 """Below it a result is called what it is."""
 
@@ -62,6 +66,8 @@ def run_demo(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         ended, told = demonstrate_training(arguments)
         document |= told
         code = code or ended
+        if not code and arguments.raw == EXAMPLES:
+            document["whole_scan"] = demonstrate_whole_scan(arguments.run_folder)
     print(f"done in {time.monotonic() - began:.0f} s")
     return code, document
 
@@ -185,6 +191,65 @@ def demonstrate_use(
     modality = done.scans.modalities[0]
     print(f"again: mass segment {run} --finetuned {unseen.image} --modality {modality} --out {out}")
     return 0, document
+
+
+def demonstrate_whole_scan(run: Path) -> dict[str, Any]:
+    """Segment a whole head from one labelled head, without any training on labels; returns what came of it.
+
+    Args:
+        run: A pretrained network; RUN-head is written.
+    """
+    folder, out = EXAMPLES.parent / "heads", run.with_name(f"{run.name}-head")
+    reference, mask = folder / "head_01.nii.gz", folder / "head_01_label.nii.gz"
+    target, truth = folder / "head_03.nii.gz", folder / "head_03_label.nii.gz"
+    print(f"7. one labelled head is enough: segment {target} as {reference} and its mask show")
+    began = time.monotonic()
+    net = load_checkpoint(run)
+    ingest = ingest_config(net.trained_on.ingest_settings, spacing_mm=_HEAD_MM)
+    source, pair = find_one(target, ingest), find_one(reference, ingest)
+    shown = load_source(pair, ingest, mask=mask, modality="mr")
+    config = replace(_as_trained(net.trained_on), by="both")
+    result = Segmenter.from_references(net, [shown], config).segment(
+        load_source(source, ingest, modality="mr")
+    )
+    expected = read_own_labels(source, ingest, truth)
+    copied = _copied(read_own_labels(pair, ingest, mask), expected.shape)
+    dice = result.dice(expected)
+    rows = [
+        (
+            found.structure.name,
+            f"{dice[value]:.2f}",
+            f"{_dice(copied == value, expected == value):.2f}",
+            f"{found.confidence or 0:.2f}",
+        )
+        for found in result.found
+        if (value := found.structure.values[0]) in dice
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    result.save(out / "head_03_seg.nii.gz")
+    draw_cases(result.cases_against(expected)).save(out / "head_03_seg.png")
+    columns = ("structure", "Dice", "copied", "confidence")
+    print_table(f"one-shot, in {time.monotonic() - began:.0f} s", columns, rows)
+    print(f"labels: {out / 'head_03_seg.nii.gz'}\npicture: {out / 'head_03_seg.png'}")
+    options = f"--reference-image {reference} --reference-mask {mask} --modality mr --spacing {_HEAD_MM:g}"
+    print(f"again: mass segment {run} {options} {target} --out {out}")
+    return {"dice": {found.structure.name: dice.get(found.structure.values[0]) for found in result.found}}
+
+
+def _copied(labels: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return labels on a grid of another shape, the middles on each other: what costs nothing."""
+    pads = [
+        (max(0, (new - old) // 2), max(0, new - old - (new - old) // 2))
+        for old, new in zip(labels.shape, shape, strict=True)
+    ]
+    padded = np.pad(labels, pads)
+    starts = [(old - new) // 2 for old, new in zip(padded.shape, shape, strict=True)]
+    part = tuple(slice(start, start + new) for start, new in zip(starts, shape, strict=True))
+    return np.asarray(padded[part])
+
+
+def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    return 2 * int((first & second).sum()) / max(1, int(first.sum() + second.sum()))
 
 
 def settings(datasets: Sequence[str], *, steps: int, workers: int) -> FinetuneConfig:
