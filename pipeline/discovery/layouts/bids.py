@@ -6,7 +6,7 @@
 
 A label belongs to the scans whose entities (sub, ses, acq, run, ...) it repeats; to one of them if it names
 its suffix or the JSON beside it names its source (RawSources); else to all that lie on its grid. Masks of one
-scan are one label map. The case is the subject. participants.tsv may tell the split (column split) and the
+scan are one label map. Labels may lie beside their scans too. The case is the subject. participants.tsv may tell the split (column split) and the
 class of its scans (column group). Images that are no scan, probability maps, labels in another space, and
 images among the derivatives are left out, with a note for each kind.
 """
@@ -21,8 +21,10 @@ from pathlib import Path
 from pipeline.discovery.layouts.bids_names import (
     LABEL_SUFFIXES,
     NO_SCANS,
+    RAW_FOLDER,
     SCAN_SUFFIXES,
     BidsName,
+    modality_of_suffix,
     parse_name,
     place_of,
 )
@@ -32,7 +34,7 @@ from pipeline.discovery.layouts.mask_folders import number_names
 from pipeline.discovery.layouts.paired import label_sources, with_distinct_names
 from pipeline.discovery.pairing import pair
 from pipeline.discovery.sources import LabelPart, LabelSource, id_from_parts
-from pipeline.formats import Modality
+from pipeline.formats import Modality, stem_of
 
 _OWN_SPACES = ("orig", "native", "individual", "scanner", "T1w", "T2w")
 """Values of the entity space that mean the space of the scan itself."""
@@ -75,7 +77,9 @@ class _Mark:
     @property
     def is_mask(self) -> bool:
         """Whether it is the mask of one structure."""
-        return self.name.suffix == "mask" or (self.name.suffix == "seg" and "label" in self.name.entities)
+        return self.name.suffix == "mask" or (
+            self.name.suffix in ("seg", "msk") and "label" in self.name.entities
+        )
 
     @property
     def structure(self) -> str:
@@ -88,28 +92,32 @@ class _Mark:
         """Name of a label map in the store."""
         entities = self.name.entities
         kept = [entities[key] for key in ("atlas", "seg", "desc", "label") if key in entities]
-        return id_from_parts([*kept, "dseg"])
+        return id_from_parts([*kept, "mask" if self.name.suffix == "msk" else "dseg"])
 
 
 def _read(root: Path, folder: Path, raw: Sequence[Path], derived: Sequence[Path]) -> LayoutFind:
     """Return the scans of one data set."""
     left_out = Counter[str]()
     pairing = pair(raw)
-    scans = [paired for paired in pairing.scans if not _no_scan(paired.image, left_out)]
+    unsure = {path for paired in pairing.scans for path in paired.unsure}
+    by_entities = {path for path in (*pairing.orphans, *unsure) if parse_name(path).suffix in LABEL_SUFFIXES}
+    scans = [paired for paired in pairing.scans if not _no_scan(paired.image, root, left_out)]
     names = {paired.image: parse_name(paired.image) for paired in scans}
     of_subject: dict[str, dict[Path, BidsName]] = {}
     for image, name in names.items():
         of_subject.setdefault(name.entities.get("sub", ""), {})[image] = name
-    marks = [mark for path in derived if (mark := _mark(path, root, of_subject, left_out)) is not None]
+    marked = sorted({*derived, *by_entities})
+    marks = [mark for path in marked if (mark := _mark(path, root, of_subject, left_out)) is not None]
     drawn_on: dict[Path, list[_Mark]] = {}
     for mark in marks:
         for image in mark.owners:
             drawn_on.setdefault(image, []).append(mark)
     numbers = number_names(mark.structure for mark in marks if mark.is_mask)
-    people = participants(root / folder)
+    people = participants(root / folder) or participants(root / folder / RAW_FOLDER)
     found, notes = [], dict[str, None]()
     for paired in scans:
-        own, said = label_sources(root, paired.labels, shared=paired.unsure)
+        named = [label for label in paired.labels if label[1] not in by_entities]
+        own, said = label_sources(root, named, shared=paired.unsure)
         notes |= dict.fromkeys(said)
         derived_labels = _labels(drawn_on.get(paired.image, ()), root, folder, numbers)
         person = people.get(f"sub-{names[paired.image].entities.get('sub', '')}", {})
@@ -124,26 +132,37 @@ def _read(root: Path, folder: Path, raw: Sequence[Path], derived: Sequence[Path]
                 dataset=folder,
             )
         )
-    orphans = set(pairing.orphans)
+    orphans = set(pairing.orphans) - by_entities
     notes |= dict.fromkeys(f"{count} BIDS files left out: {why}" for why, count in sorted(left_out.items()))
     return LayoutFind(scans=tuple(found), taken=frozenset({*raw, *derived} - orphans), notes=tuple(notes))
 
 
-def _no_scan(path: Path, left_out: Counter[str]) -> bool:
+def _no_scan(path: Path, root: Path, left_out: Counter[str]) -> bool:
     """Whether an image is no scan; then it is counted."""
     name = parse_name(path)
     if name.entities.get("part") in ("phase", "imag"):
         left_out["images of phases (part-phase)"] += 1
         return True
-    if name.suffix in NO_SCANS:
+    if name.suffix in NO_SCANS and not (name.suffix == "dwi" and not _has_directions(root / path)):
         left_out[f"{name.suffix}, {NO_SCANS[name.suffix]}"] += 1
         return True
     return False
 
 
+def _has_directions(scan: Path) -> bool:
+    """Whether a diffusion image is a series: its b-values lie beside it, or above the subjects.
+
+    Without them it is one image, such as the mean of all directions.
+    """
+    folders = [scan.parent, *scan.parents[1:5]]
+    return scan.with_name(f"{stem_of(scan.name)}.bval").exists() or any(
+        (folder / "dwi.bval").exists() or (folder / f"{folder.name}_dwi.bval").exists() for folder in folders
+    )
+
+
 def _modality(scan: Path, dataset: Path, suffix: str) -> Modality | None:
     """Return the modality that the suffix tells, else the JSON file."""
-    return SCAN_SUFFIXES.get(suffix) or sidecar_modality(scan, dataset, suffix)
+    return modality_of_suffix(suffix) or sidecar_modality(scan, dataset, suffix)
 
 
 def _mark(
@@ -158,15 +177,23 @@ def _mark(
     if name.suffix == "probseg":
         left_out["probseg, probabilities are no label; save them as a dseg"] += 1
         return None
-    space = name.entities.get("space", "orig")
-    if space not in _OWN_SPACES:
+    space = _space(name)
+    of_person = of_subject.get(name.entities.get("sub", ""), {})
+    scans = {scan: other for scan, other in of_person.items() if _space(other) == space}
+    if space and not scans:
         left_out[f"labels in another space than their scan (space-{space})"] += 1
         return None
-    owners, sure = _owners(path, name, root, of_subject.get(name.entities.get("sub", ""), {}))
+    owners, sure = _owners(path, name, root, scans)
     if not owners:
         left_out["labels whose entities fit no scan"] += 1
         return None
     return _Mark(path=path, name=name, owners=owners, sure=sure)
+
+
+def _space(name: BidsName) -> str:
+    """Return the space of an image; "" for that of the scan itself."""
+    space = name.entities.get("space", "")
+    return "" if space in _OWN_SPACES else space
 
 
 def _owners(

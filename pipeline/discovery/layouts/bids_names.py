@@ -34,6 +34,16 @@ SCAN_SUFFIXES: dict[str, Modality] = {
 }
 """Suffixes of scans, and their modality."""
 
+_LOWER_SUFFIXES: dict[str, Modality] = {
+    suffix.lower(): modality for suffix, modality in SCAN_SUFFIXES.items()
+} | {"dwi": "mr"}
+
+
+def modality_of_suffix(suffix: str) -> Modality | None:
+    """Return the modality that a suffix tells, in any case ("adc"), or None."""
+    return _LOWER_SUFFIXES.get(suffix.lower())
+
+
 NO_SCANS = {
     **dict.fromkeys(["bold", "cbv"], "a time series of function"),
     "sbref": "a single volume that a time series is aligned to",
@@ -51,8 +61,11 @@ NO_SCANS = {
 }
 """Suffixes of images that are left out, and what they are."""
 
-LABEL_SUFFIXES = frozenset(["dseg", "mask", "seg", "probseg"])
+LABEL_SUFFIXES = frozenset(["dseg", "mask", "msk", "seg", "probseg"])
 """Suffixes of derivatives that are drawn over a scan."""
+
+RAW_FOLDER = "rawdata"
+"""Folder of the scans in a data set that has its derivatives beside them."""
 
 _ENTITY = re.compile(r"(?P<key>[A-Za-z]+)-(?P<value>.+)")
 
@@ -90,16 +103,20 @@ def parse_name(path: Path) -> BidsName:
 def place_of(path: Path) -> tuple[Path, bool] | None:
     """Return the data set's folder and whether the file is a derivative; None if the path is not of BIDS.
 
-    A path of BIDS has a folder sub-X, a folder of a data type below it, and a name that begins with sub-X.
+    A path of BIDS has a folder sub-X and a name that begins with sub-X; and a folder of a data type below it,
+    or a suffix of scans or labels. Scans may lie in the data set's folder rawdata.
     """
     folders = path.parts[:-1]
     index = next((k for k, part in enumerate(folders) if part.startswith("sub-")), None)
     if index is None or not path.name.startswith(folders[index]):
         return None
     inner = folders[index + 1 :]
-    if not any(part in DATA_TYPES for part in inner) or len(inner) > 3:
+    suffix = parse_name(path).suffix
+    is_known = suffix in SCAN_SUFFIXES or suffix in LABEL_SUFFIXES
+    if not (is_known or any(part in DATA_TYPES for part in inner)) or len(inner) > 3:
         return None
     above = folders[:index]
-    if "derivatives" in above:
-        return Path(*above[: above.index("derivatives")]), True
-    return Path(*above), False
+    is_derived = "derivatives" in above
+    if is_derived:
+        above = above[: above.index("derivatives")]
+    return Path(*(above[:-1] if above[-1:] == (RAW_FOLDER,) else above)), is_derived
