@@ -130,7 +130,7 @@ def pair(volumes: Sequence[Path]) -> Pairing:
     names = {path: _named(path) for path in volumes}
     candidates = [path for path, name in names.items() if name is None]
     labels = {path: name for path, name in names.items() if name is not None}
-    scans = _Scans.of(path for path in candidates if _weak_folder(path) is None)
+    scans = _Scans.of(path for path in candidates if not _may_be_label(path))
     found: dict[Path, tuple[str, tuple[Path, ...], str]] = {}
     for path in candidates:
         weak = _weak_label(path, scans)
@@ -173,6 +173,11 @@ def _named(path: Path) -> str | None:
 def _weak_folder(path: Path) -> str | None:
     """Return the name of the innermost folder that may be one of labels, or None."""
     return next((part for part in reversed(path.parent.parts) if is_label_folder_word(part)), None)
+
+
+def _may_be_label(path: Path) -> bool:
+    """Whether a file that is not known to be a label may be one (`_weak_label`)."""
+    return _weak_folder(path) is not None or not WEAK_WORDS.isdisjoint(name_words(stem_of(path.name)))
 
 
 def _weak_label(path: Path, scans: _Scans) -> tuple[str, tuple[Path, ...], str] | None:

@@ -6,9 +6,9 @@
 
 A label belongs to the scans whose entities (sub, ses, acq, run, ...) it repeats; to one of them if it names
 its suffix or the JSON beside it names its source (RawSources); else to all that lie on its grid. Masks of one
-scan are one label map. Labels may lie beside their scans too. The case is the subject. participants.tsv may tell the split (column split) and the
-class of its scans (column group). Images that are no scan, probability maps, labels in another space, and
-images among the derivatives are left out, with a note for each kind.
+scan are one label map. Labels may lie beside their scans too. The case is the subject. participants.tsv may
+tell the split (column split) and the class of its scans (column group). Images that are no scan, probability
+maps, labels in another space, and images among the derivatives are left out, with a note for each kind.
 """
 
 from __future__ import annotations

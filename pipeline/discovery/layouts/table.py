@@ -9,12 +9,13 @@ name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.discovery.layouts.bids import BIDS
 from pipeline.discovery.layouts.channels import BRATS
+from pipeline.discovery.layouts.folder_cases import folder_cases, with_wider_case
 from pipeline.discovery.layouts.layout import (
     Files,
     Layout,
@@ -47,6 +48,9 @@ PLAIN = Layout(name="plain", title="plain", wants="any files", find=find_plain)
 
 LAYOUTS = (NNUNET, DECATHLON, BIDS, TOTALSEGMENTATOR, BRATS)
 """Layouts that are recognised, in the order in which they are tried."""
+
+_OF_FOLDERS = (TOTALSEGMENTATOR, BRATS, PLAIN)
+"""Layouts that do not tell the patient: folders may tell it."""
 
 AUTO = "auto"
 
@@ -83,7 +87,7 @@ def search(files: Files, name: str = AUTO) -> Search:
     """
     if name not in LAYOUT_NAMES:
         raise ConfigError(f"layout must be one of {', '.join(LAYOUT_NAMES)}, got {name!r}")
-    finds, notes = [], []
+    finds: dict[Layout, LayoutFind] = {}
     rest = files
     for layout in LAYOUTS:
         if name not in (AUTO, layout.name):
@@ -94,17 +98,30 @@ def search(files: Files, name: str = AUTO) -> Search:
                 f"nothing in the folder is of the layout {name} ({layout.title}): it is recognised by "
                 f"{layout.wants}. Leave --layout out, or choose another"
             )
-        if find.scans:
+        finds[layout] = find
+        rest = replace(rest, volumes=tuple(path for path in rest.volumes if path not in find.taken))
+    finds[PLAIN] = find_plain(rest)
+    orphans = tuple(path for path in rest.volumes if path not in finds[PLAIN].taken)
+    if name == AUTO:
+        finds |= _with_folder_cases(finds)
+    recognised = any(find.scans or find.notes for layout, find in finds.items() if layout != PLAIN)
+    notes: list[str] = []
+    for layout, find in finds.items():
+        if find.scans and (layout != PLAIN or recognised or name == PLAIN.name):
             notes.append(_line(layout, find.scans))
         notes.extend(find.notes)
-        finds.append(find)
-        rest = replace(rest, volumes=tuple(path for path in rest.volumes if path not in find.taken))
-    plain = find_plain(rest)
-    found = together([*finds, plain])
-    if plain.scans and (notes or name == PLAIN.name):
-        notes.append(_line(PLAIN, plain.scans))
-    orphans = tuple(path for path in rest.volumes if path not in plain.taken)
-    return Search(scans=found.scans, orphans=orphans, notes=(*notes, *plain.notes), failures=found.failures)
+    found = together(finds.values())
+    return Search(scans=found.scans, orphans=orphans, notes=tuple(notes), failures=found.failures)
+
+
+def _with_folder_cases(finds: Mapping[Layout, LayoutFind]) -> dict[Layout, LayoutFind]:
+    """Return the finds whose layouts do not tell the patient, with the cases that the folders of all tell."""
+    loose = {layout: find for layout, find in finds.items() if layout in _OF_FOLDERS}
+    cases = folder_cases(scan.image for find in loose.values() for scan in find.scans)
+    return {
+        layout: replace(find, scans=tuple(with_wider_case(scan, cases) for scan in find.scans))
+        for layout, find in loose.items()
+    }
 
 
 def _line(layout: Layout, scans: Sequence[LayoutScan]) -> str:

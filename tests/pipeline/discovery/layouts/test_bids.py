@@ -1,4 +1,4 @@
-"""BIDS as public data sets keep it: labels beside their scans, no data types, rawdata, spaces of templates."""
+"""BIDS as public data sets keep it: labels beside their scans, no data types, rawdata, template spaces."""
 
 from __future__ import annotations
 
@@ -67,4 +67,4 @@ def test_a_diffusion_image_is_a_scan_only_without_directions(tmp_path: Path) -> 
     names = ["sub-1/dwi/sub-1_dwi.nii.gz", "sub-1/dwi/sub-1_adc.nii.gz", "sub-2/dwi/sub-2_dwi.nii.gz"]
     (tmp_path / "sub-2" / "dwi").mkdir(parents=True)
     (tmp_path / "sub-2" / "dwi" / "sub-2_dwi.bval").touch()
-    assert found(tmp_path, *names) == {name: ("mr", "sub-1", ()) for name in names[:2]}
+    assert found(tmp_path, *names) == dict.fromkeys(names[:2], ("mr", "sub-1", ()))
