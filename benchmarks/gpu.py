@@ -31,7 +31,7 @@ from pipeline.compute.backend import Backend, NoGpu, get_backend
 from pipeline.proposals.config import ProposalConfig
 from pipeline.quality.intervals import num_atoms
 from storage import open_store
-from storage.orders import pack_orders
+from storage.records.orders import pack_orders
 
 
 @dataclass(frozen=True, kw_only=True)

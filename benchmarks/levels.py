@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import Scan, open_store
-from storage.levels import Triple, coarse_shape, downsample_labels, plan_levels
+from storage.records.levels import Triple, coarse_shape, downsample_labels, plan_levels
 
 RULES = ("nearest", "mode", "central mode")
 LEAST_VOXELS = 8

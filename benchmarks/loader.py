@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from storage import open_store
-from storage.shards import ArrayReader
+from storage.reading.shards import ArrayReader
 from training.data.augmentation import AugmentationConfig, augment
 from training.data.batches import Batch
 from training.data.boxes import whole

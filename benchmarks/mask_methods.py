@@ -44,7 +44,7 @@ from pipeline.quality.slic_baseline import SlicConfig, slic_scales
 from pipeline.quality.stored_scan import IntArray
 from storage import LabelVolume, ScanRecord, commit_scan, create_store
 from storage.layout import BACKGROUND_ATOM, MAX_ATOMS
-from storage.proposal_checks import atom_extents
+from storage.records.proposal_checks import atom_extents
 
 RANKINGS = ("coarse first", "even")
 """How the first n masks of a flat method are taken."""

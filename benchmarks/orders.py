@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import Scan, open_store
-from storage.orders import pack_orders, unpack_orders
-from storage.shards import single_threaded_blosc
+from storage.reading.shards import single_threaded_blosc
+from storage.records.orders import pack_orders, unpack_orders
 
 
 def main() -> None:

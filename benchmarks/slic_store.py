@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline.proposals.config import ProposalConfig
 from pipeline.quality.slic_baseline import SlicConfig, slic_scales
 from storage import ScanRecord, Store, commit_scan, create_store, digest_of, finish, open_store
-from storage.proposal_checks import atom_extents
+from storage.records.proposal_checks import atom_extents
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from storage import Level, Scan, ScanRecord, commit_scan, create_store, finish, open_store, remove_scan
-from storage.proposal_checks import atom_extents, interval_extents
+from storage.records.proposal_checks import atom_extents, interval_extents
 
 VIEW_VOXELS = 168
 NUM_WORD_MASKS = 13

@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- rooms:begin -->", "<!-- rooms:end -->"
 PACKAGES = ("storage", "pipeline", "training", "commands")
-WITH_ROOMS = ("pipeline", "training")
+WITH_ROOMS = ("storage", "pipeline", "training")
+GROUND = ("pipeline", "training")
+"""Packages whose files at the top are left out of the table: errors and the reading of settings."""
 STEP_X, STEP_Y, BOX_X, BOX_Y = 150, 84, 118, 34
 """Distances between boxes and their size, in the units of the drawing."""
 
@@ -123,13 +125,15 @@ def drawing(package: str, found: dict[str, set[str]]) -> str:
 
 def table(found: dict[str, set[str]]) -> str:
     """Return the table of rooms, with the drawings above it."""
-    order = [room for room in in_order(found) if room not in WITH_ROOMS]
+    order = [room for room in in_order(found) if room not in GROUND]
     lines = [
         f"![The rooms of {name}, each above those that it imports](rooms-{name}.svg)\n" for name in WITH_ROOMS
     ]
     lines += ["| room | what it does | imports |", "| --- | --- | --- |"]
     for room in order:
-        needs = ", ".join(f"`{name}`" for name in order if name in found[room])
+        needs = ", ".join(
+            f"`{name}`" for name in order if name in found[room] and not room.startswith(f"{name}.")
+        )
         lines.append(f"| `{room}` | {first_line(room)} | {needs} |")
     return "\n".join(lines)
 

@@ -1,9 +1,3 @@
-from .committing import (
-    commit_scan as commit_scan,
-    finish as finish,
-    remove_scan as remove_scan,
-    sweep as sweep,
-)
 from .errors import (
     CorruptScan as CorruptScan,
     CorruptStore as CorruptStore,
@@ -17,9 +11,29 @@ from .errors import (
     StoreFull as StoreFull,
     StoreNotFound as StoreNotFound,
 )
-from .imports import (
+from .layout import (
+    FORMAT_VERSION as FORMAT_VERSION,
+    PROPOSAL_COLUMNS as PROPOSAL_COLUMNS,
+    digest_of as digest_of,
+)
+from .reading import (
+    Crop as Crop,
+    IndexEntry as IndexEntry,
+    Scan as Scan,
+    Store as Store,
+    StoreInfo as StoreInfo,
+    create_store as create_store,
+    open_store as open_store,
+)
+from .records import (
     OWN as OWN,
     ImportedMasks as ImportedMasks,
+    Intensity as Intensity,
+    LabelVolume as LabelVolume,
+    Level as Level,
+    Proposals as Proposals,
+    Region as Region,
+    ScanRecord as ScanRecord,
     about_imports as about_imports,
     check_source_name as check_source_name,
     import_digest as import_digest,
@@ -29,32 +43,18 @@ from .imports import (
     own_record as own_record,
     with_imports as with_imports,
 )
-from .index import IndexEntry as IndexEntry
-from .layout import (
-    FORMAT_VERSION as FORMAT_VERSION,
-    PROPOSAL_COLUMNS as PROPOSAL_COLUMNS,
-    digest_of as digest_of,
-)
-from .ledger import (
+from .writing import (
     LedgerEntry as LedgerEntry,
     LedgerFile as LedgerFile,
+    Problem as Problem,
+    commit_scan as commit_scan,
+    finish as finish,
+    lift_scan as lift_scan,
     read_ledger as read_ledger,
+    remove_scan as remove_scan,
+    scans_to_lift as scans_to_lift,
+    sweep as sweep,
+    verify as verify,
+    verify_scan as verify_scan,
     write_ledger as write_ledger,
 )
-from .levels import Level as Level
-from .lifting import lift_scan as lift_scan, scans_to_lift as scans_to_lift
-from .records import (
-    Intensity as Intensity,
-    LabelVolume as LabelVolume,
-    Proposals as Proposals,
-    ScanRecord as ScanRecord,
-)
-from .regions import Region as Region
-from .scans import Crop as Crop, Scan as Scan
-from .stores import (
-    Store as Store,
-    StoreInfo as StoreInfo,
-    create_store as create_store,
-    open_store as open_store,
-)
-from .verifying import Problem as Problem, verify as verify, verify_scan as verify_scan

@@ -12,7 +12,7 @@
         labels/atoms/0/, 1/, ...     uint16 (z, y, x), ids 0..A-1 everywhere
         labels/atoms_<k>/0/, ...     uint16 (z, y, x), ids 0..A-1 or 65534 = background
         labels/<name>/0/, ...        expert labels, uint8 or uint16 (z, y, x), 0 = background
-        segments/<k>/                (A, T) uint8 or uint16: the orders of layer k (see `storage.orders`)
+        segments/<k>/                (A, T) uint8 or uint16: the orders of layer k (`storage.records.orders`)
         proposals/                   (N, 11) int32, columns as in PROPOSAL_COLUMNS
         scores/                      (N,) float32, best first
         level_voxels/                (N, levels) int32: voxels of each proposal at each level

@@ -86,4 +86,4 @@ def import_for_tasks(options: Options) -> None:
     import_module("flows")
     if options.workers == 1 and not options.scheduler:
         import_module("commands.prepare.scan_task")
-        import_module("storage.writing")
+        _ = import_module("storage.writing").write_scan  # a door loads its modules at first use

@@ -347,7 +347,7 @@ def test_an_import_that_is_killed_goes_on_and_ends_with_the_same_bytes(folder: P
     run("import-masks", tmp_path / "whole", *files, "--source", "expert")
     # The process dies in the middle of the second commit: files are written, COMMIT.json is not.
     code = (
-        "import os, signal, sys; import commands.main, storage.committing as c\n"
+        "import os, signal, sys; import commands.main, storage.writing.committing as c\n"
         "calls, sync = [], c.sync_tree\n"
         "def die(path):\n"
         "    calls.append(path)\n"

@@ -19,7 +19,7 @@ from storage import (
     sweep,
     verify,
 )
-from storage.levels import downsample_image
+from storage.records.levels import downsample_image
 from tests.storage.drawn_record import SMALL, draw_record, store_bytes
 from tests.storage.make_fixture import describe
 

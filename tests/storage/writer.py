@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import storage.committing
-import storage.index
-import storage.writing
+import storage.reading.index
+import storage.writing.committing
+import storage.writing.scan_writer
 from storage import commit_scan, open_store
 from tests.storage.drawn_record import SMALL, draw_record
 
@@ -45,15 +45,15 @@ def plan_death(point: str, number: str = "1") -> None:
         case "rename":
             die_in(Path, "rename", int(number))
         case "append":
-            die_in(storage.committing, "append_entry", int(number))
+            die_in(storage.writing.committing, "append_entry", int(number))
         case "torn":
             write_half(int(number))
         case "commit":
-            die_in(storage.committing, "write_file", int(number))
+            die_in(storage.writing.committing, "write_file", int(number))
         case "array":
-            die_in(storage.writing, "_write_array", int(number))
+            die_in(storage.writing.scan_writer, "_write_array", int(number))
         case "unlink":
-            die_in(storage.committing, "remove_tree", int(number))
+            die_in(storage.writing.committing, "remove_tree", int(number))
 
 
 def die_in(owner: Any, name: str, number: int) -> None:
@@ -80,7 +80,7 @@ def write_half(number: int) -> None:
             die()
         return real(handle, data)
 
-    storage.index.os.write = torn  # type: ignore[attr-defined]
+    storage.reading.index.os.write = torn  # type: ignore[attr-defined]
 
 
 def die() -> None:

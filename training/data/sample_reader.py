@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import IndexEntry, Level, Scan, StorageError, imported_sources, open_store
-from storage.words import build_lookup
+from storage.records import build_lookup
 from training.data.boxes import Box, Triple, draw_crop_views, whole
 from training.data.sampling import (
     DataConfig,

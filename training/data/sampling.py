@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import IndexEntry, Proposals
-from storage.orders import Rows
+from storage.records import Rows
 from training.data.boxes import Box, Triple
 from training.errors import ConfigError, DataError
 

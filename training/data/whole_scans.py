@@ -23,7 +23,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.levels import plan_levels
+from storage.records import plan_levels
 from training.data.boxes import Box, Triple
 from training.data.windows import STRIDE_VOXELS
 from training.errors import DataError

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from storage import InvalidSelection, Level, Scan, ScanRecord, commit_scan, create_store, open_store
-from storage.levels import (
+from storage.records.levels import (
     FULL,
     Triple,
     coarse_boxes,
@@ -20,7 +20,7 @@ from storage.levels import (
     ratio,
     steps_to,
 )
-from storage.regions import Region
+from storage.records.regions import Region
 from tests.storage.drawn_record import draw_record, record_masks
 
 SHAPES = st.tuples(*[st.integers(1, 9)] * 3)

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.layout import MAX_WORD_BITS
-from storage.records import Proposals
-from storage.regions import Region
+from storage.records.regions import Region
+from storage.records.scan_record import Proposals
 
 
 def build_lookup(

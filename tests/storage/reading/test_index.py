@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-import storage.index
+import storage.reading.index
 from storage import CorruptStore, ScanRecord, StoreFull, commit_scan, finish, open_store, sweep
-from storage.index import append_entry, read_index
 from storage.layout import dump_line
+from storage.reading.index import append_entry, read_index
 from tests.storage.drawn_record import SMALL, draw_record, store_bytes
 
 
@@ -124,7 +124,7 @@ def test_a_line_that_is_written_in_part_is_taken_back(store: Path, monkeypatch: 
         return real(handle, data[: data.index(b'"id":') + 5])
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage.index.os, "write", half)
+        patch.setattr(storage.reading.index.os, "write", half)
         with pytest.raises(StoreFull):
             commit_scan(store, draw_record("a", shape=SMALL))
     assert store_bytes(store) == before

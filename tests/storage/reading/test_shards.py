@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from storage import CorruptScan, Scan, open_store
-from storage.shards import ArrayLayout, ArrayReader, ScanFolder, parse_layout
+from storage.reading.shards import ArrayLayout, ArrayReader, ScanFolder, parse_layout
 
 SHAPE = (4, 4, 4)
 WHOLE = tuple(slice(0, size) for size in SHAPE)

@@ -23,7 +23,7 @@ from storage import (
 )
 from tests.storage.drawn_record import store_bytes
 
-FIXTURE = Path(__file__).parent / "fixtures" / "v1" / "store"
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "v1" / "store"
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_a_lift_killed_at_this_point_goes_on_to_the_same_store(old: Path, tmp_pa
     open_store(old).raise_version()
     code = (
         "import sys; from pathlib import Path; from tests.storage.writer import plan_death; "
-        "from storage import lift_scan, open_store, scans_to_lift; import storage.writing; "
+        "from storage import lift_scan, open_store, scans_to_lift; import storage.writing.scan_writer; "
         "store = Path(sys.argv[1]); "
         "plan_death(*sys.argv[2].split(':')); "
         "[lift_scan(store, scan_id) for scan_id in scans_to_lift(open_store(store))]"

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import InvalidRecord
-from storage.orders import Rows
-from storage.records import ScanRecord
+from storage.records.orders import Rows
+from storage.records.scan_record import ScanRecord
 
 OWN = "own"
 """Stands for all of a scan's own sources; no imported source may have this name."""

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from storage.errors import CorruptStore, InvalidRecord
 from storage.files import full_disk_named, replace_file, store_lock
 from storage.layout import LEDGER_FILE, dump_line
-from storage.stores import open_store
+from storage.reading import open_store
 
 State = Literal["committed", "failed"]
 

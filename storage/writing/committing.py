@@ -31,15 +31,6 @@ from storage.files import (
     take_lock,
     write_file,
 )
-from storage.index import (
-    Commit,
-    IndexEntry,
-    append_entry,
-    parse_commit,
-    read_index,
-    read_sound_index,
-    write_index,
-)
 from storage.layout import (
     COMMIT_FILE,
     FORMAT_VERSION,
@@ -49,8 +40,17 @@ from storage.layout import (
     is_safe_name,
     scan_key,
 )
+from storage.reading import (
+    Commit,
+    IndexEntry,
+    append_entry,
+    open_store,
+    parse_commit,
+    read_index,
+    read_sound_index,
+    write_index,
+)
 from storage.records import ScanRecord
-from storage.stores import open_store
 
 _OLD, _LOCK = ".old", ".lock"
 
@@ -74,7 +74,7 @@ def commit_scan(store: str | Path, record: ScanRecord, *, replace: bool = False)
         FormatVersionError: The store has an older version, see `lift_scan`.
         StoreFull: There is no space left; nothing of the scan remains.
     """
-    from storage.writing import write_scan
+    from storage.writing.scan_writer import write_scan
 
     opened = open_store(store)
     opened.require_current()

@@ -13,7 +13,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from storage import InvalidSelection, Scan, ScanRecord, commit_scan, create_store, open_store
-from storage.regions import Region, parse_region, touched_chunks
+from storage.records.regions import Region, parse_region, touched_chunks
 from tests.storage.drawn_record import SHAPE, draw_record, record_masks
 
 
@@ -235,7 +235,7 @@ def test_a_reader_starts_no_blosc_threads(scan: Scan) -> None:
 
 def test_importing_storage_imports_nothing_heavy() -> None:
     code = (
-        "import sys, storage; heavy = {'zarr', 'numpy', 'numcodecs', 'storage.scans'}; "
+        "import sys, storage; heavy = {'zarr', 'numpy', 'numcodecs', 'storage.reading.scans'}; "
         "print(sorted(heavy & set(sys.modules)), all(getattr(storage, name) for name in storage.__all__))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

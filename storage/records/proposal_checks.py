@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from storage.errors import InvalidRecord
 from storage.layout import BACKGROUND_ATOM, MAX_ATOMS, PROPOSAL_COLUMNS
-from storage.orders import Rows
+from storage.records.orders import Rows
 
 
 def check_proposals(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings, strategies as st
 
-from storage.orders import pack_orders, unpack_orders
+from storage.records.orders import pack_orders, unpack_orders
 
 
 def table_of(runs: list[tuple[int, int, int]]) -> np.ndarray:

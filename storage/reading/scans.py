@@ -16,22 +16,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import InvalidSelection
-from storage.index import IndexEntry
 from storage.layout import MAX_WORD_BITS, atoms_name, label_volume
-from storage.levels import (
+from storage.reading.index import IndexEntry
+from storage.reading.scan_files import ScanFiles
+from storage.reading.volumes import VolumeReader
+from storage.records import (
+    Intensity,
+    Labels,
+    LabelVolume,
     Level,
+    Proposals,
+    Region,
+    ScanRecord,
     Triple,
+    add_words,
+    build_lookup,
     coarse_boxes,
     coarse_shape,
+    count_voxels,
     make_level,
+    parse_region,
     plan_levels,
+    region_shape,
+    unpack_orders,
+    unpack_words,
 )
-from storage.orders import unpack_orders
-from storage.records import Intensity, Labels, LabelVolume, Proposals, ScanRecord
-from storage.regions import Region, parse_region, region_shape
-from storage.scan_files import ScanFiles
-from storage.volumes import VolumeReader
-from storage.words import add_words, build_lookup, count_voxels, unpack_words
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

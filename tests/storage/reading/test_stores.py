@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import storage.stores
+import storage.reading.stores
 from storage import (
     CorruptScan,
     CorruptStore,
@@ -25,8 +25,8 @@ from storage import (
     errors as error_module,
     open_store,
 )
-from storage.index import IndexEntry
 from storage.layout import dump_line
+from storage.reading.index import IndexEntry
 from tests.storage.drawn_record import SMALL, differently, draw_record, store_bytes
 
 
@@ -49,18 +49,18 @@ def test_making_a_store_twice_leaves_the_first(store: Path) -> None:
 
 
 def test_of_two_makers_at_once_the_first_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = storage.stores.store_lock
+    real = storage.reading.stores.store_lock
     root = tmp_path / "store"
 
     @contextmanager
     def overtaken(path: Path) -> Iterator[None]:
         with monkeypatch.context() as patch:
-            patch.setattr(storage.stores, "store_lock", real)
+            patch.setattr(storage.reading.stores, "store_lock", real)
             create_store(root, spacing_mm=3.0, config={})
         with real(path):
             yield
 
-    monkeypatch.setattr(storage.stores, "store_lock", overtaken)
+    monkeypatch.setattr(storage.reading.stores, "store_lock", overtaken)
     assert create_store(root, spacing_mm=1.5, config={}).info.spacing_mm == 3.0
 
 

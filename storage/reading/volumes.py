@@ -13,9 +13,17 @@ from typing import Any
 from numpy.typing import NDArray
 
 from storage.layout import level_key
-from storage.levels import Triple, downsample_image, downsample_labels, fine_region, ratio, steps_to
-from storage.regions import Region, region_shape
-from storage.scan_files import ScanFiles
+from storage.reading.scan_files import ScanFiles
+from storage.records import (
+    Region,
+    Triple,
+    downsample_image,
+    downsample_labels,
+    fine_region,
+    ratio,
+    region_shape,
+    steps_to,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from storage.errors import CorruptScan
 from storage.layout import chunk_name
-from storage.regions import Region, region_shape, touched_chunks
+from storage.records import Region, region_shape, touched_chunks
 
 _DTYPES = {"uint8": "|u1", "int16": "<i2", "uint16": "<u2", "int32": "<i4", "float32": "<f4"}
 _CRC_BYTES = 4

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import storage.committing
-import storage.index
-import storage.writing
+import storage.reading.index
+import storage.writing.committing
+import storage.writing.scan_writer
 from storage import (
     ScanExists,
     ScanNotFound,
@@ -46,7 +46,7 @@ IDS = ("b", "a", "d", "c")
 
 def writer(store: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.storage.writer", str(store), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3])
 
 
 def run_writer(store: Path, *arguments: str) -> int:
@@ -133,8 +133,8 @@ def test_bytes_are_on_disk_before_the_name_that_leads_to_them(
         monkeypatch.setattr(owner, name, step)
 
     for name in ("sync_tree", "write_file", "sync_folder"):
-        noted(storage.committing, name, 0)
-    noted(storage.committing, "append_entry", 0)
+        noted(storage.writing.committing, name, 0)
+    noted(storage.writing.committing, "append_entry", 0)
     noted(Path, "rename", 1)
     entry = commit_scan(empty_store, draw_record("a", shape=SMALL))
     shelf = Path(entry.path).parent.name
@@ -249,13 +249,13 @@ def test_what_is_left_of_a_scan_can_be_removed(store: Path) -> None:
 def test_a_scan_can_be_removed_while_another_is_being_written(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = storage.writing.write_scan
+    real = storage.writing.scan_writer.write_scan
 
     def write_and_remove(folder: Path, record: ScanRecord) -> None:
         real(folder, record)
         remove_scan(store, "scan-1")
 
-    monkeypatch.setattr(storage.writing, "write_scan", write_and_remove)
+    monkeypatch.setattr(storage.writing.scan_writer, "write_scan", write_and_remove)
     commit_scan(store, draw_record("a", shape=SMALL))
     assert open_store(store).scan_ids == ("a",)
     assert list(verify(store)) == []
@@ -264,15 +264,15 @@ def test_a_scan_can_be_removed_while_another_is_being_written(
 def test_a_scan_can_be_committed_while_another_is_being_written(
     empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = storage.writing.write_scan
+    real = storage.writing.scan_writer.write_scan
 
     def write_and_commit(folder: Path, record: ScanRecord) -> None:
         real(folder, record)
         with monkeypatch.context() as patch:
-            patch.setattr(storage.writing, "write_scan", real)
+            patch.setattr(storage.writing.scan_writer, "write_scan", real)
             commit_scan(empty_store, draw_record("b", shape=SMALL))
 
-    monkeypatch.setattr(storage.writing, "write_scan", write_and_commit)
+    monkeypatch.setattr(storage.writing.scan_writer, "write_scan", write_and_commit)
     commit_scan(empty_store, draw_record("a", shape=SMALL))
     assert open_store(empty_store).scan_ids == ("a", "b")
     assert not (empty_store / "tmp").exists()
@@ -399,7 +399,7 @@ def test_writers_killed_at_random_moments_do_no_harm(tmp_path: Path, undisturbed
 
 
 def test_a_sweep_leaves_live_writers_alone(empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = storage.writing.write_scan
+    real = storage.writing.scan_writer.write_scan
     swept: list[int] = []
 
     def write_and_sweep(folder: Path, record: ScanRecord) -> None:
@@ -408,7 +408,7 @@ def test_a_sweep_leaves_live_writers_alone(empty_store: Path, monkeypatch: pytes
         sweeper.start()
         sweeper.join()
 
-    monkeypatch.setattr(storage.writing, "write_scan", write_and_sweep)
+    monkeypatch.setattr(storage.writing.scan_writer, "write_scan", write_and_sweep)
     commit_scan(empty_store, draw_record("a", shape=SMALL))
     assert swept == [0]
     assert open_store(empty_store).scan_ids == ("a",)
@@ -449,13 +449,13 @@ def no_space(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (storage.writing, "_write_volume"),
-        (storage.writing, "_write_small"),
-        (storage.committing, "write_file"),
-        (storage.committing, "sync_tree"),
-        (storage.committing, "append_entry"),
-        (storage.committing, "take_lock"),
-        (storage.index.os, "fsync"),
+        (storage.writing.scan_writer, "_write_volume"),
+        (storage.writing.scan_writer, "_write_small"),
+        (storage.writing.committing, "write_file"),
+        (storage.writing.committing, "sync_tree"),
+        (storage.writing.committing, "append_entry"),
+        (storage.writing.committing, "take_lock"),
+        (storage.reading.index.os, "fsync"),
     ],
 )
 @pytest.mark.parametrize("there", [False, True])
@@ -564,7 +564,7 @@ def test_other_errors_pass_through_and_leave_nothing(
         raise PermissionError(errno.EACCES, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage.committing, "sync_tree", no_right)
+        patch.setattr(storage.writing.committing, "sync_tree", no_right)
         with pytest.raises(PermissionError) as caught:
             commit_scan(empty_store, record)
     assert not isinstance(caught.value, StorageError)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from storage import InvalidRecord, LabelVolume, ScanRecord
-from storage.proposal_checks import atom_extents, count_atoms
+from storage.records.proposal_checks import atom_extents, count_atoms
 from tests.storage.drawn_record import draw_record
 
 

@@ -15,9 +15,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from storage.errors import CorruptScan
-from storage.index import Commit, IndexEntry, parse_commit
 from storage.layout import COMMIT_FILE, METADATA_FILE, chunk_name
-from storage.shards import ArrayReader, ScanFolder, parse_layout
+from storage.reading.index import Commit, IndexEntry, parse_commit
+from storage.reading.shards import ArrayReader, ScanFolder, parse_layout
 
 
 class ScanFiles:

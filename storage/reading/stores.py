@@ -13,7 +13,6 @@ from typing import Any
 
 from storage.errors import FormatVersionError, InvalidRecord, ScanNotFound, StoreExists, StoreNotFound
 from storage.files import full_disk_named, replace_file, store_lock
-from storage.index import IndexEntry, read_sound_index
 from storage.layout import (
     FORMAT,
     FORMAT_VERSION,
@@ -24,8 +23,9 @@ from storage.layout import (
     digest_of,
     dump_document,
 )
+from storage.reading.index import IndexEntry, read_sound_index
+from storage.reading.scans import Scan
 from storage.records import plain_json
-from storage.scans import Scan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.layout import LEVEL_WINDOW_VOXELS
-from storage.regions import Region
+from storage.records.regions import Region
 
 Triple: TypeAlias = tuple[int, int, int]
 LabelType = TypeVar("LabelType", np.uint8, np.uint16)

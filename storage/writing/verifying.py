@@ -8,9 +8,8 @@ from pathlib import Path
 
 from storage.errors import CorruptScan
 from storage.files import checksum, list_files, reader_lock
-from storage.index import Index, IndexEntry, parse_commit, read_index
 from storage.layout import COMMIT_FILE, INDEX_FILE, SCANS_FOLDER, scan_key
-from storage.stores import open_store
+from storage.reading import Index, IndexEntry, open_store, parse_commit, read_index
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from storage.errors import InvalidRecord
 from storage.layout import PROPOSAL_COLUMNS, dump_line, is_label_name, is_safe_name
-from storage.orders import Rows
-from storage.proposal_checks import check_proposals
+from storage.records.orders import Rows
+from storage.records.proposal_checks import check_proposals
 
 Labels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from storage.committing import commit_scan
 from storage.layout import FORMAT_VERSION
-from storage.stores import Store, open_store
+from storage.reading import Store, open_store
+from storage.writing.committing import commit_scan
 
 
 def scans_to_lift(store: Store) -> tuple[str, ...]:

@@ -30,12 +30,20 @@ from storage.layout import (
     label_volume,
     level_key,
 )
-from storage.levels import Level, downsample_image, downsample_labels, make_level, plan_levels, ratio
-from storage.orders import pack_orders
-from storage.proposal_checks import count_atoms
-from storage.records import ScanRecord, plain_json
-from storage.shards import single_threaded_blosc
-from storage.words import count_voxels
+from storage.reading import single_threaded_blosc
+from storage.records import (
+    Level,
+    ScanRecord,
+    count_atoms,
+    count_voxels,
+    downsample_image,
+    downsample_labels,
+    make_level,
+    pack_orders,
+    plain_json,
+    plan_levels,
+    ratio,
+)
 
 _AXES = ("z", "y", "x")
 

@@ -1,0 +1,24 @@
+from .committing import (
+    commit_scan as commit_scan,
+    finish as finish,
+    remove_scan as remove_scan,
+    sweep as sweep,
+)
+from .ledger import (
+    LedgerEntry as LedgerEntry,
+    LedgerFile as LedgerFile,
+    read_ledger as read_ledger,
+    write_ledger as write_ledger,
+)
+from .lifting import (
+    lift_scan as lift_scan,
+    scans_to_lift as scans_to_lift,
+)
+from .scan_writer import (
+    write_scan as write_scan,
+)
+from .verifying import (
+    Problem as Problem,
+    verify as verify,
+    verify_scan as verify_scan,
+)
