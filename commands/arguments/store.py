@@ -24,8 +24,8 @@ def add_prepare(add: argparse.ArgumentParser) -> None:
         "--layout",
         default="auto",
         metavar="NAME",
-        help="how the files of the folder lie: nnunet, decathlon, bids, totalsegmentator, brats, or plain "
-        "(default: auto, which recognises it)",
+        help="how the files of the folder lie: nnunet, decathlon, bids, freesurfer, totalsegmentator, brats, "
+        "or plain (default: auto, which recognises it)",
     )
     where = add.add_mutually_exclusive_group()
     add_workers(where, "processes on this machine (default: 1, in this process)")

@@ -16,6 +16,7 @@ from pathlib import Path
 from pipeline.discovery.layouts.bids import BIDS
 from pipeline.discovery.layouts.channels import BRATS
 from pipeline.discovery.layouts.folder_cases import folder_cases, with_wider_case
+from pipeline.discovery.layouts.freesurfer import FREESURFER
 from pipeline.discovery.layouts.layout import (
     Files,
     Layout,
@@ -46,7 +47,7 @@ def find_plain(files: Files) -> LayoutFind:
 
 PLAIN = Layout(name="plain", title="plain", wants="any files", find=find_plain)
 
-LAYOUTS = (NNUNET, DECATHLON, BIDS, TOTALSEGMENTATOR, BRATS)
+LAYOUTS = (NNUNET, DECATHLON, BIDS, FREESURFER, TOTALSEGMENTATOR, BRATS)
 """Layouts that are recognised, in the order in which they are tried."""
 
 _OF_FOLDERS = (TOTALSEGMENTATOR, BRATS, PLAIN)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 from SimpleITK import GetImageFromArray, JoinSeries, WriteImage
 
@@ -57,6 +58,14 @@ def write_4d(root: Path, name: str, channels: int) -> None:
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     WriteImage(JoinSeries(volumes), str(path))
+
+
+def write_mgh(root: Path, name: str, array: np.ndarray) -> None:
+    """Write an array (z, y, x) as a file of FreeSurfer, on the phantom's grid up to its position."""
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    affine = np.diag([*drawn().grid.spacing_xyz_mm, 1.0])
+    nibabel.save(nibabel.MGHImage(array.T.astype(np.int16), affine), path)
 
 
 def write_json(root: Path, name: str, value: Any) -> None:
@@ -160,6 +169,15 @@ def totalsegmentator(root: Path) -> None:
     write_text(root, "meta.csv", ["image_id;age;split", "s0001;61;train", "s0002;40;val"])
 
 
+def freesurfer(root: Path) -> None:
+    """A subject with its segmentations and the images between, and one after the first steps."""
+    scan = drawn()
+    for name in ("bert/mri/orig", "bert/mri/nu", "bert/mri/brainmask", "bert/mri/orig/001", "ernie/mri/T1"):
+        write_mgh(root, f"{name}.mgz", scan.image)
+    for name in ("aseg", "aparc+aseg", "ribbon"):
+        write_mgh(root, f"bert/mri/{name}.mgz", scan.labels)
+
+
 def mask_folders(root: Path) -> None:
     """Masks in a folder beside each scan, in the other two ways."""
     labels = drawn().labels
@@ -189,12 +207,27 @@ def plain(root: Path) -> None:
     write_labels(root, "p01_seg.nii.gz")
 
 
+def downloads(root: Path) -> None:
+    """Files named as in LiTS, KiTS, BTCV, PROMISE12, UCSF-PDGM and COVID-19-CT-Seg."""
+    scans = (
+        "volume-0.nii",
+        "case_00000/imaging.nii.gz",
+        "img/img0001.nii.gz",
+        "Case00.mha",
+        "Scans/c_001.nii",
+    )
+    write(root, *scans, "UCSF-1_T1.nii.gz")
+    write_labels(root, "segmentation-0.nii", "case_00000/segmentation.nii.gz", "label/label0001.nii.gz")
+    write_labels(root, "Case00_segmentation.mha", "UCSF-1_tumor_segmentation.nii.gz", "Lung_Mask/c_001.nii")
+
+
 TREES: dict[str, tuple[Callable[[Path], None], ...]] = {
     "nnunet": (nnunet,),
     "decathlon": (decathlon,),
     "bids": (bids,),
+    "freesurfer": (freesurfer,),
     "totalsegmentator": (totalsegmentator, mask_folders),
     "brats": (brats,),
-    "plain": (plain,),
+    "plain": (plain, downloads),
 }
 """Data sets of each layout."""

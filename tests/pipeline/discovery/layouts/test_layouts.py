@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -92,6 +93,18 @@ EXPECTED = {
         "s0001_ct": ("ct", "train", "", ("segmentations",)),
         "s0002_mri": ("mr", "val", "", ("segmentations",)),
     },
+    drawn_trees.freesurfer: {
+        "bert_mri_orig": ("mr", "", "", ("aparc-aseg", "aseg", "ribbon")),
+        "ernie_mri_T1": ("mr", "", "", ()),
+    },
+    drawn_trees.downloads: {
+        "Case00": (None, "", "", ("seg",)),
+        "Scans_c_001": (None, "", "", ("lung_mask",)),
+        "UCSF-1_T1": (None, "", "", ("tumor_seg",)),
+        "case_00000_imaging": (None, "", "", ("seg",)),
+        "img_img0001": (None, "", "", ("label",)),
+        "volume-0": (None, "", "", ("seg",)),
+    },
     drawn_trees.mask_folders: {"a_p01": (None, "", "", ("masks",)), "b_p02": (None, "", "", ("masks",))},
     drawn_trees.brats: {
         **{
@@ -120,6 +133,9 @@ EXPECTED = {
 }
 
 
+LEFT_OUT = re.compile(r"\d+ (BIDS files|images of FreeSurfer) left out")
+
+
 @pytest.mark.parametrize("layout", TREES)
 def test_a_layout_is_recognised_and_tells_modality_split_case_and_labels(tmp_path: Path, layout: str) -> None:
     for draw in TREES[layout]:
@@ -142,8 +158,9 @@ def test_every_image_of_a_layout_is_a_scan_a_label_or_told_of(tmp_path: Path, la
         discovery = found(root)
         used = {path for one in discovery.sources for path in one.files}
         used |= {path for one in discovery.sources for label in one.labels for path in label.files}
-        told = sum(int(note.split()[0]) for note in discovery.notes if "BIDS files left out" in note)
-        assert len(list(root.rglob("*.nii.gz"))) == len(used) + told
+        told = sum(int(note.split()[0]) for note in discovery.notes if LEFT_OUT.match(note))
+        files = [path for path in root.rglob("*") if path.name.endswith((".nii", ".nii.gz", ".mgz", ".mha"))]
+        assert len(files) == len(used) + told
 
 
 def bids_files(root: Path, count: int) -> None:
@@ -203,7 +220,7 @@ def test_data_sets_of_several_layouts_may_lie_in_one_folder(tmp_path: Path) -> N
         draw(tmp_path / draw.__name__)
     discovery = found(tmp_path)
     assert len(discovery.sources) == sum(map(len, EXPECTED.values()))
-    assert sum(note.startswith("layout: ") for note in discovery.notes) == 6
+    assert sum(note.startswith("layout: ") for note in discovery.notes) == len(TREES)
     cases = {s.scan_id: s.case for s in discovery.sources}
     assert cases["decathlon_BRATS_001_FLAIR"] == "decathlon/BRATS_001"
     assert cases["bids_sub-02_ct_sub-02_ct"] == "bids/sub-02"
