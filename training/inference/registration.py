@@ -50,6 +50,8 @@ NEAR_VOXELS = 3
 """How far around the structures the images have to agree."""
 LEAST_SHOWN = 0.7
 """An answer of which the target shows a smaller part than this counts for less."""
+AGREEMENT_POWER = 4
+"""Of several references each counts by this power of its agreement: one that was placed elsewhere hardly."""
 LOW_CONFIDENCE = 0.5
 """Of a structure; below it a mean Dice of 0.34, above it 0.72 (docs/results.md)."""
 LEVELS: tuple[Level, ...] = ((4, 2.0, 60), (2, 1.0, 60), (1, 0.0, 30))
@@ -185,7 +187,7 @@ def carry_structures(
     for done, reference in enumerate(references, start=1):
         masks = np.stack([structure.mask(reference.labels) for structure in structures])
         carried = carry(reference.image, masks, target, seen=seen)
-        weight = np.float32(max(carried.agreement, 1e-3))
+        weight = np.float32(max(carried.agreement, 1e-3) ** AGREEMENT_POWER)
         shown = masks.any(axis=(1, 2, 3))
         sums[shown] += weight * vote(carried.probabilities, carried.warped, target)[shown]
         weights[shown] += weight
