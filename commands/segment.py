@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,8 @@ from training.inference import (
 )
 from training.network import PUBLISHED_SPACING_MM, TrainedOn, load_checkpoint
 
+NO_NETWORK = "none"
+"""In place of a checkpoint: references are carried over without a network."""
 _LEAST_SECONDS = 3.0
 """Time left is not told before."""
 _CHOOSE_FRAME = "Choose one with --frame N, counted from 0"
@@ -129,8 +131,15 @@ def _segmenter_of_references(arguments: Namespace) -> tuple[Segmenter, IngestCon
     """A segmenter that asks for what references show."""
     pairs = _pairs(arguments.reference_image, arguments.reference_mask)
     device = choose_device(arguments.device)
-    net = load_checkpoint(arguments.checkpoint, weights=arguments.weights).to(device)
-    config, ingest = settings(arguments, net.trained_on)
+    net, trained_on = None, TrainedOn()
+    if not _is_none(arguments.checkpoint):
+        net = load_checkpoint(arguments.checkpoint, weights=arguments.weights).to(device)
+        trained_on = net.trained_on
+    elif arguments.by not in (None, "registration"):
+        raise CommandError(
+            f"--by {arguments.by} asks a network. Name a checkpoint in place of {NO_NETWORK!r}"
+        )
+    config, ingest = settings(arguments, trained_on)
     try:
         references = [
             load_source(find_one(image, ingest), ingest, mask=mask, modality=arguments.modality)
@@ -139,7 +148,11 @@ def _segmenter_of_references(arguments: Namespace) -> tuple[Segmenter, IngestCon
     except NoSuchFrame as error:
         raise NoSuchFrame(error.reason, path=error.path, remedy=_CHOOSE_FRAME) from None
     segmenter = Segmenter.from_references(net, references, config, labels=arguments.label, device=device)
-    return segmenter, ingest, net.trained_on
+    return segmenter, ingest, trained_on
+
+
+def _is_none(checkpoint: Path) -> bool:
+    return str(checkpoint) == NO_NETWORK
 
 
 def _segmenter_of_tokens(arguments: Namespace) -> tuple[Segmenter, IngestConfig, TrainedOn]:
@@ -150,6 +163,8 @@ def _segmenter_of_tokens(arguments: Namespace) -> tuple[Segmenter, IngestConfig,
         raise CommandError(
             f"--by {arguments.by} carries references over; --finetuned has none. Leave one of them out"
         )
+    if _is_none(arguments.checkpoint):
+        raise CommandError(f"--finetuned needs a network. Name its run in place of {NO_NETWORK!r}")
     tuned = load_finetuned(arguments.checkpoint, weights=arguments.weights)
     config, ingest = settings(arguments, tuned.net.trained_on)
     device = choose_device(arguments.device)
@@ -183,12 +198,18 @@ def settings(arguments: Namespace, trained_on: TrainedOn) -> tuple[SegmentConfig
         inference = replace(inference, window_voxels=(z, y, x))
     config = SegmentConfig(
         inference=inference,
-        by=arguments.by or ("network" if arguments.finetuned else "both"),
+        by=arguments.by or _default_method(arguments),
         largest_component=arguments.largest_component,
         across_modalities=arguments.across_modalities,
     )
     ingest = ingest_config(trained_on.ingest_settings, spacing_mm=arguments.spacing)
     return config, ingest if arguments.frame is None else replace(ingest, frame=arguments.frame)
+
+
+def _default_method(arguments: Namespace) -> Literal["network", "registration", "both"]:
+    if arguments.finetuned:
+        return "network"
+    return "registration" if _is_none(arguments.checkpoint) else "both"
 
 
 def _pairs(images: Sequence[Path], masks: Sequence[Path]) -> list[tuple[Path, Path]]:
@@ -204,17 +225,17 @@ def _told_once(
     arguments: Namespace, trained_on: TrainedOn, segmenter: Segmenter
 ) -> Iterator[tuple[str, str]]:
     """What is to be known before the first target."""
-    if trained_on.spacing_mm is None and arguments.spacing is None:
+    if trained_on.spacing_mm is None and arguments.spacing is None and not _is_none(arguments.checkpoint):
         yield (
             "note",
             "the checkpoint does not tell the voxel size of its training; the published "
             f"{PUBLISHED_SPACING_MM:g} mm are taken (--spacing MM sets another)",
         )
-    names = [f"{s.name} ({s.values[0]})" for s in segmenter.prompt.structures]
+    names = [f"{s.name} ({s.values[0]})" for s in segmenter.structures]
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     yield "looking for", ", ".join(names[:12]) + more
-    if segmenter.prompt.missing:
-        lost = ", ".join(str(s.values[0]) for s in segmenter.prompt.missing)
+    if segmenter.missing:
+        lost = ", ".join(str(s.values[0]) for s in segmenter.missing)
         yield "note", f"nothing of label {lost} is left in the references at this spacing: not looked for"
 
 
@@ -262,8 +283,8 @@ def segment_targets(
         "failed": [asdict(failure) for failure in failed],
         "spacing_mm": ingest.spacing_mm,
         "window_voxels": list(segmenter.config.inference.window_voxels),
-        "structures": {str(s.values[0]): s.name for s in segmenter.prompt.structures},
-        "not_in_references": [s.values[0] for s in segmenter.prompt.missing],
+        "structures": {str(s.values[0]): s.name for s in segmenter.structures},
+        "not_in_references": [s.values[0] for s in segmenter.missing],
         "interrupted": code == 130,
         "seconds": time.monotonic() - began,
     }

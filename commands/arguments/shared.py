@@ -58,13 +58,22 @@ def add_training(add: argparse.ArgumentParser, recipes: Sequence[str] = ("publis
     add_device(add)
 
 
-def add_checkpoint(add: argparse.ArgumentParser) -> None:
-    """What every command takes that uses a checkpoint in context."""
+def add_checkpoint(add: argparse.ArgumentParser, *, or_else: str = "") -> None:
+    """What every command takes that uses a checkpoint in context.
+
+    Args:
+        add: The command's parser.
+        or_else: Help on what may stand in its place.
+    """
     add.add_argument(
         "checkpoint",
         type=Path,
         metavar="CHECKPOINT",
-        help="a run's folder, its weights.safetensors, a .pt file, or the published .pth",
+        help="; ".join(
+            filter(
+                None, ("a run's folder, its weights.safetensors, a .pt file, or the published .pth", or_else)
+            )
+        ),
     )
     add.add_argument(
         "--weights", choices=("ema", "model"), default="ema", help="averaged (default) or last weights"

@@ -379,3 +379,17 @@ def test_registration_that_tries_where_the_network_sees_the_structures_is_the_de
     assert set(told["default"]["confidences"]) == set(told["default"]["volumes_ml"])
     assert all(0 < confidence <= 1 for confidence in told["default"]["confidences"].values())
     assert told["network"]["confidences"] == {}
+
+
+def test_no_network_is_named_by_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = ["--reference-image", str(folder / "ref.nii.gz"), "--reference-mask", str(folder / "mask.nii.gz")]
+    rest = [str(folder / "scans"), "--out", str(folder / "none"), "--modality", "ct"]
+    told = ["--json", str(folder / "told.json")]
+    assert main(["segment", "none", *shown, *rest, *told]) == 0
+    (target,) = json.loads((folder / "told.json").read_text())["targets"]
+    assert target["confidences"]
+    assert "the checkpoint does not tell" not in capsys.readouterr().out
+    assert main(["segment", "none", *shown, *rest, "--by", "network"]) == 2
+    assert "--by network asks a network" in capsys.readouterr().err
+    assert main(["segment", "none", "--finetuned", *rest]) == 2
+    assert "--finetuned needs a network" in capsys.readouterr().err

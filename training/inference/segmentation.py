@@ -18,14 +18,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import cc3d
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from training.data import STRIDE_VOXELS, Size, box_of_mask
+from training.data import STRIDE_VOXELS
 from training.errors import ConfigError, DataError
+from training.inference.label_maps import claim, in_whole, keep_largest
 from training.inference.prediction import predict
 from training.inference.prompted import Finetuned
 from training.inference.prompts import (
@@ -81,41 +81,55 @@ def inference_for(trained_on: TrainedOn, **changes: Any) -> InferenceConfig:
 
 
 class Segmenter:
-    """A prompt, ready to be put to any number of targets."""
+    """A prompt, references to carry over, or both, ready for any number of targets."""
 
     def __init__(
         self,
-        net: InContextNet,
-        prompt: Prompt,
+        net: InContextNet | None,
+        prompt: Prompt | None,
         config: SegmentConfig,
         *,
         modalities: Sequence[str] = (),
         references: Sequence[Reference] = (),
+        structures: Sequence[Structure] = (),
         device: torch.device | str = "cpu",
     ) -> None:
         """Make a segmenter of a prompt that is encoded already.
 
         Args:
-            net: On `device`, in evaluation mode.
-            prompt: Made with `config.inference`; each structure has one label value, which results bear.
+            net: On `device`, in evaluation mode; None only where the masks are carried over without it.
+            prompt: Made with `config.inference`; each structure has one label value, which results bear. None
+                where no network is asked.
             config: How.
             modalities: Those of the references; empty takes targets of any.
             references: The first for pictures; all of them where masks are carried over.
+            structures: Those to look for where masks are carried over; empty takes the prompt's.
             device: Where to compute.
 
         Raises:
-            ConfigError: Masks are to be carried over, but there is no reference.
+            ConfigError: Masks are to be carried over, but there is no reference; or a network is to be asked,
+                and there is none.
         """
         if config.by != "network" and not references:
             raise ConfigError(f"by {config.by}: there is no reference to carry over. Give one")
+        if config.by != "registration" and net is None:
+            raise ConfigError(f"by {config.by}: there is no network to ask. Name a checkpoint")
         self.net, self.prompt, self.config, self.device = net, prompt, config, device
+        wanted = tuple(structures) or (prompt.structures + prompt.missing if prompt else ())
+        shown = [structure for structure in wanted if _is_shown(structure, references)]
+        if config.by == "network" and prompt:
+            shown = list(prompt.structures)
+        self.structures = tuple(shown)
+        """Those that are looked for: that the network, or a mask that is carried over, shows."""
+        self.missing = tuple(structure for structure in wanted if structure not in shown)
+        """Those of which nothing is left in the references."""
         self.modalities = tuple(modalities)
         self.references = tuple(references)
 
     @classmethod
     def from_references(
         cls,
-        net: InContextNet,
+        net: InContextNet | None,
         references: Sequence[RawScan],
         config: SegmentConfig,
         *,
@@ -125,7 +139,7 @@ class Segmenter:
         """A segmenter that asks for what references show.
 
         Args:
-            net: On `device`, in evaluation mode.
+            net: On `device`, in evaluation mode; None where `config.by` is "registration".
             references: Scans with masks; each counts the same for the structures that it shows.
             config: How.
             labels: Label values to ask for; empty takes all.
@@ -145,13 +159,16 @@ class Segmenter:
                 f"left at {spacing} mm: the structures are too small, or outside the body that is "
                 "cropped to. Choose a finer spacing, or another reference"
             )
-        prompt = encode_references(net, shown, structures, config.inference, device=device)
+        prompt = None
+        if net is not None and config.by != "registration":
+            prompt = _encoded(net, shown, structures, config, device)
         return cls(
             net,
             prompt,
             config,
             modalities=sorted({scan.modality for scan in references}),
             references=shown,
+            structures=structures,
             device=device,
         )
 
@@ -225,32 +242,45 @@ class Segmenter:
                 above = None if on_probability else threshold
                 placed = target.to_own_grid(probability, above=above)
                 if on_probability:
-                    on_probability(self.prompt.structures[place], _whole(placed, target.own_shape))
+                    on_probability(self.structures[place], in_whole(placed, target.own_shape))
                 if placed:
-                    _claim(places[placed[0]], best[placed[0]], placed[1], place + 1)
+                    claim(places[placed[0]], best[placed[0]], placed[1], place + 1)
         del best
         if self.config.largest_component:
-            for place in range(len(self.prompt.structures)):
-                _keep_largest(places, place + 1)
+            for place in range(len(self.structures)):
+                keep_largest(places, place + 1)
         return self._result(target, places, carried)
 
     def _passes(
         self, target: RawScan, progress: Progress | None
     ) -> tuple[Iterable[tuple[int, slice, NDArray[np.float32]]], Carried | None]:
         """The probabilities (k, z, y, x) of some structures after the other, and what was carried over."""
-        inference, structures = self.config.inference, self.prompt.structures
-        found = predict(
-            self.net, target.image, [self.prompt], inference, device=self.device, progress=progress
-        )
         if self.config.by == "network":
-            return found, None
+            return self._drawn(target, progress), None
         seen = None
-        if self.config.by == "both":
+        if self.config.by == "both" and self.prompt:
             seen = np.zeros(target.image.shape, np.float32)
-            for _, _, probabilities in found:
+            for _, _, probabilities in self._drawn(target, progress):
                 np.maximum(seen, probabilities.max(axis=0), out=seen)
-        carried = carry_structures(self.references, structures, target.image, seen=seen, progress=progress)
-        return [(0, slice(0, len(structures)), carried.probabilities)], carried
+        carried = carry_structures(
+            self.references, self.structures, target.image, seen=seen, progress=progress
+        )
+        return [(0, slice(0, len(self.structures)), carried.probabilities)], carried
+
+    def _drawn(
+        self, target: RawScan, progress: Progress | None
+    ) -> Iterable[tuple[int, slice, NDArray[np.float32]]]:
+        """What the network draws."""
+        assert self.net is not None
+        assert self.prompt is not None
+        return predict(
+            self.net,
+            target.image,
+            [self.prompt],
+            self.config.inference,
+            device=self.device,
+            progress=progress,
+        )
 
     def _check_modality(self, target: RawScan) -> None:
         if self.config.across_modalities or not self.modalities or target.modality in self.modalities:
@@ -264,7 +294,7 @@ class Segmenter:
 
     def _result(self, target: RawScan, places: NDArray[np.uint16], carried: Carried | None) -> Segmentation:
         """Label values in place of the structures' places, and what there is of each."""
-        structures = self.prompt.structures
+        structures = self.structures
         counts = np.bincount(places.ravel(), minlength=len(structures) + 1)
         values = np.array([0, *(structure.values[0] for structure in structures)])
         confidences = carried.confidences if carried else (None,) * len(structures)
@@ -278,8 +308,8 @@ class Segmenter:
             for structure, n, confidence in zip(structures, counts[1:], confidences, strict=True)
         )
         notes = [*target.notes]
-        if self.prompt.missing:
-            lost = _listed([structure.values[0] for structure in self.prompt.missing])
+        if self.missing:
+            lost = _listed([structure.values[0] for structure in self.missing])
             notes.append(f"nothing of label {lost} is left in the references at this spacing: not looked for")
         if carried is not None:
             notes.append(_told(found))
@@ -294,7 +324,7 @@ class Segmenter:
 
 
 def segment(
-    checkpoint: InContextNet | Path | str,
+    checkpoint: InContextNet | Path | str | None,
     *,
     references: Sequence[tuple[Path | str, Path | str]],
     target: Path | str,
@@ -310,7 +340,8 @@ def segment(
     of any reader.
 
     Args:
-        checkpoint: A network (`load_checkpoint`), or the file of one. Computed is where the network is.
+        checkpoint: A network (`load_checkpoint`), or the file of one. Computed is where the network is. None
+            asks no network: the masks are carried over by registration.
         references: Files of images and of masks on their grids; a mask may hold several label values.
         target: A file, or the folder of a DICOM series.
         labels: Label values to look for; empty takes all in the masks.
@@ -331,7 +362,8 @@ def segment(
     weight = next(net.parameters(), None) if isinstance(net, nn.Module) else None
     device = torch.device("cpu") if weight is None else weight.device
     shown = [read(image, mask=mask, ingest=ingest, modality=modality) for image, mask in references]
-    config = config or SegmentConfig(inference=inference_for(trained_on), by="both")
+    by: Method = "both" if net is not None else "registration"
+    config = config or SegmentConfig(inference=inference_for(trained_on), by=by)
     segmenter = Segmenter.from_references(net, shown, config, labels=labels, device=device)
     kept: dict[int, NDArray[np.float32]] = {}
 
@@ -375,43 +407,30 @@ def _structures(references: Sequence[RawScan], labels: Sequence[int]) -> list[St
     ]
 
 
+def _encoded(
+    net: InContextNet,
+    references: Sequence[Reference],
+    structures: Sequence[Structure],
+    config: SegmentConfig,
+    device: torch.device | str,
+) -> Prompt | None:
+    """The prompt; None where the network is shown nothing, but the masks are carried over all the same."""
+    try:
+        return encode_references(net, references, structures, config.inference, device=device)
+    except DataError:
+        if config.by == "network":
+            raise
+        return None
+
+
+def _is_shown(structure: Structure, references: Sequence[Reference]) -> bool:
+    return any(structure.mask(reference.labels).any() for reference in references)
+
+
 def _reference(scan: RawScan) -> Reference:
     if scan.labels is None:
         raise DataError(f"{scan.location}: a reference needs a mask")
     return Reference(image=scan.image, labels=scan.labels)
-
-
-def _claim(
-    places: NDArray[np.uint16], best: NDArray[np.float32], probability: NDArray[np.float32], place: int
-) -> None:
-    """Give voxels to a structure where it reaches the threshold and more than any before it."""
-    # ">=" for the first, so that a voxel at the threshold itself belongs to it.
-    better = np.where(places == 0, probability >= best, probability > best)
-    places[better] = place
-    best[better] = probability[better]
-
-
-def _keep_largest(places: NDArray[np.uint16], place: int) -> None:
-    """Leave only the largest connected part of a structure, the first in scan order of several as large."""
-    mask = places == place
-    box = box_of_mask(mask)
-    if box is None:
-        return
-    mask = mask[box]
-    parts = cc3d.connected_components(mask.astype(np.uint8), connectivity=26)
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    places[box][mask & (parts != sizes.argmax())] = 0
-
-
-def _whole(
-    placed: tuple[tuple[slice, slice, slice], NDArray[np.float32]] | None, shape: Size
-) -> NDArray[np.float32]:
-    """The values in their box, and 0 around it."""
-    whole = np.zeros(shape, np.float32)
-    if placed:
-        whole[placed[0]] = placed[1]
-    return whole
 
 
 def _listed(values: Sequence[int]) -> str:

@@ -20,6 +20,7 @@ from storage import commit_scan, create_store, open_store
 from tests.phantom import Phantom, phantom, write_dicom
 from tests.storage.drawn_record import draw_record
 from tests.training.like_intensity import LikeInside
+from training.data.whole_scans import labels_to_window
 from training.errors import ConfigError, DataError
 from training.inference.prompts import InferenceConfig, Reference
 from training.inference.raw_scans import installed_reader
@@ -357,3 +358,29 @@ def test_registration_tries_the_place_where_the_network_sees_the_structures(
 def test_registration_asks_for_a_reference(segmenter: Segmenter) -> None:
     with pytest.raises(ConfigError, match="no reference"):
         Segmenter(LikeInside(), segmenter.prompt, SegmentConfig(inference=WINDOW, by="registration"))
+
+
+def test_no_network_is_needed_to_carry_masks_over(reference) -> None:
+    image, mask = reference
+    result = segment(None, references=[(image, mask)], target=image, spacing_mm=1.5, modality="ct")
+    own = sitk.GetArrayFromImage(sitk.ReadImage(str(mask)))
+    assert min(result.dice(own).values()) > 0.8
+    with pytest.raises(ConfigError, match="no network to ask"):
+        Segmenter.from_references(None, [read(*reference)], SegmentConfig(inference=WINDOW, by="both"))
+
+
+def test_a_structure_that_the_network_cannot_see_is_carried_over_all_the_same(reference) -> None:
+    shown = read(*reference)
+    labels = np.zeros_like(shown.labels)
+    middle = tuple(side // 2 for side in labels.shape)
+    labels[middle] = 3  # one voxel: nothing of it is left in a coarse window
+    tiny = replace(shown, labels=labels)
+    window = replace(WINDOW, whole_scans=True, window_voxels=(16, 16, 16))
+    assert labels_to_window(labels, window.window_voxels).max() == 0
+    with pytest.raises(DataError, match="1 references shows"):
+        Segmenter.from_references(LikeInside(), [tiny], SegmentConfig(inference=window))
+    segmenter = Segmenter.from_references(LikeInside(), [tiny], SegmentConfig(inference=window, by="both"))
+    assert segmenter.prompt is None
+    assert [structure.values for structure in segmenter.structures] == [(3,)]
+    assert [structure.values for structure in segmenter.missing] == [(4,)]
+    assert [one.structure.values for one in segmenter.segment(shown).found] == [(3,)]
