@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pipeline.errors import NotAnImage, ScanError
+from pipeline.errors import NotAnImage, ScanError, UnreadableFile
 from pipeline.formats.binary_headers import (
     Checked,
     check_analyze,
@@ -24,6 +24,8 @@ from pipeline.formats.binary_headers import (
 )
 from pipeline.formats.byte_streams import CHUNK_BYTES, chunks, is_zipped
 from pipeline.formats.text_headers import check_meta, check_nrrd
+
+_NIFTI_NAME = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 
 _OTHERS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
@@ -79,7 +81,8 @@ def identify(path: Path, *, shown: str, frame: int | None = None) -> tuple[Image
         CorruptImage: The file is shorter than its header says, or a packed stream is damaged.
         BadSpacing: The header has no voxel size, or one that is not positive, or two.
         NotVolumetric: The voxels are colours or complex numbers.
-        UnreadableFile: The header names a data file outside of its folder.
+        UnreadableFile: The header names a data file outside of its folder; or the library cannot read a file
+            of this name.
         OSError: The file cannot be read.
     """
     with path.open("rb") as file:
@@ -87,9 +90,25 @@ def identify(path: Path, *, shown: str, frame: int | None = None) -> tuple[Image
     for image_format in IMAGE_FORMATS.values():
         checked = image_format.check(path, start, frame, shown)
         if checked is not None:
+            _check_name(path, image_format, is_zipped(start), shown)
             return image_format, checked
     zipped = is_zipped(start)
     raise _no_image(next(chunks(path, zipped, shown), b""), zipped, shown)
+
+
+def _check_name(path: Path, image_format: ImageFormat, zipped: bool, shown: str) -> None:
+    """Refuse names by which the libraries take a NIfTI file for another: x.nii that is zipped, x.Nii.Gz."""
+    ending = _NIFTI_NAME.search(path.name)
+    if ending is None or ".nii" not in image_format.suffixes:
+        return
+    wanted = ".nii.gz" if zipped else ending.group().lower()
+    if ending.group().lower() != wanted:
+        what = "the file is zipped (gzip), its name does not say so"
+    elif ending.group() not in (wanted, wanted.upper()):
+        what = f"the end of its name, {ending.group()}, is neither in lower nor in upper case"
+    else:
+        return
+    raise UnreadableFile(what, path=shown, remedy=f"Rename it, so that it ends with {wanted}")
 
 
 def _no_image(start: bytes, zipped: bool, shown: str) -> ScanError:

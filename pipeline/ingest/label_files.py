@@ -51,7 +51,8 @@ def read_labels(
             elif label.format != "map":
                 labels.extend(read_dicom_label(label, grid, slices, config, shown=where))
             else:
-                labels.append(_read_map(label, grid, config, shown=where))
+                frame = config.frame if source.frame is None else source.frame
+                labels.append(_read_map(label, grid, config, shown=where, frame=frame))
         except OtherGrid as error:
             if not label.shared:
                 raise LabelMismatch(error.reason, path=error.path, remedy=error.remedy) from None
@@ -59,14 +60,27 @@ def read_labels(
     return tuple(labels), tuple(notes)
 
 
-def _read_map(label: LabelSource, grid: Grid, config: IngestConfig, *, shown: str) -> RawLabel:
-    """Return the label map in a file; it must lie on the scan's grid and hold declared values only."""
+def _read_map(
+    label: LabelSource, grid: Grid, config: IngestConfig, *, shown: str, frame: int | None = None
+) -> RawLabel:
+    """Return the label map in a file; it must lie on the scan's grid and hold declared values only.
+
+    Of a 4D file the volume is taken that is taken of the scan.
+    """
     check_readable(label.path, shown=shown, what="label file")
+    files = companions(label.path)
     try:
-        one = read_file(companions(label.path), config, frame=None, shown=shown)
-    except NoSuchFrame as error:  # a frame can be chosen for the scan only
+        try:
+            one = read_file(files, config, frame=None, shown=shown)
+        except NoSuchFrame:
+            if frame is None:
+                raise
+            one = read_file(files, config, frame=frame, shown=shown)
+    except NoSuchFrame as error:
         raise LabelMismatch(
-            error.reason, path=shown, remedy="Save the volume that belongs to its scan as a 3D file"
+            error.reason,
+            path=shown,
+            remedy="Save the volume that belongs to its scan as a 3D file, or choose a frame of both",
         ) from None
     return check_label(one.array, one.grid, label=label, grid=grid, config=config, shown=shown)
 

@@ -519,3 +519,37 @@ def test_every_error_of_the_tree_is_drawn_in_its_docstring() -> None:
     for name, value in vars(errors).items():
         if isinstance(value, type) and issubclass(value, errors.PipelineError):
             assert name in drawn
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("x.nii", "the file is zipped"), ("x.Nii.Gz", "neither in lower nor in upper case")],
+)
+def test_a_name_by_which_a_nifti_is_taken_for_another_is_told(good: Path, name: str, words: str) -> None:
+    path = good.rename(good.with_name(name))
+    message = refused(path, errors.UnreadableFile)
+    assert words in message
+    assert "ends with .nii.gz" in message
+
+
+@pytest.mark.parametrize("name", ["X.NII.GZ", "x.nii.gz"])
+def test_a_nifti_in_capitals_or_that_is_not_zipped_is_read(good: Path, name: str) -> None:
+    path = good.with_name(name)
+    path.write_bytes(good.read_bytes() if name.isupper() else unzipped(good))
+    assert read_source(source_of(path), CONFIG).image.shape == phantom().image.shape
+
+
+def test_of_a_4d_label_map_the_volume_of_its_scan_is_taken(scan: Phantom, tmp_path: Path) -> None:
+    def write(name: str, volumes: list[np.ndarray]) -> Path:
+        images = [sitk.GetImageFromArray(volume) for volume in volumes]
+        sitk.WriteImage(sitk.JoinSeries(images), str(tmp_path / name))
+        return tmp_path / name
+
+    path = write("x.nii.gz", [scan.image, scan.image + 1])
+    labels = scan.labels.astype(np.uint8)
+    label = LabelSource(name="gt", path=write("x_gt.nii.gz", [labels * 0, labels]), value_names=None)
+    (read,) = read_source(source_of(path, label, frame=1), CONFIG).labels
+    assert np.array_equal(read.array, labels)
+    short = LabelSource(name="gt", path=write("y_gt.nii.gz", [labels * 0] * 2), value_names=None)
+    whole = scan.write(tmp_path / "whole.nii.gz")
+    assert "Save the volume" in refused(whole, errors.LabelMismatch, short)
