@@ -17,7 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.discovery.layouts.layout import LayoutScan
-from pipeline.discovery.name_words import CHANNEL_WORDS, channel_start, has_number, name_words
+from pipeline.discovery.name_words import (
+    CHANNEL_WORDS,
+    PLAIN_WORDS,
+    channel_start,
+    has_number,
+    name_words,
+)
+from pipeline.discovery.sources import id_from_parts
 from pipeline.formats import stem_of
 
 MOST_SCANS = 20
@@ -40,6 +47,39 @@ def with_wider_case(scan: LayoutScan, cases: Mapping[Path, Path]) -> LayoutScan:
     case = cases.get(scan.image)
     is_wider = case is not None and (scan.case is None or scan.case.is_relative_to(case))
     return replace(scan, case=case) if is_wider else scan
+
+
+def labels_of_cases(labels: Iterable[Path], cases: Mapping[Path, Path]) -> dict[Path, list[tuple[str, Path]]]:
+    """Return (name, path) of labels without a scan, for each scan of the patient in whose folder they lie.
+
+    They belong to the scans beside them, else to all of the patient. A label among more than 20 has none.
+
+    Args:
+        labels: The labels.
+        cases: Case of each scan.
+    """
+    scans_of: dict[Path, list[Path]] = {}
+    for scan, case in cases.items():
+        scans_of.setdefault(case, []).append(scan)
+    labels_of: dict[Path, list[Path]] = {}
+    for label in labels:
+        around = next((folder for folder in label.parents if folder in scans_of), None)
+        if around is not None:
+            labels_of.setdefault(around, []).append(label)
+    found: dict[Path, list[tuple[str, Path]]] = {}
+    for case, held in labels_of.items():
+        for label in held if len(held) <= MOST_SCANS else ():
+            beside = [scan for scan in scans_of[case] if scan.parent == label.parent]
+            name = _name_without(case, label)
+            for scan in beside or scans_of[case]:
+                found.setdefault(scan, []).append((name, label))
+    return found
+
+
+def _name_without(case: Path, label: Path) -> str:
+    """Return the name of a label map from its file's name, without the words of the patient's folder."""
+    words = [PLAIN_WORDS.get(word, word) for word in name_words(stem_of(label.name))]
+    return id_from_parts([word for word in words if word not in name_words(case.name)] or ["label"])
 
 
 def _cases_of_folders(scans: Iterable[Path]) -> dict[Path, Path]:

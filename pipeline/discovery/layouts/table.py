@@ -9,13 +9,13 @@ name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.discovery.layouts.bids import BIDS
 from pipeline.discovery.layouts.channels import BRATS
-from pipeline.discovery.layouts.folder_cases import folder_cases, with_wider_case
+from pipeline.discovery.layouts.folder_cases import folder_cases, labels_of_cases, with_wider_case
 from pipeline.discovery.layouts.freesurfer import FREESURFER
 from pipeline.discovery.layouts.layout import (
     Files,
@@ -27,7 +27,7 @@ from pipeline.discovery.layouts.layout import (
 )
 from pipeline.discovery.layouts.mask_folders import TOTALSEGMENTATOR
 from pipeline.discovery.layouts.nnunet import DECATHLON, NNUNET
-from pipeline.discovery.layouts.paired import label_sources
+from pipeline.discovery.layouts.paired import label_sources, with_distinct_names
 from pipeline.discovery.pairing import pair
 from pipeline.errors import ConfigError
 
@@ -104,7 +104,9 @@ def search(files: Files, name: str = AUTO) -> Search:
     finds[PLAIN] = find_plain(rest)
     orphans = tuple(path for path in rest.volumes if path not in finds[PLAIN].taken)
     if name == AUTO:
-        finds |= _with_folder_cases(finds)
+        finds |= _with_folder_cases(finds, files.root, orphans)
+        taken = {path for find in finds.values() for path in find.taken}
+        orphans = tuple(path for path in orphans if path not in taken)
     recognised = any(find.scans or find.notes for layout, find in finds.items() if layout != PLAIN)
     notes: list[str] = []
     for layout, find in finds.items():
@@ -115,14 +117,27 @@ def search(files: Files, name: str = AUTO) -> Search:
     return Search(scans=found.scans, orphans=orphans, notes=tuple(notes), failures=found.failures)
 
 
-def _with_folder_cases(finds: Mapping[Layout, LayoutFind]) -> dict[Layout, LayoutFind]:
-    """Return the finds whose layouts do not tell the patient, with the cases that the folders of all tell."""
+def _with_folder_cases(
+    finds: Mapping[Layout, LayoutFind], root: Path, orphans: Iterable[Path]
+) -> dict[Layout, LayoutFind]:
+    """Return the finds whose layouts do not tell the patient, with the cases that the folders of all tell.
+
+    Labels that belong to no scan yet belong to those of the patient's folder that they lie in.
+    """
     loose = {layout: find for layout, find in finds.items() if layout in _OF_FOLDERS}
     cases = folder_cases(scan.image for find in loose.values() for scan in find.scans)
-    return {
-        layout: replace(find, scans=tuple(with_wider_case(scan, cases) for scan in find.scans))
-        for layout, find in loose.items()
-    }
+    labels = labels_of_cases(orphans, cases)
+    changed = {}
+    for layout, find in loose.items():
+        scans, taken = [], set(find.taken)
+        for scan in find.scans:
+            own = sorted(labels.get(scan.image, ()))
+            taken |= {path for _, path in own}
+            added, _ = label_sources(root, own, shared=[path for _, path in own])
+            made = with_distinct_names((*scan.labels, *added))
+            scans.append(replace(with_wider_case(scan, cases), labels=made))
+        changed[layout] = replace(find, scans=tuple(scans), taken=frozenset(taken))
+    return changed
 
 
 def _line(layout: Layout, scans: Sequence[LayoutScan]) -> str:

@@ -64,6 +64,26 @@ def test_where_folders_do_not_tell_there_is_no_case(names: list[str]) -> None:
     assert cases(*names) == {}
 
 
+def test_a_label_in_a_patients_folder_belongs_to_the_scans_beside_it_else_to_all_of_the_patient(
+    tmp_path: Path,
+) -> None:
+    for patient in ("p1", "p2"):
+        for name in ("raw/a", "new/b", "new/c", "Masks/Brain_Mask", "new/old_seg"):
+            path = tmp_path / patient / f"{name}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    (tmp_path / "other_seg.nii.gz").touch()
+    found = discover(tmp_path, RULES)
+    assert {s.scan_id: [(x.name, x.shared) for x in s.labels] for s in found.sources} == {
+        f"{patient}_{name}": [("brain_mask", True)] + [("old_seg", True)] * name.startswith("new")
+        for patient in ("p1", "p2")
+        for name in ("raw_a", "new_b", "new_c")
+    }
+    (note,) = (note for note in found.notes if "belong to no scan" in note)
+    assert "other_seg.nii.gz" in note
+    assert "Brain_Mask" not in note
+
+
 def test_a_folder_of_a_patient_holds_the_channels_of_all_its_folders(tmp_path: Path) -> None:
     for patient in ("0", "2"):
         for name in ("orig/T1", "orig/FLAIR", "pre/T1", "pre/FLAIR", "other"):
