@@ -83,12 +83,22 @@ class Pose:
 
 
 def places(image: Image, window: Window, target: Image) -> list[Pose]:
-    """Return where a window of the reference may lie: middle on middle, then where it correlates best."""
+    """Return where a window of the reference may lie: middle on middle, then where it correlates best.
+
+    Where the target is shorter than the window along an axis, it is the target that is looked for in the
+    reference.
+    """
     sides = list(zip(image.shape, target.shape, strict=True))
     factors = [2 if min(here, there) >= _COARSE_SIDE else 1 for here, there in sides]
-    likeness = _Likeness.of(image[window], window, coarse(target, factors), factors)
     z, y, x = ((there - here) // 2 for here, there in sides)
-    return [Pose.moved((z, y, x)), *(Pose.moved(offset) for offset in likeness.peaks(NUM_PEAKS))]
+    offsets = [(z, y, x)]
+    if any(part.stop - part.start > side for part, side in zip(window, target.shape, strict=True)):
+        likeness = _Likeness.of(target, _whole(target), coarse(image, factors), factors)
+        offsets += [(-z, -y, -x) for z, y, x in likeness.peaks(NUM_PEAKS)]
+    else:
+        likeness = _Likeness.of(image[window], window, coarse(target, factors), factors)
+        offsets += likeness.peaks(NUM_PEAKS)
+    return [Pose.moved(offset) for offset in offsets]
 
 
 def on_centre(mask: NDArray[np.bool_], centre: tuple[float, float, float]) -> Pose:
@@ -128,6 +138,11 @@ def coarse(image: Image, factors: Sequence[int]) -> Image:
     smooth = ndimage.gaussian_filter(image, [0.5 * (factor - 1) + 0.3 for factor in factors])
     zooms = [1 / factor for factor in factors]
     return np.asarray(ndimage.zoom(smooth, zooms, order=1, grid_mode=True, mode="nearest"), dtype=np.float32)
+
+
+def _whole(image: Image) -> Window:
+    z, y, x = (slice(0, side) for side in image.shape)
+    return z, y, x
 
 
 def _turns_and_sizes() -> list[tuple[Matrix, float]]:

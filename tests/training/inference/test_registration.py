@@ -78,6 +78,16 @@ def test_a_target_of_another_size_is_answered_on_its_own_grid() -> None:
     assert dice((carried.probabilities >= 0.5).any(axis=0), expected > 0) > 0.8
 
 
+def test_a_target_that_shows_a_slab_only_is_found_in_the_reference() -> None:
+    image, labels = scene(0, (12, 28, 30))
+    image = np.concatenate([image, scene(6, (12, 30, 28))[0]])  # two organs, the upper one without labels
+    labels = np.concatenate([labels, np.zeros_like(labels)])
+    slab = slice(7, 15)  # half of the organ, in fewer slices than it has
+    carried = carry(image, masks_of(labels), np.ascontiguousarray(image[slab]))
+    for found, there in zip(carried.probabilities >= 0.5, masks_of(labels[slab]), strict=True):
+        assert dice(found, there) > 0.9
+
+
 def test_where_something_else_sees_the_structures_is_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.inference.poses.NUM_PEAKS", 0)
     monkeypatch.setattr(registration, "turned", lambda *arguments: [])
