@@ -80,7 +80,7 @@ def _read_map(
         raise LabelMismatch(
             error.reason,
             path=shown,
-            remedy="Save the volume that belongs to its scan as a 3D file, or choose a frame of both",
+            remedy="Save the volume that belongs to its scan as a 3D file",
         ) from None
     return check_label(one.array, one.grid, label=label, grid=grid, config=config, shown=shown)
 
