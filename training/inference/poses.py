@@ -36,6 +36,8 @@ TURNS_DEGREES = ((-40, -20, 20, 40), (-20, 20), (-20, 20))
 """About z, y and x, one axis at a time: in the plane of short slices structures are turned the most."""
 SIZES = (0.8, 1.0, 1.25)
 """Of the target's structures, in parts of the reference's."""
+SLAB = 1.5
+"""So many times as long as the target along an axis, the part is looked for the other way round."""
 REACH_VOXELS = 10
 """How far a turned part may move from the place where it was found as it is."""
 _COARSE_SIDE = 64
@@ -85,14 +87,15 @@ class Pose:
 def places(image: Image, window: Window, target: Image) -> list[Pose]:
     """Return where a window of the reference may lie: middle on middle, then where it correlates best.
 
-    Where the target is shorter than the window along an axis, it is the target that is looked for in the
-    reference.
+    Where the target is much shorter than the window along an axis, a slab of it, it is the target that is
+    looked for in the reference.
     """
     sides = list(zip(image.shape, target.shape, strict=True))
     factors = [2 if min(here, there) >= _COARSE_SIDE else 1 for here, there in sides]
     z, y, x = ((there - here) // 2 for here, there in sides)
     offsets = [(z, y, x)]
-    if any(part.stop - part.start > side for part, side in zip(window, target.shape, strict=True)):
+    lengths = (part.stop - part.start for part in window)
+    if any(length > SLAB * side for length, side in zip(lengths, target.shape, strict=True)):
         likeness = _Likeness.of(target, _whole(target), coarse(image, factors), factors)
         offsets += [(-z, -y, -x) for z, y, x in likeness.peaks(NUM_PEAKS)]
     else:
