@@ -19,11 +19,13 @@ PROGRAM = "mass3d"
 def cache_folder() -> Path:
     """Return the folder for caches, made: below XDG_CACHE_HOME or ~/.cache, else in the temporary folder.
 
+    A user without a name and without HOME, as in some containers, has no ~.
+
     The one in the temporary folder is this user's alone (mode 700, owner checked), since what lies in it is
     executed.
     """
-    wanted = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / PROGRAM
-    if _made_writable(wanted):
+    wanted = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / PROGRAM
+    if wanted.is_absolute() and _made_writable(wanted):
         return wanted
     private = Path(tempfile.gettempdir()) / f"{PROGRAM}-{os.getuid()}"
     if _made_writable(private, mode=0o700) and _is_own(private):

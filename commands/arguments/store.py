@@ -43,6 +43,11 @@ def add_prepare(add: argparse.ArgumentParser) -> None:
         "--retry-failed", action="store_true", help="try failed scans again although nothing changed"
     )
     add.add_argument("--prune", action="store_true", help="remove scans whose sources are gone")
+    add.add_argument(
+        "--embedded-server",
+        action="store_true",
+        help="use the Prefect server of the run, also where PREFECT_API_URL names another",
+    )
 
 
 def add_status(add: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def run_prepare(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         prune=arguments.prune,
         follow_links=arguments.follow_links,
         layout=arguments.layout,
+        embedded_server=arguments.embedded_server,
     )
     report = prepare_store(arguments.raw, arguments.store, Settings.read(arguments.config), options)
     print_report(report)
@@ -57,9 +59,11 @@ def prepare_store(raw: Path, store: Path, settings: Settings, options: Options) 
 
 def run_flow(work: Work) -> None:
     """Run the flow `prepare` on a plan that is made."""
-    work.server_is_kept = bool(os.environ.get("PREFECT_API_URL"))
     options = work.options
-    with prefect_server(options.scheduler, lambda: import_for_tasks(options)) as settings:
+    embedded = options.embedded_server
+    work.server_is_kept = bool(os.environ.get("PREFECT_API_URL")) and not embedded
+    importing = partial(import_for_tasks, options)
+    with prefect_server(options.scheduler, importing, embedded=embedded) as settings:
         from prefect.settings import temporary_settings
 
         from flows import prepare

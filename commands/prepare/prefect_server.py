@@ -2,7 +2,8 @@
 
 Reads:  PREFECT_API_URL, where a server is there already; PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.
 Writes: Prefect's home under the cache folder; nothing else, and nothing that is set already is changed.
-Bounds: one server a process.
+Bounds: one server a process. A server that does not answer, or a machine without a loopback, is an error that
+        tells what to do within half a minute.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import http.client
 import os
 import secrets
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,27 +34,55 @@ EVENTS_SECONDS = 20.0
 SERVER_START_SECONDS = 180.0
 """Longest wait for the embedded server; PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS overrides it."""
 
+ANSWER_SECONDS = 20.0
+"""Longest wait for an answer of the server that PREFECT_API_URL names."""
+
+CONNECTION_SECONDS = 5.0
+"""Longest wait for this machine to reach itself."""
+
+_NAMED_SERVER = ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")
+
 
 @contextmanager
 def prefect_server(
-    scheduler: str = "", meanwhile: Callable[[], object] = lambda: None
+    scheduler: str = "", meanwhile: Callable[[], object] = lambda: None, *, embedded: bool = False
 ) -> Iterator[dict[Any, Any]]:
     """A Prefect server for the time of a run, unless PREFECT_API_URL names one that is there already.
-
-    Its database is in memory: nothing to migrate between versions, no file that two runs could fight over.
-    It ends with this process, however that ends. Only who knows the run's random password may talk to it.
 
     Args:
         scheduler: Address of the Dask scheduler whose workers must reach it; none for this machine's.
         meanwhile: Done while it starts.
+        embedded: Whether PREFECT_API_URL is passed over.
 
     Yields:
         Prefect settings that lead to the server; they travel to Dask workers with each task.
+
+    Raises:
+        CommandError: No server answers, or this machine has no network for one.
     """
     keep_prefect_quiet()
-    if url := os.environ.get("PREFECT_API_URL"):
+    url = os.environ.get("PREFECT_API_URL")
+    if url and not embedded:
+        require_answer(url)
         yield prefect_settings(url, os.environ.get("PREFECT_API_AUTH_STRING"))
         return
+    host = own_address(scheduler)
+    require_connection(host)
+    named = {name: os.environ.pop(name) for name in _NAMED_SERVER if name in os.environ}
+    try:
+        with _embedded_server(host, meanwhile) as settings:
+            yield settings
+    finally:
+        os.environ.update(named)
+
+
+@contextmanager
+def _embedded_server(host: str, meanwhile: Callable[[], object]) -> Iterator[dict[Any, Any]]:
+    """The program's own server on an address of this machine.
+
+    Its database is in memory: nothing to migrate between versions, no file that two runs could fight over.
+    It ends with this process, however that ends. Only who knows the run's random password may talk to it.
+    """
     print("starting the embedded Prefect server (seconds; a minute on a busy machine)", file=sys.stderr)
     password = f"mass:{secrets.token_urlsafe(24)}"
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
@@ -62,7 +94,6 @@ def prefect_server(
         "PREFECT__SERVER_EPHEMERAL": "1",
         "PREFECT__SERVER_FINAL": "1",
     }
-    host = own_address(scheduler)
     serve = f"import sys; from {__name__} import serve_prefect; serve_prefect(sys.argv[1])"
     with tempfile.TemporaryFile("w+") as log:
         server = subprocess.Popen(
@@ -153,12 +184,66 @@ def wait_for_server(server: subprocess.Popen[str], host: str, log: Any) -> int:
     )
 
 
+def require_answer(url: str, *, seconds: float = ANSWER_SECONDS) -> None:
+    """Wait until a Prefect server answers, whatever it says: an error of the client says more about that.
+
+    Raises:
+        CommandError: Nothing answers; the message tells what to do.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=max(1.0, left)):
+                return
+        except urllib.error.HTTPError as error:
+            if error.code not in (502, 503, 504):  # what a proxy says of a server that is gone
+                return
+            reason = f"it answers {error.code} {error.reason}"
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            cause = getattr(error, "reason", error)
+            if isinstance(cause, ssl.SSLError):  # there is a server; which certificates count, Prefect knows
+                return
+            reason = str(cause) or type(cause).__name__
+        if time.monotonic() + 1 >= deadline:
+            raise CommandError(
+                f"no Prefect server answers at PREFECT_API_URL = {url} ({reason}). Start that server, or "
+                "correct PREFECT_API_URL, or use the server that this program brings along: "
+                "--embedded-server. Nothing was done yet"
+            )
+        time.sleep(1)
+
+
+def require_connection(host: str) -> None:
+    """Check that this machine reaches itself at an address, as the embedded server needs.
+
+    Raises:
+        CommandError: It does not; the message tells what to do.
+    """
+    try:
+        with socket.create_server((host, 0)) as listening:
+            socket.create_connection(listening.getsockname()[:2], timeout=CONNECTION_SECONDS).close()
+    except OSError as error:
+        raise CommandError(
+            f"this machine cannot reach itself at {host} ({error.strerror or error}), so the embedded "
+            "Prefect server cannot run. In a container or a network namespace of its own, bring the loopback "
+            "up (`ip link set lo up`), or take away what blocks it; or set PREFECT_API_URL to a server of "
+            "yours"
+        ) from error
+
+
 def own_address(scheduler: str) -> str:
     """The address of this machine that a Dask scheduler's workers can reach; the loopback without one."""
     if not scheduler:
         return "127.0.0.1"
     host, _, port = scheduler.split("://")[-1].rpartition(":")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # nothing is sent
-        probe.connect((host.strip("[]"), int(port)))
-        address: str = probe.getsockname()[0]
-        return address
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # nothing is sent
+            probe.connect((host.strip("[]"), int(port)))
+            address: str = probe.getsockname()[0]
+            return address
+    except (OSError, ValueError, OverflowError) as error:
+        raise CommandError(
+            f"--scheduler {scheduler}: no way leads there ({error}). Give the address that the scheduler "
+            "prints, as tcp://HOST:PORT"
+        ) from error

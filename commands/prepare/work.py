@@ -51,6 +51,8 @@ class Options:
     """Follow links that lead to folders outside of what is searched."""
     layout: str = "auto"
     """How the files of a folder lie, one of `pipeline.discovery.LAYOUT_NAMES`."""
+    embedded_server: bool = False
+    """Use the Prefect server of the run, also where PREFECT_API_URL names another."""
 
 
 @dataclass(kw_only=True)

@@ -81,3 +81,12 @@ def test_a_folder_that_is_set_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("NUMBA_CACHE_DIR", "/elsewhere")
     choose_numba_cache(blocked(tmp_path / "package"))
     assert os.environ["NUMBA_CACHE_DIR"] == "/elsewhere"
+
+
+def test_a_user_without_a_name_and_a_home_gets_a_folder_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    assert cache_folder() == Path(tempfile.gettempdir()) / f"mass3d-{os.getuid()}"
