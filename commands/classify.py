@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.progress import Progress
-from commands.terminal import CommandError, State, print_precision, print_table, shown
+from commands.terminal import CommandError, State, counted, print_precision, print_table, shown
 from pipeline.toml_settings import parse_config, read_tables
 from storage import Store, open_store
 from training.classification import (
@@ -50,11 +50,9 @@ def run_embed(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     config = EmbeddingConfig(window_voxels=(arguments.window,) * 3)
     began = time.monotonic()
     pooled = {}
-    with shown("embed") as show:
-        for number, scan_id in enumerate(store.scan_ids, start=1):
-            image = store.scan(scan_id).image(normalize=True)
-            pooled[scan_id] = encode_scan(encoder, image, config, device=device).pooled.numpy()
-            show(Progress.of_equals(number, len(store), time.monotonic() - began))
+    for scan_id in counted("embed", store.scan_ids):
+        image = store.scan(scan_id).image(normalize=True)
+        pooled[scan_id] = encode_scan(encoder, image, config, device=device).pooled.numpy()
     digest = encoder_digest(net.encoder)
     write_features(path, store, pooled, channels=net.channels, encoder=digest)
     num_features = len(next(iter(pooled.values())))
@@ -164,3 +162,7 @@ class Since:
     def line(self) -> str:
         """The state in one line."""
         return self.state.line()
+
+    def later(self, seconds: float) -> Since:
+        """The state so many seconds later, if nothing was done since."""
+        return Since(self.state.later(seconds), self.seconds + seconds)

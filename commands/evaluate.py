@@ -43,7 +43,9 @@ def run_evaluate(arguments: Namespace) -> tuple[int, dict[str, Any]]:
             store,
             question.config,
             device=device,
-            progress=lambda done, total: show(Progress.of_equals(done, total, time.monotonic() - began)),
+            progress=lambda done, total, name: show(
+                Progress.of_equals(done, total, time.monotonic() - began, in_hand=name)
+            ),
             ensemble=question.ensemble,
             distances=True,
             keep_going=True,

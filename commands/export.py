@@ -45,7 +45,7 @@ def run_export(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     export = begin(arguments.out, arguments.format, about, numbers)
     written: list[str] = []
     failed: list[Failure] = []
-    for scan_id in counted("export", ids):
+    for scan_id in counted("export", ids, failed=failed):
         try:
             export.add(_scan_of(store.scan(scan_id), arguments))
         except ExportRefused as error:

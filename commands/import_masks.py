@@ -102,7 +102,7 @@ def _import_all(
     config = ingest_config(store.info.config.get("ingest"))
     imported: list[Imported] = []
     failed: list[Failure] = []
-    for scan_id in counted("import", sorted(found.inputs)):
+    for scan_id in counted("import", sorted(found.inputs), failed=failed):
         try:
             target = target_of(store.scan(scan_id))
             target = replace(target, grid=arguments.grid, axes=arguments.axes)
@@ -212,7 +212,7 @@ def _remove(store: Store, source: str, scan_id: str | None) -> tuple[int, dict[s
     removed: list[str] = []
     failed: list[Failure] = []
     stopped = ""
-    for name in counted("remove", ids):
+    for name in counted("remove", ids, failed=failed):
         try:
             record = store.scan(name).record()
             kept = [masks for masks in imports_of(record) if masks.name != source]

@@ -30,8 +30,10 @@ def run_lift(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         store.raise_version()
     store = open_store(arguments.store)
     ids = scans_to_lift(store)
-    lifted, failed, stopped = [], [], ""
-    for scan_id in counted("lift", ids):
+    lifted: list[str] = []
+    failed: list[Failure] = []
+    stopped = ""
+    for scan_id in counted("lift", ids, failed=failed):
         try:
             lift_scan(store.path, scan_id)
         except StoreFull as error:

@@ -1,19 +1,25 @@
 """How far a long work is, how fast it goes, and how long it will take: numbers in, one line of text out.
 
 Reads: counts, weights and seconds. Writes: text. Time left is told by weight (about voxels), for scans differ
-a thousandfold; it is not told before a little is done, nor while nothing has moved for a minute, and is wrong
-where weights say little about time.
+a thousandfold. It is not told before a little is done, nor while a scan takes much longer than those before
+it: the line says which scan is in hand, and since when. It is wrong where weights say little about time.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _LEAST_SECONDS = 3.0
 """Time left is not told before."""
 
 _STILL_SECONDS = 60.0
-"""Without the end of a scan for so long, time left is not told, but what is in hand."""
+"""Without the end of a scan for so long, time left may be wrong."""
+
+_STILL_SCANS = 3.0
+"""It is not told where this was also so many times as long as a scan took on average."""
+
+_STILL_WINDOW_SECONDS = 5.0
+"""A window that takes longer is told with its time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +29,7 @@ class Progress:
     done: int
     total: int
     failed: int
+    """Of those done."""
     weight_done: float
     weight_total: float
     seconds: float
@@ -30,12 +37,33 @@ class Progress:
     still_seconds: float = 0.0
     """Since the last scan ended, or since the work began."""
     in_hand: str = ""
-    """What is being worked on, in words."""
+    """The scan that is worked on; of several the one that was begun first."""
+    in_hand_seconds: float = 0.0
+    """Since that was begun."""
 
     @classmethod
-    def of_equals(cls, done: int, total: int, seconds: float) -> Progress:
-        """A state of a work of scans that count alike."""
-        return cls(done=done, total=total, failed=0, weight_done=done, weight_total=total, seconds=seconds)
+    def of_equals(
+        cls, done: int, total: int, seconds: float, *, failed: int = 0, in_hand: str = ""
+    ) -> Progress:
+        """A state, just after a scan ended or was begun, of a work of scans that count alike."""
+        return cls(
+            done=done,
+            total=total,
+            failed=failed,
+            weight_done=done,
+            weight_total=total,
+            seconds=seconds,
+            in_hand=in_hand,
+        )
+
+    def later(self, seconds: float) -> Progress:
+        """The state so many seconds later, if no scan has ended since."""
+        return replace(
+            self,
+            seconds=self.seconds + seconds,
+            still_seconds=self.still_seconds + seconds,
+            in_hand_seconds=self.in_hand_seconds + seconds,
+        )
 
     @property
     def fraction(self) -> float:
@@ -43,30 +71,84 @@ class Progress:
         return self.weight_done / self.weight_total if self.weight_total > 0 else 1.0
 
     @property
-    def scans_a_minute(self) -> float:
-        """Mean rate so far."""
-        return 60 * self.done / self.seconds if self.seconds > 0 else 0.0
+    def is_still(self) -> bool:
+        """Whether a scan takes much longer than those before, so that nothing can be said about the rest."""
+        usual = (self.seconds - self.still_seconds) / self.done if self.done else 0.0
+        return self.still_seconds >= max(_STILL_SECONDS, _STILL_SCANS * usual)
 
     @property
     def seconds_left(self) -> float | None:
-        """Expected time to the end, None where it is too early to tell, or nothing has moved for long."""
-        if self.weight_done <= 0 or self.seconds < _LEAST_SECONDS or self.still_seconds >= _STILL_SECONDS:
+        """Expected time to the end; None where it is too early to tell, or a scan takes unusually long."""
+        if self.weight_done <= 0 or self.seconds < _LEAST_SECONDS or self.is_still:
             return None
         return self.seconds * (self.weight_total - self.weight_done) / self.weight_done
 
     def line(self) -> str:
-        """The state in one line: "37/261 scans, 2 failed, 12.3 a minute, 9 min left"."""
+        """The state in one line: "37/261 scans, 2 failed, 12.3 a minute, 9 min left, in hand: ann (5 s)"."""
         parts = [f"{self.done}/{self.total} scans"]
         if self.failed:
             parts.append(f"{self.failed} failed")
-        if self.done:
-            parts.append(f"{self.scans_a_minute:.1f} a minute")
-        if self.seconds_left is not None and self.done < self.total:
-            parts.append(f"{duration(self.seconds_left)} left")
-        if self.still_seconds >= _STILL_SECONDS and self.done < self.total:
-            parts.append(f"no scan has ended for {self.still_seconds // 60:.0f} min")
-            parts += [self.in_hand] if self.in_hand else []
+        if self.done and self.seconds > 0:
+            parts.append(rate(self.done, self.seconds))
+        if self.done < self.total:
+            if self.seconds_left is not None:
+                parts.append(f"{duration(self.seconds_left)} left")
+            elif self.is_still:
+                parts.append(f"no scan has ended for {duration(self.still_seconds)}")
+            if self.in_hand:
+                parts.append(f"in hand: {self.in_hand} ({duration(self.in_hand_seconds)})")
         return ", ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowProgress:
+    """How far the targets are, as `shown` takes it."""
+
+    target: int
+    """Number of the target, from 1."""
+    num_targets: int
+    name: str
+    done: int
+    """Windows of this target that are done."""
+    total: int
+    """Windows of this target; 0 while it is read."""
+    seconds: float
+    """Since the work began."""
+    window_seconds: float = 0.0
+    """Since this target's first window began."""
+    failed: int = 0
+    """Targets that failed so far."""
+    still_seconds: float = 0.0
+    """Since the last window ended, or since the target was begun."""
+
+    def later(self, seconds: float) -> WindowProgress:
+        """The state so many seconds later, if no window has ended since."""
+        return replace(self, seconds=self.seconds + seconds, still_seconds=self.still_seconds + seconds)
+
+    @property
+    def fraction(self) -> float:
+        """Part of the work that is done; targets count alike."""
+        part = self.done / self.total if self.total else 0.0
+        return (self.target - 1 + part) / self.num_targets
+
+    def line(self) -> str:
+        """The state in one line: "target 2/3 case_7: window 14/96, 40 s left"."""
+        parts = [f"target {self.target}/{self.num_targets} {self.name}: "]
+        parts[0] += f"window {self.done}/{self.total}" if self.total else "reading"
+        if self.window_seconds >= _LEAST_SECONDS and 0 < self.done < self.total:
+            left = self.window_seconds * (self.total - self.done) / self.done
+            parts.append(f"{duration(left)} left" + (" of this target" if self.num_targets > 1 else ""))
+        if self.still_seconds >= _STILL_WINDOW_SECONDS:
+            parts.append(f"at it for {duration(self.still_seconds)}")
+        if self.failed:
+            parts.append(f"{self.failed} failed")
+        return ", ".join(parts)
+
+
+def rate(done: int, seconds: float) -> str:
+    """A mean rate as people say it: "12.3 a minute", "40 an hour"."""
+    a_minute = 60 * done / seconds
+    return f"{a_minute:.1f} a minute" if a_minute >= 1 else f"{60 * a_minute:.0f} an hour"
 
 
 def duration(seconds: float) -> str:

@@ -61,11 +61,12 @@ def score_scans(
     store_path: Path, ids: Sequence[str], *, slic: bool, workers: int
 ) -> tuple[list[ScanScore], list[Failure]]:
     """The scores of scans of a store, and those whose bytes are damaged."""
-    scores, failed = [], []
+    scores: list[ScanScore] = []
+    failed: list[Failure] = []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) if workers > 1 else nullcontext() as pool:
         ahead = {i: pool.submit(score_one, store_path, i, slic) for i in ids} if pool else {}
-        for scan_id in counted("score", ids):
+        for scan_id in counted("score", ids, failed=failed):
             try:
                 scores.append(ahead.pop(scan_id).result() if pool else score_one(store_path, scan_id, slic))
             except CorruptStore as error:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.progress import duration
+from commands.progress import WindowProgress
 from commands.terminal import CommandError, print_failures, print_table, shown
 from pipeline.discovery import Source, distinct_ids
 from pipeline.errors import Failure, NoSuchFrame, ScanError
@@ -45,46 +45,9 @@ from training.network import PUBLISHED_SPACING_MM, TrainedOn, load_checkpoint
 
 NO_NETWORK = "none"
 """In place of a checkpoint: references are carried over without a network."""
-_LEAST_SECONDS = 3.0
-"""Time left is not told before."""
 _CHOOSE_FRAME = "Choose one with --frame N, counted from 0"
 _TOLD_STRUCTURES = 6
 """Most structures that the table names for a target, the largest first."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WindowProgress:
-    """How far the targets are, as `shown` takes it."""
-
-    target: int
-    """Number of the target, from 1."""
-    num_targets: int
-    name: str
-    done: int
-    """Windows of this target that are done."""
-    total: int
-    """Windows of this target; 0 while it is read."""
-    seconds: float
-    """Since the work began."""
-    window_seconds: float = 0.0
-    """Since this target's first window began."""
-
-    @property
-    def fraction(self) -> float:
-        """Part of the work that is done; targets count alike."""
-        part = self.done / self.total if self.total else 0.0
-        return (self.target - 1 + part) / self.num_targets
-
-    def line(self) -> str:
-        """The state in one line: "target 2/3 case_7: window 14/96, 40 s left"."""
-        text = f"target {self.target}/{self.num_targets} {self.name}: "
-        if not self.total:
-            return text + "reading"
-        text += f"window {self.done}/{self.total}"
-        if self.window_seconds >= _LEAST_SECONDS and 0 < self.done < self.total:
-            left = self.window_seconds * (self.total - self.done) / self.done
-            text += f", {duration(left)} left" + (" of this target" if self.num_targets > 1 else "")
-        return text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,6 +230,7 @@ def segment_targets(
                     done=0,
                     total=0,
                     seconds=time.monotonic() - began,
+                    failed=len(failed),
                 )
                 try:
                     written.append(_segment_one(segmenter, source, arguments, ingest, at, show))

@@ -5,9 +5,11 @@ Progress goes to stderr, results to stdout. Nothing here decides anything.
 
 from __future__ import annotations
 
+import math
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -15,6 +17,15 @@ from commands.progress import Progress
 from pipeline.errors import Failure
 
 Thing = TypeVar("Thing")
+
+_TICK_SECONDS = 1.0
+"""Between two drawings of a state that stays the newest."""
+
+_DRAW_SECONDS = 0.1
+"""Least time between two drawings of new states."""
+
+_LINE_WIDTH = 90
+"""Columns that the line beside a bar has where the terminal is wide enough."""
 
 
 class CommandError(Exception):
@@ -35,6 +46,9 @@ class State(Protocol):
     def line(self) -> str:
         """The state in one line."""
 
+    def later(self, seconds: float) -> State:
+        """The state so many seconds later, if nothing was done since."""
+
 
 class Precision(Protocol):
     """What a training computes in, as `print_precision` takes it."""
@@ -49,34 +63,103 @@ class Precision(Protocol):
 
 
 @contextmanager
-def shown(title: str) -> Iterator[Callable[[State], None]]:
-    """A live bar where there is a terminal; else a line every five seconds, later every thirty."""
-    if not sys.stderr.isatty():
-        last = 0.0
+def shown(title: str, watch: Callable[[State], None] | None = None) -> Iterator[Callable[[State], None]]:
+    """A live bar where there is a terminal; else a line every five seconds, later every thirty.
 
-        def say(progress: State) -> None:
-            nonlocal last
-            if progress.seconds - last >= (5 if progress.seconds < 60 else 30):
-                last = progress.seconds
-                print(f"{title}: {progress.line()}", file=sys.stderr, flush=True)
+    Both go on while nothing is reported: the time without news is part of the line.
 
-        yield say
-        return
+    Args:
+        title: What is done.
+        watch: Called with every state too, about once a second, from another thread.
+
+    Yields:
+        A function that takes the newest state.
+    """
+    with _live_bar(title) if sys.stderr.isatty() else _lines(title) as draw, _Ticker() as ticker:
+        ticker.draw = draw
+        ticker.watch = watch
+        yield ticker.take
+
+
+class _Ticker:
+    """Draws the newest state about once a second, from a thread of its own, and when it is new."""
+
+    def __init__(self) -> None:
+        self.draw: Callable[[State], None] = lambda state: None
+        self.watch: Callable[[State], None] | None = None
+        self._newest: tuple[State, float] | None = None
+        self._drawn = -math.inf
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> _Ticker:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self._newest and self.watch:
+            self.watch(self._newest[0])
+
+    def take(self, state: State) -> None:
+        """Take the newest state; draw it, unless one was drawn just before."""
+        now = time.monotonic()
+        self._newest = (state, now)
+        if now - self._drawn >= _DRAW_SECONDS:
+            self._draw(state)
+
+    def _draw(self, state: State) -> None:
+        with self._lock:
+            self._drawn = time.monotonic()
+            self.draw(state)
+
+    def _tick(self) -> None:
+        while not self._ended.wait(_TICK_SECONDS):
+            if self._newest:
+                state, since = self._newest
+                now = state.later(time.monotonic() - since)
+                self._draw(now)
+                if self.watch:
+                    self.watch(now)
+
+
+@contextmanager
+def _lines(title: str) -> Iterator[Callable[[State], None]]:
+    """Write a line now and then."""
+    last = 0.0
+
+    def say(state: State) -> None:
+        nonlocal last
+        if state.seconds - last >= (5 if state.seconds < 60 else 30):
+            last = state.seconds
+            print(f"{title}: {state.line()}", file=sys.stderr, flush=True)
+
+    yield say
+
+
+@contextmanager
+def _live_bar(title: str) -> Iterator[Callable[[State], None]]:
+    """Draw a bar and the line beside it; on a narrow terminal the bar gives way, then the line is wrapped."""
     import rich.console
     import rich.progress
+    import rich.table
 
+    console = rich.console.Console(stderr=True)
+    bar_width = min(30, max(6, console.width - _LINE_WIDTH - len(title)))
     columns = (
-        rich.progress.TextColumn(title),
-        rich.progress.BarColumn(),
-        rich.progress.TextColumn("{task.description}"),
+        rich.progress.TextColumn(title, table_column=rich.table.Column(no_wrap=True)),
+        rich.progress.BarColumn(bar_width),
+        rich.progress.TextColumn(
+            "{task.description}",
+            markup=False,
+            table_column=rich.table.Column(ratio=1),
+        ),
     )
-    with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True), transient=True) as bar:
+    with rich.progress.Progress(*columns, console=console, transient=True, expand=True) as bar:
         line = bar.add_task("", total=1.0)
-
-        def draw(progress: State) -> None:
-            bar.update(line, completed=progress.fraction, description=progress.line())
-
-        yield draw
+        yield lambda state: bar.update(line, completed=state.fraction, description=state.line())
 
 
 def print_precision(chosen: Precision) -> None:
@@ -86,13 +169,33 @@ def print_precision(chosen: Precision) -> None:
         print(f"warning: {chosen.warning}", flush=True)
 
 
-def counted(title: str, things: Sequence[Thing]) -> Iterator[Thing]:
-    """The things one by one, with progress shown."""
+def counted(title: str, things: Sequence[Thing], *, failed: Sized = ()) -> Iterator[Thing]:
+    """The things one by one, with progress shown.
+
+    Args:
+        title: What is done.
+        things: Names of scans, or others.
+        failed: Grows by one with each thing that fails.
+    """
     began = time.monotonic()
     with shown(title) as show:
+
+        def tell(done: int) -> None:
+            name = things[done] if done < len(things) else ""
+            show(
+                Progress.of_equals(
+                    done,
+                    len(things),
+                    time.monotonic() - began,
+                    failed=len(failed),
+                    in_hand=name if isinstance(name, str) else "",
+                )
+            )
+
         for number, thing in enumerate(things):
+            tell(number)
             yield thing
-            show(Progress.of_equals(number + 1, len(things), time.monotonic() - began))
+        tell(len(things))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

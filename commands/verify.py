@@ -9,19 +9,23 @@ from typing import Any
 
 from commands.progress import Progress
 from commands.terminal import print_table, shown
-from storage import open_store, verify
+from storage import Problem, open_store, verify
 
 
 def run_verify(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     """Mass verify."""
-    began, total, seen = time.monotonic(), len(open_store(arguments.store)), []
+    began, total = time.monotonic(), len(open_store(arguments.store))
+    seen: list[str] = []
+    problems: list[Problem] = []
     with shown("verify") as show:
 
         def on_scan(scan_id: str) -> None:
+            failed = len({problem.scan_id for problem in problems if problem.scan_id})
+            done, seconds = len(seen), time.monotonic() - began
+            show(Progress.of_equals(done, max(total, done + 1), seconds, failed=failed, in_hand=scan_id))
             seen.append(scan_id)
-            show(Progress.of_equals(len(seen), max(total, len(seen)), time.monotonic() - began))
 
-        problems = list(verify(arguments.store, on_scan=on_scan))
+        problems.extend(verify(arguments.store, on_scan=on_scan))
     rows = [(problem.scan_id or "(the store)", problem.key, problem.what) for problem in problems]
     if rows:
         print_table(f"problems ({len(rows)})", ("scan", "file", "what"), rows)

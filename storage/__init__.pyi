@@ -19,6 +19,7 @@ from .layout import (
 from .reading import (
     Crop as Crop,
     IndexEntry as IndexEntry,
+    IndexTail as IndexTail,
     Scan as Scan,
     Store as Store,
     StoreInfo as StoreInfo,

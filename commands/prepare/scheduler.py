@@ -25,10 +25,10 @@ from commands.prepare.outcomes import Outcome
 from commands.prepare.plan import Job, batches
 from commands.prepare.scan_task import without_paths
 from commands.prepare.work import Options, Work
-from commands.progress import duration
 from commands.terminal import shown
 from pipeline.errors import Failure
 from pipeline.formats import hurry_reads
+from storage import IndexTail
 
 BATCH_SCANS, BATCH_VOXELS = 8, 2_000_000
 """Most small scans that share a task, and most (estimated) voxels: a few seconds of work."""
@@ -64,6 +64,9 @@ class BatchScheduler:
         """Futures that are done."""
         self.in_hand_since: dict[Any, float] = {}
         """When they were submitted."""
+        self.ahead: dict[str, float] = {}
+        """Scans that are committed although their batch is in flight, and when that was seen."""
+        self.index = IndexTail(work.store_path)
         self.deaths: Counter[str] = Counter()
         """How often a scan was in a batch whose task died."""
         self.last_worker_seen = time.monotonic()
@@ -75,7 +78,8 @@ class BatchScheduler:
             while self.in_flight or (self.waiting and not self.work.stop):
                 self.submit_batches()
                 self.collect_one()
-                show(self.work.progress(began, in_hand=self.in_hand()))
+                self.ahead |= dict.fromkeys(self.index.new_ids(), time.monotonic())
+                show(self.work.progress(began, ahead=self.ahead, in_hand=self.in_hand()))
         self.work.ended = True
 
     def submit_batches(self) -> None:
@@ -110,14 +114,19 @@ class BatchScheduler:
             outcomes = self.after_death(batch, error)
         self.work.record(outcomes)
 
-    def in_hand(self) -> str:
-        """Return the oldest batch in flight in words; a batch tells of its scans only when all are done."""
+    def in_hand(self) -> tuple[str, float]:
+        """Return the scan that is worked on, and since when; of several workers' that of the oldest batch.
+
+        A batch tells of its scans only when all are done; before, the index tells which are committed.
+        """
         if not self.in_hand_since:
-            return ""
+            return "", 0.0
         oldest, since = min(self.in_hand_since.items(), key=lambda item: item[1])
         batch = self.in_flight[oldest]
-        more = f" and {len(batch) - 1} more" if len(batch) > 1 else ""
-        return f"{batch[0].scan_id}{more} in hand for {duration(time.monotonic() - since)}"
+        last = max((k for k, job in enumerate(batch) if job.scan_id in self.ahead), default=-1)
+        if last >= 0:
+            since = max(since, self.ahead[batch[last].scan_id])
+        return batch[min(last + 1, len(batch) - 1)].scan_id, since
 
     def after_death(self, batch: tuple[Job, ...], error: Exception) -> list[Outcome]:
         """Return the outcomes of a batch whose task died as a whole: worker killed, disk away.

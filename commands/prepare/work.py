@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -120,23 +120,35 @@ class Work:
         except StoreFull as error:
             self.stop = self.stop or str(error)
 
-    def progress(self, began: float, *, in_hand: str = "") -> Progress:
+    def progress(
+        self,
+        began: float,
+        *,
+        ahead: Mapping[str, float] | None = None,
+        in_hand: tuple[str, float] = ("", 0.0),
+    ) -> Progress:
         """How far the jobs are.
 
         Args:
             began: When work on them began, on the monotonic clock.
-            in_hand: What is being worked on, in words.
+            ahead: Scans that are committed, whose batch has not come back yet, and when they were.
+            in_hand: The scan that is worked on, or the first of several, and when it was begun.
         """
-        ended = [job for job in self.plan.jobs if job.scan_id in self.outcomes]
+        early = {scan_id: when for scan_id, when in (ahead or {}).items() if scan_id not in self.outcomes}
+        ended = [job for job in self.plan.jobs if job.scan_id in self.outcomes or job.scan_id in early]
+        failed = [job for job in ended if job.scan_id not in early and self.outcomes[job.scan_id].failure]
+        now = time.monotonic()
+        name, since = in_hand
         return Progress(
             done=len(ended),
             total=len(self.plan.jobs),
-            failed=sum(self.outcomes[job.scan_id].state != "committed" for job in ended),
+            failed=len(failed),
             weight_done=sum(job.weight for job in ended),
             weight_total=sum(job.weight for job in self.plan.jobs),
-            seconds=time.monotonic() - began,
-            still_seconds=time.monotonic() - max(began, self.last_ended),
-            in_hand=in_hand,
+            seconds=now - began,
+            still_seconds=now - max(began, self.last_ended, *early.values()),
+            in_hand=name,
+            in_hand_seconds=now - since if name else 0.0,
         )
 
     def report(self) -> RunReport:

@@ -2,6 +2,7 @@ from .index import (
     Commit as Commit,
     Index as Index,
     IndexEntry as IndexEntry,
+    IndexTail as IndexTail,
     append_entry as append_entry,
     parse_commit as parse_commit,
     read_index as read_index,

@@ -181,6 +181,42 @@ def read_sound_index(store: Path) -> Index:
     return index
 
 
+class IndexTail:
+    """Ids of the scans that are committed from now on, by whatever process; to show how far writers are."""
+
+    def __init__(self, store: Path) -> None:
+        self._path = store / INDEX_FILE
+        self._offset = self._size()
+
+    def _size(self) -> int:
+        try:
+            return self._path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def new_ids(self) -> list[str]:
+        """Return the ids in the lines appended since the last call, in order.
+
+        Lines that make no sense are skipped. An index that was written anew is followed from its present end.
+        """
+        size = self._size()
+        if size <= self._offset:
+            self._offset = min(self._offset, size)
+            return []
+        with open(self._path, "rb") as file:
+            file.seek(self._offset)
+            data = file.read(size - self._offset)
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        ids = []
+        for line in whole.splitlines():
+            try:
+                ids.append(IndexEntry.from_json(json.loads(line)).scan_id)
+            except (ValueError, KeyError, TypeError):
+                continue
+        return ids
+
+
 def append_entry(store: Path, entry: IndexEntry) -> None:
     """Add a line to the index, completely or not at all. The caller holds the store's lock."""
     line = dump_line(entry.to_json())

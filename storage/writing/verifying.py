@@ -29,7 +29,7 @@ def verify(store: str | Path, *, on_scan: Callable[[str], None] | None = None) -
 
     Args:
         store: Folder of the store.
-        on_scan: Called with the id of each scan after it was checked.
+        on_scan: Called with the id of each scan before it is checked.
     """
     root = open_store(store).path
     with reader_lock(root):  # no commit between its rename and its line
@@ -38,9 +38,9 @@ def verify(store: str | Path, *, on_scan: Callable[[str], None] | None = None) -
     yield from _index_problems(index, folders)
     in_place = {name for path, name in folders.items() if path == scan_key(name)}
     for scan_id in sorted(in_place | set(index.entries)):
-        yield from _scan_problems(root, scan_id, index.entries.get(scan_id))
         if on_scan is not None:
             on_scan(scan_id)
+        yield from _scan_problems(root, scan_id, index.entries.get(scan_id))
 
 
 def verify_scan(store: str | Path, scan_id: str) -> tuple[Problem, ...]:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -7,6 +10,7 @@ import pytest
 from commands.prepare.outcomes import Outcome, RunReport, counted_scans
 from commands.prepare.settings import print_report
 from commands.progress import Progress, duration
+from commands.terminal import counted, shown
 from pipeline.errors import Failure
 
 
@@ -17,7 +21,6 @@ def progress(**changes: float) -> Progress:
 
 def test_time_left_goes_by_weight_and_rate_by_scans() -> None:
     assert progress().seconds_left == 60
-    assert progress().scans_a_minute == 30
     assert progress().line() == "30/100 scans, 30.0 a minute, 1 min left"
     assert progress(failed=2, weight_done=75).line() == "30/100 scans, 2 failed, 30.0 a minute, 20 s left"
 
@@ -28,17 +31,67 @@ def test_time_left_is_not_told_before_anything_is_done_nor_at_the_end() -> None:
     assert progress(done=100, weight_done=100).line() == "100/100 scans, 100.0 a minute"
 
 
-def test_time_left_is_not_told_while_nothing_moves_but_what_is_in_hand() -> None:
+def test_time_left_is_not_told_while_a_scan_takes_unusually_long_but_which_and_since_when() -> None:
     almost = {"done": 99, "weight_done": 99.0, "seconds": 300.0}
     assert progress(**almost).line().endswith(", 3 s left")
     still = Progress(
         done=99, total=100, failed=0, weight_done=99, weight_total=100, seconds=300,
-        still_seconds=250, in_hand="ann in hand for 4 min 10 s",
+        still_seconds=250, in_hand="ann", in_hand_seconds=260,
     )  # fmt: skip
     assert still.line() == (
-        "99/100 scans, 19.8 a minute, no scan has ended for 4 min, ann in hand for 4 min 10 s"
+        "99/100 scans, 19.8 a minute, no scan has ended for 4 min 10 s, in hand: ann (4 min 20 s)"
     )
     assert progress(still_seconds=59).line().endswith("left")
+
+
+def test_where_every_scan_takes_minutes_one_more_minute_is_nothing_unusual() -> None:
+    slow = {"done": 10, "weight_done": 10.0, "total": 20, "weight_total": 20.0}
+    assert progress(**slow, seconds=1300, still_seconds=100).seconds_left == 1300
+    assert progress(**slow, seconds=1300, still_seconds=320).seconds_left is None
+
+
+def test_a_state_goes_on_while_no_scan_ends() -> None:
+    begun = Progress.of_equals(1, 4, 10.0, in_hand="ann")
+    assert begun.line() == "1/4 scans, 6.0 a minute, 30 s left, in hand: ann (0 s)"
+    assert begun.later(5).line() == "1/4 scans, 4.0 a minute, 45 s left, in hand: ann (5 s)"
+    assert begun.later(90).line() == (
+        "1/4 scans, 36 an hour, no scan has ended for 1 min 30 s, in hand: ann (1 min 30 s)"
+    )
+
+
+def test_while_a_scan_is_in_hand_the_terminal_tells_which(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commands.terminal._TICK_SECONDS", 0.01)
+    watched: list[str] = []
+    long_ago = Progress.of_equals(1, 2, 100.0, in_hand="ann", failed=1)
+    with shown("work", lambda state: watched.append(state.line())) as show:
+        show(long_ago)
+        end = time.monotonic() + 10
+        while not watched and time.monotonic() < end:
+            time.sleep(0.01)
+    assert capsys.readouterr().err.startswith(
+        "work: 1/2 scans, 1 failed, 36 an hour, 1 min 40 s left, in hand: ann"
+    )
+    assert watched[0].startswith("1/2 scans, 1 failed")
+
+
+def test_things_are_counted_with_those_that_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    failed: list[str] = []
+    told: list[str] = []
+
+    @contextmanager
+    def shown_here(title: str) -> Iterator[Callable[[Progress], None]]:
+        yield lambda state: told.append(state.line())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("commands.terminal.shown", shown_here)
+        for name in counted("work", ["ann", "bob"], failed=failed):
+            failed += [name]
+    assert told[0] == "0/2 scans, in hand: ann (0 s)"
+    assert "1 failed" in told[1]
+    assert told[1].endswith("in hand: bob (0 s)")
+    assert told[2].startswith("2/2 scans, 2 failed")
 
 
 def test_nothing_to_do_is_all_done() -> None:

@@ -17,7 +17,8 @@ from PIL import Image
 
 from commands import segment as segmenting
 from commands.main import main
-from commands.segment import WindowProgress, staged
+from commands.progress import WindowProgress
+from commands.segment import staged
 from tests.phantom import Phantom, phantom, write_dicom
 from tests.training.like_intensity import LikeInside
 from tests.waits import PATIENT_SECONDS

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
 _LEAST_SECONDS = 3.0
 """The time left is not estimated before this time."""
+
+_STILL_SECONDS = 20.0
+"""Without the end of a step for so long, the line says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,12 @@ class TrainingProgress:
     """Time since this process got its first batch."""
     steps_here: int
     """Steps done by this process."""
+    still_seconds: float = 0.0
+    """Time since the last step ended."""
+
+    def later(self, seconds: float) -> TrainingProgress:
+        """Return the state so many seconds later, if no step has ended since."""
+        return replace(self, still_seconds=self.still_seconds + seconds)
 
     @property
     def fraction(self) -> float:
@@ -67,6 +76,8 @@ class TrainingProgress:
         ]
         if self.seconds_left is not None and self.step < self.num_steps:
             parts.append(f"{_duration(self.seconds_left)} left")
+        if self.still_seconds >= _STILL_SECONDS:
+            parts.append(f"no step for {_duration(self.still_seconds)}: evaluating or saving")
         return ", ".join(parts)
 
 

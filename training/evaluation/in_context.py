@@ -86,7 +86,7 @@ def evaluate_in_context(
     config: EvaluationConfig,
     *,
     device: torch.device | str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
     ensemble: bool = False,
     distances: bool = False,
     keep_going: bool = False,
@@ -100,7 +100,8 @@ def evaluate_in_context(
         store: A store with labels.
         config: References, targets and structures.
         device: Device to compute on.
-        progress: Called with the number of targets done and of all targets.
+        progress: Called with the number of targets done and of all targets, and the id of the next one
+            (empty at the end).
         ensemble: Whether to average the probabilities of all prompts, instead of scoring each prompt.
         distances: Whether to measure surface distances also.
         keep_going: Whether to list a damaged target in `Evaluation.failed`, instead of raising an error.
@@ -123,6 +124,8 @@ def evaluate_in_context(
             unprompted += _unprompted(cohort, prompts, structures)
             scorer = _Scorer(net=net, cohort=cohort, config=config, device=device, distances=distances)
             for scan_id in cohort.targets:
+                if progress is not None:
+                    progress(done, total, scan_id)
                 try:
                     target = _Target.read(store.scan(scan_id), cohort.label)
                     usable = _prompts_for(scan_id, cohort, prompts, store.entries)
@@ -132,8 +135,8 @@ def evaluate_in_context(
                         raise
                     failed.append(Failed(target=scan_id, label=cohort.label, reason=str(error)))
                 done += 1
-                if progress is not None:
-                    progress(done, total)
+        if progress is not None:
+            progress(done, total, "")
     finally:
         net.train(training)
     return Evaluation(scores=tuple(scores), unprompted=tuple(unprompted), failed=tuple(failed))

@@ -9,7 +9,7 @@ import pytest
 import storage.reading.index
 from storage import CorruptStore, ScanRecord, StoreFull, commit_scan, finish, open_store, sweep
 from storage.layout import dump_line
-from storage.reading.index import append_entry, read_index
+from storage.reading.index import IndexTail, append_entry, read_index
 from tests.storage.drawn_record import SMALL, draw_record, store_bytes
 
 
@@ -93,6 +93,24 @@ def test_finish_sorts_and_changes_nothing_the_second_time(empty_store: Path, rec
     inode = (empty_store / "index.jsonl").stat().st_ino
     finish(empty_store)
     assert (empty_store / "index.jsonl").stat().st_ino == inode
+
+
+def test_a_tail_gives_what_is_committed_from_now_on_once_and_whole(two: Path) -> None:
+    commit_scan(two, draw_record("b", shape=SMALL))
+    line = dump_line(read_index(two).entries["b"].to_json())
+    tail = IndexTail(two)
+    assert tail.new_ids() == []
+    path = two / "index.jsonl"
+    path.write_bytes(path.read_bytes() + line[:20])
+    assert tail.new_ids() == []
+    path.write_bytes(path.read_bytes() + line[20:] + b"no line\n")
+    assert tail.new_ids() == ["b"]
+    assert tail.new_ids() == []
+    path.write_bytes(line)  # written anew
+    assert tail.new_ids() == []
+    path.write_bytes(line + line)
+    assert tail.new_ids() == ["b"]
+    assert IndexTail(two.parent).new_ids() == []
 
 
 def test_a_torn_line_longer_than_a_block_is_cut_off(store: Path) -> None:

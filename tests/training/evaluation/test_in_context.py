@@ -171,7 +171,7 @@ def test_a_network_in_training_mode_is_put_back_even_after_an_error(store):
     with pytest.raises(DataError, match="'zz'"):
         evaluate_in_context(net, store, replace(CONFIG, targets=("zz",)))
     with pytest.raises(ZeroDivisionError):
-        evaluate_in_context(net, store, CONFIG, progress=lambda done, total: 1 // 0)
+        evaluate_in_context(net, store, CONFIG, progress=lambda done, total, name: 1 // 0)
     assert net.training
 
 
