@@ -66,6 +66,11 @@ HOMES = {
     "h5py": {"pipeline.exchange.published"},
     "torch": {"training"},
     "safetensors": {"training"},
+    "triton": {
+        "training.network.kernels.triton_norms",
+        "training.network.kernels.triton_sums",
+        "training.network.kernels.triton_upsampling",
+    },
     "pytorch_optimizer": {"training"},
     "nibabel": {"pipeline.exchange.export_files", "pipeline.ingest.nibabel_files"},
     "cupy": {"pipeline.compute.backend"},
@@ -196,7 +201,8 @@ def test_every_library_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.split(r"[^A-Za-z0-9-]", line)[0].lower() for line in project["dependencies"]}
     used = {name.split(".")[0] for file in MODULES.values() for name in imports(file)}
-    libraries = used - set(sys.stdlib_module_names) - {*OURS, "cupy", "cupyx"}
+    optional = {"cupy", "cupyx", "triton"}  # for GPUs; Triton comes with PyTorch for CUDA
+    libraries = used - set(sys.stdlib_module_names) - {*OURS, *optional}
     needed = {DISTRIBUTIONS.get(library, library).lower() for library in libraries}
     assert needed - declared == set(), "a fresh environment would lack it"
     used_by_libraries = {"distributed", "tensorboard"}  # by dask, by torch.utils.tensorboard

@@ -28,6 +28,11 @@ def num_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return len([name for name in names if name not in ("self", "cls")])
 
 
+def is_gpu_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Triton kernels take each array and each size by itself: there are no objects on a GPU."""
+    return any(ast.unparse(decorator) == "triton.jit" for decorator in function.decorator_list)
+
+
 @pytest.mark.parametrize("package", MOST_ENTRIES)
 def test_the_top_of_a_package_can_be_taken_in_at_a_glance(package: str) -> None:
     entries = {
@@ -48,4 +53,5 @@ def test_files_and_functions_are_short(file: Path) -> None:
     assert len(file.read_text(encoding="utf-8").splitlines()) <= MOST_FILE_LINES
     for function in functions(file):
         assert (function.end_lineno or 0) - function.lineno < MOST_FUNCTION_LINES, function.name
-        assert num_parameters(function) <= MOST_PARAMETERS, function.name
+        if not is_gpu_kernel(function):
+            assert num_parameters(function) <= MOST_PARAMETERS, function.name

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from training.network import use_kernels
+
 SMOOTH_VOXELS = 1.0
 """Added to numerator and denominator of the Dice: an empty mask that is predicted as empty has loss 0."""
 
@@ -46,9 +48,13 @@ def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     inside = torch.sigmoid(logits.float())
     truth = masks.float()
     space = (2, 3, 4)
-    true_positive = (inside * truth).sum(space)
-    false_positive = inside.sum(space) - true_positive
-    false_negative = truth.sum(space) - true_positive
+    return dice_of_sums((inside * truth).sum(space), inside.sum(space), truth.sum(space))
+
+
+def dice_of_sums(true_positive: Tensor, predicted: Tensor, truth: Tensor) -> Tensor:
+    """Return the loss of `dice_loss` for sums (B, K) of the probability in the mask, of all, of the mask."""
+    false_positive = predicted - true_positive
+    false_negative = truth - true_positive
     with torch.no_grad():
         share = false_positive / (false_positive + false_negative).clamp_min(1e-6)
         weight_positive = share.clamp(LEAST_SHARE, MOST_SHARE)
@@ -76,7 +82,14 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> LossTerms:
         logits: (B, K, Z, Y, X).
         masks: The same shape; 0 or 1, bool or float.
     """
-    dice, entropy = dice_loss(logits, masks).mean(), cross_entropy(logits, masks).mean()
+    if use_kernels(logits) and masks.dtype == torch.bool:
+        from training.network import mask_sums
+
+        sums = mask_sums(logits, masks)
+        dice = dice_of_sums(sums.true_positive, sums.predicted, sums.truth).mean()
+        entropy = sums.entropy.mean() / logits[0, 0].numel()
+    else:
+        dice, entropy = dice_loss(logits, masks).mean(), cross_entropy(logits, masks).mean()
     return LossTerms(
         total=dice + entropy, parts={"dice_loss": dice.detach(), "cross_entropy": entropy.detach()}
     )

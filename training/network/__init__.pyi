@@ -11,6 +11,7 @@ from .iris import (
     PUBLISHED_NUM_TASKS as PUBLISHED_NUM_TASKS,
     Iris as Iris,
 )
+from .kernels import mask_sums as mask_sums, use_kernels as use_kernels
 from .monai_bundle import (
     LabelledStructure as LabelledStructure,
     WindowInferer as WindowInferer,

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.network.kernels import in_graph, use_kernels
+
 HEAD_WIDTH = 32
 """Width of one attention head."""
 BLOCK_EPS = 1e-4
@@ -34,6 +36,12 @@ def norm_relu(x: Tensor, eps: float) -> Tensor:
     # functional.instance_norm and functional.batch_norm raise an error for one voxel per channel, which is
     # what the deepest stage has for a crop of 16^3.
     cudnn = torch.backends.cudnn.enabled
+    if use_kernels(x) and x.is_contiguous(memory_format=torch.channels_last_3d):
+        from training.network.kernels.triton_norms import norm_relu as in_kernels
+
+        return in_kernels(x, eps)
+    if x.device.type == "cuda" and torch.compiler.is_compiling():
+        return _norm_relu_written_out(x, eps)
     if x.dtype == torch.bfloat16 and in_channels_last(x):
         # instance_norm would copy to channels first and back. batch_norm of one sample is the same norm. Its
         # plain sums are accurate to 3e-5: enough for bfloat16, not for the tolerance of 1e-4 on float32
@@ -42,13 +50,19 @@ def norm_relu(x: Tensor, eps: float) -> Tensor:
             torch.batch_norm(s, None, None, None, None, True, 0.0, eps, cudnn) for s in torch.split(x, 1)
         ]
         return functional.relu(torch.cat(samples) if len(samples) > 1 else samples[0])
-    # torch.compile fuses instance_norm with the operations around it, so it needs no special case.
     if x.device.type == "cpu" and in_channels_last(x) and not in_graph():
         out: Tensor = _NormRelu.apply(x, eps)  # type: ignore[no-untyped-call]
         return out
     if torch.compiler.is_exporting():
         return functional.relu(_norm_axis_by_axis(x, eps))
     return functional.relu(torch.instance_norm(x, None, None, None, None, True, 0.0, eps, cudnn))
+
+
+def _norm_relu_written_out(x: Tensor, eps: float) -> Tensor:
+    """Return ReLU(instance norm) in operations that torch.compile fuses, without a copy to channels first."""
+    wide = at_least_float32(x)
+    variance, mean = torch.var_mean(wide, dim=(2, 3, 4), correction=0, keepdim=True)
+    return functional.relu((wide - mean) * torch.rsqrt(variance + eps)).to(x.dtype)
 
 
 def _norm_axis_by_axis(x: Tensor, eps: float) -> Tensor:
@@ -100,11 +114,6 @@ def _as_volumes(rows: Tensor, shape: torch.Size) -> Tensor:
     return rows.view(B, Z, Y, X, C).permute(0, 4, 1, 2, 3)
 
 
-def in_graph() -> bool:
-    """Whether the operations are recorded as a graph (torch.compile, torch.export, torch.jit.trace)."""
-    return torch.compiler.is_compiling() or bool(torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
-
-
 def in_channels_last(x: Tensor) -> bool:
     """Whether (B, C, Z, Y, X) is stored in channels-last layout and not also in channels-first layout."""
     return x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
@@ -113,8 +122,10 @@ def in_channels_last(x: Tensor) -> bool:
 def in_best_layout(x: Tensor) -> Tensor:
     """Return (B, C, Z, Y, X) in the fastest memory layout for the convolutions that follow (they keep it)."""
     # Measured on CPUs with and without bfloat16 (benchmarks/step.py): channels last halves the time of the
-    # finest convolutions and their gradients, in both precisions.
-    if x.device.type == "cpu":
+    # finest convolutions and their gradients, in both precisions. cuDNN's tensor-core convolutions are made
+    # for channels last, and copied every bfloat16 input to it and back (14 % of a step on an H200). Its
+    # float32 convolutions without TF32 are made for channels first.
+    if x.device.type == "cpu" or (x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16)):
         return x.contiguous(memory_format=torch.channels_last_3d)
     return x
 
@@ -153,8 +164,49 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in, Z, Y, X) to (B, out, Z, Y, X)."""
+        if shares_norms(self, x):
+            branch, shortcut = self.branches(x)
+            return branch + shortcut
         out: Tensor = self.conv2(self.conv1(x)) + self.shortcut(x)
         return out
+
+    def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the two terms of the output; both branches take the same normalised input."""
+        active = norm_relu(x, BLOCK_EPS)
+        return self.conv2(self.conv1.conv(active)), self._shortcut(x, active)
+
+    def after_sum(self, branch: Tensor, shortcut: Tensor) -> Tensor:
+        """Return the output for branch + shortcut, which is summed in the kernel that takes its norm."""
+        from training.network.kernels.triton_norms import add_norm_relu
+
+        x, active = add_norm_relu(branch, shortcut, BLOCK_EPS)
+        out: Tensor = self.conv2(self.conv1.conv(active)) + self._shortcut(x, active)
+        return out
+
+    def _shortcut(self, x: Tensor, active: Tensor) -> Tensor:
+        if isinstance(self.shortcut, PreNormConv):
+            out: Tensor = self.shortcut.conv(active)
+            return out
+        return x
+
+
+def two_blocks(first: nn.Module, second: nn.Module, x: Tensor) -> Tensor:
+    """Return second(first(x)) of two residual blocks; with the kernels, in fewer passes over memory."""
+    assert isinstance(first, ResidualBlock)
+    assert isinstance(second, ResidualBlock)
+    if shares_norms(first, x) and shares_norms(second, x):
+        branch, shortcut = first.branches(x)
+        if use_kernels(branch) and branch.dtype == shortcut.dtype:
+            return second.after_sum(branch, shortcut)
+        x = branch + shortcut
+        return second(x)  # type: ignore[no-any-return]
+    return second(first(x))  # type: ignore[no-any-return]
+
+
+def shares_norms(block: ResidualBlock, x: Tensor) -> bool:
+    """Whether a block's branches share one norm: with the kernels, unless the block is compiled itself."""
+    # The gradient is then rounded otherwise than the plain form's, whose bits the CPU keeps.
+    return use_kernels(x) and block._compiled_call_impl is None
 
 
 class Mlp(nn.Module):

@@ -20,8 +20,10 @@ from training.network.blocks import (
     ResidualBlock,
     SelfAttention,
     at_least_float32,
+    two_blocks,
 )
 from training.network.encoder import Features, Widths
+from training.network.kernels import use_kernels
 
 Priors = tuple[Tensor, Tensor, Tensor]
 """Tokens of each mask at the three deepest stages, deepest first: (B, K, 11, C) each."""
@@ -81,12 +83,20 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Map (B, in, Z/2, Y/2, X/2) and (B, skip, Z, Y, X) to (B, skip, Z, Y, X)."""
-        grid = skip.shape[2:]
-        upsampled = functional.interpolate(
-            at_least_float32(x), size=grid, mode="trilinear", align_corners=True
-        )
-        out: Tensor = self.conv(torch.cat([skip, upsampled.to(skip.dtype)], dim=1))
-        return out
+        first, second = self.conv
+        return two_blocks(first, second, upsampled_beside(x, skip))
+
+
+def upsampled_beside(x: Tensor, skip: Tensor) -> Tensor:
+    """Return [skip, x upsampled to the skip's grid] along the channels, in the skip's dtype."""
+    if use_kernels(skip) and skip.is_contiguous(memory_format=torch.channels_last_3d):
+        from training.network.kernels.triton_upsampling import upsample_beside
+
+        return upsample_beside(x, skip)
+    upsampled = functional.interpolate(
+        at_least_float32(x), size=skip.shape[2:], mode="trilinear", align_corners=True
+    )
+    return torch.cat([skip, upsampled.to(skip.dtype)], dim=1)
 
 
 class Decoder(nn.Module):
@@ -134,8 +144,12 @@ class MaskHead(nn.Module):
         self.classifier_pred = nn.Sequential(Mlp(width, width, c0), Mlp(c0, c0, c0))
 
     def forward(self, voxels: Tensor, tokens: Tensor) -> Tensor:
-        """Map voxel features (B, C, Z, Y, X) and tokens (B, K, W) to logits (B, K, Z, Y, X)."""
+        """Map voxel features (B, C, Z, Y, X) and tokens (B, K, W) to logits (B, K, Z, Y, X).
+
+        They are float32, except in training with the kernels, whose loss reads the network's own precision.
+        """
         weights = self.classifier_pred(self.norm(tokens))
         logits: Tensor = weights @ voxels.flatten(2)
         B, K = logits.shape[:2]
-        return at_least_float32(logits).view(B, K, *voxels.shape[2:])
+        for_kernels = use_kernels(logits) and torch.is_grad_enabled()
+        return (logits if for_kernels else at_least_float32(logits)).view(B, K, *voxels.shape[2:])

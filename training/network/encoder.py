@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from training.network.blocks import ResidualBlock, in_best_layout
+from training.network.blocks import ResidualBlock, in_best_layout, two_blocks
 
 Widths = tuple[int, int, int, int, int]
 """Channels of the five stages, full resolution first."""
@@ -39,8 +39,8 @@ class Down(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in, Z, Y, X) to (B, out, Z/2, Y/2, X/2)."""
-        out: Tensor = self.conv(x)
-        return out
+        pool, first, second = self.conv
+        return two_blocks(first, second, pool(x))
 
 
 class Encoder(nn.Module):

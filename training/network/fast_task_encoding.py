@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from training.network.blocks import NORM_EPS, CrossAttention, at_least_float32, norm_relu
 from training.network.decoder import Priors
+from training.network.kernels import use_kernels
 from training.network.task_encoding import TaskEncoding, TaskQueryBlock, pixel_shuffle
 
 
@@ -119,6 +120,10 @@ def _blocks(volumes: Tensor, scale: int) -> Tensor:
 
 def _norm_relu_tokens(x: Tensor) -> Tensor:
     """Instance norm over the tokens of (B, K, N, M), then ReLU."""
+    if use_kernels(x):
+        from training.network.kernels.triton_norms import norm_relu_rows
+
+        return norm_relu_rows(x.flatten(0, 1), NORM_EPS).view(x.shape)
     variance, mean = torch.var_mean(x, dim=2, correction=0, keepdim=True)
     return functional.relu((x - mean) * torch.rsqrt(variance + NORM_EPS))
 
