@@ -31,7 +31,7 @@ def run_status(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     for scan_id in counted("status", store.scan_ids):
         entry = store.entries[scan_id]
         row = groups.setdefault((entry.dataset, entry.modality), [0, 0, 0, 0])
-        size = folder_bytes(store.path / entry.path)
+        size = entry.num_bytes or folder_bytes(store.path / entry.path)
         for column, value in enumerate((1, len(entry.labels) > 0, entry.num_proposals, size)):
             row[column] += value
     rows = [(*group, *values) for group, values in sorted(groups.items())]

@@ -21,8 +21,9 @@ from pipeline.formats import is_transient, until_stalled
 from pipeline.ingest import StandardScan, read_source, standardize
 from pipeline.proposals import propose
 from storage import (
-    IndexEntry,
     LabelVolume,
+    Scan,
+    ScanNotFound,
     ScanRecord,
     StorageError,
     Store,
@@ -137,34 +138,31 @@ def _prepare_scan(store: Store, setup: Setup, job: Job) -> tuple[str, int, tuple
         shown=source.location,
     )
     digests = {"source": digest, "ingest": setup.wanted.ingest, "proposals": setup.wanted.proposals}
-    entry = store.entries.get(job.scan_id)
+    before = store.committed_now(job.scan_id)
     notes: tuple[str, ...] = ()
-    if entry is None or own_digests(entry.digests) != digests:
-        made = _RECORDS[job.stage](store, setup, job, digests)
-        record, kept = with_kept_imports(store, entry, made)
+    if before is None or own_digests(before.digests) != digests:
+        made = _RECORDS[job.stage](before, setup, job, digests)
+        record, kept = with_kept_imports(before, made)
         about = made.attributes["notes"] if job.stage == "ingest" else ()
         notes = (*map(str, about if isinstance(about, list) else ()), *kept)
-        entry = commit_scan(store.path, record, replace=True)
-    return digest, entry.num_proposals, notes
+        return digest, commit_scan(store.path, record, replace=True).num_proposals, notes
+    return digest, before.entry.num_proposals, notes
 
 
-def with_kept_imports(
-    store: Store, entry: IndexEntry | None, record: ScanRecord
-) -> tuple[ScanRecord, tuple[str, ...]]:
+def with_kept_imports(before: Scan | None, record: ScanRecord) -> tuple[ScanRecord, tuple[str, ...]]:
     """A scan made anew, with the imported masks that it had, and a note on what became of them.
 
     Masks belong to places in the patient, so they are kept where the stored grid is the same as before.
 
     Args:
-        store: The store.
-        entry: The scan as it is in the store; None where it is new.
+        before: The scan as it is in the store; None where it is new.
         record: The scan as it is going to be, without imported masks.
     """
-    names = ", ".join(imported_sources(entry.digests)) if entry is not None else ""
-    if not names:
+    names = ", ".join(imported_sources(before.digests)) if before is not None else ""
+    if before is None or not names:
         return record, ()
     try:
-        old = store.scan(record.scan_id).record()
+        old = before.record()
         grid = record.attributes.get("grid")
         if grid is None or old.attributes.get("grid") != grid:
             return record, (f"imported masks of {names} dropped, the grid has changed: import them again",)
@@ -175,7 +173,7 @@ def with_kept_imports(
         return record, (f"imported masks of {names} dropped, they do not fit any more: {error}",)
 
 
-def _fresh_record(store: Store, setup: Setup, job: Job, digests: Mapping[str, str]) -> ScanRecord:
+def _fresh_record(before: Scan | None, setup: Setup, job: Job, digests: Mapping[str, str]) -> ScanRecord:
     """A scan from its files."""
     source, config = job.found.source, setup.settings.ingest
     scan = standardize(read_source(source, config), config)
@@ -211,18 +209,27 @@ def _fresh_record(store: Store, setup: Setup, job: Job, digests: Mapping[str, st
     )
 
 
-def _record_again(store: Store, setup: Setup, job: Job, digests: Mapping[str, str]) -> ScanRecord:
+def _record_again(before: Scan | None, setup: Setup, job: Job, digests: Mapping[str, str]) -> ScanRecord:
     """A stored scan with new proposals."""
-    scan = store.scan(job.scan_id)
+    scan = _there(before, job)
     record = own_record(scan.record())
     made = _proposals(setup, record, scan.intensity, record.spacing_zyx_mm)
     return replace(record, digests=digests, case=job.found.source.case, **made)
 
 
-def _record_of_other_case(store: Store, setup: Setup, job: Job, digests: Mapping[str, str]) -> ScanRecord:
+def _record_of_other_case(
+    before: Scan | None, setup: Setup, job: Job, digests: Mapping[str, str]
+) -> ScanRecord:
     """A stored scan that is of another case now; nothing else changes."""
-    record = own_record(store.scan(job.scan_id).record())
+    record = own_record(_there(before, job).record())
     return replace(record, digests=digests, case=job.found.source.case)
+
+
+def _there(before: Scan | None, job: Job) -> Scan:
+    """The stored scan that a job starts from."""
+    if before is None:
+        raise ScanNotFound(f"scan {job.scan_id}: it is in the store no longer. Run the same command again")
+    return before
 
 
 _RECORDS = {"ingest": _fresh_record, "proposals": _record_again, "case": _record_of_other_case}

@@ -78,7 +78,7 @@ class BatchScheduler:
             while self.in_flight or (self.waiting and not self.work.stop):
                 self.submit_batches()
                 self.collect_one()
-                self.ahead |= dict.fromkeys(self.index.new_ids(), time.monotonic())
+                self.look_ahead()
                 show(self.work.progress(began, ahead=self.ahead, in_hand=self.in_hand()))
         self.work.ended = True
 
@@ -113,6 +113,14 @@ class BatchScheduler:
         except Exception as error:  # noqa: BLE001 - whatever a task dies of, the others go on
             outcomes = self.after_death(batch, error)
         self.work.record(outcomes)
+        for job in batch:
+            self.ahead.pop(job.scan_id, None)
+
+    def look_ahead(self) -> None:
+        """See which scans are committed whose batch has not come back."""
+        now = time.monotonic()
+        new = (scan_id for scan_id in self.index.new_ids() if scan_id not in self.work.outcomes)
+        self.ahead |= dict.fromkeys(new, now)
 
     def in_hand(self) -> tuple[str, float]:
         """Return the scan that is worked on, and since when; of several workers' that of the oldest batch.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from commands.prepare.outcomes import Outcome, RunReport
-from commands.prepare.plan import Plan
+from commands.prepare.plan import Job, Plan
 from commands.prepare.scan_task import Device, Setup
 from commands.prepare.settings import (
     Settings,
@@ -30,7 +30,38 @@ from pipeline.discovery import Discovery, discover
 from storage import LedgerEntry, StoreFull, create_store, finish, remove_scan, sweep, write_ledger
 
 LEDGER_SECONDS = 30.0
-"""The ledger is written at least so often: after a kill, few sources' bytes have to be looked at again."""
+"""The ledger is written about so often: after a kill, few sources' bytes have to be looked at again."""
+
+LEDGER_SHARE = 0.02
+"""Most of a run's time that writing the ledger takes: it is written whole, so that is seldom in a large
+store."""
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """Counts of the jobs that have ended, kept up as they end, since a run may have 100,000."""
+
+    weights: Mapping[str, int]
+    """Weight of each job, by scan."""
+    total: int
+    ended: set[str] = field(default_factory=set)
+    failed: int = 0
+    weight_ended: int = 0
+
+    @classmethod
+    def of(cls, jobs: Sequence[Job]) -> Tally:
+        """The tally of a plan of which nothing is done."""
+        weights = {job.scan_id: job.weight for job in jobs}
+        return cls(weights=weights, total=sum(weights.values()))
+
+    def add(self, outcome: Outcome) -> None:
+        """Count the outcome of a scan, if it is one of the jobs and not counted yet."""
+        weight = self.weights.get(outcome.scan_id)
+        if weight is None or outcome.scan_id in self.ended:
+            return
+        self.ended.add(outcome.scan_id)
+        self.weight_ended += weight
+        self.failed += outcome.state != "committed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +108,9 @@ class Work:
     lines: list[LedgerEntry] = field(default_factory=list)
     """Of the ledger, not written yet."""
     written: float = field(default_factory=time.monotonic)
+    writing_seconds: float = 0.0
+    """What the last writing of the ledger took."""
+    tally: Tally = field(init=False)
     stop: str = ""
     """Why nothing more is begun."""
     interrupted: bool = False
@@ -85,27 +119,33 @@ class Work:
     """Whether the last task has come back."""
     closed: bool = False
 
+    def __post_init__(self) -> None:
+        self.tally = Tally.of(self.plan.jobs)
+
     def record(self, outcomes: Iterable[Outcome]) -> None:
         """Record the outcomes of some scans."""
         for outcome in outcomes:
             self.outcomes[outcome.scan_id] = outcome
+            self.tally.add(outcome)
             self.last_ended = time.monotonic()
             if outcome.state == "not done":
                 self.stop = self.stop or outcome.stop
             else:
                 self.lines.append(ledger_line(outcome, self.setup.wanted.config_digest))
-        if time.monotonic() - self.written > LEDGER_SECONDS:
+        if time.monotonic() - self.written > max(LEDGER_SECONDS, self.writing_seconds / LEDGER_SHARE):
             self.write_ledger()
 
     def write_ledger(self) -> None:
         """Write down what is not written yet."""
-        self.written = time.monotonic()
+        began = time.monotonic()
         try:
             write_ledger(self.store_path, self.lines)
         except StoreFull as error:
             self.stop = self.stop or str(error)
         else:
             self.lines.clear()
+        self.written = time.monotonic()
+        self.writing_seconds = self.written - began
 
     def close(self) -> None:
         """Complete log, ledger and index, and remove what writers that died have left; once."""
@@ -115,7 +155,8 @@ class Work:
         write_log(self.outcomes.values())
         self.write_ledger()
         try:
-            sweep(self.store_path)
+            if self.plan.jobs:  # else the sweep before the plan has seen all that there is
+                sweep(self.store_path)
             finish(self.store_path)
         except StoreFull as error:
             self.stop = self.stop or str(error)
@@ -135,16 +176,15 @@ class Work:
             in_hand: The scan that is worked on, or the first of several, and when it was begun.
         """
         early = {scan_id: when for scan_id, when in (ahead or {}).items() if scan_id not in self.outcomes}
-        ended = [job for job in self.plan.jobs if job.scan_id in self.outcomes or job.scan_id in early]
-        failed = [job for job in ended if job.scan_id not in early and self.outcomes[job.scan_id].failure]
+        weights = [self.tally.weights[scan_id] for scan_id in early if scan_id in self.tally.weights]
         now = time.monotonic()
         name, since = in_hand
         return Progress(
-            done=len(ended),
+            done=len(self.tally.ended) + len(weights),
             total=len(self.plan.jobs),
-            failed=len(failed),
-            weight_done=sum(job.weight for job in ended),
-            weight_total=sum(job.weight for job in self.plan.jobs),
+            failed=self.tally.failed,
+            weight_done=self.tally.weight_ended + sum(weights),
+            weight_total=self.tally.total,
             seconds=now - began,
             still_seconds=now - max(began, self.last_ended, *early.values()),
             in_hand=name,

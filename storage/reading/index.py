@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class IndexEntry:
     """Format version of its folder."""
     case: str = ""
     """Patient or study that it is of; empty if it is a case of its own."""
+    num_bytes: int = field(default=0, compare=False)
+    """Bytes of all its files; 0 if not known, in lines that older versions wrote."""
 
     @property
     def case_key(self) -> str:
@@ -76,6 +78,7 @@ class IndexEntry:
             digest=str(value["digest"]),
             format_version=int(value.get("format_version", 1)),
             case=str(value.get("case", "")),
+            num_bytes=int(value.get("num_bytes", 0)),
         )
         if entry.format_version not in READ_VERSIONS:
             raise ValueError(f"format version of {entry.scan_id} is {entry.format_version}")
@@ -86,8 +89,10 @@ class IndexEntry:
     def to_json(self) -> dict[str, object]:
         """Return the entry as one JSON object."""
         line = self.summary() | {"path": self.path, "digest": self.digest}
-        # Lines of version 1 have no format_version.
-        return line if self.format_version == 1 else line | {"format_version": self.format_version}
+        if self.format_version == 1:  # lines of version 1 have neither
+            return line
+        known = {"num_bytes": self.num_bytes} if self.num_bytes else {}
+        return line | known | {"format_version": self.format_version}
 
     def summary(self) -> dict[str, object]:
         """Return the part of the entry that COMMIT.json repeats, so that a lost line can be written again."""
@@ -131,8 +136,9 @@ def parse_commit(data: bytes, *, where: str) -> Commit:
         digest = hashlib.sha256(data).hexdigest()
         scan_id = document["scan"]["id"]
         rest = {"path": scan_key(scan_id), "digest": digest, "format_version": document["format_version"]}
-        entry = IndexEntry.from_json(document["scan"] | rest)
         keys = {key: (int(value["size"]), str(value["sha256"])) for key, value in document["keys"].items()}
+        rest["num_bytes"] = len(data) + sum(size for size, _ in keys.values())
+        entry = IndexEntry.from_json(document["scan"] | rest)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptScan(f"{where}: COMMIT.json is damaged ({error!r}). Prepare the scan again") from error
     return Commit(entry, keys)

@@ -7,7 +7,7 @@ other processes have written. It holds no time of writing, so the same work give
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -86,22 +86,24 @@ def write_ledger(store: str | Path, entries: Iterable[LedgerEntry], *, remove: I
     root = open_store(store).path
     added = {entry.scan_id: entry for entry in entries}
     with full_disk_named(root, "ledger"), store_lock(root):
-        kept = _read(root)
+        merged = {entry.scan_id: line for line, entry in _read_lines(root)}
         for scan_id in remove:
-            kept.pop(scan_id, None)
-        merged = kept | added
-        data = b"".join(dump_line(merged[scan_id].to_json()) for scan_id in sorted(merged))
+            merged.pop(scan_id, None)
+        merged |= {scan_id: dump_line(entry.to_json()) for scan_id, entry in added.items()}
+        data = b"".join(merged[scan_id] for scan_id in sorted(merged))
         path = root / LEDGER_FILE
         if (path.read_bytes() if path.exists() else b"") != data:
             replace_file(root, LEDGER_FILE, data)
 
 
 def _read(root: Path) -> dict[str, LedgerEntry]:
+    return {entry.scan_id: entry for _, entry in _read_lines(root)}
+
+
+def _read_lines(root: Path) -> Iterator[tuple[bytes, LedgerEntry]]:
+    """Yield every line, with its newline, and what it says."""
     path = root / LEDGER_FILE
-    if not path.exists():
-        return {}
-    entries = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), start=1):
         try:
             entry = LedgerEntry.from_json(json.loads(line))
         except (ValueError, KeyError, TypeError) as error:
@@ -109,5 +111,4 @@ def _read(root: Path) -> dict[str, LedgerEntry]:
                 f"{path}: line {number} is damaged ({error!r}). Remove the file and run `mass prepare` "
                 "again: it looks at every source anew and keeps the finished scans"
             ) from error
-        entries[entry.scan_id] = entry
-    return entries
+        yield line + b"\n", entry

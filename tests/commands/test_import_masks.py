@@ -292,7 +292,7 @@ def test_new_proposals_keep_imported_masks_and_a_new_grid_drops_them(folder: Pat
     run("import-masks", folder / "store", folder / "raw" / "ann_label.nii.gz", "--source", "expert")
     store = stored(folder)
     old = store.scan("ann").record()
-    again, notes = with_kept_imports(store, store.entries["ann"], own_record(old))
+    again, notes = with_kept_imports(store.scan("ann"), own_record(old))
     assert "kept" in notes[0]
     assert imported_sources(again.digests) == ("expert",)
     np.testing.assert_array_equal(imports_of(again)[0].table, imports_of(old)[0].table)
@@ -300,7 +300,7 @@ def test_new_proposals_keep_imported_masks_and_a_new_grid_drops_them(folder: Pat
     from dataclasses import replace
 
     other = replace(own_record(old), attributes={**own_record(old).attributes, "grid": moved})
-    without, notes = with_kept_imports(store, store.entries["ann"], other)
+    without, notes = with_kept_imports(store.scan("ann"), other)
     assert "dropped" in notes[0]
     assert imported_sources(without.digests) == ()
 

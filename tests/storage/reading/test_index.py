@@ -146,3 +146,16 @@ def test_a_line_that_is_written_in_part_is_taken_back(store: Path, monkeypatch: 
         with pytest.raises(StoreFull):
             commit_scan(store, draw_record("a", shape=SMALL))
     assert store_bytes(store) == before
+
+
+def test_a_line_knows_the_bytes_of_its_scan_and_an_older_line_stays_as_it_is(two: Path) -> None:
+    for scan_id, entry in open_store(two).entries.items():
+        files = [path for path in (two / entry.path).rglob("*") if path.is_file()]
+        assert entry.num_bytes == sum(path.stat().st_size for path in files), scan_id
+    entries = open_store(two).entries.values()
+    older = b"".join(dump_line({k: v for k, v in e.to_json().items() if k != "num_bytes"}) for e in entries)
+    (two / "index.jsonl").write_bytes(older)
+    assert {entry.num_bytes for entry in open_store(two).entries.values()} == {0}
+    assert sweep(two) == 0
+    finish(two)
+    assert (two / "index.jsonl").read_bytes() == older

@@ -185,3 +185,14 @@ def test_errors_survive_pickling_and_are_the_builtins_they_refine() -> None:
     assert issubclass(CorruptScan, CorruptStore)
     assert issubclass(ScanNotFound, KeyError)
     assert issubclass(StoreNotFound, FileNotFoundError)
+
+
+def test_a_scan_is_found_in_its_folder_without_the_index(store: Path, record: ScanRecord) -> None:
+    before = open_store(store)
+    (store / "index.jsonl").unlink()
+    found = before.committed_now("scan-1")
+    assert found is not None
+    assert found.record().image.shape == record.image.shape
+    assert before.committed_now("scan-2") is None
+    (found.path / "COMMIT.json").write_bytes(b"{")
+    assert before.committed_now("scan-1") is None
