@@ -5,16 +5,33 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from commands.progress import Progress
 from commands.terminal import print_table, shown
-from storage import Problem, open_store, verify
+from storage import Problem, verify
+from storage.reading import read_index
 
 
 def run_verify(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     """Mass verify."""
-    began, total = time.monotonic(), len(open_store(arguments.store))
+    num_scans, problems = verified(arguments.store)
+    rows = [(problem.scan_id or "(the store)", problem.key, problem.what) for problem in problems]
+    if rows:
+        print_table(f"problems ({len(rows)})", ("scan", "file", "what"), rows)
+    print(f"{num_scans} scans verified, {len(problems)} problems")
+    if problems:
+        print("`mass repair STORE` makes again what is damaged")
+    return int(bool(problems)), {
+        "num_scans": num_scans,
+        "problems": [asdict(problem) for problem in problems],
+    }
+
+
+def verified(store: Path) -> tuple[int, list[Problem]]:
+    """Check a whole store, with progress shown; the number of scans, and the problems."""
+    began, total = time.monotonic(), len(read_index(store).entries)
     seen: list[str] = []
     problems: list[Problem] = []
     with shown("verify") as show:
@@ -25,12 +42,5 @@ def run_verify(arguments: Namespace) -> tuple[int, dict[str, Any]]:
             show(Progress.of_equals(done, max(total, done + 1), seconds, failed=failed, in_hand=scan_id))
             seen.append(scan_id)
 
-        problems.extend(verify(arguments.store, on_scan=on_scan))
-    rows = [(problem.scan_id or "(the store)", problem.key, problem.what) for problem in problems]
-    if rows:
-        print_table(f"problems ({len(rows)})", ("scan", "file", "what"), rows)
-    print(f"{len(seen)} scans verified, {len(problems)} problems")
-    return int(bool(problems)), {
-        "num_scans": len(seen),
-        "problems": [asdict(problem) for problem in problems],
-    }
+        problems.extend(verify(store, on_scan=on_scan))
+    return len(seen), problems

@@ -53,6 +53,7 @@ from .writing import (
     lift_scan as lift_scan,
     read_ledger as read_ledger,
     remove_scan as remove_scan,
+    remove_stray as remove_stray,
     scans_to_lift as scans_to_lift,
     sweep as sweep,
     verify as verify,

@@ -11,7 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 from commands.arguments.exchange import add_export, add_import_masks
-from commands.arguments.store import add_inspect, add_lift, add_prepare, add_score, add_status, add_verify
+from commands.arguments.store import (
+    add_inspect,
+    add_lift,
+    add_prepare,
+    add_repair,
+    add_score,
+    add_status,
+    add_verify,
+)
 from commands.arguments.train import add_classify, add_embed, add_finetune, add_pretrain
 from commands.arguments.use import (
     EXAMPLES as EXAMPLES,
@@ -36,6 +44,11 @@ COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] 
         "commands.verify:run_verify",
         "check every committed byte of a store",
         add_verify,
+    ),
+    "repair": (
+        "commands.repair:run_repair",
+        "make again what verify finds damaged in a store, from its sources",
+        add_repair,
     ),
     "lift": (
         "commands.lift:run_lift",

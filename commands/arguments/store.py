@@ -20,25 +20,13 @@ def add_prepare(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--follow-links", action="store_true", help="follow links that lead to folders outside of RAW too"
     )
-    add.add_argument(
-        "--layout",
-        default="auto",
-        metavar="NAME",
-        help="how the files of the folder lie: nnunet, decathlon, bids, freesurfer, totalsegmentator, brats, "
-        "or plain (default: auto, which recognises it)",
-    )
+    add_layout(add)
     where = add.add_mutually_exclusive_group()
     add_workers(where, "processes on this machine (default: 1, in this process)")
     where.add_argument(
         "--scheduler", default="", metavar="tcp://HOST:PORT", help="a Dask scheduler to use instead"
     )
-    add.add_argument(
-        "--device",
-        type=renamed("cuda", "gpu"),
-        default="auto",
-        choices=("auto", "cpu", "numpy", "gpu"),
-        help="where to compute (default: auto; cuda is gpu)",
-    )
+    add_prepare_device(add)
     add.add_argument(
         "--retry-failed", action="store_true", help="try failed scans again although nothing changed"
     )
@@ -58,6 +46,44 @@ def add_status(add: argparse.ArgumentParser) -> None:
 def add_verify(add: argparse.ArgumentParser) -> None:
     """The options of `mass verify`."""
     add.add_argument("store", type=Path, metavar="STORE")
+
+
+def add_repair(add: argparse.ArgumentParser) -> None:
+    """The options of `mass repair`."""
+    add.add_argument("store", type=Path, metavar="STORE")
+    add.add_argument(
+        "--raw",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="RAW",
+        help="what it was prepared from (may be repeated; default: as `mass prepare` did on this machine)",
+    )
+    add_layout(add)
+    add_workers(add, "processes on this machine (default: 1, in this process)")
+    add_prepare_device(add)
+
+
+def add_layout(add: argparse.ArgumentParser) -> None:
+    """Give a command the option --layout."""
+    add.add_argument(
+        "--layout",
+        default="auto",
+        metavar="NAME",
+        help="how the files of the folder lie: nnunet, decathlon, bids, freesurfer, totalsegmentator, brats, "
+        "or plain (default: auto, which recognises it)",
+    )
+
+
+def add_prepare_device(add: argparse.ArgumentParser) -> None:
+    """Give a command that makes proposals the option --device."""
+    add.add_argument(
+        "--device",
+        type=renamed("cuda", "gpu"),
+        default="auto",
+        choices=("auto", "cpu", "numpy", "gpu"),
+        help="where to compute (default: auto; cuda is gpu)",
+    )
 
 
 def add_lift(add: argparse.ArgumentParser) -> None:

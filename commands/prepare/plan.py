@@ -88,6 +88,8 @@ class Job:
     why: str
     source_digest: str = ""
     """Of the source, where its files are not read again; empty where the worker reads its bytes."""
+    again: bool = False
+    """Whether the scan is made even if it is committed as wanted: its files are damaged."""
 
     @property
     def scan_id(self) -> str:

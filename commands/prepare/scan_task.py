@@ -21,6 +21,7 @@ from pipeline.formats import is_transient, until_stalled
 from pipeline.ingest import StandardScan, read_source, standardize
 from pipeline.proposals import propose
 from storage import (
+    CorruptScan,
     LabelVolume,
     Scan,
     ScanNotFound,
@@ -140,7 +141,7 @@ def _prepare_scan(store: Store, setup: Setup, job: Job) -> tuple[str, int, tuple
     digests = {"source": digest, "ingest": setup.wanted.ingest, "proposals": setup.wanted.proposals}
     before = store.committed_now(job.scan_id)
     notes: tuple[str, ...] = ()
-    if before is None or own_digests(before.digests) != digests:
+    if before is None or job.again or own_digests(before.digests) != digests:
         made = _RECORDS[job.stage](before, setup, job, digests)
         record, kept = with_kept_imports(before, made)
         about = made.attributes["notes"] if job.stage == "ingest" else ()
@@ -169,6 +170,8 @@ def with_kept_imports(before: Scan | None, record: ScanRecord) -> tuple[ScanReco
         return with_imports(record, imports_of(old)), (
             f"imported masks of {names} kept, the grid is the same",
         )
+    except CorruptScan as error:
+        return record, (f"imported masks of {names} dropped, the stored scan was damaged: {error}",)
     except StorageError as error:
         return record, (f"imported masks of {names} dropped, they do not fit any more: {error}",)
 

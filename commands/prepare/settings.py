@@ -43,6 +43,14 @@ class Settings:
             proposals=parse_config(tables["proposals"], ProposalConfig, where="[proposals]"),
         )
 
+    @classmethod
+    def stored(cls, config: Mapping[str, Any]) -> Settings:
+        """The settings that a store was prepared with, as store.json has them."""
+        return cls(
+            ingest=parse_config(config.get("ingest", {}), IngestConfig, where="[ingest]"),
+            proposals=parse_config(config.get("proposals", {}), ProposalConfig, where="[proposals]"),
+        )
+
     def values(self) -> dict[str, dict[str, Any]]:
         """All settings as JSON, by table."""
         return {"ingest": config_values(self.ingest), "proposals": config_values(self.proposals)}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from commands.prepare.outcomes import Outcome, RunReport
 from commands.prepare.plan import Job, Plan
+from commands.prepare.remembered import Search, remember_search
 from commands.prepare.scan_task import Device, Setup
 from commands.prepare.settings import (
     Settings,
@@ -61,7 +62,7 @@ class Tally:
             return
         self.ended.add(outcome.scan_id)
         self.weight_ended += weight
-        self.failed += outcome.state != "committed"
+        self.failed += outcome.failure is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +271,8 @@ def plan_work(raw: Path, store_path: Path, settings: Settings, options: Options)
     if before != config:
         store.set_config(config, spacing_mm=settings.ingest.spacing_mm)
     sweep(store_path)
+    search = Search(raw=str(raw.absolute()), layout=options.layout, follow_links=options.follow_links)
+    remember_search(store_path, search)
     wanted = wanted_digests(config, before if before != config else None)
     plan = make_the_plan(discovery, store, wanted, retry_failed=options.retry_failed)
     gone = tuple(scan_id for scan_id in plan.absent if scan_id in store.entries)

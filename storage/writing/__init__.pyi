@@ -19,6 +19,7 @@ from .scan_writer import (
 )
 from .verifying import (
     Problem as Problem,
+    remove_stray as remove_stray,
     verify as verify,
     verify_scan as verify_scan,
 )

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
-from storage.errors import CorruptScan
-from storage.files import checksum, list_files, reader_lock
+from storage.errors import CorruptScan, InvalidSelection
+from storage.files import checksum, list_files, reader_lock, remove_if_empty, remove_tree
 from storage.layout import COMMIT_FILE, INDEX_FILE, SCANS_FOLDER, scan_key
 from storage.reading import Index, IndexEntry, open_store, parse_commit, read_index
+
+Cure: TypeAlias = Literal["make again", "sweep", "remove", "by hand"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +25,8 @@ class Problem:
     """The file, relative to the scan's folder (or the store's)."""
     what: str
     """What is wrong, and what to do."""
+    cure: Cure = "make again"
+    """What mends it: making the scan again, a sweep of the index, removing the file, or the user."""
 
 
 def verify(store: str | Path, *, on_scan: Callable[[str], None] | None = None) -> Iterator[Problem]:
@@ -49,6 +54,23 @@ def verify_scan(store: str | Path, scan_id: str) -> tuple[Problem, ...]:
     return tuple(_scan_problems(root, scan_id, read_index(root).entries.get(scan_id)))
 
 
+def remove_stray(store: str | Path, scan_id: str, key: str) -> None:
+    """Remove a file that is no part of the scan in whose folder it lies, and folders that it leaves empty.
+
+    Raises:
+        InvalidSelection: The file is a part of the scan.
+    """
+    root = open_store(store).path
+    folder = root / scan_key(scan_id)
+    if key in parse_commit((folder / COMMIT_FILE).read_bytes(), where=f"scan {scan_id}").keys:
+        raise InvalidSelection(f"scan {scan_id}: {key} is a part of it")
+    path = folder / key
+    remove_tree(path)
+    while path.parent != folder:
+        path = path.parent
+        remove_if_empty(path)
+
+
 def _scan_folders(root: Path) -> dict[str, str]:
     """Return the name of every folder two levels under scans/, by its path."""
     return {
@@ -60,22 +82,23 @@ def _scan_folders(root: Path) -> dict[str, str]:
 def _index_problems(index: Index, folders: dict[str, str]) -> Iterator[Problem]:
     remedy = "`mass prepare` (or storage.sweep) writes the index again from the scans"
     for number in index.damaged_lines:
-        yield Problem(scan_id=None, key=INDEX_FILE, what=f"line {number} is damaged; {remedy}")
+        what = f"line {number} is damaged; {remedy}"
+        yield Problem(scan_id=None, key=INDEX_FILE, what=what, cure="sweep")
     if index.torn:
-        yield Problem(scan_id=None, key=INDEX_FILE, what=f"the last line was cut off; {remedy}")
+        what = f"the last line was cut off; {remedy}"
+        yield Problem(scan_id=None, key=INDEX_FILE, what=what, cure="sweep")
     for path, name in folders.items():
         if path != scan_key(name):
-            yield Problem(
-                scan_id=None, key=path, what=f"does not belong there: {name} lies at {scan_key(name)}"
-            )
+            what = f"does not belong there: {name} lies at {scan_key(name)}"
+            yield Problem(scan_id=None, key=path, what=what, cure="by hand")
 
 
 def _scan_problems(root: Path, scan_id: str, entry: IndexEntry | None) -> Iterator[Problem]:
     folder = root / scan_key(scan_id)
     redo = "prepare the scan again"
 
-    def problem(key: str, what: str) -> Problem:
-        return Problem(scan_id=scan_id, key=key, what=what)
+    def problem(key: str, what: str, cure: Cure = "make again") -> Problem:
+        return Problem(scan_id=scan_id, key=key, what=what, cure=cure)
 
     try:
         data = (folder / COMMIT_FILE).read_bytes()
@@ -89,15 +112,15 @@ def _scan_problems(root: Path, scan_id: str, entry: IndexEntry | None) -> Iterat
         yield problem(COMMIT_FILE, str(error))
         return
     if entry is None:
-        yield problem(COMMIT_FILE, "committed, but without a line in the index; `mass prepare` writes it")
+        what = "committed, but without a line in the index; `mass prepare` writes it"
+        yield problem(COMMIT_FILE, what, "sweep")
     elif entry != commit.entry:
-        yield problem(
-            COMMIT_FILE, f"not the one that the index names; `mass prepare` repairs the index, or {redo}"
-        )
+        what = f"not the one that the index names; `mass prepare` repairs the index, or {redo}"
+        yield problem(COMMIT_FILE, what, "sweep")
     yield from _file_problems(folder, scan_id, commit.keys.items())
     for key in list_files(folder):
         if key not in commit.keys and key != COMMIT_FILE:
-            yield problem(key, "not part of what was committed; remove it")
+            yield problem(key, "not part of what was committed; remove it", "remove")
 
 
 def _file_problems(
