@@ -45,10 +45,14 @@ class Settings:
 
     @classmethod
     def stored(cls, config: Mapping[str, Any]) -> Settings:
-        """The settings that a store was prepared with, as store.json has them."""
+        """The settings that a store was prepared with, as store.json has them; a null stands for none."""
+        tables = {
+            name: {key: value for key, value in config.get(name, {}).items() if value is not None}
+            for name in ("ingest", "proposals")
+        }
         return cls(
-            ingest=parse_config(config.get("ingest", {}), IngestConfig, where="[ingest]"),
-            proposals=parse_config(config.get("proposals", {}), ProposalConfig, where="[proposals]"),
+            ingest=parse_config(tables["ingest"], IngestConfig, where="[ingest]"),
+            proposals=parse_config(tables["proposals"], ProposalConfig, where="[proposals]"),
         )
 
     def values(self) -> dict[str, dict[str, Any]]:
