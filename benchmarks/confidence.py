@@ -1,11 +1,11 @@
-"""Confidences of `mass segment` beside the Dice, on structures that are there and that are not; seconds a pair.
+"""Confidences of `mass segment` beside the Dice, structures that are not there, seconds a pair.
 
     python benchmarks/confidence.py STORE OUT --targets 8 --references 3
     python benchmarks/confidence.py STORE OUT --absent OTHER --targets 4 --references 2
 
 Pairs of different patients, drawn as by `rivals.py`; structures carried over by registration, without a
-network. With --absent the targets are scans of another store (another organ), so that nothing of what is asked for is
-there. A cell is one pair: kept in OUT/confidence.jsonl, not made again. Written: OUT/confidence.md.
+network. With --absent the targets are scans of another store (another organ), so that nothing of what is
+asked for is there. A cell is one pair: kept in OUT/confidence.jsonl, not made again. Written: OUT/confidence.md.
 """
 
 from __future__ import annotations
