@@ -5,7 +5,8 @@
 
 Pairs of different patients, drawn as by `rivals.py`; structures carried over by registration, without a
 network. With --absent the targets are scans of another store (another organ), so that nothing of what is
-asked for is there. A cell is one pair: kept in OUT/confidence.jsonl, not made again. Written: OUT/confidence.md.
+asked for is there. A cell is one pair: kept in OUT/confidence.jsonl, not made again. Written:
+OUT/confidence.md.
 """
 
 from __future__ import annotations
