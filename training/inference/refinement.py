@@ -54,6 +54,8 @@ COUPLING_SIGMA = 0.8
 """How far neighbours count, voxels."""
 CONFIDENCE_VOXELS = 3
 """How far around a structure the images are compared."""
+DETAIL_SIGMA = 4
+"""What is smoother than this, in voxels, is not fine detail."""
 ITERATIONS = 5
 NUM_BINS = 32
 _BIN_SIGMA = 1.5
@@ -131,25 +133,36 @@ def sharpen(masks: Image, target: Image) -> Image:
     return _beside_the_next_best(sharp, surrounding)
 
 
-def confidence(probability: Image, drawn: NDArray[np.bool_], warped: Image, target: Image) -> float:
+def confidence(
+    probability: Image, drawn: NDArray[np.bool_], warped: Image, target: Image, *, agreement: float = 1.0
+) -> float:
     """Return an estimate of a structure's Dice, 0..1 (docs/results.md: how near it comes).
 
-    It is the Dice that the probabilities expect of what is drawn, times the correlation of the two images in
-    and around it.
+    It is the Dice that the probabilities expect of what is drawn, times the geometric mean of three
+    correlations of the two images: in and around the structure, there of their fine detail, and around all
+    structures. Where the structure is not there, demons make the images alike, but not their detail, and not
+    everywhere.
 
     Args:
         probability: Of the structure, (z, y, x).
         drawn: Its voxels.
         warped: The reference's image on the target's grid.
         target: (z, y, x).
+        agreement: The correlation around all structures, -1..1.
     """
-    window = _window_of(drawn[None].astype(np.float32), CONFIDENCE_VOXELS)
+    window = _window_of(drawn[None].astype(np.float32), 2 * DETAIL_SIGMA)
     if window is None:
         return 0.0
-    here = drawn[window]
+    here, there, own = drawn[window], warped[window], target[window]
     expected = 2 * float(probability[drawn].sum()) / float(drawn.sum() + probability.sum())
     near = ndimage.binary_dilation(here, iterations=CONFIDENCE_VOXELS)
-    return expected * max(0.0, correlation(warped[window][near], target[window][near]))
+    whole = correlation(there[near], own[near])
+    fine = correlation(_detail(there)[near], _detail(own)[near])
+    return expected * float(np.cbrt(max(0.0, whole) * max(0.0, fine) * max(0.0, agreement)))
+
+
+def _detail(image: Image) -> Image:
+    return image - ndimage.gaussian_filter(image, DETAIL_SIGMA)
 
 
 def correlation(first: Image, second: Image) -> float:

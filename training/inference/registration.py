@@ -201,7 +201,7 @@ def carry_structures(
     sharp = sharpen(sums, target)
     drawn = [probability >= THRESHOLD for probability in sharp]
     confidences = (
-        confidence(probability, mask, best.warped, target)
+        confidence(probability, mask, best.warped, target, agreement=best.agreement)
         for probability, mask in zip(sharp, drawn, strict=True)
     )
     return replace(best, probabilities=sharp, confidences=tuple(confidences))

@@ -115,6 +115,21 @@ def test_the_same_input_gives_the_same_bytes() -> None:
     assert once.tobytes() == again.tobytes()
 
 
+def test_confidence_falls_where_only_what_is_smooth_is_alike() -> None:
+    truth = ball((12, 20, 20), 7)
+    generator = np.random.default_rng(4)
+    smooth, detail, other = (
+        ndimage.gaussian_filter(generator.normal(size=truth.shape), sigma) for sigma in (10, 0.8, 0.8)
+    )
+    target, same, unlike = (
+        (3 * smooth / smooth.std() + noise / noise.std()).astype(np.float32)
+        for noise in (detail, detail, other)
+    )
+    sure = truth.astype(np.float32)
+    assert confidence(sure, truth, same, target) > 0.99
+    assert confidence(sure, truth, unlike, target) < 0.8
+
+
 def test_confidence_is_high_where_probabilities_are_sharp_and_images_alike() -> None:
     truth = ball((12, 20, 20), 7)
     target, alike = image_of(truth[None], [2.0], seed=1), image_of(truth[None], [2.0], seed=2)
@@ -126,4 +141,6 @@ def test_confidence_is_high_where_probabilities_are_sharp_and_images_alike() -> 
     assert confidence(unsure, truth, alike, target) < best - 0.15
     assert 0 <= confidence(sure, truth, other, target) < 0.2
     assert confidence(sure, np.zeros_like(truth), alike, target) == 0
+    assert confidence(sure, truth, alike, target, agreement=0.5) == pytest.approx(best * 0.5 ** (1 / 3))
+    assert confidence(sure, truth, alike, target, agreement=-0.5) == 0
     assert confidence(sure, truth, np.zeros_like(target), target) == 0
