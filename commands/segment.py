@@ -166,6 +166,8 @@ def settings(arguments: Namespace, trained_on: TrainedOn) -> tuple[SegmentConfig
         across_modalities=arguments.across_modalities,
     )
     ingest = ingest_config(trained_on.ingest_settings, spacing_mm=arguments.spacing)
+    if arguments.resample_mask:
+        ingest = replace(ingest, resample_labels=True)
     return config, ingest if arguments.frame is None else replace(ingest, frame=arguments.frame)
 
 

@@ -71,6 +71,11 @@ def add_segment(add: argparse.ArgumentParser) -> None:
         "--across-modalities", action="store_true", help="take targets of a modality no reference has"
     )
     add.add_argument("--frame", type=int, metavar="N", help="which volume of 4D files, counted from 0")
+    add.add_argument(
+        "--resample-mask",
+        action="store_true",
+        help="take reference masks that lie on another grid than their image, by nearest neighbour",
+    )
 
 
 def add_evaluate(add: argparse.ArgumentParser) -> None:

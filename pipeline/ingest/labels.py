@@ -132,7 +132,8 @@ def _elsewhere(turned: Grid, grid: Grid, config: IngestConfig, shown: str) -> Ot
     return OtherGrid(
         f"a label must lie on its image's grid, {found}",
         path=shown,
-        remedy="Pair the right files, or let it be resampled: [ingest] resample_labels = true",
+        remedy="Pair the right files, or let it be resampled: [ingest] resample_labels = true "
+        "(mass segment: --resample-mask)",
     )
 
 
@@ -186,12 +187,18 @@ def _values(array: NDArray[Any]) -> NDArray[Any]:
     return np.unique(array)
 
 
-def refuse_label_as_scan(image: NDArray[Any], *, shown: str) -> None:
+_GIVE_MODALITY = (
+    "Pair it with its scan by name (X with X_seg) or by manifest; if it is a scan, give its modality there"
+)
+
+
+def refuse_label_as_scan(image: NDArray[Any], *, shown: str, remedy: str = _GIVE_MODALITY) -> None:
     """Check that an image is not a label map: few whole values in large areas of one value.
 
     Args:
         image: (z, y, x), any number type.
         shown: Name of the file in error messages.
+        remedy: What to do about it.
 
     Raises:
         LooksLikeLabel: It is a label map.
@@ -209,6 +216,5 @@ def refuse_label_as_scan(image: NDArray[Any], *, shown: str) -> None:
     raise LooksLikeLabel(
         f"a scan is wanted, this looks like a label map ({values.size} whole values in large patches)",
         path=shown,
-        remedy="Pair it with its scan by name (X with X_seg) or by manifest; if it is a "
-        "scan, give its modality there",
+        remedy=remedy,
     )

@@ -19,6 +19,7 @@ from pipeline.discovery import Discovery, LabelSource, Source, discover, find_va
 from pipeline.errors import LabelMismatch, NoSuchFrame, NotAnImage, UnreadableFile
 from pipeline.formats import companions, result_suffix, stem_of, volume_suffix
 from pipeline.ingest.config import IngestConfig
+from pipeline.ingest.labels import refuse_label_as_scan
 from pipeline.ingest.reading import RawScan, read_source
 from pipeline.ingest.standard_scan import StandardScan, standardize
 from pipeline.ingest.writeback import Box, probability_to_source_grid, to_stored_grid, write_image
@@ -242,6 +243,7 @@ def _values(raw: RawScan, mask: Path | None) -> tuple[int, ...]:
 
     Raises:
         LabelMismatch: There are none.
+        LooksLikeLabel: The image is a label map of fewer values than its mask has: both are exchanged.
     """
     if not raw.labels:
         return ()
@@ -249,6 +251,10 @@ def _values(raw: RawScan, mask: Path | None) -> tuple[int, ...]:
     if not values:
         raise LabelMismatch(
             "the mask is empty, every voxel is 0", path=mask, remedy="Draw the structure that is wanted in it"
+        )
+    if len(np.unique(raw.image)) <= len(values):
+        refuse_label_as_scan(
+            raw.image, shown=raw.location, remedy=f"Are image and mask exchanged? The mask is {mask}"
         )
     return values
 

@@ -268,6 +268,12 @@ def test_a_mask_on_another_grid(net: LikeInside, folder: Path, capsys: pytest.Ca
         assert said.count(name) == 1
         assert "ref.nii.gz" not in said, "the file at fault is named, and only it"
         assert "must lie on its image's grid" in said
+        assert "--resample-mask" in said
+    image = sitk.ReadImage(str(folder / "mask.nii.gz"))
+    sitk.WriteImage(image[1:, :, :], str(folder / "cut.nii.gz"))
+    assert mass(folder, "scans", mask="cut.nii.gz") == 2
+    refused(capsys, folder)
+    assert mass(folder, "scans", "--resample-mask", mask="cut.nii.gz") == 0
 
 
 def write_4d(source: Path, path: Path) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import LabelMismatch, NotAnImage, UnreadableFile
+from pipeline.errors import LabelMismatch, LooksLikeLabel, NotAnImage, UnreadableFile
 from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.loading import find_one, find_targets, ingest_config, read_own_labels, read_scan
 from pipeline.ingest.writeback import probability_to_source_grid, to_stored_grid
@@ -98,6 +98,15 @@ def test_an_empty_mask_is_named(tmp_path: Path) -> None:
     mask = scan.replace(labels=np.zeros_like(scan.labels)).write_labels(tmp_path / "m.nii.gz")
     with pytest.raises(LabelMismatch, match=r"m\.nii\.gz: the mask is empty"):
         read_scan(image, mask=mask)
+
+
+def test_image_and_mask_that_are_exchanged_are_told_with_the_modality_declared_too(tmp_path: Path) -> None:
+    scan = phantom(modality="ct")
+    scan = scan.replace(image=np.clip(scan.image, 0, None))  # a mask has no values below 0
+    image, mask = scan.write(tmp_path / "a.nii.gz"), scan.write_labels(tmp_path / "m.nii.gz")
+    assert read_scan(image, mask=mask, modality="ct").label_values
+    with pytest.raises(LooksLikeLabel, match=r"m\.nii\.gz.*Are image and mask exchanged.*a\.nii\.gz"):
+        read_scan(mask, mask=image, modality="ct")
 
 
 @pytest.mark.parametrize(("suffix", "result"), [(".nii.gz", ".nii.gz"), (".nhdr", ".nrrd"), (".mhd", ".mha")])
