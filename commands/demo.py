@@ -83,7 +83,7 @@ def demonstrate_proposals(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     scores, damaged = score_scans(arguments.store, ids, slic=False, workers=1)
     print(to_markdown(summarize(scores)).split("## By structure")[0])
     print("3. draw pictures")
-    written = inspect_store(arguments.store, [], arguments.out, full=3)
+    written, _ = inspect_store(arguments.store, [], arguments.out, full=3)
     print(f"page: {written[0]}\npicture: {written[1]}")
     document = report.to_json() | {"written": [str(path) for path in written]}
     return report.exit_code or int(bool(damaged)), document

@@ -3,28 +3,62 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from commands.prepare.settings import known_scans
-from commands.terminal import counted
-from pipeline.quality import score_scan, summarize
-from pipeline.report import ScanReport, StoreFacts, describe_scan, overview_scan, scan_page, store_page
-from storage import open_store
+from commands.survey import MOST_VOXELS_IN_PAGE, Surveyed, level_within, pack_of, packs_within, survey
+from commands.terminal import CommandError, print_failures
+from pipeline.errors import Failure
+from pipeline.quality import summarize
+from pipeline.report import ScanReport, StoreContents, find_unusual, scan_page, store_page
+from storage import Store, open_store
+
+MEGABYTES = 25
+"""Size of a page that is still mailed and opened at once."""
+MOST_SLICES = 60
+"""Scans with a slice on the page: 15 kB each."""
+MOST_PACKED = 24
+"""Scans that the page's viewer opens."""
+UNUSUAL_FIRST = 8
+"""Of these, unusual ones."""
 
 
 def run_inspect(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     """Mass inspect."""
-    written = inspect_store(arguments.store, arguments.scan, arguments.out, full=arguments.full)
+    if arguments.serve:
+        from commands.serve import serve_store
+
+        serve_store(arguments.store, port=arguments.port)
+        return 0, {}
+    if arguments.out is None:
+        raise CommandError("Say where the page is to go (--out report.html), or show it at once (--serve)")
+    written, failed = inspect_store(
+        arguments.store,
+        arguments.scan,
+        arguments.out,
+        full=arguments.full,
+        megabytes=arguments.megabytes,
+        workers=arguments.workers,
+    )
     for path in written:
         print(f"written: {path}")
-    return 0, {"written": [str(path) for path in written]}
+    print_failures(failed)
+    return int(bool(failed)), {"written": [str(path) for path in written]}
 
 
 def inspect_store(
-    store_path: Path, scan_ids: Sequence[str], out: Path, *, full: int, most: int | None = None
-) -> list[Path]:
+    store_path: Path,
+    scan_ids: Sequence[str],
+    out: Path,
+    *,
+    full: int,
+    most: int | None = None,
+    megabytes: float = MEGABYTES,
+    workers: int = 1,
+) -> tuple[list[Path], list[Failure]]:
     """Write the page, and the pictures of the scans shown in full beside it.
 
     Args:
@@ -33,38 +67,69 @@ def inspect_store(
         out: The page.
         full: How many scans of a store are shown in full, below the table of all.
         most: How many scans a page on the whole store has at most; they are taken evenly.
+        megabytes: Size of the page up to which scans are carried in it for the viewer.
+        workers: Processes.
+
+    Returns:
+        What was written, and the scans whose bytes are damaged; the page lists them too.
     """
     store = open_store(store_path)
     ids = list(store.scan_ids)
     chosen = list(scan_ids) or spread(ids, len(ids) if most is None else most)
     in_full = set(scan_ids) or set(spread(chosen, full))
-    reports, overviews, scores = [], [], []
-    for scan_id in counted("inspect", chosen):
-        record = store.scan(scan_id).record()
-        scores.append(score_scan(record))
-        if scan_id in in_full:
-            reports.append(describe_scan(record, scores[-1]))
-            overviews.append(reports[-1].overview)
-        else:
-            overviews.append(overview_scan(record, scores[-1]))
-    if len(scan_ids) == 1:
-        page = scan_page(reports[0])
+    done, failed = survey(store_path, chosen, in_full, workers=workers)
+    reports = [one.report for one in done if one.report is not None]
+    if len(scan_ids) == 1 and reports:
+        scan = store.scan(scan_ids[0])
+        page = scan_page(reports[0], pack_of(scan, level_within(scan, MOST_VOXELS_IN_PAGE), small=True))
     else:
-        failures = [known.failure for known in known_scans(store).values() if known.failure]
-        shown = (("scans", f"{len(chosen)} of {len(ids)}"),) if len(chosen) < len(ids) else ()
-        facts = StoreFacts(
-            name=store_path.name,
-            facts=(
-                ("spacing", f"{store.info.spacing_mm:g} mm"),
-                ("format", str(store.info.format_version)),
-                *shown,
-            ),
-            failures=tuple((failure.scan_id, failure.reason, failure.remedy) for failure in failures),
-        )
-        page = store_page(facts, overviews, score=summarize(scores), reports=reports)
+        contents = store_contents(store, done, failed, num_chosen=len(chosen))
+        page = store_page(contents)
+        room = round((megabytes * 1e6 - len(page.encode())) * 3 / 4)  # base64 has 4 bytes for 3
+        packs = dict(packs_within(store, to_pack(done, in_full), max(room, 0)))
+        page = store_page(replace(contents, packs=packs))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
-    return [out, *write_pictures(reports, out.with_name(f"{out.stem}-pictures"))]
+    return [out, *write_pictures(reports, out.with_name(f"{out.stem}-pictures"))], failed
+
+
+def store_contents(
+    store: Store, done: Sequence[Surveyed], damaged: Iterable[Failure], *, num_chosen: int
+) -> StoreContents:
+    """What the page on a store shows, but for the scans in its viewer."""
+    failures = [known.failure for known in known_scans(store).values() if known.failure]
+    rows = [one.row for one in done]
+    pictured = {one.scan_id for one in find_unusual(rows)}
+    pictured |= set(spread([row.scan_id for row in rows], MOST_SLICES))
+    return StoreContents(
+        name=store.path.resolve().name,
+        facts=store_facts(store, num_chosen),
+        failures=tuple((one.scan_id, one.reason, one.remedy) for one in [*failures, *damaged]),
+        rows=rows,
+        score=summarize([one.score for one in done]),
+        thumbnails={one.row.scan_id: one.thumbnail for one in done if one.row.scan_id in pictured},
+        reports=[one.report for one in done if one.report is not None],
+    )
+
+
+def store_facts(store: Store, num_chosen: int) -> tuple[tuple[str, str], ...]:
+    """Names and values of what is known about a store."""
+    number = len(store.scan_ids)
+    shown = (("scans", f"{num_chosen:,} of {number:,}, taken evenly"),) if num_chosen < number else ()
+    return (
+        ("spacing", f"{store.info.spacing_mm:g} mm"),
+        ("format", str(store.info.format_version)),
+        *shown,
+    )
+
+
+def to_pack(done: Sequence[Surveyed], in_full: set[str]) -> list[str]:
+    """The scans that the viewer shows first: those in full, unusual ones, then evenly over all."""
+    rows = [one.row for one in done]
+    unusual = [one.scan_id for one in find_unusual(rows)][:UNUSUAL_FIRST]
+    evenly = spread([row.scan_id for row in rows], MOST_PACKED)
+    wanted = [row.scan_id for row in rows if row.scan_id in in_full]
+    return list(dict.fromkeys([*wanted, *unusual, *evenly]))[: max(MOST_PACKED, len(wanted))]
 
 
 def spread(names: Sequence[str], most: int) -> list[str]:

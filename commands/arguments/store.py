@@ -118,7 +118,21 @@ def add_inspect(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--scan", action="append", default=[], metavar="ID", help="this scan in full (may be repeated)"
     )
-    add.add_argument("--out", type=Path, required=True, metavar="report.html", help="the page")
+    add.add_argument("--out", type=Path, metavar="report.html", help="the page: one file, without network")
+    add.add_argument(
+        "--serve", action="store_true", help="show the page in a browser of this machine, with every scan"
+    )
+    add.add_argument(
+        "--port", type=int, default=0, metavar="N", help="with --serve: the port (default: any free one)"
+    )
     add.add_argument(
         "--full", type=int, default=3, metavar="N", help="without --scan: so many scans in full (3)"
     )
+    add.add_argument(
+        "--megabytes",
+        type=float,
+        default=25,
+        metavar="N",
+        help="size of the page up to which scans are carried in it for the viewer (25)",
+    )
+    add_workers(add, "scans read at once (default: 1)")

@@ -30,6 +30,7 @@ from .stored_scan import (
     Z0 as Z0,
     Z1 as Z1,
     IntArray as IntArray,
+    LabelLike as LabelLike,
     Rows as Rows,
     ScanLike as ScanLike,
     imported_names as imported_names,

@@ -43,7 +43,31 @@ def histogram(
     if high - low < 1e-9:
         low, high = low - 0.5, high + 0.5
     counts, edges = np.histogram(data, bins=bins, range=(low, high))
-    step = (_WIDTH - _LEFT - _RIGHT) / bins
+    return _columns(counts, edges, label=label, logarithmic=logarithmic, unit=unit)
+
+
+def counted_histogram(counts: Sequence[int], edges: Sequence[float], *, label: str, unit: str = "") -> str:
+    """Return a histogram of values that were counted before, in bins that are equal on a logarithmic axis.
+
+    Args:
+        counts: Number of values in each bin.
+        edges: Edges of the bins, above 0, one more than bins.
+        label: What is shown.
+        unit: Unit of the values.
+    """
+    heights, exponents = np.asarray(counts), np.log10(np.asarray(edges))
+    used = np.flatnonzero(heights)
+    if not used.size:
+        return _empty(label)
+    part = slice(int(used[0]), int(used[-1]) + 1)
+    inside = exponents[part.start : part.stop + 1]
+    return _columns(heights[part], inside, label=label, logarithmic=True, unit=unit)
+
+
+def _columns(counts: NDArray[Any], edges: NDArray[Any], *, label: str, logarithmic: bool, unit: str) -> str:
+    """Return the columns of a histogram; edges are exponents of 10 if the axis is logarithmic."""
+    low, high = float(edges[0]), float(edges[-1])
+    step = (_WIDTH - _LEFT - _RIGHT) / len(counts)
     top = max(int(counts.max()), 1)
     body = []
     for k, count in enumerate(counts):
@@ -52,7 +76,7 @@ def histogram(
         body.append(_bar(_LEFT + k * step + 0.5, count / top, step - 1, title))
     ticks = _decades(low, high) if logarithmic else _round_steps(low, high)
     marks = [
-        (_LEFT + (t - low) / (high - low) * (bins * step), _number(10**t if logarithmic else t))
+        (_LEFT + (t - low) / (high - low) * (len(counts) * step), _number(10**t if logarithmic else t))
         for t in ticks
     ]
     return _chart(label, "".join(body), marks, [(f, f"{round(f * top):,}") for f in (0.0, 0.5, 1.0)], unit)

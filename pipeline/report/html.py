@@ -1,7 +1,7 @@
 """Parts of an HTML page: the frame, lists of facts, figures, tables. Values in, markup out.
 
 Reads: text and PNG bytes; text is escaped, unless a docstring says that it is markup already.
-Writes: HTML. Bounds: the style sheet and the script are files of this package, read once per page.
+Writes: HTML. Bounds: style and scripts are files of `pipeline/report/web`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 
+from pipeline.report.assets import POLICY, web_text
 from pipeline.report.overview import Picture
 
 
-def page(title: str, header: str, links: Sequence[tuple[str, str]], body: str) -> str:
+def page(title: str, header: str, links: Sequence[tuple[str, str]], body: str, *, app: str = "") -> str:
     """Return a complete page, with style and script inline.
 
     Args:
@@ -22,18 +22,18 @@ def page(title: str, header: str, links: Sequence[tuple[str, str]], body: str) -
         header: Contents of the header, markup.
         links: (target, name) of the navigation.
         body: Contents, markup.
+        app: Scripts of a page with a table or a viewer, markup (`pipeline.report.assets`).
     """
-    package = files("pipeline.report")
-    style = (package / "report.css").read_text(encoding="utf-8")
-    script = (package / "report.js").read_text(encoding="utf-8")
+    style = web_text("page.css") + (web_text("explorer.css") if app else "")
     nav = "".join(f'<li><a href="{target}">{escape(name)}</a></li>' for target, name in links)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f"<title>{escape(title)}</title>\n<style>\n{style}</style></head>\n<body><header>{header}</header>"
         f'<nav aria-label="Sections"><ul>{nav}</ul></nav>\n<main>{body}</main>\n'
         "<footer>Written by <code>mass inspect</code>. Not for clinical use.</footer>"
-        f"<script>\n{script}</script></body></html>\n"
+        f"<script>\n{web_text('sorting.js')}</script>{app}</body></html>\n"
     )
 
 

@@ -1,22 +1,21 @@
-"""The report of `mass inspect`: one self-contained HTML page.
+"""The page of one scan in full: pictures, tables, distributions, and the viewer.
 
 Pictures are PNG data URIs, charts are inline SVG, style and script are inline: no network, no fonts, no other
-file. The page can be read in light and dark themes, by keyboard and with a screen reader, and it is complete
-without scripts.
+file. The page can be read in light and dark themes, by keyboard and with a screen reader; all but the
+viewer is there without scripts.
 
-Reads: `pipeline.report.overview` dataclasses, `StoreScore`. Writes: HTML text, the same for the same input.
-Bounds: one to six MB for each scan in full, 15 KB for each row of the overview.
+Reads: `pipeline.report.overview` dataclasses, a pack. Writes: HTML text, the same for the same input.
+Bounds: one to six MB, and the pack.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 
 from pipeline.quality import ScanScore, ScoreConfig, StoreScore, summarize
+from pipeline.report.assets import module_scripts, viewer_scripts, viewer_settings
 from pipeline.report.charts import Curve, bars, curves, histogram, scatter
-from pipeline.report.html import fact_list, figure, image, number_list, page, table
+from pipeline.report.html import fact_list, figure, number_list, page, table
 from pipeline.report.overview import Match, ScanOverview, ScanReport, SizeGroup
 from pipeline.report.slices import volume_text
 
@@ -30,70 +29,24 @@ _VIEW = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoreFacts:
-    """Facts about a store on its page."""
-
-    name: str
-    """Name of the store as the user gave it, not a full path."""
-    facts: tuple[tuple[str, str], ...] = ()
-    """Names and values, such as the spacing and the format version."""
-    failures: tuple[tuple[str, str, str], ...] = ()
-    """Scan, reason and remedy of each scan that could not be prepared."""
-
-
-def scan_page(report: ScanReport) -> str:
-    """Return the page of one scan."""
+def scan_page(report: ScanReport, pack: bytes | None = None) -> str:
+    """Return the page of one scan, with the viewer if its pack is given (`pipeline.report.packs`)."""
     overview = report.overview
     title = f"{overview.scan_id} · mask proposals"
     links = [("#sizes", "By size"), ("#labels", "Against labels"), ("#numbers", "Distributions")]
     links.append(("#coverage", "Coverage"))
-    header = f"<h1>{escape(overview.scan_id)}</h1>{_numbers(overview)}"
-    return page(title, header, links, _scan_body(report, prefix="", level=2))
+    header = f"<h1>{escape(overview.scan_id)}</h1>{numbers_of(overview)}"
+    body, scripts = scan_body(report, prefix="", level=2), ""
+    if pack is not None:
+        links.insert(0, ("#viewer", "Viewer"))
+        viewer = '<h2 id="viewer">Viewer</h2><div id="explorer"></div>'
+        body = f'<section aria-labelledby="viewer">{viewer}</section>{body}'
+        scripts = viewer_scripts({overview.scan_id: pack}, viewer_settings(served=False)) + module_scripts()
+    return page(title, header, links, body, app=scripts)
 
 
-def store_page(
-    store: StoreFacts,
-    overviews: Sequence[ScanOverview],
-    *,
-    score: StoreScore | None = None,
-    reports: Sequence[ScanReport] = (),
-) -> str:
-    """Return the page of a store: a summary, one row per scan, and the scans of `reports` in full.
-
-    Args:
-        store: Name, facts, failures.
-        overviews: All scans of the store.
-        score: The store's score against labels, if it has labels.
-        reports: Scans shown in full below the table; their rows link to them.
-    """
-    full = {report.overview.scan_id for report in reports}
-    proposals = sum(overview.num_proposals for overview in overviews)
-    counts = [(f"{len(overviews):,}", "scans"), (f"{proposals:,}", "proposals")]
-    if score is not None and score.overall is not None:
-        counts.append((f"{score.overall.iou[-1]:.3f}", "mean best IoU"))
-        counts.append(
-            (f"{score.overall.recall[0][-1]:.0%}", f"structures found (IoU ≥ {score.recall_at[0]:g})")
-        )
-    if store.failures:
-        counts.append((f"{len(store.failures):,}", "scans failed"))
-    header = f"<h1>{escape(store.name)}</h1>{number_list(counts)}"
-    links = [("#datasets", "Data sets"), ("#scans", "Scans")]
-    parts = [fact_list(store.facts) if store.facts else "", _datasets(overviews, score)]
-    parts.append(_scan_table(overviews, full))
-    if store.failures:
-        links.append(("#failures", "Failures"))
-        parts.append(_failure_table(store.failures))
-    for report in reports:
-        name = report.overview.scan_id
-        heading = f'<h2 id="{_anchor(name)}">{escape(name)}</h2>{_numbers(report.overview)}'
-        body = _scan_body(report, prefix=_anchor(name), level=3)
-        parts.append(f'<section class="scan">{heading}{body}</section>')
-    return page(f"{store.name} · mask proposals", header, links, "".join(parts))
-
-
-def _scan_body(report: ScanReport, *, prefix: str, level: int) -> str:
-    """Return all sections on one scan; the ids of elements begin with the prefix."""
+def scan_body(report: ScanReport, *, prefix: str, level: int) -> str:
+    """Return all sections on one scan; the ids of elements begin with the prefix, headings have the level."""
     start = f"{prefix}-" if prefix else ""
     head = f"h{level}"
     return "\n".join(
@@ -115,7 +68,8 @@ def _scan_body(report: ScanReport, *, prefix: str, level: int) -> str:
     )
 
 
-def _numbers(overview: ScanOverview) -> str:
+def numbers_of(overview: ScanOverview) -> str:
+    """Return the main numbers of a scan as large figures."""
     counts = [
         (f"{overview.num_proposals:,}", "proposals"),
         (f"{overview.num_atoms:,}", "atoms"),
@@ -152,7 +106,7 @@ def _matches(report: ScanReport) -> str:
         return "<p>This scan has no labels.</p>"
     parts = []
     if score.structures:
-        chart = _quality_curve(summarize([score], ScoreConfig(counts=score.counts)))
+        chart = quality_curve(summarize([score], ScoreConfig(counts=score.counts)))
         parts.append(f'<div class="charts">{chart}{_quality_by_size(score)}</div>')
         shown = len(report.matches)
         note = (
@@ -182,7 +136,7 @@ def _match(match: Match) -> str:
     return figure(match.picture, caption)
 
 
-def _quality_curve(score: StoreScore) -> str:
+def quality_curve(score: StoreScore) -> str:
     """Return the mean best IoU and the fraction found against the number of proposals."""
     overall = score.overall
     if overall is None:
@@ -256,79 +210,3 @@ def _coverage(report: ScanReport) -> str:
         f'<div class="card">{figure(report.coverage)}</div><div class="charts"><div>'
         f"<h4>Percent of the body by number of proposals that contain it</h4>{chart}</div></div>"
     )
-
-
-def _datasets(overviews: Sequence[ScanOverview], score: StoreScore | None) -> str:
-    """Return one row per data set, with its score if it has labels."""
-    scored = {summary.group: summary for summary in score.datasets} if score is not None else {}
-    flat = any(summary.slic_iou is not None for summary in scored.values())
-    heading = ["data set", "modality", "scans", "proposals a scan", "body covered"]
-    if scored:
-        heading += ["structures", "best IoU", "best Dice", "found ≥ 0.5", "found ≥ 0.7", "IoU of atoms"]
-    heading += ["IoU of SLIC", "ratio"] if flat else []
-    rows = []
-    for name in sorted({overview.dataset for overview in overviews}):
-        members = [overview for overview in overviews if overview.dataset == name]
-        row = [
-            escape(name),
-            escape(", ".join(sorted({m.modality.upper() for m in members}))),
-            f"{len(members):,}",
-        ]
-        row.append(f"{sum(m.num_proposals for m in members) / len(members):,.0f}")
-        row.append(f"{sum(m.covered_fraction for m in members) / len(members):.1%}")
-        summary = scored.get(name)
-        if summary is not None:
-            row += [str(summary.structures), f"{summary.iou[-1]:.3f}", f"{summary.dice[-1]:.3f}"]
-            row += [f"{recall[-1]:.0%}" for recall in summary.recall[:2]] + [f"{summary.limit_iou:.3f}"]
-            ratio = summary.ratio(-1)
-            row += (
-                [f"{summary.slic_iou:.3f}", f"{ratio:.2f}"] if ratio and summary.slic_iou is not None else []
-            )
-        rows.append(row + [""] * (len(heading) - len(row)))
-    curve = f'<div class="charts">{_quality_curve(score)}</div>' if score is not None and scored else ""
-    return f'<h2 id="datasets">Data sets</h2>{table(heading, rows, text=2)}{curve}'
-
-
-def _scan_table(overviews: Sequence[ScanOverview], full: set[str]) -> str:
-    """Return one row per scan; scans shown in full below are links."""
-    scored = any(overview.mean_iou is not None for overview in overviews)
-    heading = ['<span class="quiet">slice</span>', "scan", "data set", "modality", "size in mm", "atoms"]
-    heading += [
-        "proposals",
-        "body covered",
-        "outside the body",
-        *(["structures", "mean best IoU", "found ≥ 0.5"] if scored else []),
-    ]
-    rows = []
-    for o in sorted(overviews, key=lambda overview: overview.scan_id):
-        name = escape(o.scan_id)
-        link = f'<a href="#{_anchor(o.scan_id)}">{name}</a>' if o.scan_id in full else name
-        size = " × ".join(f"{mm:.0f}" for mm in o.extent_zyx_mm)
-        row = [
-            image(o.thumbnail),
-            link,
-            escape(o.dataset),
-            escape(o.modality.upper()),
-            size,
-            f"{o.num_atoms:,}",
-        ]
-        row += [f"{o.num_proposals:,}", f"{o.covered_fraction:.1%}", f"{o.outside_fraction:.1%}"]
-        if scored:
-            row += ["" if o.mean_iou is None else str(o.num_structures)]
-            row += [
-                "" if o.mean_iou is None else f'<span class="{_grade(o.mean_iou)}">{o.mean_iou:.3f}</span>'
-            ]
-            row += ["" if o.found_fraction is None else f"{o.found_fraction:.0%}"]
-        rows.append(row)
-    return f'<h2 id="scans">Scans</h2>{table(heading, rows, text=4)}'
-
-
-def _failure_table(failures: Sequence[tuple[str, str, str]]) -> str:
-    rows = [[escape(cell) for cell in failure] for failure in sorted(failures)]
-    listed = table(["scan", "reason", "remedy"], rows, text=3, style="long")
-    return f'<h2 id="failures">Not prepared</h2>{listed}'
-
-
-def _anchor(scan_id: str) -> str:
-    """Return the id of a scan's section; scan ids need no other escaping."""
-    return f"scan-{escape(scan_id)}"

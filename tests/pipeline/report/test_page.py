@@ -2,66 +2,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 from pipeline.quality.intervals import proposal_mask
-from pipeline.quality.score_tables import summarize
 from pipeline.quality.scoring import score_scan
 from pipeline.report.charts import Curve, bars, curves, histogram, scatter
 from pipeline.report.montages import foreground
 from pipeline.report.overview import InspectConfig, describe_scan, overview_scan, scan_facts
-from pipeline.report.page import StoreFacts, scan_page, store_page
+from pipeline.report.page import scan_page
 from tests.pipeline.drawn_scan import DrawnLabel, drawn_scan
+from tests.pipeline.report.markup import Markup, checked
 
 SMALL = InspectConfig(plane_pixels=60, sheet_pixels=40, tile_pixels=40, examples=2)
-VOID = {"meta", "img", "br"}
-
-
-class Page(HTMLParser):
-    """Checks that tags are balanced, and keeps what links, ids and pictures there are."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.links: list[str] = []
-        self.images: list[dict[str, str | None]] = []
-        self.words: list[str] = []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        named = dict(attrs)
-        if named.get("id"):
-            self.ids.append(str(named["id"]))
-        if tag == "a":
-            self.links.append(str(named["href"]))
-        if tag == "img":
-            self.images.append(named)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in {"line", "polyline"}
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-
-def checked(text: str) -> Page:
-    page = Page(text)
-    assert len(set(page.ids)) == len(page.ids)
-    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
-    assert all(str(image["src"]).startswith("data:image/png;base64,") for image in page.images)
-    assert all(image["alt"] for image in page.images)
-    assert not re.search(r"https?://|url\(|@import|srcset", text)
-    return page
 
 
 def test_a_scan_page_is_whole_and_needs_no_network() -> None:
@@ -84,37 +38,14 @@ def test_a_scan_without_labels_has_a_page_too() -> None:
     checked(scan_page(describe_scan(scan, None, SMALL)))
 
 
-def test_a_store_page_has_a_row_a_scan_and_links_to_those_shown_in_full() -> None:
-    scans = [drawn_scan(), drawn_scan(1, "drawn_2"), replace(drawn_scan(2, "bare", "other"), labels=())]
-    scores = [score_scan(scan, slic=False) for scan in scans]
-    reports = [describe_scan(scans[0], scores[0], SMALL)]
-    overviews = [overview_scan(scan, score, SMALL) for scan, score in zip(scans, scores, strict=True)]
-    facts = StoreFacts(
-        name="STORE", facts=(("spacing", "1.5 mm"),), failures=(("bad", "cut short", "copy it"),)
-    )
-    page = checked(store_page(facts, overviews, score=summarize(scores), reports=reports))
-    assert "#scan-drawn_1" in page.links
-    assert "#scan-drawn_2" not in page.links
-    shown = " ".join(page.words)
-    assert all(name in shown for name in ("drawn_2", "bare", "cut short", "copy it", "STORE"))
-    assert overviews[0] == reports[0].overview
-    checked(store_page(StoreFacts(name="STORE"), overviews))
-
-
 def test_names_from_files_cannot_inject_markup() -> None:
     scan = drawn_scan()
     hostile = '<script>alert("x")</script>'
     label = DrawnLabel(name="l", array=scan.labels[0].array, value_names={1: hostile, 2: "a&b"})
     scan = replace(scan, dataset=hostile, labels=(label,), sources=(hostile, "b", "c"))
-    score = score_scan(scan)
-    report = describe_scan(scan, score, SMALL)
-    facts = StoreFacts(name=hostile, failures=((hostile, hostile, hostile),))
-    for text in (
-        scan_page(report),
-        store_page(facts, [report.overview], score=summarize([score]), reports=[report]),
-    ):
-        checked(text)
-        assert "<script>alert" not in text
+    text = scan_page(describe_scan(scan, score_scan(scan), SMALL))
+    checked(text)
+    assert "<script>alert" not in text
 
 
 def test_what_ingest_found_out_is_shown() -> None:
@@ -200,7 +131,7 @@ def test_a_histogram_counts_every_value_once() -> None:
 
 
 def test_charts_are_markup_that_parses() -> None:
-    Page(bars(["a<b", "c"], [1.0, 0.0], label="two & two"))
-    Page(curves(["1", "2"], [Curve(name="x>y", values=(0.1, 1.0), dashed=True)], label="c"))
-    Page(scatter(["x", "y"], [0.5, 20.0], [0.1, 1.0], label="s", unit="mL"))
+    Markup(bars(["a<b", "c"], [1.0, 0.0], label="two & two"))
+    Markup(curves(["1", "2"], [Curve(name="x>y", values=(0.1, 1.0), dashed=True)], label="c"))
+    Markup(scatter(["x", "y"], [0.5, 20.0], [0.1, 1.0], label="s", unit="mL"))
     assert "nothing to show" in scatter([], [], [], label="none")
