@@ -16,6 +16,7 @@ from pipeline.errors import Failure
 from pipeline.quality import ScanScore, score_scan
 from pipeline.report import (
     PackFacts,
+    Picture,
     ScanReport,
     ScanRow,
     at_level,
@@ -29,7 +30,6 @@ from pipeline.report import (
     scan_facts,
     table_row,
 )
-from pipeline.report.overview import Picture
 from storage import CorruptStore, Scan, Store, open_store
 
 VERIFY = "Run `mass verify`"

@@ -145,6 +145,12 @@ class Tab:
         """Return a picture of the window, or of an element, uint8 (height, width, 3)."""
         return np.asarray(Image.open(io.BytesIO(self.png(selector))).convert("RGB"))
 
+    def work_seconds(self) -> float:
+        """Return what the page's main thread has worked, in seconds of a processor that is its own."""
+        self.call("Performance.enable", timeDomain="threadTicks")
+        metrics = {one["name"]: one["value"] for one in self.call("Performance.getMetrics")["metrics"]}
+        return float(metrics["TaskDuration"])
+
     def close(self) -> None:
         """End the connection."""
         self._socket.close()

@@ -1,10 +1,11 @@
-"""Pictures and HTML pages of stored scans.
+"""Pictures and HTML pages of stored scans, and what a browser needs to show them in 3D.
 
-Takes:  a scan of a store (`ScanLike`) and its score.
-Gives:  self-contained HTML pages, and PNG pictures.
+Takes:  a scan of a store (`ScanLike`, or read part by part: `StoredScan`) and its score.
+Gives:  self-contained HTML pages, PNG pictures, and packs of arrays for the viewer.
 
-`describe_scan` collects the contents of a scan's page, `overview_scan` those of its row in a table;
-`scan_page` and `store_page` write the HTML.
+`store_page` writes the page of a store from `StoreContents`, `scan_page` that of a scan from `describe_scan`.
+`pack_scan` makes what the viewer shows: of `at_level(scan, level)`, or of a `LeveledScan` with `Pair`s to
+compare.
 """
 
 import lazy_loader

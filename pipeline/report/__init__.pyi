@@ -6,6 +6,7 @@ from .html import (
 )
 from .outliers import find_unusual as find_unusual
 from .overview import (
+    Picture as Picture,
     ScanReport as ScanReport,
     describe_scan as describe_scan,
     overview_scan as overview_scan,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -252,7 +251,8 @@ def many_rows(store: Store, number: int) -> list[ScanRow]:
         replace(
             row,
             scan_id=f"scan_{k:06}",
-            dataset=f"set_{k % 7}",
+            dataset=f"collection_{k % 7}",
+            shape_zyx=(1200, 512, 512),
             modality=("ct", "mr", "pet")[k % 3],
             num_proposals=int(rng.integers(200, 2000)),
             covered=float(rng.uniform(0.5, 1)),
@@ -277,13 +277,20 @@ def first_cells(tab: Tab, column: str, number: int = 5) -> list[str]:
     return cells
 
 
-def test_5000_scans_are_usable_within_3_seconds(tab: Tab, long_page: str) -> None:
+def test_5000_scans_take_less_than_3_seconds_of_work(tab: Tab, long_page: str) -> None:
+    with browser(chromium()) as fresh:  # its count of work begins at 0
+        fresh.open(long_page)
+        fresh.wait(f"{ROWS}.length > 0")
+        assert 0 < fresh.work_seconds() < 3
     tab.size(1400, 1000)
-    began = time.monotonic()
     tab.open(long_page)
-    tab.wait("document.querySelectorAll('.vtable .spacer .tr').length > 0")
-    assert time.monotonic() - began < 3
-    assert tab.run("document.querySelectorAll('.vtable .spacer .tr').length") < 80
+    tab.wait(f"{ROWS}.length > 0")
+    assert tab.run(f"{ROWS}.length") < 80
+    cut = (
+        "[...document.querySelectorAll('.vtable .spacer .tr > div')]"
+        ".filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent)"
+    )
+    assert tab.run(cut) == []
     tab.run("document.querySelector('.vtable').scrollTop = 1e9")
     tab.wait(f"{SCANS}.includes('scan_004999')")
 
@@ -322,7 +329,7 @@ def test_search_and_filters_must_all_hold(tab: Tab, long_page: str) -> None:
     rows = list(zip(*(first_cells(tab, key, 20) for key in ("modality", "proposals", "iou")), strict=True))
     assert rows
     assert all(m == "CT" and int(p) < 300 and float(i) >= 0.5 for m, p, i in rows)
-    assert tab.run(search % "set_3") == "714 of 5,000 scans"
+    assert tab.run(search % "collection_3") == "714 of 5,000 scans"
     assert tab.run(search % "nothing like it") == "0 of 5,000 scans"
 
 

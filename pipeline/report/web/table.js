@@ -56,7 +56,7 @@ export class ScanTable {
     this.head = element("div", { className: "tr head", role: "row" }, ...this.columns.map((column) => this.#heading(column)));
     this.spacer = element("div", { className: "spacer", role: "rowgroup" });
     this.body = element("div", { className: "vtable", role: "table", tabIndex: 0, aria: { label: "Scans", rowcount: this.all.length + 1 } }, this.head, this.spacer);
-    this.body.style.setProperty("--columns", this.columns.map((column) => WIDTHS[column.key] ?? "minmax(82px, .6fr)").join(" "));
+    this.body.style.setProperty("--columns", this.columns.map((column) => WIDTHS[column.key]).join(" "));
     this.body.addEventListener("scroll", () => this.#draw(), { passive: true });
     this.body.addEventListener("keydown", (event) => this.#key(event));
     // For narrow windows, where the headings are not seen.
@@ -141,6 +141,7 @@ export class ScanTable {
 }
 
 const WIDTHS = {
-  scan: "minmax(150px, 2.2fr)", dataset: "minmax(90px, 1fr)", split: "minmax(50px, .6fr)", size: "minmax(112px, 1fr)",
-  modality: "86px", proposals: "minmax(104px, .6fr)", unusual: "minmax(150px, 2.2fr)",
+  scan: "minmax(150px, 2fr)", dataset: "minmax(110px, 1.2fr)", modality: "84px", split: "minmax(56px, .5fr)", size: "142px",
+  voxel: "72px", proposals: "98px", atoms: "74px", covered: "84px", outside: "78px", structures: "70px", iou: "84px", mb: "64px",
+  unusual: "minmax(150px, 2fr)",
 };
