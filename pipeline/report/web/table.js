@@ -141,7 +141,7 @@ export class ScanTable {
 }
 
 const WIDTHS = {
-  scan: "minmax(150px, 2fr)", dataset: "minmax(110px, 1.2fr)", modality: "84px", split: "minmax(56px, .5fr)", size: "142px",
+  scan: "minmax(150px, 2fr)", dataset: "minmax(110px, 1.2fr)", modality: "84px", split: "minmax(56px, .5fr)", size: "154px",
   voxel: "72px", proposals: "98px", atoms: "74px", covered: "84px", outside: "78px", structures: "70px", iou: "84px", mb: "64px",
   unusual: "minmax(150px, 2fr)",
 };
