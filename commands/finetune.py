@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -24,6 +25,8 @@ from training.finetuning import (
     finetune_recipe,
     report_document,
 )
+from training.inference import weights_file
+from training.network import load_checkpoint
 
 _LISTED = 6
 """Most scans that are named in the terminal."""
@@ -33,7 +36,7 @@ def run_finetune(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     """Mass finetune."""
     config = read_finetune_settings(
         arguments.config,
-        arguments.recipe,
+        arguments.recipe or _recipe_for(arguments),
         options(arguments),
         resumed=arguments.run_folder if arguments.resume else None,
     )
@@ -70,6 +73,16 @@ def run_finetune(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     return 128 + signal_number if signal_number else 0, document
 
 
+def _recipe_for(arguments: Namespace) -> FinetuneRecipe | None:
+    """The recipe where none is named: that of whole scans for a checkpoint that was trained on them."""
+    if arguments.resume and not arguments.config:
+        return None
+    whole_scans = load_checkpoint(weights_file(arguments.checkpoint)).trained_on.whole_scans
+    if whole_scans and os.environ.get("RANK", "0") == "0":
+        print("the checkpoint was trained on whole scans: recipe whole (--recipe names another)")
+    return "whole" if whole_scans else None
+
+
 def options(arguments: Namespace) -> dict[str, Any]:
     """What the options say of the table [finetune]; what is not given is not there."""
     given = {
@@ -94,11 +107,11 @@ def read_finetune_settings(
     *,
     resumed: Path | None = None,
 ) -> FinetuneConfig:
-    """A recipe (the published one where none is named), what a TOML file says differently, then the options.
+    """A recipe (the published one where none is given), what a TOML file says differently, then the options.
 
     Args:
         path: The file, if there is one.
-        name: The recipe, if one is named.
+        name: The recipe, if there is one.
         given: Settings of the table [finetune] from the command line.
         resumed: The folder of a run that goes on: its own settings, where no others are named.
     """

@@ -88,9 +88,9 @@ def commands() -> tuple[Command, ...]:
         Command(
             name="finetune",
             text="`mass finetune CHECKPOINT STORE RUN --recipe small --config C.toml`. An option of the "
-            "command wins over the file. With `--mode tokens` both recipes have "
+            "command wins over the file. With `--mode tokens` all recipes have "
             '`optimiser = "adamw"` and `peak_rate = 0.003`.',
-            recipes={name: finetune_recipe(name) for name in ("published", "small")},
+            recipes={name: finetune_recipe(name) for name in ("published", "small", "whole")},
         ),
         Command(
             name="classify",

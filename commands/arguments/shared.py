@@ -47,9 +47,9 @@ def add_device(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_training(add: argparse.ArgumentParser, recipes: Sequence[str] = ("published", "small")) -> None:
-    """What every command takes that trains with a recipe, in a run's folder."""
-    add.add_argument("--recipe", choices=recipes, help="settings to begin with (default: published)")
+def add_training(add: argparse.ArgumentParser, recipes: Sequence[str], *, default: str = "published") -> None:
+    """What every command takes that trains with a recipe, in a run's folder; `default` is for its help."""
+    add.add_argument("--recipe", choices=recipes, help=f"settings to begin with (default: {default})")
     add.add_argument(
         "--config", type=Path, metavar="C.toml", help="settings that differ from the recipe's, by table"
     )

@@ -48,7 +48,11 @@ def add_finetune(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--from-scratch", action="store_true", help="the same network, its weights drawn at random"
     )
-    add_training(add)
+    add_training(
+        add,
+        ("published", "small", "whole"),
+        default="published; whole for a checkpoint that was trained on whole scans",
+    )
 
 
 def add_embed(add: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from .augmentation import (
 )
 from .batches import Batch as Batch, Cuts as Cuts
 from .boxes import Box as Box, Triple as Triple, whole as whole
+from .fine_views import fine_views as fine_views, jittered as jittered
 from .loader import (
     BatchReader as BatchReader,
     SampleLoader as SampleLoader,
@@ -29,9 +30,16 @@ from .sampling import (
     split_scans as split_scans,
 )
 from .whole_scans import (
+    ResampledCut as ResampledCut,
+    ScanView as ScanView,
+    cut_around as cut_around,
+    draw_scan_views as draw_scan_views,
     from_window as from_window,
     labels_to_window as labels_to_window,
+    level_window as level_window,
     to_window as to_window,
+    visible_box as visible_box,
+    whole_view as whole_view,
     window_for as window_for,
 )
 from .windows import (

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from storage import IndexEntry, Level, Scan, StorageError, imported_sources, open_store
 from storage.records import build_lookup
-from training.data.boxes import Box, Triple, draw_crop_views, whole
+from training.data.boxes import Box, draw_crop_views, whole
 from training.data.sampling import (
     DataConfig,
     ScanChoice,
@@ -34,7 +34,7 @@ from training.data.sampling import (
     visible_voxels,
 )
 from training.data.source_weights import SourceGroups, draw_by_group, groups_of, scans_with_weight
-from training.data.whole_scans import ScanView, draw_scan_views, sample_linear, sample_nearest
+from training.data.whole_scans import ResampledCut, draw_scan_views, level_window
 from training.errors import DataError
 
 _MAX_VIEW_PAIRS = 4
@@ -79,7 +79,7 @@ class _ViewPair:
     """Level of the scan that is read."""
     views: tuple[Box, Box]
     """Unwarped views of the reference and the target, in voxels of the level."""
-    cuts: tuple[Box, Box] | tuple[_Resampled, _Resampled]
+    cuts: tuple[Box, Box] | tuple[ResampledCut, ResampledCut]
     """The views with the margins that warping needs."""
     region: Box
     """The smallest box around both cuts, clipped to the scan, in voxels of the level."""
@@ -103,30 +103,6 @@ class _ViewPair:
         if isinstance(cut, Box):
             return cut_out(array, self.region, cut, padding)
         return cut.take(array, self.region, padding=padding, image=image)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Resampled:
-    """A cut that is made by resampling a box of the scan."""
-
-    view: ScanView
-    """The box, in voxels of level 0, margins included."""
-    shape: Triple
-    """Voxels of the cut."""
-    factors: Triple
-    """Voxels of level 0 per voxel of the level that is read, along each axis."""
-
-    def take(self, array: NDArray[np.int16], region: Box, *, padding: int, image: bool) -> NDArray[np.int16]:
-        """Return the cut, resampled from an array of a region of the level; see `_ViewPair.cut`."""
-        positions = [
-            along_axis - start
-            for along_axis, start in zip(
-                self.view.positions(self.shape, self.factors), region.start, strict=True
-            )
-        ]
-        if not image:
-            return sample_nearest(array, positions, fill=padding)
-        return np.rint(sample_linear(array.astype(np.float32), positions, fill=padding)).astype(np.int16)
 
 
 def digest_scans(entries: Mapping[str, IndexEntry], scan_ids: Sequence[str]) -> str:
@@ -298,14 +274,14 @@ class SampleReader:
             wide_fraction=config.wide_fraction,
             generator=generator,
         )
-        # At least as fine as the window's voxels and, except along short axes, less than twice as fine.
-        parts = np.min([np.divide(view.size, scan.shape) for view in drawn], axis=0)
-        level = scan.level_for([math.ceil(2 * n / part) for n, part in zip(window, parts, strict=True)])
+        sides = zip(*(level_window(view, scan.shape, window) for view in drawn), strict=True)
+        level = scan.level_for([max(pair) for pair in sides])
         factors, whole_scan = level.factors_zyx, whole(level.shape_zyx)
-        cuts = [view.grown(window, config.cut_zyx) for view in drawn]
-        # One more voxel on each side, for interpolation.
-        boxes = [cut.box_at(factors).grow((1, 1, 1)) for cut in cuts]
-        region = boxes[0].enclose(boxes[1]).intersect(whole_scan)
+        first, second = (
+            ResampledCut(view=view.grown(window, config.cut_zyx), shape=config.cut_zyx, factors=factors)
+            for view in drawn
+        )
+        region = first.box.enclose(second.box).intersect(whole_scan)
         views = (drawn[0].box_at(factors), drawn[1].box_at(factors))
         clipped = [view.intersect(whole_scan) for view in views]
         if not all(view.voxels for view in clipped):
@@ -318,7 +294,6 @@ class SampleReader:
         visible = (voxels >= config.min_mask_voxels).all(axis=0) & (voxels <= most).any(axis=0)
         if not visible.any():
             return None
-        first, second = (_Resampled(view=cut, shape=config.cut_zyx, factors=factors) for cut in cuts)
         return _ViewPair(
             level=level,
             views=views,

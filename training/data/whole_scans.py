@@ -23,12 +23,16 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.records import plan_levels
-from training.data.boxes import Box, Triple
+from storage.records import coarse_shape, plan_levels
+from training.data.boxes import Box, Triple, whole
 from training.data.windows import STRIDE_VOXELS
 from training.errors import DataError
 
 Kind = TypeVar("Kind", bound=np.generic)
+
+_CUT_MARGIN = 0.19
+"""Margin of a cut on each side of a window, as a fraction of the window's length: 44 voxels for 32, as in the
+small recipe."""
 
 MAX_SIDE_VOXELS = 128
 """Longest axis of a window: the network's limit for references."""
@@ -71,11 +75,54 @@ class ScanView:
         ]
         return Box(start=(low[0], low[1], low[2]), stop=(high[0], high[1], high[2]))
 
+    def contains(self, voxel: Triple) -> bool:
+        """Return whether the centre of a voxel of level 0 lies in this view."""
+        return all(
+            start <= index + 0.5 <= start + size
+            for start, size, index in zip(self.start, self.size, voxel, strict=True)
+        )
+
     def voxel_ratio(self, window: Triple, factors: Triple) -> float:
         """Return the number of window voxels per voxel of a level."""
         return math.prod(
             factor * count / size for factor, count, size in zip(factors, window, self.size, strict=True)
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResampledCut:
+    """A cut that is made by resampling a box of a scan."""
+
+    view: ScanView
+    """The box, in voxels of level 0, margins included."""
+    shape: Triple
+    """Voxels of the cut."""
+    factors: Triple
+    """Voxels of level 0 per voxel of the level that is read, along each axis."""
+
+    @property
+    def box(self) -> Box:
+        """The voxels of the level that the cut is made from, also beyond the scan."""
+        return self.view.box_at(self.factors).grow((1, 1, 1))  # one more on each side, for interpolation
+
+    def take(self, array: NDArray[np.int16], region: Box, *, padding: int, image: bool) -> NDArray[np.int16]:
+        """Return the cut, resampled from an array of a region of the level.
+
+        Args:
+            array: (z, y, x) in the region.
+            region: Voxels of the level.
+            padding: Value outside the region.
+            image: Whether to interpolate; words are sampled by nearest neighbour.
+        """
+        positions = [
+            along_axis - start
+            for along_axis, start in zip(
+                self.view.positions(self.shape, self.factors), region.start, strict=True
+            )
+        ]
+        if not image:
+            return sample_nearest(array, positions, fill=padding)
+        return np.rint(sample_linear(array.astype(np.float32), positions, fill=padding)).astype(np.int16)
 
 
 def whole_view(shape: Triple) -> ScanView:
@@ -110,6 +157,12 @@ def draw_scan_views(
     return views[0], views[1]
 
 
+def cut_around(window: Triple) -> Triple:
+    """Return the voxels of the cut around a window, with margins for warping."""
+    z, y, x = (side + 2 * round(side * _CUT_MARGIN) for side in window)
+    return z, y, x
+
+
 def window_for(shapes: Sequence[Triple], max_voxels: int) -> Triple:
     """Return the best window for whole scans; its sides are multiples of 16, at most 128.
 
@@ -139,15 +192,48 @@ def window_for(shapes: Sequence[Triple], max_voxels: int) -> Triple:
     return best[1]
 
 
-def to_window(image: NDArray[np.float32], window: Triple) -> NDArray[np.float32]:
-    """Return a whole image (z, y, x) resampled to a window, as whole scans are in training.
+def level_window(view: ScanView, shape: Triple, window: Triple) -> Triple:
+    """Return the voxels that the whole scan may have at the level that a view is resampled from.
+
+    That level is at least as fine as the window's voxels and, except along short axes, less than twice as
+    fine.
+
+    Args:
+        view: Box of the scan.
+        shape: Voxels of the scan.
+        window: Voxels that the box is resampled to.
+    """
+    z, y, x = (
+        math.ceil(2 * count / (size / length))
+        for count, size, length in zip(window, view.size, shape, strict=True)
+    )
+    return z, y, x
+
+
+def to_window(
+    image: NDArray[np.float32], window: Triple, view: ScanView | None = None
+) -> NDArray[np.float32]:
+    """Return an image (z, y, x), or a view of it, resampled to a window as in training.
 
     The image is averaged over blocks until it is less than twice as fine as the window, then interpolated.
+
+    Args:
+        image: (z, y, x).
+        window: Voxels of the window.
+        view: Box of the image; None for all of it.
     """
     shape = _shape(image)
-    factors = plan_levels(shape, [2 * side for side in window])[-1]
-    positions = whole_view(shape).positions(window, factors)
-    return sample_linear(_block_means(image, factors), positions, fill=float(image.min()))
+    view = view or whole_view(shape)
+    factors = plan_levels(shape, level_window(view, shape, window))[-1]
+    box = view.box_at(factors).grow((1, 1, 1)).intersect(whole(coarse_shape(shape, factors)))
+    read = tuple(
+        slice(low * factor, high * factor)
+        for low, high, factor in zip(box.start, box.stop, factors, strict=True)
+    )
+    positions = [
+        along_axis - low for along_axis, low in zip(view.positions(window, factors), box.start, strict=True)
+    ]
+    return sample_linear(_block_means(image[read], factors), positions, fill=float(image.min()))
 
 
 def labels_to_window(labels: NDArray[Kind], window: Triple) -> NDArray[Kind]:
@@ -155,11 +241,38 @@ def labels_to_window(labels: NDArray[Kind], window: Triple) -> NDArray[Kind]:
     return sample_nearest(labels, whole_view(_shape(labels)).positions(window, (1, 1, 1)))
 
 
-def from_window(values: NDArray[np.float32], shape: Triple) -> NDArray[np.float32]:
-    """Return values of a window (z, y, x), interpolated on the grid of the whole scan that it shows."""
-    window = _shape(values)
-    positions = [(np.arange(n) + 0.5) * w / n - 0.5 for n, w in zip(shape, window, strict=True)]
+def from_window(
+    values: NDArray[np.float32], shape: Triple, view: ScanView | None = None
+) -> NDArray[np.float32]:
+    """Return values of a window (z, y, x), interpolated on the voxels of the scan that it shows.
+
+    Args:
+        values: (z, y, x), in the window.
+        shape: Voxels of the scan.
+        view: Box of the scan that the window shows; None for the whole scan.
+
+    Returns:
+        (z, y, x) in the voxels `visible_box(view, shape)`.
+    """
+    window, view = _shape(values), view or whole_view(shape)
+    box = visible_box(view, shape)
+    positions: list[NDArray[np.float64]] = [
+        (np.arange(low, high, dtype=np.float64) + 0.5 - start) * count / size - 0.5
+        for low, high, start, size, count in zip(
+            box.start, box.stop, view.start, view.size, window, strict=True
+        )
+    ]
     return sample_linear(values, positions, fill=0.0)
+
+
+def visible_box(view: ScanView, shape: Triple) -> Box:
+    """Return the voxels of a scan whose centres lie inside a view."""
+    low = [max(0, math.floor(start - 0.5) + 1) for start in view.start]
+    high = [
+        min(count, math.ceil(start + size - 0.5))
+        for start, size, count in zip(view.start, view.size, shape, strict=True)
+    ]
+    return Box(start=(low[0], low[1], low[2]), stop=(high[0], high[1], high[2]))
 
 
 def _block_means(image: NDArray[np.float32], factors: Triple) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Settings of a fine-tuning, and two recipes: for the published network, and for small networks.
+"""Settings of a fine-tuning, and its recipes: for the published network, for small ones, for whole scans.
 
 Each table of a TOML file is a field of `FinetuneConfig`; settings that the file lacks keep the recipe's
 value. Reads and writes nothing. The learning rate of a recipe depends on the mode: tokens alone are few
@@ -7,17 +7,19 @@ weights with a good start, and need larger steps than a network.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from training.data import ViewAugmentation, strong
+from training.data import Triple, ViewAugmentation, cut_around, strong, window_for
 from training.engine import OptimisationConfig, RunConfig
 from training.errors import ConfigError
 from training.finetuning.labelled_samples import LabelledDataConfig
 from training.finetuning.scans import FinetuneTaskConfig, Mode
 from training.inference import InferenceConfig
+from training.network import TrainedOn
 
-FinetuneRecipe = Literal["published", "small"]
+FinetuneRecipe = Literal["published", "small", "whole"]
 
 TOKEN_RATE = 3e-3
 """Peak learning rate of AdamW if only the tokens are trained."""
@@ -38,8 +40,8 @@ class FinetuneConfig:
     )
     """Optimiser, learning rate, number of steps, precision."""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
-    """Inference for validation and report, and encoding of references for the initial tokens. The window and
-    the number of masks are those of [data]."""
+    """Inference for validation and report, and encoding of references for the initial tokens. Windows, levels
+    and the number of masks are those of [data]."""
     run: RunConfig = field(default_factory=RunConfig)
     """Data loading, logging, checkpoints."""
 
@@ -54,7 +56,13 @@ class FinetuneConfig:
 
 def finetune_recipe(name: FinetuneRecipe, mode: Mode = "full") -> FinetuneConfig:
     """Return the settings of a recipe, with the learning rate for a mode."""
-    base = FinetuneConfig() if name == "published" else _small()
+    match name:
+        case "published":
+            base = FinetuneConfig()
+        case "small":
+            base = _small()
+        case "whole":
+            base = _whole()
     optimisation = base.optimisation
     if mode == "tokens":
         optimisation = replace(optimisation, optimiser="adamw", peak_rate=TOKEN_RATE)
@@ -77,3 +85,42 @@ def _small() -> FinetuneConfig:
             draw_every=200,
         ),
     )
+
+
+def _whole() -> FinetuneConfig:
+    """Return the small recipe for views of whole scans, as in `mass pretrain --recipe whole`."""
+    base = _small()
+    return replace(
+        base,
+        data=replace(base.data, max_window_voxels=65_536, whole_fraction=0.5),
+        run=replace(base.run, max_evaluation_voxels=30_000_000),
+    )
+
+
+def with_chosen_window(
+    config: FinetuneConfig, trained_on: TrainedOn, shapes: Sequence[Triple]
+) -> FinetuneConfig:
+    """Return the settings with the window to show whole scans in, if `max_window_voxels` is set.
+
+    It is that of the checkpoint's training on whole scans, or the best one for the training scans.
+
+    Args:
+        config: All settings.
+        trained_on: What is known of the checkpoint's training.
+        shapes: Voxels along z, y, x of the training scans.
+    """
+    data = config.data
+    if data.max_window_voxels:
+        own = trained_on.crop_voxels if trained_on.whole_scans else None
+        window = own or window_for(shapes, data.max_window_voxels)
+        data = replace(data, crop_voxels=window, cut_voxels=cut_around(window))
+    if not data.whole_fraction:
+        return replace(config, data=data)
+    inference = replace(
+        config.inference,
+        window_voxels=data.boxes.crop_zyx,
+        reference_voxels=data.boxes.crop_zyx,
+        whole_scans=True,
+        fine_windows=data.max_fine_windows,
+    )
+    return replace(config, data=data, inference=inference)

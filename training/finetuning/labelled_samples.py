@@ -1,4 +1,4 @@
-"""Samples for training on labels: crops of labelled scans, each with some structures as bits of words.
+"""Samples for training on labels: crops or views of labelled scans, with some structures as bits of words.
 
 *Reads* of one scan: its whole label map once per process (at most `_POINTS` voxels of each structure are
 kept), then the codes and labels of each cut. *Gives* batches of codes and words and, after augmentation on
@@ -7,6 +7,10 @@ the device, images and masks.
 Sample i of a run depends on the seed and i only, as in pretraining. If there are many structures, a sample
 uses a few: the one it is centred on, if any, and others chosen uniformly. The expected mask of a structure
 that the crop lacks is empty.
+
+A sample is a crop at the stored resolution or, with `whole_fraction`, a view resampled to the same number of
+voxels: of the whole scan, or a fine view of some structures (`training.data.fine_views`), as a fine-tuned
+network is used (`training.inference.prediction`).
 
 *Valid* for complete label maps: if a structure is visible but not labelled, the network learns that it is
 absent.
@@ -32,16 +36,24 @@ from training.data import (
     Box,
     Cuts,
     DataConfig,
+    ResampledCut,
     SampleLoader,
     ScanChoice,
+    ScanView,
     Share,
+    Slices,
     Triple,
     ViewAugmentation,
     apply_drawn,
+    box_of_mask,
     cut_out,
     digest_scans,
     draw,
+    draw_scan_views,
+    fine_views,
     generator_of,
+    jittered,
+    level_window,
     make_choice,
     stack,
     unpack_words,
@@ -64,6 +76,20 @@ class LabelledDataConfig:
     """Voxels of the cut around a crop, from which the crop is warped; larger by an even number, or equal."""
     foreground_fraction: float = 0.67
     """Fraction of samples whose crop is placed around a voxel of a structure; others are placed anywhere."""
+    max_window_voxels: int = 0
+    """Above 0, the size of a view is that of the checkpoint's training if it was trained on whole scans, else
+    the best window of at most this many voxels for the training scans, instead of `crop_voxels`."""
+    whole_fraction: float = 0.0
+    """Above 0, samples are views of any scale, not crops: this fraction of them shows the whole scan, or a
+    large part of it, and the others show some structures as finely as they are looked for."""
+    whole_move_fraction: float = 0.15
+    """Largest shift of a view of the whole scan along y and x, as a fraction of the scan's length; along z it
+    is half of this."""
+    wide_fraction: float = 0.5
+    """Fraction of the whole-scan samples that show a box of 0.4 to 1.3 of the scan along each axis, anywhere,
+    so that the place of a structure alone does not predict it."""
+    max_fine_windows: int = 8
+    """Largest number of fine views of a target, after the view of the whole scan."""
     structures_at_once: int = 12
     """Largest number of structures per sample, 1 to 15; if there are more, each sample uses some of them."""
     dataset_weights: dict[str, float] = field(default_factory=dict)
@@ -77,6 +103,14 @@ class LabelledDataConfig:
                 f"structures_at_once must be 1 to {MAX_MASKS - 1}, got {self.structures_at_once}: more "
                 "structures take turns"
             )
+        if self.max_window_voxels < 0 or self.max_fine_windows < 0:
+            raise ConfigError(
+                f"max_window_voxels and max_fine_windows must be 0 or more, got {self.max_window_voxels} and "
+                f"{self.max_fine_windows}"
+            )
+        for name in ("whole_fraction", "whole_move_fraction", "wide_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must be 0 to 1, got {getattr(self, name)}")
         if any(side % 16 or not 16 <= side <= 128 for side in self.boxes.crop_zyx):
             raise ConfigError(f"crop_voxels must be multiples of 16, at most 128, got {self.crop_voxels}")
 
@@ -108,8 +142,8 @@ class LabelledSample:
     """Z-score of code 0."""
     padding_code: int
     """Value of `codes` outside the scan."""
-    crop: Box
-    """The unwarped crop, in voxels of the scan."""
+    crop: Box | ScanView
+    """The unwarped crop or view, in voxels of the scan."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -167,7 +201,7 @@ class LabelReader:
         self._config = config
         self._seed = seed
         self._digest = digest_scans(open_store(self._path).entries, self._ids)
-        self._points: dict[str, Mapping[int, NDArray[np.int16]]] = {}
+        self._places: dict[str, _Places] = {}
 
     def read(self, index: int) -> LabelledSample:
         """Return sample `index` of the run.
@@ -199,9 +233,34 @@ class LabelReader:
         return entries
 
     def _read_from(self, scan: Scan, index: int, generator: np.random.Generator) -> LabelledSample:
-        boxes = self._config.boxes
-        points = self._points_of(scan)
-        centre: int | None = None
+        """Return a sample of this scan: a view if whole scans are shown, else a crop."""
+        config = self._config
+        crop: Box | ScanView
+        if config.whole_fraction > 0:
+            centre, crop = self._draw_view(scan, generator)
+            chosen = self._draw_structures(centre, generator)
+            codes, words, low = self._resampled(scan, crop, self._lookup(chosen))
+        else:
+            centre, crop = self._draw_crop(scan, generator)
+            chosen = self._draw_structures(centre, generator)
+            codes, words, low = self._cropped(scan, crop, self._lookup(chosen))
+        intensity = scan.intensity
+        return LabelledSample(
+            index=index,
+            scan_id=scan.id,
+            codes=codes,
+            words=words,
+            structures=chosen,
+            scale=scan.scale / intensity.std,
+            offset=(scan.offset - intensity.mean) / intensity.std,
+            padding_code=low,
+            crop=crop,
+        )
+
+    def _draw_crop(self, scan: Scan, generator: np.random.Generator) -> tuple[int | None, Box]:
+        """Draw a crop, around a structure (its index comes first) or anywhere (None)."""
+        crop = self._config.boxes.crop_zyx
+        points = self._places_of(scan).points
         # All numbers are drawn, also unused ones: a changed fraction does not change later draws.
         around = generator.random() < self._config.foreground_fraction
         picks = generator.random(2)
@@ -209,25 +268,57 @@ class LabelReader:
         if around and points:
             centre = sorted(points)[int(picks[0] * len(points))]
             voxel = points[centre][int(picks[1] * len(points[centre]))]
-            crop = box_around(voxel, scan.shape, boxes.crop_zyx, inside)
-        else:
-            crop = box_anywhere(scan.shape, boxes.crop_zyx, anywhere)
-        chosen = self._draw_structures(centre, generator)
-        cut = crop.grow(boxes.margin_zyx)
+            return centre, box_around(voxel, scan.shape, crop, inside)
+        return None, box_anywhere(scan.shape, crop, anywhere)
+
+    def _draw_view(self, scan: Scan, generator: np.random.Generator) -> tuple[int | None, ScanView]:
+        """Draw a view of the whole scan (None), or a fine view of a structure (its index comes first)."""
+        config, places = self._config, self._places_of(scan)
+        whole_scan = generator.random() < config.whole_fraction
+        picks = generator.random(2)
+        _, view = draw_scan_views(
+            scan.shape,
+            max_move=config.whole_move_fraction,
+            wide_fraction=config.wide_fraction,
+            generator=generator,
+        )
+        boxes = [places.boxes[k] for k in sorted(places.boxes)]
+        window = config.boxes.crop_zyx
+        fine = fine_views(boxes, scan.shape, window, most=config.max_fine_windows)
+        if whole_scan or not fine:
+            return None, view
+        centre = sorted(places.points)[int(picks[0] * len(places.points))]
+        voxel = places.points[centre][int(picks[1] * len(places.points[centre]))]
+        showing = [view for view in fine if view.contains((int(voxel[0]), int(voxel[1]), int(voxel[2])))]
+        return centre, jittered((showing or fine)[0], generator)
+
+    def _cropped(
+        self, scan: Scan, crop: Box, lookup: NDArray[np.int16]
+    ) -> tuple[NDArray[np.int16], NDArray[np.int16], int]:
+        """Return codes and words of the cut around a crop, and the code outside the scan."""
+        low = _lowest_code(scan)
+        cut = crop.grow(self._config.boxes.margin_zyx)
         region = cut.intersect(whole(scan.shape))
-        words = self._lookup(chosen)[scan.labels(self._label, region.slices)]
-        intensity = scan.intensity
-        low = int(np.clip(round((intensity.low - scan.offset) / scan.scale), -32_768, 32_767))
-        return LabelledSample(
-            index=index,
-            scan_id=scan.id,
-            codes=cut_out(scan.image_codes(region.slices), region, cut, low),
-            words=cut_out(words, region, cut, 0),
-            structures=chosen,
-            scale=scan.scale / intensity.std,
-            offset=(scan.offset - intensity.mean) / intensity.std,
-            padding_code=low,
-            crop=crop,
+        words = lookup[scan.labels(self._label, region.slices)]
+        codes = cut_out(scan.image_codes(region.slices), region, cut, low)
+        return codes, cut_out(words, region, cut, 0), low
+
+    def _resampled(
+        self, scan: Scan, view: ScanView, lookup: NDArray[np.int16]
+    ) -> tuple[NDArray[np.int16], NDArray[np.int16], int]:
+        """Return codes and words of the cut around a view, and the code outside the scan."""
+        low, sizes = _lowest_code(scan), self._config.boxes
+        level = scan.level_for(level_window(view, scan.shape, sizes.crop_zyx))
+        cut = ResampledCut(
+            view=view.grown(sizes.crop_zyx, sizes.cut_zyx), shape=sizes.cut_zyx, factors=level.factors_zyx
+        )
+        region = cut.box.intersect(whole(level.shape_zyx))
+        words = lookup[scan.labels(self._label, region.slices, level=level)]
+        codes = scan.image_codes(region.slices, level=level)
+        return (
+            cut.take(codes, region, padding=low, image=True),
+            cut.take(words, region, padding=0, image=False),
+            low,
         )
 
     def _draw_structures(self, centre: int | None, generator: np.random.Generator) -> tuple[int, ...]:
@@ -245,20 +336,39 @@ class LabelReader:
             lookup[list(self._structures[k].values)] |= 1 << bit
         return lookup
 
-    def _points_of(self, scan: Scan) -> Mapping[int, NDArray[np.int16]]:
-        """Return random voxels (n, 3) of each structure of a scan; they are the same in every process."""
-        if scan.id not in self._points:
+    def _places_of(self, scan: Scan) -> _Places:
+        """Return where the structures of a scan are; the same in every process."""
+        if scan.id not in self._places:
             labels = scan.labels(self._label)
             generator = np.random.default_rng(zlib.crc32(scan.id.encode()))
-            found = {}
+            points: dict[int, NDArray[np.int16]] = {}
+            boxes: dict[int, Slices] = {}
             for k, structure in enumerate(self._structures):
-                flat = np.flatnonzero(structure.mask(labels))
+                mask = structure.mask(labels)
+                flat = np.flatnonzero(mask)
                 if len(flat) > _POINTS:
                     flat = flat[np.sort(generator.choice(len(flat), _POINTS, replace=False))]
-                if len(flat):
-                    found[k] = np.stack(np.unravel_index(flat, labels.shape), axis=1).astype(np.int16)
-            self._points[scan.id] = found
-        return self._points[scan.id]
+                box = box_of_mask(mask)
+                if box is not None:
+                    points[k] = np.stack(np.unravel_index(flat, labels.shape), axis=1).astype(np.int16)
+                    boxes[k] = box
+            self._places[scan.id] = _Places(points=points, boxes=boxes)
+        return self._places[scan.id]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Places:
+    """Where the structures of a scan are, by index of the structure; those that the scan has."""
+
+    points: Mapping[int, NDArray[np.int16]]
+    """Random voxels, (n, 3) each."""
+    boxes: Mapping[int, Slices]
+    """The smallest box around each."""
+
+
+def _lowest_code(scan: Scan) -> int:
+    """Return the code of the lowest value, which is outside the scan."""
+    return int(np.clip(round((scan.intensity.low - scan.offset) / scan.scale), -32_768, 32_767))
 
 
 def box_around(voxel: NDArray[np.int16], shape: Triple, crop: Triple, draws: NDArray[np.float64]) -> Box:

@@ -49,7 +49,7 @@ from training.engine import (
 )
 from training.evaluation import TITLES, Evaluation
 from training.files import write_atomically
-from training.finetuning.config import FinetuneConfig
+from training.finetuning.config import FinetuneConfig, with_chosen_window
 from training.finetuning.initial_tokens import OnScan, initial_tokens, random_tokens
 from training.finetuning.labelled_samples import (
     LabelledBatch,
@@ -140,6 +140,8 @@ def finetune(
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
     config = replace(config, finetune=replace(config.finetune, checkpoint_digest=digest))
     scans = choose_scans(store, config.finetune)
+    shapes = [store.entries[scan_id].shape_zyx for scan_id in scans.training]
+    config = with_chosen_window(config, net.trained_on, shapes)
     record = _record(store, scans, config)
     with joined_processes(device) as (ranks, where):
         wanted = config.optimisation.precision
@@ -169,7 +171,9 @@ def _record(store: Store, scans: LabelledScans, config: FinetuneConfig) -> RunRe
         store_name=store.path.resolve().name,
         scans=scan_digests(store, scans.training),
         versions=installed_versions(),
-        trained_on=TrainedOn.of_store(store, config.data.boxes.crop_zyx),
+        trained_on=TrainedOn.of_store(
+            store, config.data.boxes.crop_zyx, whole_scans=config.data.whole_fraction > 0
+        ),
     )
 
 
@@ -191,6 +195,8 @@ def token_table(store: Store, scans: LabelledScans, config: FinetuneConfig) -> T
         modalities=scans.modalities,
         window_voxels=config.data.boxes.crop_zyx,
         masks_at_once=config.data.structures_at_once,
+        whole_scans=config.data.whole_fraction > 0,
+        fine_windows=config.data.max_fine_windows if config.data.whole_fraction > 0 else 0,
     )
 
 

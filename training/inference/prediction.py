@@ -1,6 +1,7 @@
 """From a prompt and an image to the probability of each structure: arrays in, arrays out.
 
     image --sliding window, Gaussian weights, or the whole in one window--> probabilities, K at a time
+          the whole in one window --boxes of what it shows--> fine windows, for fine-tuned networks
 
 Reads:  images float32 (z, y, x) z-scores, of the spacing of the prompt's references.
 Writes: probabilities float32 (K, z, y, x), or labels uint16 (z, y, x): 1 + index of the structure, 0 = none.
@@ -19,11 +20,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.data import (
+    ScanView,
+    Size,
     Slices,
+    box_of_mask,
+    fine_views,
     fit_window,
     from_window,
     take_image,
     to_window,
+    visible_box,
     window_boxes,
     window_weights,
 )
@@ -37,6 +43,9 @@ from training.inference.prompts import (
     size_of,
     to_batch,
 )
+
+_MIN_SEEN = 0.1
+"""Largest probability of a structure in the whole scan's window, below which no fine window looks for it."""
 
 
 def predict_probabilities(
@@ -119,7 +128,8 @@ def predict(
         norm = np.zeros(shape, np.float32)
         for first in range(0, len(boxes), config.windows_at_once):
             some = boxes[first : first + config.windows_at_once]
-            found = _window_probabilities(net, image, some, prompts, batch, config, device)
+            windows = np.stack([take_image(image, box) for box in some])
+            found = _window_probabilities(net, windows, prompts, batch, config, device)
             for sum_, probabilities in zip(sums, found, strict=True):
                 for box, probability in zip(some, probabilities, strict=True):
                     _add(sum_, probability * weights, box)
@@ -141,17 +151,74 @@ def _predict_whole(
     device: torch.device,
     progress: Progress | None,
 ) -> Iterator[tuple[int, slice, NDArray[np.float32]]]:
-    """Do what `predict` does, for the whole image in one window."""
+    """Do what `predict` does, for the whole image in one window and then its structures in fine windows."""
     shape, window = size_of(image.shape), config.window_voxels
-    shown = to_window(image, window)
-    everything = window_boxes(window, window, 0.0)
+    shown = to_window(image, window)[None]
     jobs = _jobs(prompts, config, image.size)
+    coarse: dict[int, list[tuple[slice, NDArray[np.float32]]]] = {}
     for done, batch in enumerate(jobs, start=1):
-        found = _window_probabilities(net, shown, everything, prompts, batch, config, device)
+        found = _window_probabilities(net, shown, prompts, batch, config, device)
         if progress is not None:
             progress(done, len(jobs))
         for (number, part), probabilities in zip(batch, found, strict=True):
-            yield number, part, np.stack([from_window(values, shape) for values in probabilities[0]])
+            coarse.setdefault(number, []).append((part, probabilities[0]))
+    for number, parts in coarse.items():
+        views = _fine_views([values for _, part in parts for values in part], shape, config)
+        windows = [to_window(image, window, view) for view in views]
+        for part, values in parts:
+            result = np.stack([from_window(value, shape) for value in values])
+            fine: list[NDArray[np.float32]] = []
+            for first in range(0, len(windows), config.windows_at_once):
+                some = np.stack(windows[first : first + config.windows_at_once])
+                fine += list(_window_probabilities(net, some, prompts, [(number, part)], config, device)[0])
+            _refine(result, views, fine)
+            yield number, part, result
+
+
+def _fine_views(
+    seen: Sequence[NDArray[np.float32]], shape: Size, config: InferenceConfig
+) -> tuple[ScanView, ...]:
+    """Return the fine views of structures.
+
+    Args:
+        seen: Probabilities of each structure in the window of the whole scan, (z, y, x).
+        shape: Voxels of the scan.
+        config: Window and largest number of views.
+    """
+    boxes = []
+    for values in seen if config.fine_windows else ():
+        least = min(config.threshold, float(values.max()) / 2)
+        box = box_of_mask(values >= least) if least >= _MIN_SEEN / 2 else None
+        if box is not None:
+            edges = [
+                slice(part.start * length // side, -(-part.stop * length // side))
+                for part, length, side in zip(box, shape, values.shape, strict=True)
+            ]
+            boxes.append((edges[0], edges[1], edges[2]))
+    return fine_views(boxes, shape, config.window_voxels, most=config.fine_windows)
+
+
+def _refine(
+    result: NDArray[np.float32], views: Sequence[ScanView], fine: Sequence[NDArray[np.float32]]
+) -> None:
+    """Replace probabilities in place where fine views show them; where views overlap, by weighted means.
+
+    Args:
+        result: (k, z, y, x) on the grid of the scan.
+        views: Boxes of the scan.
+        fine: Probabilities in the window of each view, (k, z, y, x).
+    """
+    shape = size_of(result.shape[1:])
+    norm = np.zeros(shape, np.float32)
+    for view, values in zip(views, fine, strict=True):
+        inside = visible_box(view, shape).slices
+        weight = from_window(window_weights(size_of(values.shape[1:])), shape, view)
+        np.maximum(weight, np.finfo(np.float32).tiny, out=weight)
+        before = norm[inside]
+        for old, new in zip(result, values, strict=True):
+            drawn = from_window(new, shape, view)
+            old[inside] = (old[inside] * before + drawn * weight) / (before + weight)
+        norm[inside] += weight
 
 
 def _jobs(
@@ -175,22 +242,20 @@ def _jobs(
 
 def _window_probabilities(
     net: InContextNet,
-    image: NDArray[np.float32],
-    boxes: Sequence[Slices],
+    windows: NDArray[np.float32],
     prompts: Sequence[Prompt],
     jobs: Sequence[tuple[int, slice]],
     config: InferenceConfig,
     device: torch.device,
 ) -> list[NDArray[np.float32]]:
-    """The probabilities (B, k, z, y, x) of each job in some windows, averaged over the flips."""
-    windows = np.stack([take_image(image, box) for box in boxes])
+    """The probabilities (B, k, z, y, x) of each job in windows (B, z, y, x), averaged over the flips."""
     sums: list[NDArray[np.float32] | None] = [None] * len(jobs)
     for flip_number, flip in enumerate(config.flips):
         with autocast(choose_precision(config.precision, device), device):
             features = net.encode(to_batch(windows, flip, device).transpose(0, 1))
             for number, (prompt, part) in enumerate(jobs):
                 priors = [
-                    _priors_of(prior, part, config).expand(len(boxes), -1, -1, -1)
+                    _priors_of(prior, part, config).expand(len(windows), -1, -1, -1)
                     for prior in prompts[prompt].priors[flip_number]
                 ]
                 logits = net.decode(features, tuple(priors))[:, : part.stop - part.start]

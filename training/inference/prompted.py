@@ -91,6 +91,10 @@ class TokenTable:
     """Size of the training crops (z, y, x); the window to segment with."""
     masks_at_once: int
     """Largest number of structures that were predicted together in training."""
+    whole_scans: bool = False
+    """Whether it was trained on views of whole scans and on fine views, and is used so."""
+    fine_windows: int = 0
+    """Largest number of fine views of a target."""
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -107,6 +111,7 @@ class TokenTable:
             "modalities": list(self.modalities),
             "window_voxels": list(self.window_voxels),
             "masks_at_once": self.masks_at_once,
+            **({"whole_scans": True, "fine_windows": self.fine_windows} if self.whole_scans else {}),
         }
 
     @classmethod
@@ -130,6 +135,8 @@ class TokenTable:
             modalities=tuple(str(name) for name in table["modalities"]),
             window_voxels=(z, y, x),
             masks_at_once=int(table["masks_at_once"]),
+            whole_scans=bool(table.get("whole_scans", False)),
+            fine_windows=int(table.get("fine_windows", 0)),
         )
 
 
@@ -183,7 +190,7 @@ class Finetuned:
         return self.table.masks_at_once
 
     def inference(self, base: InferenceConfig | None = None) -> InferenceConfig:
-        """Return inference settings with the window and the number of masks of the training.
+        """Return inference settings with the window, levels and number of masks of the training.
 
         Args:
             base: All other settings; None for the defaults.
@@ -282,9 +289,14 @@ def token_prompt(
 
 
 def token_inference(base: InferenceConfig, table: TokenTable) -> InferenceConfig:
-    """Return inference settings as in training: the same window, number of masks, and all-ones mask."""
+    """Return inference settings as in training: the same window, levels, number of masks, all-ones mask."""
     return replace(
-        base, window_voxels=table.window_voxels, masks_at_once=table.masks_at_once, whole_mask=True
+        base,
+        window_voxels=table.window_voxels,
+        masks_at_once=table.masks_at_once,
+        whole_mask=True,
+        whole_scans=table.whole_scans,
+        fine_windows=table.fine_windows,
     )
 
 

@@ -69,6 +69,9 @@ class InferenceConfig:
     whole_scans: bool = False
     """Whether references and targets are shown whole, each stretched over one window of `window_voxels`: as
     trained on views of whole scans. Overlap and windows around structures then mean nothing."""
+    fine_windows: int = 0
+    """Most windows that show whole scans' structures finer, around what the window of the whole scan shows;
+    for prompts that were trained on both, as those of fine-tuned networks. 0 for none."""
     overlap_fraction: float = 0.5
     """Least part of a window that its neighbour shares."""
     max_reference_windows: int = 4
@@ -97,6 +100,8 @@ class InferenceConfig:
             raise ConfigError(f"reference_voxels: at most 128 along an axis, got {self.reference_voxels}")
         if not 0 <= self.overlap_fraction < 1:
             raise ConfigError(f"overlap_fraction must be in [0, 1), got {self.overlap_fraction}")
+        if self.fine_windows < 0:
+            raise ConfigError(f"fine_windows must be at least 0, got {self.fine_windows}")
         for name in ("max_reference_windows", "masks_at_once", "windows_at_once", "max_accumulator_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -193,7 +193,13 @@ class Segmenter:
             DataError: No such label value.
             ConfigError: Mirrored copies are asked for.
         """
-        inference = replace(config.inference, masks_at_once=tuned.masks_at_once, whole_mask=True)
+        inference = replace(
+            config.inference,
+            masks_at_once=tuned.masks_at_once,
+            whole_mask=True,
+            whole_scans=tuned.table.whole_scans,
+            fine_windows=tuned.table.fine_windows,
+        )
         prompt = tuned.prompt(inference, device)
         missing = [value for value in labels if value not in tuned.values]
         if missing:

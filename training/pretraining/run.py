@@ -18,7 +18,17 @@ import torch
 from torch import nn
 
 from storage import Store, open_store
-from training.data import Batch, ScanSplit, Share, Views, augment, make_loader, split_scans, window_for
+from training.data import (
+    Batch,
+    ScanSplit,
+    Share,
+    Views,
+    augment,
+    cut_around,
+    make_loader,
+    split_scans,
+    window_for,
+)
 from training.engine import (
     Callbacks,
     ChosenPrecision,
@@ -50,10 +60,6 @@ from training.network import (
     installed_versions,
 )
 from training.pretraining.config import PretrainConfig
-
-_CUT_MARGIN = 0.19
-"""Margin of a cut on each side of a window, as a fraction of the window's length: 44 voxels for 32, as in the
-small recipe."""
 
 _DRAWN_MASKS = 4
 """Largest number of masks of a sample in a picture."""
@@ -202,8 +208,7 @@ def with_chosen_window(config: PretrainConfig, shapes: Sequence[tuple[int, int, 
     """
     if not config.data.max_window_voxels:
         return config
-    z, y, x = window = window_for(shapes, config.data.max_window_voxels)
-    cut = (_margined(z), _margined(y), _margined(x))
+    window = window_for(shapes, config.data.max_window_voxels)
     inference = replace(
         config.evaluation.inference,
         window_voxels=window,
@@ -212,14 +217,9 @@ def with_chosen_window(config: PretrainConfig, shapes: Sequence[tuple[int, int, 
     )
     return replace(
         config,
-        data=replace(config.data, crop_voxels=window, cut_voxels=cut),
+        data=replace(config.data, crop_voxels=window, cut_voxels=cut_around(window)),
         evaluation=replace(config.evaluation, inference=inference),
     )
-
-
-def _margined(side: int) -> int:
-    """Return the length of the cut around a view of this length, with margins for warping."""
-    return side + 2 * round(side * _CUT_MARGIN)
 
 
 def pretraining_task(

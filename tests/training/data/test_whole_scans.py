@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from storage import Store
+from training.data.boxes import Box
 from training.data.sample_reader import SampleReader, digest_scans
 from training.data.sampling import DataConfig
 from training.data.whole_scans import (
@@ -19,6 +20,7 @@ from training.data.whole_scans import (
     sample_linear,
     sample_nearest,
     to_window,
+    visible_box,
     whole_view,
     window_for,
 )
@@ -55,6 +57,21 @@ def test_a_linear_image_comes_back_from_its_window(
         for n, w in zip(shape, window, strict=True)
     )
     np.testing.assert_allclose(back[inner], image[inner], rtol=0, atol=1e-3 * max(shape))
+
+
+def test_a_view_of_a_part_comes_back_where_it_was_and_reads_no_more_than_it_shows() -> None:
+    shape, view = (40, 60, 50), ScanView(start=(8.5, -6.0, 20.0), size=(20.0, 40.0, 16.0))
+    z, y, x = np.meshgrid(*map(np.arange, shape), indexing="ij")
+    image = (2.0 * z - y + 0.5 * x).astype(np.float32)
+    values = to_window(image, (16, 16, 16), view)
+    box = visible_box(view, shape)
+    assert box == Box(start=(9, 0, 20), stop=(28, 34, 36))
+    back = from_window(values, shape, view)
+    assert back.shape == box.shape
+    inner = (slice(2, -2), slice(4, -3), slice(1, -1))
+    np.testing.assert_allclose(back[inner], image[box.slices][inner], rtol=0, atol=1e-3)
+    image[:, 40:59] = 1e6  # beyond the view and its interpolation; the lowest value stays
+    np.testing.assert_array_equal(to_window(image, (16, 16, 16), view), values)
 
 
 @given(shape=st.tuples(*[st.integers(1, 50)] * 3))

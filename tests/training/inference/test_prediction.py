@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from tests.training.like_intensity import WIDTH, LikeIntensity
 from tests.training.phantom_store import make_phantom_store
@@ -18,7 +19,7 @@ from training.finetuning.labelled_samples import (
     collate_labelled,
 )
 from training.inference.prediction import predict, predict_labels, predict_probabilities
-from training.inference.prompts import InferenceConfig, Reference, Structure, encode_references
+from training.inference.prompts import InferenceConfig, Prompt, Reference, Structure, encode_references
 
 SMALL = InferenceConfig(window_voxels=(16, 32, 16), reference_voxels=(16, 16, 32))
 LIVER, SPLEEN = Structure(name="liver", values=(3,)), Structure(name="spleen", values=(7, 9))
@@ -219,3 +220,69 @@ def test_a_scan_smaller_than_a_window_is_padded_as_in_training(tmp_path):
         assert window.shape == trained_on.shape
         assert window[0, 0, 0] == pytest.approx(trained_on[0, 0, 0], abs=1e-3)
         np.testing.assert_allclose(np.sort(window.ravel()), np.sort(trained_on.ravel()), atol=2e-3)
+
+
+# ------------------------------------------------------------ whole scans, then fine windows
+
+
+def bright_ball(shape: tuple[int, int, int], middle: tuple[int, int, int], radius: float) -> np.ndarray:
+    """Return where a ball lies, bool."""
+    apart = sum((axis - at) ** 2 for axis, at in zip(np.indices(shape), middle, strict=True))
+    return np.asarray(apart <= radius**2)
+
+
+WHOLE_SCANS = InferenceConfig(
+    window_voxels=(16, 16, 16), reference_voxels=(16, 16, 16), whole_scans=True, whole_mask=False
+)
+
+
+def prompt_for(structures: list[Structure], intensities: list[float]) -> Prompt:
+    """Return a prompt of LikeIntensity for structures of some intensities, as tokens that were trained."""
+    means = torch.tensor(intensities)[:, None, None]
+    return Prompt(
+        structures=tuple(structures),
+        missing=(),
+        priors=(tuple(means.expand(-1, 11, width) for width in (4, 2, 1)),),
+    )
+
+
+def test_fine_windows_draw_what_one_window_of_the_whole_scan_draws_roughly():
+    labels = bright_ball((48, 80, 64), (20, 60, 12), 9).astype(np.uint8)
+    image, structure = labels.astype(np.float32), Structure(name="ball", values=(1,))
+    net = LikeIntensity()
+    prompt = prompt_for([structure], [1.0])
+    dice, windows = [], []
+    for most in (0, 1, 8):
+        net.encoded.clear()
+        config = replace(WHOLE_SCANS, fine_windows=most)
+        found = predict_labels(net, image, prompt, config) == 1
+        dice.append(2 * (found & (labels == 1)).sum() / (found.sum() + labels.sum()))
+        windows.append(sum(shape[0] for shape in net.encoded))
+    assert 1 - dice[1] < (1 - dice[0]) / 2
+    assert dice[1] == dice[2]
+    assert windows == [1, 2, 2]
+
+
+def test_structures_far_apart_have_fine_windows_of_their_own_whatever_is_computed_at_once():
+    labels = np.zeros((48, 80, 64), np.uint8)
+    labels[bright_ball(labels.shape, (10, 12, 12), 6)] = 1
+    labels[bright_ball(labels.shape, (36, 64, 50), 6)] = 2
+    image = np.array([0, 1, -1], np.float32)[labels]
+    structures = [Structure(name=str(value), values=(value,)) for value in (1, 2)]
+    net, config = LikeIntensity(), replace(WHOLE_SCANS, fine_windows=8)
+    prompt = prompt_for(structures, [1.0, -1.0])
+    coarse = predict_labels(net, image, prompt, WHOLE_SCANS)
+    found = predict_labels(net, image, prompt, config)
+    for value in (1, 2):
+        errors = [int(((drawn == value) != (labels == value)).sum()) for drawn in (coarse, found)]
+        assert errors[1] < errors[0] / 3
+    for change in ({"windows_at_once": 2}, {"masks_at_once": 1}, {"max_accumulator_bytes": 1}):
+        again = predict_labels(net, image, prompt, replace(config, **change))
+        np.testing.assert_array_equal(again, found)
+
+
+def test_what_the_whole_scan_does_not_show_gets_no_fine_window():
+    net, config = LikeIntensity(), replace(WHOLE_SCANS, fine_windows=8)
+    prompt = prompt_for([Structure(name="ball", values=(1,))], [1.0])
+    assert not predict_labels(net, np.zeros((48, 80, 64), np.float32), prompt, config).any()
+    assert len(net.encoded) == 1
