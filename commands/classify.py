@@ -21,6 +21,7 @@ from training.classification import (
     check_features_path,
     classify,
     classify_config,
+    embedding_for,
     encode_scan,
     encoder_digest,
     interval,
@@ -47,7 +48,14 @@ def run_embed(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     warnings = warned(net.trained_on, store)
     device = choose_device(arguments.device)
     encoder = net.encoder.to(device)
-    config = EmbeddingConfig(window_voxels=(arguments.window,) * 3)
+    config = (
+        EmbeddingConfig(window_voxels=(arguments.window,) * 3)
+        if arguments.window
+        else embedding_for(net.trained_on)
+    )
+    if config.whole_scans:
+        window = " x ".join(map(str, config.window_voxels))
+        print(f"each scan is shown whole, in a window of {window} voxels, as in training")
     began = time.monotonic()
     pooled = {}
     for scan_id in counted("embed", store.scan_ids):
@@ -70,14 +78,16 @@ def run_embed(arguments: Namespace) -> tuple[int, dict[str, Any]]:
 
 def run_classify(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     """Mass classify."""
-    config = read_settings(arguments.config, arguments.mode, from_scratch=arguments.from_scratch)
+    net = load_checkpoint(arguments.checkpoint)
+    config = read_settings(
+        arguments.config, arguments.mode, from_scratch=arguments.from_scratch, trained_on=net.trained_on
+    )
     if arguments.seed is not None:
         config = replace(config, optimisation=replace(config.optimisation, seed=arguments.seed))
     store = open_store(arguments.store)
     table = read_class_table(arguments.labels, store) if arguments.labels else table_of_store(store)
     table = with_store_splits(table, store)
     split = split_classes(table, test_fraction=arguments.test_fraction, seed=config.optimisation.seed)
-    net = load_checkpoint(arguments.checkpoint)
     warnings = [] if config.from_scratch else warned(net.trained_on, store)
     with shown("classify") as show:
         began = time.monotonic()
@@ -116,9 +126,15 @@ def warned(trained_on: TrainedOn, store: Store) -> list[str]:
     return [text] if text else []
 
 
-def read_settings(path: Path | None, mode: Mode, *, from_scratch: bool) -> ClassifyConfig:
-    """The settings of a mode, with what a TOML file says differently (tables as in the run's config.toml)."""
+def read_settings(
+    path: Path | None, mode: Mode, *, from_scratch: bool, trained_on: TrainedOn
+) -> ClassifyConfig:
+    """The settings of a mode, with what a TOML file says differently (tables as in the run's config.toml).
+
+    Scans are shown as in the checkpoint's training, if that was on whole scans.
+    """
     base = classify_config(mode, from_scratch=from_scratch)
+    base = replace(base, embedding=embedding_for(trained_on, base.embedding))
     if not path:
         return base
     tables = read_tables(path, _TABLES)

@@ -65,9 +65,9 @@ def add_embed(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--window",
         type=int,
-        default=128,
         metavar="N",
-        help="most voxels seen at once, a multiple of 16 (128)",
+        help="most voxels seen at once, a multiple of 16 (default: 128; a network of whole scans sees each "
+        "scan whole, in the window of its training)",
     )
     add_device(add)
 

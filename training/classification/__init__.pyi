@@ -3,6 +3,7 @@ from .embedding import (
     EmbeddingConfig as EmbeddingConfig,
     ScanFeatures as ScanFeatures,
     check_features_path as check_features_path,
+    embedding_for as embedding_for,
     encode_scan as encode_scan,
     encoder_digest as encoder_digest,
     write_features as write_features,

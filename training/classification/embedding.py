@@ -8,8 +8,8 @@ Reads:  scans of a store (z-scores), an encoder.
 Writes: `ScanFeatures`: tokens float32 (T, C), where C is the sum of the stages' channels, full resolution
         first; pooled float32 (C + channels of the deepest stage,). A file of pooled vectors, .npz or .csv.
 Bounds: a window is a multiple of 16 voxels. It is padded with the scan's minimum, as in pretraining; padding
-        has the same weight as the scan. Voxels in several windows count several times. The features of one
-        window at a time are in memory.
+        has the same weight as the scan. Voxels in several windows count several times. With `whole_scans` the
+        scan is resampled to one window. The features of one window at a time are in memory.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import csv
 import hashlib
 import io
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from storage import Store
-from training.data import STRIDE_VOXELS, Size, fit_window, take_image, window_boxes
+from training.data import STRIDE_VOXELS, Size, fit_window, take_image, to_window, window_boxes
 from training.engine import Precision, autocast, choose_precision
 from training.errors import ConfigError
 from training.files import write_atomically
-from training.network import Features
+from training.network import Features, TrainedOn
 
 STAGE_SCALES = (1, 2, 4, 8, 16)
 """Voxels per cell of each stage along an axis, full resolution first."""
@@ -50,6 +50,8 @@ class EmbeddingConfig:
 
     window_voxels: Size = (128, 128, 128)
     """Largest size of a window (z, y, x), multiples of 16. Larger scans are covered by several windows."""
+    whole_scans: bool = False
+    """Whether each scan is shown whole, resampled to one window: for encoders that were trained so."""
     max_tokens: int = 512
     """Largest number of tokens per scan; neighbouring tokens are averaged to stay below it, but each window
     has at least one."""
@@ -65,6 +67,20 @@ class EmbeddingConfig:
             )
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens must be at least 1, got {self.max_tokens}")
+
+
+def embedding_for(trained_on: TrainedOn, base: EmbeddingConfig | None = None) -> EmbeddingConfig:
+    """Return settings that show scans as in the training of a network on whole scans.
+
+    Args:
+        trained_on: What is known of its training.
+        base: All other settings, and all settings for a network that was trained on crops; None for the
+            defaults.
+    """
+    base = base or EmbeddingConfig()
+    if not (trained_on.whole_scans and trained_on.crop_voxels):
+        return base
+    return replace(base, window_voxels=trained_on.crop_voxels, whole_scans=True)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,13 +110,12 @@ def encode_scan(
         device: Device to compute on.
     """
     device = torch.device(device)
-    z, y, x = image.shape
-    window = fit_window((z, y, x), config.window_voxels)
-    boxes = window_boxes((z, y, x), window, 0.0)
-    cells = _num_cells(window, len(boxes), config.max_tokens)
+    windows = list(_windows(image, config))
+    z, y, x = windows[0].shape
+    cells = _num_cells((z, y, x), len(windows), config.max_tokens)
     tokens, means, maxima = [], [], []
-    for box in boxes:
-        part = torch.from_numpy(np.ascontiguousarray(take_image(image, box)))[None, None].to(device)
+    for window in windows:
+        part = torch.from_numpy(np.ascontiguousarray(window))[None, None].to(device)
         with autocast(choose_precision(config.precision, device), device):
             features: Features = encoder(part)
         mean, largest = pool(features)
@@ -109,6 +124,17 @@ def encode_scan(
         tokens.append(tokens_of(features, cells)[0])
     pooled = torch.cat([torch.stack(means).mean(0), torch.stack(maxima).amax(0)])
     return ScanFeatures(tokens=torch.cat(tokens).cpu(), pooled=pooled.cpu())
+
+
+def _windows(image: NDArray[np.float32], config: EmbeddingConfig) -> Iterator[NDArray[np.float32]]:
+    """Yield the windows (z, y, x) that show an image, all of one size."""
+    if config.whole_scans:
+        yield to_window(image, config.window_voxels)
+        return
+    z, y, x = image.shape
+    window = fit_window((z, y, x), config.window_voxels)
+    for box in window_boxes((z, y, x), window, 0.0):
+        yield take_image(image, box)
 
 
 def pool(features: Features) -> tuple[Tensor, Tensor]:

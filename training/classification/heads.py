@@ -159,7 +159,10 @@ class Classifier:
 def export_head(path: Path, head: Head, card: HeadCard) -> None:
     """Write the weights of a head as safetensors, with its card in the metadata; atomic."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
-    written = in_fixed_order(save(tensors, metadata={"format": "pt", _METADATA: json.dumps(asdict(card))}))
+    values = asdict(card)
+    if not card.embedding.whole_scans:  # as in files of versions without this setting
+        del values["embedding"]["whole_scans"]
+    written = in_fixed_order(save(tensors, metadata={"format": "pt", _METADATA: json.dumps(values)}))
     write_atomically(path, lambda file: file.write(written))
 
 

@@ -16,26 +16,33 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from storage import Store
+from storage import Scan, Store
 from training.classification.embedding import EmbeddingConfig, ScanFeatures, encode_store, tokens_of
 from training.classification.heads import AttentionHead, logits_of, probabilities_of
 from training.classification.labels import ClassTable
 from training.classification.scores import macro_auc
 from training.data import (
     Batch,
+    ResampledCut,
     Size,
     Slices,
     ViewAugmentation,
     apply_drawn,
     draw,
+    draw_scan_views,
     fit_window,
     generator_of,
+    level_window,
     take,
+    whole,
 )
 from training.engine import LossTerms, Task
 from training.network import Encoder
 
 SCORE = "auc"
+
+_MOVE_FRACTION = 0.15
+"""Largest shift of a view of a whole scan along y and x, as a fraction of its length, as in pretraining."""
 
 _MAX_CLASS_WEIGHT = 100.0
 """Largest weight of a class, so that a single scan of a very rare class does not dominate a batch."""
@@ -222,6 +229,8 @@ def full_task(
 ) -> Task[ImageBatch, ImageViews]:
     """Return the task of training encoder and head on scans; each sample is one random window of a scan.
 
+    With `embedding.whole_scans` it is a view of the whole scan, moved.
+
     Args:
         net: The network, on the device it is trained on.
         store: The store with the scans.
@@ -238,7 +247,8 @@ def full_task(
     def batches(size: int, first: int, number: int) -> Iterator[ImageBatch]:
         for drawn in samples.rows(size, first, number):
             ids = tuple(table.ids[row] for _, row in drawn)
-            cuts = cut_batch(store, ids, [k for k, _ in drawn], crop, seed=samples.seed)
+            make = whole_batch if embedding.whole_scans else cut_batch
+            cuts = make(store, ids, [k for k, _ in drawn], crop, seed=samples.seed)
             yield ImageBatch(cuts=cuts, targets=targets[[row for _, row in drawn]])
 
     def prepare(batch: ImageBatch) -> ImageViews:
@@ -278,10 +288,9 @@ def cut_batch(
         crop: Voxels of a window.
         seed: Of the run.
     """
-    codes, scales, offsets, paddings = [], [], [], []
-    for scan_id, sample in zip(scan_ids, sample_indices, strict=True):
-        scan = store.scan(scan_id)
-        intensity = scan.intensity
+    codes = []
+    scans = [store.scan(scan_id) for scan_id in scan_ids]
+    for scan, sample in zip(scans, sample_indices, strict=True):
         box = draw_box(scan.shape, crop, generator_of(seed, sample, "reference"))
         inside = tuple(
             slice(max(part.start, 0), min(part.stop, size))
@@ -290,11 +299,41 @@ def cut_batch(
         part = scan.image_codes(inside)
         # The box relative to the part that was read.
         local = tuple(slice(b.start - i.start, b.stop - i.start) for b, i in zip(box, inside, strict=True))
-        padding = round((intensity.low - scan.offset) / scan.scale)
+        padding = _padding_code(scan)
         codes.append(np.ascontiguousarray(take(part, (local[0], local[1], local[2]), fill=padding)))
-        scales.append(scan.scale / intensity.std)
-        offsets.append((scan.offset - intensity.mean) / intensity.std)
-        paddings.append(padding)
+    return _batch(scans, codes, sample_indices, crop, seed=seed)
+
+
+def whole_batch(
+    store: Store, scan_ids: Sequence[str], sample_indices: Sequence[int], crop: Size, *, seed: int
+) -> Batch:
+    """Return a view of each whole scan, moved and resampled to a window; else like `cut_batch`."""
+    codes = []
+    scans = [store.scan(scan_id) for scan_id in scan_ids]
+    for scan, sample in zip(scans, sample_indices, strict=True):
+        generator = generator_of(seed, sample, "reference")
+        _, view = draw_scan_views(scan.shape, max_move=_MOVE_FRACTION, wide_fraction=0.0, generator=generator)
+        level = scan.level_for(level_window(view, scan.shape, crop))
+        cut = ResampledCut(view=view, shape=crop, factors=level.factors_zyx)
+        region = cut.box.intersect(whole(level.shape_zyx))
+        part = scan.image_codes(region.slices, level=level)
+        codes.append(cut.take(part, region, padding=_padding_code(scan), image=True))
+    return _batch(scans, codes, sample_indices, crop, seed=seed)
+
+
+def _padding_code(scan: Scan) -> int:
+    return round((scan.intensity.low - scan.offset) / scan.scale)
+
+
+def _batch(
+    scans: Sequence[Scan],
+    codes: Sequence[NDArray[np.int16]],
+    sample_indices: Sequence[int],
+    crop: Size,
+    *,
+    seed: int,
+) -> Batch:
+    """Return windows of scans as a batch, with both views equal and no masks."""
     stacked = torch.from_numpy(np.stack(codes))[:, None]
     words = torch.zeros(stacked.shape[0], *crop, dtype=torch.int16)
     return Batch(
@@ -302,11 +341,13 @@ def cut_batch(
         target_codes=stacked,
         reference_words=words,
         target_words=words,
-        scale=torch.tensor(scales, dtype=torch.float32),
-        offset=torch.tensor(offsets, dtype=torch.float32),
-        padding_codes=torch.tensor(paddings, dtype=torch.int16),
+        scale=torch.tensor([scan.scale / scan.intensity.std for scan in scans], dtype=torch.float32),
+        offset=torch.tensor(
+            [(scan.offset - scan.intensity.mean) / scan.intensity.std for scan in scans], dtype=torch.float32
+        ),
+        padding_codes=torch.tensor([_padding_code(scan) for scan in scans], dtype=torch.int16),
         sample_indices=torch.tensor(list(sample_indices), dtype=torch.int64),
-        scan_ids=tuple(scan_ids),
+        scan_ids=tuple(scan.id for scan in scans),
         seed=seed,
         num_masks=1,
         crop_zyx=crop,
@@ -324,7 +365,12 @@ def draw_box(shape: Size, crop: Size, generator: np.random.Generator) -> Slices:
 
 
 def crop_of(store: Store, scan_ids: Sequence[str], embedding: EmbeddingConfig) -> Size:
-    """Return one window size for all scans: that of the largest scan, at most `window_voxels`."""
+    """Return one window size for all scans: that of the largest scan, at most `window_voxels`.
+
+    Whole scans are shown in windows of exactly `window_voxels`.
+    """
+    if embedding.whole_scans:
+        return embedding.window_voxels
     shapes = np.array([store.entries[scan_id].shape_zyx for scan_id in scan_ids])
     z, y, x = (int(side) for side in shapes.max(axis=0))
     return fit_window((z, y, x), embedding.window_voxels)

@@ -16,11 +16,13 @@ from storage import Store
 from tests.training.finetuning.test_run import export
 from training.classification.embedding import (
     EmbeddingConfig,
+    embedding_for,
     encode_scan,
     encoder_digest,
     feature_names,
     write_features,
 )
+from training.data.whole_scans import to_window
 from training.errors import ConfigError
 from training.network.iris import Iris
 from training.network.preparation import TrainedOn
@@ -116,6 +118,37 @@ def test_settings_that_cannot_be_are_refused(values: dict[str, object]) -> None:
 
 
 # --- mass embed
+
+
+def test_a_whole_scan_is_one_window_however_large_it_is() -> None:
+    net, image = Brightness().eval(), image_of((40, 70, 50))
+    config = embedding_for(TrainedOn(crop_voxels=(16, 32, 16), whole_scans=True))
+    found = encode_scan(net, image, config)
+    assert net.shapes == [(16, 32, 16)]
+    expected = torch.from_numpy(to_window(image, (16, 32, 16)))[None, None]
+    torch.testing.assert_close(found.pooled[0], expected.mean())
+    assert len(found.tokens) == 2
+    for crops in (TrainedOn(), TrainedOn(crop_voxels=(16, 32, 16))):
+        assert embedding_for(crops) == EmbeddingConfig()
+
+
+def test_the_command_shows_scans_as_in_training(
+    net: Iris, phantom_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, out = tmp_path / "net.safetensors", tmp_path / "f.npz"
+    export(net, checkpoint, TrainedOn(spacing_mm=1.5, crop_voxels=(16, 32, 16), whole_scans=True))
+    arguments = ["embed", str(checkpoint), str(phantom_store.path), "--out", str(out), "--device", "cpu"]
+    image = phantom_store.scan(phantom_store.scan_ids[1]).image(normalize=True)
+    for more, config in (
+        ([], EmbeddingConfig(window_voxels=(16, 32, 16), whole_scans=True)),
+        (["--window", "32"], EmbeddingConfig(window_voxels=(32, 32, 32))),
+    ):
+        assert main([*arguments, *more]) == 0
+        assert ("shown whole, in a window of 16 x 32 x 16" in capsys.readouterr().out) == (not more)
+        with np.load(out) as file:
+            np.testing.assert_allclose(
+                file["features"][1], encode_scan(net.encoder, image, config).pooled.numpy(), atol=1e-6
+            )
 
 
 @pytest.mark.parametrize("suffix", ["npz", "csv"])

@@ -18,17 +18,20 @@ import torch
 from commands.main import main
 from storage import Store
 from tests.training.blob_store import COUNTS, blob_image, kind_of, write_labels
+from tests.training.finetuning.test_run import export
 from training.classification.config import ClassifyConfig, Mode, classify_config
 from training.classification.embedding import ScanFeatures, encode_store
 from training.classification.heads import AttentionHead, export_encoder, load_classifier, load_head
 from training.classification.labels import ClassTable, split_classes, table_of_store
 from training.classification.run import Classification, ClassScans, classify
-from training.classification.tasks import Samples, class_loss, class_weights, cut_batch, draw_box
+from training.classification.tasks import Samples, class_loss, class_weights, cut_batch, draw_box, whole_batch
 from training.data.augmentation import ViewAugmentation
 from training.data.sampling import generator_of
+from training.data.whole_scans import to_window
 from training.engine.monitoring import Callbacks
 from training.errors import CheckpointError, ConfigError, RunError
 from training.network.iris import Iris
+from training.network.preparation import TrainedOn
 
 CHANNELS = (4, 8, 16, 16, 16)
 
@@ -336,6 +339,42 @@ def test_a_window_of_a_scan_holds_its_z_scores_and_lies_anywhere_inside(blobs: S
         np.testing.assert_allclose(part[1:15, 8:23], image[..., box[2]], atol=1e-5)
         np.testing.assert_allclose(part[:, :8], darkest, atol=1e-2)
     assert starts == set(range(15))
+
+
+def test_a_view_of_a_whole_scan_is_moved_a_little_and_resampled(blobs: Store) -> None:
+    scan, crop = blobs.scan("train-01"), (16, 16, 32)
+    batch = whole_batch(blobs, ["train-01"] * 40, list(range(40)), crop, seed=1)
+    still = to_window(scan.image(normalize=True), crop)
+    middles = np.array([part.mean(axis=(0, 1)).argmax() for part in batch.target[:, 0].numpy()])
+    assert abs(np.median(middles) - still.mean(axis=(0, 1)).argmax()) <= 2
+    assert 3 <= np.ptp(middles) <= 0.3 * 32 + 2
+    again = whole_batch(blobs, ["train-01"], [7], crop, seed=1)
+    torch.testing.assert_close(again.target[0], batch.target[7], rtol=0, atol=0)
+    assert batch.target_codes.shape == (40, 1, *crop)
+
+
+@pytest.mark.parametrize("mode", ["frozen-linear", "full"])
+def test_a_network_of_whole_scans_is_shown_whole_scans_and_its_head_tells(
+    mode: Mode, net: Iris, blobs: Store, tmp_path: Path
+) -> None:
+    start, config = tmp_path / "whole.safetensors", tmp_path / "c.toml"
+    export(net, start, TrainedOn(spacing_mm=1.5, crop_voxels=(16, 16, 32), whole_scans=True))
+    config.write_text("[optimisation]\nnum_steps = 2\nbatch_size = 2\n[run]\nevaluate_every = 0\n")
+    arguments = ["classify", str(start), str(blobs.path), str(tmp_path / "run"), "--mode", mode]
+    assert main([*arguments, "--config", str(config), "--device", "cpu"]) == 0
+    classifier = load_classifier(tmp_path / "run", None if mode == "full" else start)
+    assert classifier.card.embedding.whole_scans
+    assert classifier.card.embedding.window_voxels == (16, 16, 32)
+    for row in rows_of(tmp_path / "run" / "predictions.csv")[::8]:
+        said = classifier.probabilities(blobs.scan(row["id"]).image(normalize=True))
+        assert said["1"] == pytest.approx(float(row["p 1"]), abs=2e-5)
+
+
+def test_the_head_of_a_network_of_crops_is_the_file_that_it_was(
+    net: Iris, blobs: Store, tmp_path: Path, features: Mapping[str, ScanFeatures]
+) -> None:
+    run("frozen-linear", net, blobs, tmp_path / "run", features=features)
+    assert b"whole_scans" not in (tmp_path / "run" / "head.safetensors").read_bytes()
 
 
 def test_samples_follow_from_seed_and_number_alone(blobs: Store) -> None:
