@@ -93,6 +93,8 @@ def _whole() -> FinetuneConfig:
     return replace(
         base,
         data=replace(base.data, max_window_voxels=65_536, whole_fraction=0.5),
+        # Of 0.99 a fifth would still be the initial weights after 150 steps: random ones, from scratch.
+        optimisation=replace(base.optimisation, ema_decay=0.97),
         run=replace(base.run, max_evaluation_voxels=30_000_000),
     )
 

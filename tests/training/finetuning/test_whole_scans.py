@@ -247,6 +247,10 @@ def test_the_command_takes_the_recipe_of_the_checkpoint(
     assert main([*again, "--config", str(settings), "--resume", "--device", "cpu"]) == 0
 
 
+def test_little_of_the_initial_weights_is_left_in_the_average_after_150_steps() -> None:
+    assert finetune_recipe("whole").optimisation.ema_decay ** 150 < 0.02
+
+
 def test_recipes_for_crops_are_what_they_were() -> None:
     assert finetune_recipe("published") == FinetuneConfig()
     assert not finetune_recipe("small").data.whole_fraction
