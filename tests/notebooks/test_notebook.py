@@ -1,12 +1,10 @@
-"""The notebook runs top to bottom on the bundled scans, and is committed without outputs."""
+"""The notebooks run top to bottom on bundled scans, and are committed without outputs."""
 
 from __future__ import annotations
 
-import csv
-import os
-import subprocess
+import base64
 import sys
-from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,86 +12,129 @@ import nbformat
 import numpy as np
 import pytest
 from nbclient import NotebookClient
+from PIL import Image
 
 from tests.pipeline.drawn_scan import drawn_scan
 from tests.waits import PATIENT_SECONDS
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOK = ROOT / "notebooks" / "inspect_proposals.ipynb"
-SCANS = ("example_mr_sm", "hippocampus_001", "sarcoma_pet")
-"""Of the bundled ones: with many structures, with two, without labels."""
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SCANS = ("example_mr_sm", "sarcoma_pet", *(f"hippocampus_{n:03}" for n in (1, 3, 4, 7)))
+"""Of the bundled ones: with many structures, without labels, with two structures."""
+
+QUICK = {"pretrain_and_use": ("STEPS = 60", "STEPS = 4")}
+"""What is shortened, by notebook: a training is as right after few steps."""
 
 
 @pytest.fixture(scope="module")
 def prepared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of three bundled scans, with the default settings."""
-    folder = tmp_path_factory.mktemp("bundled")
-    with (ROOT / "examples" / "manifest.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["id"] in SCANS]
-    with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        for row in rows:
-            paths = {name: str(ROOT / "examples" / row[name]) for name in ("image", "label") if row[name]}
-            writer.writerow(row | paths)
-    command = [
-        sys.executable,
-        "-m",
-        "commands",
-        "prepare",
-        str(folder / "manifest.csv"),
-        str(folder / "store"),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "store"
+    """A store of some bundled scans, with the default settings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(ROOT / "notebooks"), *sys.path])
+        from notebooks.bundled import prepare_examples
+
+        return prepare_examples(tmp_path_factory.mktemp("bundled"), SCANS)
 
 
-@pytest.fixture(scope="module")
-def executed(prepared_store: Path) -> Iterator[Any]:
-    """The notebook after a run on them."""
-    before = os.environ.get("MASS_STORE")
-    os.environ["MASS_STORE"] = str(prepared_store)
-    try:
-        notebook = nbformat.read(NOTEBOOK, as_version=4)
-        client = NotebookClient(
+@pytest.fixture(scope="module", params=[path.stem for path in NOTEBOOKS])
+def executed(request: pytest.FixtureRequest, prepared_store: Path) -> tuple[str, Any]:
+    """Name and contents of each notebook after a run on them."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{request.param}.ipynb", as_version=4)
+    if request.param in QUICK:
+        long, short = QUICK[request.param]
+        assert sum(cell.source.count(long) for cell in notebook.cells) == 1
+        for cell in notebook.cells:
+            cell.source = cell.source.replace(long, short)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASS_STORE", str(prepared_store))
+        NotebookClient(
             notebook,
             timeout=int(PATIENT_SECONDS),
             kernel_name="python3",
-            resources={"metadata": {"path": NOTEBOOK.parent}},
-        )
-        client.execute()
-        yield notebook
-    finally:
-        os.environ.pop("MASS_STORE") if before is None else os.environ.update(MASS_STORE=before)
+            resources={"metadata": {"path": ROOT / "notebooks"}},
+        ).execute()
+    return request.param, notebook
 
 
 def outputs(notebook: Any) -> list[Any]:
     return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
-def test_the_notebook_runs_top_to_bottom(executed: Any) -> None:
-    assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
-    assert not [output for output in outputs(executed) if output.output_type in ("error", "stream")]
+def markdown(notebook: Any) -> str:
+    return "\n".join(output.get("data", {}).get("text/markdown", "") for output in outputs(notebook))
 
 
-def test_every_panel_also_shows_without_widgets(executed: Any) -> None:
-    data = [output.data for output in outputs(executed) if "data" in output]
+def printed(notebook: Any) -> str:
+    return "".join(output.text for output in outputs(notebook) if output.output_type == "stream")
+
+
+def test_a_notebook_runs_top_to_bottom(executed: tuple[str, Any]) -> None:
+    _, notebook = executed
+    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+    assert not [output for output in outputs(notebook) if output.output_type == "error"]
+    assert not [output for output in outputs(notebook) if output.get("name") == "stderr"]
+
+
+def test_its_pictures_show_without_widgets_and_are_not_empty(executed: tuple[str, Any]) -> None:
+    name, notebook = executed
+    data = [output.data for output in outputs(notebook) if "data" in output]
+    pictures = [base64.b64decode(bundle["image/png"]) for bundle in data if "image/png" in bundle]
+    least = {"inspect_proposals": 4, "masks_from_elsewhere": 1, "prepare_data": 4, "pretrain_and_use": 4}
+    assert len(pictures) >= least[name]
+    for png in pictures:
+        assert np.asarray(Image.open(BytesIO(png)).convert("L")).std() > 10
     panels = [bundle for bundle in data if "application/vnd.jupyter.widget-view+json" in bundle]
-    assert len(panels) == 3
-    assert all("image/png" in bundle for bundle in panels)
     stills = [bundle for bundle in data if "still picture" in bundle.get("text/html", "")]
-    assert len(stills) == 3
-    assert any("Oracle score" in bundle.get("text/markdown", "") for bundle in data)
+    assert len(stills) == (3 if name == "inspect_proposals" else 0)
+    assert sum("image/png" in bundle for bundle in panels) == len(stills)
 
 
-def test_the_notebook_is_committed_without_outputs() -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+def test_what_it_says_is_so(executed: tuple[str, Any]) -> None:
+    name, notebook = executed
+    match name:
+        case "inspect_proposals":
+            assert "Oracle score" in markdown(notebook)
+        case "prepare_data":
+            assert "brains_hippocampus_001 | 1 | label" in markdown(notebook)
+            assert "3 committed, 0 done before, 1 failed" in printed(notebook)
+            assert "the file is empty" in printed(notebook)
+        case "pretrain_and_use":
+            rows = [line.split(" | ") for line in markdown(notebook).splitlines()]
+            table = {(row[0].strip("| "), row[1]): row for row in rows if len(row) == 5}
+            assert float(table["good", "anterior"][3]) > 0.7 > 0.5 > float(table["wrong mask", "anterior"][3])
+            assert float(table["good", "anterior"][2]) > 0.5 > float(table["wrong place", "kidney_right"][2])
+        case "masks_from_elsewhere":
+            assert "every byte as before: True" in printed(notebook)
+            own, bright, expert = next(
+                line.split("|")[2:5]
+                for line in markdown(notebook).splitlines()
+                if line.startswith("| own = 1, bright = 0, expert = 2")
+            )
+            assert (bright.strip(), own.strip() > "50%", expert.strip() != "0%") == ("0%", True, True)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_committed_without_outputs(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     for cell in notebook.cells:
         assert not cell.get("outputs")
         assert cell.get("execution_count") is None
     assert "widgets" not in notebook.metadata
+
+
+def test_curves_and_points_are_drawn_where_they_are() -> None:
+    from notebooks.plots import curves, points
+
+    drawn = curves({"a<b": ([1, 10, 100], [0.0, 1.0, 2.0])}, x="n", y="loss", logarithmic=True).data
+    assert "a&lt;b" in drawn
+    line = drawn.split('points="')[1].split('"')[0]
+    (x0, y0), (x1, y1), (x2, y2) = (map(float, point.split(",")) for point in line.split())
+    assert x1 - x0 == pytest.approx(x2 - x1)  # equal steps of a logarithm
+    assert y0 - y1 == pytest.approx(y1 - y2)
+    assert y0 > y2  # up is more
+    marked = points(np.array([[0.0, 0.0], [1.0, 1.0]]), ["left", "right"]).data
+    assert marked.count("<circle") == 2
 
 
 def test_a_click_moves_the_cross_to_the_voxel_under_it() -> None:
