@@ -14,6 +14,9 @@ from pathlib import Path
 
 PROGRAM = "mass3d"
 
+_HIERARCHIES = Path(__file__).parents[1] / "pipeline" / "hierarchies"
+"""Package with most of the compiled code."""
+
 
 @lru_cache(maxsize=1)
 def cache_folder() -> Path:
@@ -37,7 +40,7 @@ def set_process_defaults() -> None:
     """Set what compiled code of this process needs, before it is imported; what is set already stays."""
     # Threads that spin while they wait for each other starve all where cores are shared: 20 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    choose_numba_cache(Path(__file__).parents[1] / "pipeline" / "hierarchies")
+    choose_numba_cache(_HIERARCHIES)
 
 
 def choose_numba_cache(package: Path) -> None:
@@ -47,6 +50,12 @@ def choose_numba_cache(package: Path) -> None:
     """
     if "NUMBA_CACHE_DIR" not in os.environ and not _made_writable(package / "__pycache__"):
         os.environ["NUMBA_CACHE_DIR"] = str(cache_folder() / "numba")
+
+
+def has_compiled(package: Path = _HIERARCHIES) -> bool:
+    """Return whether Numba has kept compiled code before: without, the first scan waits for it."""
+    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or package / "__pycache__")
+    return any(folder.rglob("*.nbi"))
 
 
 def _made_writable(folder: Path, *, mode: int = 0o777) -> bool:

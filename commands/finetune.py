@@ -12,6 +12,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from commands.pages.run import watched_run
+from commands.pretrain import say_where_to_look
 from commands.progress import Progress
 from commands.terminal import CommandError, State, print_precision, print_table, shown
 from pipeline.toml_settings import parse_config, read_tables
@@ -50,7 +52,8 @@ def run_finetune(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         warnings.append(text)
         print(f"warning: {text}")
 
-    with Shown() as show:
+    say_where_to_look(arguments.run_folder)
+    with watched_run(arguments.run_folder, arguments.watch) as page, Shown(page) as show:
         done = finetune(
             arguments.checkpoint,
             arguments.store,
@@ -134,6 +137,10 @@ def read_finetune_settings(
 class Shown:
     """The progress of a fine-tuning: scans encoded, then steps, then scans reported on."""
 
+    def __init__(self, watch: Callable[[State], None] | None = None) -> None:
+        """Take what is told of every state, if anything is (`commands.terminal.shown`)."""
+        self._watch = watch
+
     def __enter__(self) -> Shown:
         self._stack = ExitStack()
         self._title = ""
@@ -157,7 +164,7 @@ class Shown:
         if self._show is None or title != self._title:
             self._stack.close()
             self._title, self._began = title, time.monotonic()
-            self._show = self._stack.enter_context(shown(title))
+            self._show = self._stack.enter_context(shown(title, self._watch))
         return self._show
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from commands.pages.run import RUN_PAGE, is_run, read_run, run_page
 from commands.prepare.settings import known_scans
 from commands.survey import MOST_VOXELS_IN_PAGE, Surveyed, level_within, pack_of, packs_within, survey
 from commands.terminal import CommandError, print_failures
@@ -28,6 +29,8 @@ UNUSUAL_FIRST = 8
 
 def run_inspect(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     """Mass inspect."""
+    if is_run(arguments.store):
+        return _inspect_run(arguments)
     if arguments.serve:
         from commands.serve import serve_store
 
@@ -47,6 +50,16 @@ def run_inspect(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         print(f"written: {path}")
     print_failures(failed)
     return int(bool(failed)), {"written": [str(path) for path in written]}
+
+
+def _inspect_run(arguments: Namespace) -> tuple[int, dict[str, Any]]:
+    """The page of a run."""
+    out = arguments.out or arguments.store / RUN_PAGE
+    text = run_page(read_run(arguments.store))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    print(f"written: {out}")
+    return 0, {"written": [str(out)]}
 
 
 def inspect_store(

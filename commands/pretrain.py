@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from commands.pages.run import watched_run
 from commands.terminal import CommandError, print_precision, print_table, shown
 from pipeline.toml_settings import parse_config, read_tables
 from training.engine import CONFIG, RECORD, Callbacks, DeviceName
@@ -23,6 +25,7 @@ def run_pretrain(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         resume=arguments.resume,
         workers=arguments.workers,
         device=arguments.device,
+        watch=arguments.watch,
     )
     if not done.is_first:
         arguments.json = None  # the first process writes it
@@ -39,6 +42,7 @@ def pretrain_with(
     resume: bool = False,
     workers: int | None = None,
     device: DeviceName = "auto",
+    watch: bool = False,
 ) -> Pretraining:
     """Pretrain with the settings of a recipe and a file; for the command and the flow.
 
@@ -50,11 +54,12 @@ def pretrain_with(
         resume: Go on with the run in `folder`.
         workers: Processes that read samples, where not the recipe's.
         device: Where to compute.
+        watch: Keep a page of the run up to date.
     """
     config = read_settings(file, name, resumed=folder if resume else None)
     if workers is not None:
         config = replace(config, run=replace(config.run, num_workers=workers))
-    return pretrain_shown(store, folder, config, resume=resume, device=device)
+    return pretrain_shown(store, folder, config, resume=resume, device=device, watch=watch)
 
 
 def read_settings(path: Path | None, name: Recipe | None, *, resumed: Path | None = None) -> PretrainConfig:
@@ -108,9 +113,11 @@ def pretrain_shown(
     resume: bool = False,
     device: DeviceName = "auto",
     again: str = "the same command with --resume",
+    watch: bool = False,
 ) -> Pretraining:
     """Pretrain with progress on stderr; tell on stdout what came of it, and what (`again`) would go on."""
-    with shown("pretrain") as show:
+    say_where_to_look(folder)
+    with watched_run(folder, watch) as page, shown("pretrain", page) as show:
         done = pretrain(
             store,
             folder,
@@ -122,6 +129,11 @@ def pretrain_shown(
     if done.is_first:
         tell(config, done, again)
     return done
+
+
+def say_where_to_look(folder: Path) -> None:
+    """Print what shows a run while it goes on."""
+    print(f"to look: tensorboard --logdir {folder}; mass inspect {folder}", file=sys.stderr)
 
 
 def tell(config: PretrainConfig, done: Pretraining, again: str) -> None:

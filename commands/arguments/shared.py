@@ -56,6 +56,14 @@ def add_training(add: argparse.ArgumentParser, recipes: Sequence[str], *, defaul
     add.add_argument("--resume", action="store_true", help="go on with the run in RUN, with its own settings")
     add_workers(add, "processes that read samples (default: the recipe's)", default=None)
     add_device(add)
+    add_watch(add, "RUN/run.html")
+
+
+def add_watch(add: argparse._ActionsContainer, page: str) -> None:
+    """Give a command the option --watch."""
+    add.add_argument(
+        "--watch", action="store_true", help=f"keep a page up to date that renews itself in a browser: {page}"
+    )
 
 
 def add_checkpoint(add: argparse.ArgumentParser, *, or_else: str = "") -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from commands.arguments.shared import add_workers, renamed
+from commands.arguments.shared import add_watch, add_workers, renamed
 
 
 def add_prepare(add: argparse.ArgumentParser) -> None:
@@ -31,6 +31,7 @@ def add_prepare(add: argparse.ArgumentParser) -> None:
         "--retry-failed", action="store_true", help="try failed scans again although nothing changed"
     )
     add.add_argument("--prune", action="store_true", help="remove scans whose sources are gone")
+    add_watch(add, "STORE-progress.html, beside the store")
     add.add_argument(
         "--embedded-server",
         action="store_true",
@@ -114,7 +115,7 @@ def add_score(add: argparse.ArgumentParser) -> None:
 
 def add_inspect(add: argparse.ArgumentParser) -> None:
     """The options of `mass inspect`."""
-    add.add_argument("store", type=Path, metavar="STORE")
+    add.add_argument("store", type=Path, metavar="STORE", help="a store, or the folder of a run")
     add.add_argument(
         "--scan", action="append", default=[], metavar="ID", help="this scan in full (may be repeated)"
     )

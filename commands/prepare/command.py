@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from commands.caches import has_compiled
 from commands.prepare.outcomes import RunReport
 from commands.prepare.prefect_server import prefect_server
 from commands.prepare.settings import Settings, print_report
@@ -30,6 +32,7 @@ def run_prepare(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         follow_links=arguments.follow_links,
         layout=arguments.layout,
         embedded_server=arguments.embedded_server,
+        watch=arguments.watch,
     )
     report = prepare_store(arguments.raw, arguments.store, Settings.read(arguments.config), options)
     print_report(report)
@@ -69,6 +72,7 @@ def run_flow(work: Work) -> None:
         from flows import prepare
 
         try:
+            say_where_to_look(work, settings)
             with working_on(work), temporary_settings(updates=settings):
                 prepare(
                     work.raw,
@@ -83,6 +87,21 @@ def run_flow(work: Work) -> None:
             if not work.ended:
                 raise
             print("Prefect's server is gone; all the work is done without it", file=sys.stderr)
+
+
+def say_where_to_look(work: Work, settings: Mapping[Any, Any]) -> None:
+    """Print what shows the run while it goes on: Prefect's page, where a server is there that has one."""
+    from prefect.settings import PREFECT_UI_URL, temporary_settings
+
+    if not work.options.scheduler and not has_compiled():
+        print(
+            "first run here: the first scan waits for code to be compiled (a minute or two)", file=sys.stderr
+        )
+    if work.server_is_kept:
+        with temporary_settings(updates=settings):
+            print(f"to look: Prefect's page {PREFECT_UI_URL.value()}", file=sys.stderr)
+    elif not work.options.watch:
+        print("to look: --watch keeps a page of the run up to date", file=sys.stderr)
 
 
 def import_for_tasks(options: Options) -> None:

@@ -17,15 +17,15 @@ import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from commands.prepare.outcomes import Outcome
 from commands.prepare.plan import Job, batches
 from commands.prepare.scan_task import without_paths
 from commands.prepare.work import Options, Work
-from commands.terminal import shown
+from commands.terminal import State, shown
 from pipeline.errors import Failure
 from pipeline.formats import hurry_reads
 from storage import IndexTail
@@ -74,13 +74,21 @@ class BatchScheduler:
     def run(self) -> None:
         """Work until all batches are done, or the run is stopped and those in flight are done."""
         began = time.monotonic()
-        with shown("prepare") as show, stopped_by_signals(self.work):
+        with self.watched() as page, shown("prepare", page) as show, stopped_by_signals(self.work):
             while self.in_flight or (self.waiting and not self.work.stop):
                 self.submit_batches()
                 self.collect_one()
                 self.look_ahead()
                 show(self.work.progress(began, ahead=self.ahead, in_hand=self.in_hand()))
         self.work.ended = True
+
+    def watched(self) -> AbstractContextManager[Callable[[State], None] | None]:
+        """Return what keeps a page of the run up to date, if that is wanted."""
+        if not self.work.options.watch:
+            return nullcontext()
+        from commands.pages.preparing import watched_preparing
+
+        return watched_preparing(self.work)
 
     def submit_batches(self) -> None:
         """Submit one batch per worker and, on Dask, one more, so that no worker has to wait for the next."""

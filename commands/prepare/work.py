@@ -81,6 +81,8 @@ class Options:
     """Remove scans from the store whose sources are gone."""
     follow_links: bool = False
     """Follow links that lead to folders outside of what is searched."""
+    watch: bool = False
+    """Keep a page of the run up to date."""
     layout: str = "auto"
     """How the files of a folder lie, one of `pipeline.discovery.LAYOUT_NAMES`."""
     embedded_server: bool = False

@@ -1,5 +1,7 @@
+from .charts import line_chart as line_chart
 from .html import (
     fact_list as fact_list,
+    figure as figure,
     number_list as number_list,
     page as page,
     table as table,

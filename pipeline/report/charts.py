@@ -8,7 +8,7 @@ Reads: numbers. Writes: an `<svg>` element as text. Bounds: no scripts, no fonts
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -119,6 +119,44 @@ def curves(positions: Sequence[str], series: Sequence[Curve], *, label: str, uni
     marks = list(zip(xs, positions, strict=True))
     levels = [(f, f"{f:g}") for f in (0.0, 0.25, 0.5, 0.75, 1.0)]
     height = _HEIGHT + 17 * ((len(series) + 1) // 2) + 4
+    return _chart(label, "".join(parts), marks, levels, unit, height=height)
+
+
+def line_chart(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, label: str, unit: str = ""
+) -> str:
+    """Return lines through points, with round numbers on both axes and a legend if there are several.
+
+    Args:
+        series: Positions, rising, and values of each line by its name; at most three lines.
+        label: What is shown.
+        unit: What the horizontal axis is.
+    """
+    x = np.concatenate([np.asarray(a, dtype=np.float64) for a, _ in series.values()])
+    y = np.concatenate([np.asarray(b, dtype=np.float64) for _, b in series.values()])
+    left, right = float(x.min()), max(float(x.max()), float(x.min()) + 1e-9)
+    low, high = float(y.min()), float(y.max())
+    if high - low < 1e-12:
+        low, high = low - 0.5 * abs(low) - 1e-6, high + 0.5 * abs(high) + 1e-6
+    width = _WIDTH - _LEFT - _RIGHT
+    parts = []
+    for style, (name, (positions, values)) in enumerate(series.items()):
+        spots = [
+            (_LEFT + width * (a - left) / (right - left), _y((b - low) / (high - low)))
+            for a, b in zip(positions, values, strict=True)
+        ]
+        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in spots)
+        ends = f"{_number(float(values[0]))} to {_number(float(values[-1]))}"
+        parts.append(
+            f'<polyline class="l{style}" points="{points}"><title>{escape(name)}: {ends}</title></polyline>'
+        )
+        if len(series) > 1:
+            at, row = _LEFT + (style % 2) * width / 2, _HEIGHT + 8 + 17 * (style // 2)
+            parts.append(f'<line class="l{style}" x1="{at}" x2="{at + 22}" y1="{row}" y2="{row}"/>')
+            parts.append(f'<text x="{at + 28}" y="{row + 4}">{escape(name)}</text>')
+    marks = [(_LEFT + width * (t - left) / (right - left), _number(t)) for t in _round_steps(left, right)]
+    levels = [((t - low) / (high - low), _number(t)) for t in _round_steps(low, high)]
+    height = _HEIGHT + (17 * ((len(series) + 1) // 2) + 4 if len(series) > 1 else 0)
     return _chart(label, "".join(parts), marks, levels, unit, height=height)
 
 

@@ -14,7 +14,15 @@ from pipeline.report.assets import POLICY, web_text
 from pipeline.report.overview import Picture
 
 
-def page(title: str, header: str, links: Sequence[tuple[str, str]], body: str, *, app: str = "") -> str:
+def page(
+    title: str,
+    header: str,
+    links: Sequence[tuple[str, str]],
+    body: str,
+    *,
+    app: str = "",
+    refresh_seconds: int = 0,
+) -> str:
     """Return a complete page, with style and script inline.
 
     Args:
@@ -23,12 +31,14 @@ def page(title: str, header: str, links: Sequence[tuple[str, str]], body: str, *
         links: (target, name) of the navigation.
         body: Contents, markup.
         app: Scripts of a page with a table or a viewer, markup (`pipeline.report.assets`).
+        refresh_seconds: How often the browser reads the page again; 0 for never.
     """
     style = web_text("page.css") + (web_text("explorer.css") if app else "")
+    refresh = f'<meta http-equiv="refresh" content="{refresh_seconds}">' if refresh_seconds else ""
     nav = "".join(f'<li><a href="{target}">{escape(name)}</a></li>' for target, name in links)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">{refresh}'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f"<title>{escape(title)}</title>\n<style>\n{style}</style></head>\n<body><header>{header}</header>"
         f'<nav aria-label="Sections"><ul>{nav}</ul></nav>\n<main>{body}</main>\n'

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.caches import cache_folder, choose_numba_cache
+from commands.caches import cache_folder, choose_numba_cache, has_compiled
 
 
 @pytest.fixture(autouse=True)
@@ -90,3 +90,17 @@ def test_a_user_without_a_name_and_a_home_gets_a_folder_of_ones_own(monkeypatch:
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", nobody)
     assert cache_folder() == Path(tempfile.gettempdir()) / f"mass3d-{os.getuid()}"
+
+
+def test_compiled_code_is_there_once_numba_has_kept_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    assert not has_compiled(tmp_path)
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "__pycache__" / "trees.cpython-311.pyc").touch()
+    assert not has_compiled(tmp_path)
+    (tmp_path / "__pycache__" / "trees.grow-12.py311.nbi").touch()
+    assert has_compiled(tmp_path)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "elsewhere"))
+    assert not has_compiled(tmp_path)

@@ -6,7 +6,12 @@ from .distributed import (
     joined_processes as joined_processes,
 )
 from .losses import LossTerms as LossTerms, segmentation_loss as segmentation_loss
-from .monitoring import Callbacks as Callbacks, TrainingProgress as TrainingProgress
+from .monitoring import (
+    METRICS as METRICS,
+    Callbacks as Callbacks,
+    TrainingProgress as TrainingProgress,
+    read_metrics as read_metrics,
+)
 from .optimisation import OptimisationConfig as OptimisationConfig
 from .precision import (
     ChosenPrecision as ChosenPrecision,
@@ -17,6 +22,7 @@ from .precision import (
 from .run_folder import (
     CHECKPOINTS as CHECKPOINTS,
     CONFIG as CONFIG,
+    PICTURES as PICTURES,
     RECORD as RECORD,
     RunConfig as RunConfig,
     RunRecord as RunRecord,

@@ -40,6 +40,7 @@ from training.files import write_atomically
 from training.network import TrainedOn
 
 CONFIG, RECORD, CHECKPOINTS, LOCK = "config.toml", "run.json", "checkpoints", ".lock"
+PICTURES = "pictures"
 
 CHANGEABLE = "run"
 """The table of settings that may differ when a run is resumed, because none of them changes a weight."""

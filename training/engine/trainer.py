@@ -50,7 +50,7 @@ from training.engine.optimisation import (
     update_average,
 )
 from training.engine.precision import ChosenPrecision, autocast, choose_precision
-from training.engine.run_folder import CHECKPOINTS, RunConfig
+from training.engine.run_folder import CHECKPOINTS, PICTURES, RunConfig
 from training.engine.task import BatchT, Task, TrainingResult, ViewsT
 from training.errors import CheckpointError, ConfigError
 
@@ -311,7 +311,7 @@ class Trainer(Generic[BatchT, ViewsT]):
         if monitor and self.last_evaluated_step < self.step:
             began = time.monotonic()
             if self.task.draw and views is not None and self._due(self.watch.draw_every):
-                path = self.folder / "pictures" / f"step-{self.step:08d}.png"
+                path = self.folder / PICTURES / f"step-{self.step:08d}.png"
                 path.parent.mkdir(exist_ok=True)
                 with torch.no_grad(), autocast(self.precision, self.device):
                     self.task.draw(self.average, views, path)
