@@ -162,8 +162,14 @@ def _predict_whole(
             progress(done, len(jobs))
         for (number, part), probabilities in zip(batch, found, strict=True):
             coarse.setdefault(number, []).append((part, probabilities[0]))
+    views_of = {
+        number: _fine_views([values for _, part in parts for values in part], shape, config)
+        for number, parts in coarse.items()
+    }
+    done = len(jobs)
+    total = done + sum(len(views_of[number]) * len(parts) for number, parts in coarse.items())
     for number, parts in coarse.items():
-        views = _fine_views([values for _, part in parts for values in part], shape, config)
+        views = views_of[number]
         windows = [to_window(image, window, view) for view in views]
         for part, values in parts:
             result = np.stack([from_window(value, shape) for value in values])
@@ -171,6 +177,9 @@ def _predict_whole(
             for first in range(0, len(windows), config.windows_at_once):
                 some = np.stack(windows[first : first + config.windows_at_once])
                 fine += list(_window_probabilities(net, some, prompts, [(number, part)], config, device)[0])
+                done += len(some)
+                if progress is not None:
+                    progress(done, total)
             _refine(result, views, fine)
             yield number, part, result
 

@@ -255,7 +255,14 @@ def test_fine_windows_draw_what_one_window_of_the_whole_scan_draws_roughly():
     for most in (0, 1, 8):
         net.encoded.clear()
         config = replace(WHOLE_SCANS, fine_windows=most)
-        found = predict_labels(net, image, prompt, config) == 1
+        told: list[tuple[int, int]] = []
+        found = (
+            predict_labels(
+                net, image, prompt, config, progress=lambda *counts, told=told: told.append(counts)
+            )
+            == 1
+        )
+        assert told == [(1, 1), (2, 2)][: 1 + bool(most)]
         dice.append(2 * (found & (labels == 1)).sum() / (found.sum() + labels.sum()))
         windows.append(sum(shape[0] for shape in net.encoded))
     assert 1 - dice[1] < (1 - dice[0]) / 2
