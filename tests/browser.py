@@ -53,6 +53,7 @@ class Tab:
         """Addresses that the page asked for, beside `data:` and `blob:`."""
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Performance.enable", timeDomain="threadTicks")  # counts from now on
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Carry out a command of the protocol and return its result."""
@@ -147,7 +148,6 @@ class Tab:
 
     def work_seconds(self) -> float:
         """Return what the page's main thread has worked, in seconds of a processor that is its own."""
-        self.call("Performance.enable", timeDomain="threadTicks")
         metrics = {one["name"]: one["value"] for one in self.call("Performance.getMetrics")["metrics"]}
         return float(metrics["TaskDuration"])
 

@@ -281,7 +281,7 @@ def test_5000_scans_take_less_than_3_seconds_of_work(tab: Tab, long_page: str) -
     with browser(chromium()) as fresh:  # its count of work begins at 0
         fresh.open(long_page)
         fresh.wait(f"{ROWS}.length > 0")
-        assert 0 < fresh.work_seconds() < 3
+        assert 0.01 < fresh.work_seconds() < 3
     tab.size(1400, 1000)
     tab.open(long_page)
     tab.wait(f"{ROWS}.length > 0")

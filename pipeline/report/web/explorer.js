@@ -6,6 +6,8 @@ import { LAYOUTS, Viewer } from "mass3d/viewer.js";
 
 const MODES = { ladder: "Atom to organ", proposals: "Proposals", labels: "Labels" };
 const MOST_SHOWN = 12; // Proposals at once: so many colours there are.
+const FIRST_SIZE = 2; // The size class shown first: 10 to 100 mL.
+const FIRST_ML = 30; // Size of the region shown first where no label says one.
 const MOST_OUTLINED = 12; // Structures up to which labels are outlined at first.
 const MOST_TRIED = 400; // Best-ranked proposals of a size that are looked at for disjoint ones.
 
@@ -26,7 +28,7 @@ export class Explorer {
     this.packs = packs;
     this.settings = settings;
     this.mode = "ladder";
-    this.wantedMl = null;
+    this.wantedMl = FIRST_ML;
     this.#build(box);
     this.viewer = new Viewer(this.stage, (point) => this.#moved(point));
   }
@@ -74,6 +76,7 @@ export class Explorer {
     if (pair) {
       const paint = new Uint8Array(scan.image.length);
       scan.labels[pair.label].values.forEach((value, voxel) => (paint[voxel] = value === pair.value));
+      this.wantedMl = paint.reduce((sum, one) => sum + one, 0) * scan.voxelMl || FIRST_ML;
       const middle = scan.middle(paint);
       if (middle) return middle;
     }
@@ -109,8 +112,8 @@ export class Explorer {
     this.rows = scan.proposalsAt(voxel);
     this.slider.max = String(this.rows.length);
     const sizes = this.rows.map((row) => Math.abs(Math.log(scan.proposal(row).ml / this.wantedMl)));
-    // After a move the step whose size is nearest to the one before; at first the middle of the ladder.
-    this.slider.value = String(this.wantedMl === null ? Math.ceil(this.rows.length / 2) : 1 + sizes.indexOf(Math.min(...sizes)));
+    // The step whose size is nearest to the one chosen last; at first to that of the structure shown.
+    this.slider.value = String(1 + sizes.indexOf(Math.min(...sizes)));
     this.#step();
   }
 
@@ -273,7 +276,7 @@ export class Explorer {
   #buildModes() {
     this.slider = element("input", { type: "range", min: "0", step: "1", id: "ladder", oninput: () => this.#stepped() });
     this.rung = element("p", { className: "rung" });
-    this.sizes = element("select", { onchange: () => this.#choose() }, ...this.settings.sizes.map(([name, low, high]) => element("option", { value: `${low} ${high ?? "Infinity"}` }, name)));
+    this.sizes = element("select", { onchange: () => this.#choose() }, ...this.settings.sizes.map(([name, low, high], k) => element("option", { value: `${low} ${high ?? "Infinity"}`, selected: k === FIRST_SIZE }, name)), element("option", { value: "0 Infinity" }, "every size"));
     this.sources = element("select", { onchange: () => this.#choose() });
     this.list = element("ul", { className: "chosen" });
     this.pairs = element("ul", { className: "pairs" });

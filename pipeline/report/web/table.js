@@ -3,6 +3,7 @@
 import { element, number, percent } from "mass3d/dom.js";
 import { parseQuery, sortRows } from "mass3d/query.js";
 
+const LONG = 40; // Letters from which a cell is set in three small lines.
 const MARGIN = 8; // Rows drawn above and below those in sight.
 
 // Values in the order in which pipeline/report/store_page.py writes them.
@@ -111,7 +112,8 @@ export class ScanTable {
 
   #cell(column, row) {
     const shown = String(column.show(row) ?? "");
-    return element("div", { role: "cell", className: column.numeric ? "figure" : "", title: shown, data: { key: column.key, name: column.name } }, shown);
+    const kind = column.numeric ? "figure" : shown.length > LONG ? "long" : "";
+    return element("div", { role: "cell", className: kind, title: shown, data: { key: column.key, name: column.name } }, shown);
   }
 
   #open(place) {
@@ -141,7 +143,7 @@ export class ScanTable {
 }
 
 const WIDTHS = {
-  scan: "minmax(150px, 2fr)", dataset: "minmax(110px, 1.2fr)", modality: "84px", split: "minmax(56px, .5fr)", size: "154px",
+  scan: "minmax(180px, 3fr)", dataset: "minmax(104px, 1fr)", modality: "84px", split: "minmax(56px, .5fr)", size: "154px",
   voxel: "72px", proposals: "98px", atoms: "74px", covered: "84px", outside: "78px", structures: "70px", iou: "84px", mb: "64px",
   unusual: "minmax(150px, 2fr)",
 };
