@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from commands.caches import set_process_defaults
 
     arguments = parser().parse_args(argv)
+    from commands.disk_errors import explain_disk_error
     from commands.terminal import CommandError
     from pipeline.errors import PipelineError
     from storage import StorageError
@@ -38,6 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.json.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     except (CommandError, PipelineError, StorageError, TrainingError) as error:
         print(f"mass: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        explained = explain_disk_error(error, vars(arguments).values())
+        if not explained:
+            raise
+        print(f"mass: {explained}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mass: interrupted; the same command goes on from here", file=sys.stderr)

@@ -1,0 +1,38 @@
+"""What a disk refuses, in one sentence that says what to do."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from pathlib import Path
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_TOO_MANY = {errno.EMFILE, errno.ENFILE}
+_MISPLACED = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+_BROKEN = {errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT, errno.ENOLCK, errno.ENOTCONN}
+
+
+def explain_disk_error(error: OSError, given: Iterable[object]) -> str:
+    """Return what a disk refused and what to do; empty where it may be no fault of the disk.
+
+    Args:
+        error: What the system said.
+        given: Arguments of the command. A path is named only if it lies in one of them or is one: other paths
+            may hold a patient's name.
+    """
+    path = str(error.filename) if isinstance(error.filename, str | Path) else ""
+    folders = [str(folder.absolute()) for folder in given if isinstance(folder, Path)]
+    is_given = any(path == folder or path.startswith(f"{folder}/") for folder in folders)
+    remedies = (
+        (_FULL, "Free space or raise the quota"),
+        (_FORBIDDEN, "Check who may write there"),
+        (_TOO_MANY, "Allow more open files (ulimit -n)"),
+        (_BROKEN, "Check the disk or the network"),
+        (_MISPLACED if is_given else set(), "Correct the path"),
+    )
+    remedy = next((words for numbers, words in remedies if error.errno in numbers), "")
+    if not remedy:
+        return ""
+    where = f"{path}: " if is_given else ""
+    return f"{where}{error.strerror}. {remedy}; what is finished is kept, the same command goes on from here"
