@@ -2,12 +2,13 @@
 
 *Reads*: the tags named below, never the pixels. *Writes*: `Header`. What identifies the patient is kept in
 `identity` only, to find it in paths. No other field can hold a name: free text such as descriptions is not
-read.
+read, and a text of the machine or the acquisition that names the patient is left out.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipeline.errors import NotAnImage, ScanError
 from pipeline.formats.dicom.frames import Frame, read_frames
 from pipeline.formats.dicom.parsing import DAMAGED, quiet_pydicom
 from pipeline.formats.dicom.values import find_floats, find_number, find_text
-from pipeline.formats.privacy import Identity, stand_in_for
+from pipeline.formats.privacy import Identity, Scrubber, stand_in_for
 
 _TAGS = [
     "SpecificCharacterSet",
@@ -176,7 +177,7 @@ def _header(path: Path, data: Any) -> Header:
         orientation, spacing = frames[0].orientation, frames[0].pixel_spacing_mm
     if frames is not None and num_frames == 1:  # an enhanced file of a single slice
         position, frames = frames[0].position_xyz_mm, None
-    codes = [find_text(data, tag) for tag in ("PatientID", "PatientBirthDate", "OtherPatientIDs")]
+    identity = _identity(data, study or series)
     return Header(
         path=path,
         sop_class=find_text(data, "SOPClassUID"),
@@ -199,14 +200,32 @@ def _header(path: Path, data: Any) -> Header:
         order=_order(data),
         frames=frames,
         first_rescale=frames[0].rescale if frames else (1.0, 0.0),
-        facts=tuple((tag, find_text(data, tag)[:64]) for tag in _FACTS if find_text(data, tag)),
-        identity=Identity(
-            name=find_text(data, "PatientName"),
-            codes=tuple(code for code in codes if code),
-            patient_id=codes[0],
-            stand_in=stand_in_for(study or series),
-        ),
+        facts=_facts(data, identity),
+        identity=identity,
     )
+
+
+def _identity(data: Any, uid: str) -> Identity:
+    """Return what identifies the patient in a header."""
+    codes = [find_text(data, tag) for tag in ("PatientID", "PatientBirthDate", "OtherPatientIDs")]
+    return Identity(
+        name=find_text(data, "PatientName"),
+        codes=tuple(code for code in codes if code),
+        patient_id=codes[0],
+        stand_in=stand_in_for(uid),
+    )
+
+
+def _facts(data: Any, identity: Identity) -> tuple[tuple[str, str], ...]:
+    """Return (tag, text) of the machine and the acquisition, without texts that name the patient."""
+    scrubber = _scrubber(identity)
+    texts = ((tag, find_text(data, tag)[:64]) for tag in _FACTS)
+    return tuple((tag, text) for tag, text in texts if text and not scrubber.holds_identity(text))
+
+
+@lru_cache(maxsize=16)
+def _scrubber(identity: Identity) -> Scrubber:
+    return Scrubber([(Path(), identity)])
 
 
 def _is_compressed(data: Any) -> bool:

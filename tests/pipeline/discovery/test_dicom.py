@@ -383,3 +383,9 @@ def test_pseudonyms_and_words_that_name_nobody_are_left_alone() -> None:
     )
     assert scrubber.path(Path("sts_sarcoma/STS_002/CT_1.nii.gz")) == "sts_sarcoma/anon-1/CT_1.nii.gz"
     assert scrubber.path(Path("removed/anonymous/002")) == "removed/anonymous/002"
+
+
+def test_a_text_of_the_machine_that_names_the_patient_is_left_out(tmp_path: Path) -> None:
+    tags = {"Manufacturer": "Doe Devices", "ManufacturerModelName": "Model 5", "BodyPartExamined": "XK4711"}
+    path = write_dicom(tmp_path / "s", phantom(), tags=tags)[0]
+    assert dict(read_header(path).facts) == {"ManufacturerModelName": "Model 5"}
