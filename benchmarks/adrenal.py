@@ -108,7 +108,7 @@ def prepare(raw: Path, out: Path, workers: int, scans: int | None) -> Store:
 def cut_set(raw: Path, copy: Path, scans: int) -> Path:
     """Write the first scans of every part, for a quick look; the same file is not written again."""
     if not copy.exists():
-        with np.load(raw) as file:
+        with np.load(raw, allow_pickle=False) as file:
             np.savez_compressed(copy, **{name: file[name][:scans] for name in file.files})
     return copy
 

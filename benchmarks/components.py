@@ -66,7 +66,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the table here")
     options = parser.parse_args()
     codes = (
-        np.load(options.scan) if options.scan.suffix == ".npy" else stretched_ct(options.scan, options.edge)
+        np.load(options.scan, allow_pickle=False)
+        if options.scan.suffix == ".npy"
+        else stretched_ct(options.scan, options.edge)
     )
     levels = Levels(
         codes=codes,

@@ -243,7 +243,7 @@ def read_published(masks: Path, image: Path, num_written: int) -> None:
     """Read the image and 13 masks of one block of chunks; a real sample's masks lie in several blocks."""
     import h5py
 
-    np.load(image)
+    np.load(image, allow_pickle=False)
     chosen = np.linspace(0, num_written - 1, min(NUM_WORD_MASKS, num_written)).astype(int)
     with h5py.File(masks) as file:
         file["masks"][np.unique(chosen)].astype(np.float32)

@@ -1,10 +1,13 @@
-"""What a disk refuses, in one sentence that says what to do."""
+"""What a disk refuses or cannot do, in one sentence that says what to do."""
 
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+
+from storage import check_locks
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -36,3 +39,9 @@ def explain_disk_error(error: OSError, given: Iterable[object]) -> str:
         return ""
     where = f"{path}: " if is_given else ""
     return f"{where}{error.strerror}. {remedy}; what is finished is kept, the same command goes on from here"
+
+
+def warn_of_locks(store: Path) -> None:
+    """Say so where locks on a store are known to this machine only; an error where there are none."""
+    if warning := check_locks(store):
+        print(f"warning: {warning}", file=sys.stderr)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from commands.disk_errors import warn_of_locks
 from commands.prepare.outcomes import counted_scans, failure_values
 from commands.score import chosen_ids
 from commands.terminal import CommandError, counted, print_failures, print_table
@@ -60,6 +61,7 @@ def run_import_masks(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     """Mass import-masks."""
     store = open_store(arguments.store)
     store.require_current()
+    warn_of_locks(store.path)
     sweep(store.path)
     store = open_store(arguments.store)
     if arguments.remove is not None:

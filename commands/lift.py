@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
+from commands.disk_errors import warn_of_locks
 from commands.prepare.outcomes import counted_scans, failure_values
 from commands.terminal import counted, print_failures
 from pipeline.errors import Failure
@@ -24,6 +25,7 @@ def run_lift(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     """Mass lift."""
     store = open_store(arguments.store)
     before = store.info.format_version
+    warn_of_locks(store.path)
     sweep(store.path)
     if before != FORMAT_VERSION:
         # First: until its last scan is lifted a store holds both, and an older mass3d must not read it.

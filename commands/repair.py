@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from commands.disk_errors import warn_of_locks
 from commands.prepare.command import run_flow
 from commands.prepare.outcomes import RunReport, counted_scans, failure_values
 from commands.prepare.plan import Job, Plan
@@ -51,6 +52,7 @@ def run_repair(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     searches = _searches(arguments) if damaged else ()
     entries = read_index(store.path).entries  # before the sweep, which forgets scans without a COMMIT.json
     removed = _remove_strays(store, problems, damaged)
+    warn_of_locks(store.path)
     sweep(store.path)
     failures: list[Failure] = []
     report: RunReport | None = None

@@ -198,6 +198,11 @@ def counted(title: str, things: Sequence[Thing], *, failed: Sized = ()) -> Itera
         tell(len(things))
 
 
+def printable(text: object) -> str:
+    """Return a text without the characters that steer a terminal: names in files may hold any."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table to stdout, as wide as the terminal (120 where there is none); numbers to the right."""
     import rich.box
@@ -211,7 +216,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
         numeric = bool(body) and all(isinstance(row[number], int | float) for row in body)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in body:
-        cells = (f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row)
+        cells = (f"{cell:,}" if isinstance(cell, int) else printable(cell) for cell in row)
         table.add_row(*(rich.text.Text(cell) for cell in cells))
     rich.console.Console(width=None if sys.stdout.isatty() else 120).print(table)
 

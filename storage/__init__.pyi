@@ -9,6 +9,7 @@ from .errors import (
     StorageError as StorageError,
     StoreExists as StoreExists,
     StoreFull as StoreFull,
+    StoreLocksMissing as StoreLocksMissing,
     StoreNotFound as StoreNotFound,
 )
 from .layout import (
@@ -48,6 +49,7 @@ from .writing import (
     LedgerEntry as LedgerEntry,
     LedgerFile as LedgerFile,
     Problem as Problem,
+    check_locks as check_locks,
     commit_scan as commit_scan,
     finish as finish,
     lift_scan as lift_scan,

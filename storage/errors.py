@@ -5,6 +5,7 @@
     ├── StoreExists         (FileExistsError)    there is something at this path already
     ├── FormatVersionError  (ValueError)         written by a newer version, or not a mass3d store
     ├── StoreFull           (OSError)            no space or quota left; no incomplete files remain
+    ├── StoreLocksMissing   (OSError)            the file system does not keep two writers apart
     ├── ScanNotFound        (KeyError)           no committed scan with this id
     ├── ScanExists          (FileExistsError)    a different scan with this id is committed
     ├── InvalidRecord       (ValueError)         a scan that violates the rules of the format
@@ -41,6 +42,10 @@ class FormatVersionError(StorageError, ValueError):
 
 class StoreFull(StorageError, OSError):
     """No space or quota left on the store's file system; no incomplete files remain."""
+
+
+class StoreLocksMissing(StorageError, OSError):
+    """The store's file system does not keep two writers apart."""
 
 
 class ScanNotFound(StorageError, KeyError):

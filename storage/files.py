@@ -1,7 +1,7 @@
 """File operations that leave either the old or the new state after a crash, a full disk or a second writer.
 
 Locks are `flock`: the kernel releases them when their holder dies. On NFS they need Linux 2.6.12 or later, on
-Lustre the mount option `flock`.
+Lustre the mount option `flock`; `storage.check_locks` tries them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from storage.errors import StoreFull
+from storage.errors import StoreFull, StoreLocksMissing
 from storage.layout import LOCK_FILE, TEMPORARY_FOLDER
 
 # EFBIG: a limit on the size of one file (ulimit -f) is treated like a quota.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL}
 
 
 @contextmanager
@@ -41,6 +43,25 @@ def full_disk_named(store: Path, doing: str) -> Iterator[None]:
         ) from error
 
 
+def flock(handle: int, operation: int, where: Path) -> None:
+    """Lock an open file, as `fcntl.flock` does.
+
+    Raises:
+        BlockingIOError: Another handle has the lock, and the operation does not wait.
+        StoreLocksMissing: The file system has no locks.
+    """
+    try:
+        fcntl.flock(handle, operation)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise StoreLocksMissing(
+            f"{where}: its file system has no locks ({os.strerror(error.errno)}), so that two writers could "
+            "damage the store. Mount it with locks (NFS: a running lock service; Lustre: -o flock), or "
+            "choose another folder"
+        ) from error
+
+
 @contextmanager
 def reader_lock(store: Path) -> Iterator[None]:
     """Keep writers from publishing inside the block; needs no write permission, and no existing lock file."""
@@ -50,7 +71,7 @@ def reader_lock(store: Path) -> Iterator[None]:
         yield
         return
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH)
+        flock(handle, fcntl.LOCK_SH, store)
         yield
     finally:
         os.close(handle)
@@ -61,7 +82,7 @@ def store_lock(store: Path) -> Iterator[None]:
     """Hold the store's lock inside the block, for renames and index lines. Not reentrant."""
     handle = os.open(store / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        flock(handle, fcntl.LOCK_EX, store)
         yield
     finally:
         os.close(handle)
@@ -71,7 +92,7 @@ def take_lock(path: Path, *, create: bool) -> int | None:
     """Return an open, locked handle on `path`, or None if another running process holds the lock."""
     handle = os.open(path, os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0), 0o666)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, path.parent)
     except BlockingIOError:
         os.close(handle)
         return None

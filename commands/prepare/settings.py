@@ -15,7 +15,7 @@ from typing import Any
 from commands.caches import cache_folder
 from commands.prepare.outcomes import Outcome, RunReport, counted_scans
 from commands.prepare.plan import Done, Found, Known, Plan, Wanted, make_plan
-from commands.terminal import counted, print_failures, print_table
+from commands.terminal import counted, print_failures, print_table, printable
 from pipeline.discovery import Discovery, Source, choices_digest, source_digest, source_stat
 from pipeline.errors import Failure, UnreadableFile
 from pipeline.ingest import IDLE_SETTINGS, INGEST_VERSION, LATER_SETTINGS, REFUSALS_VERSION, IngestConfig
@@ -188,7 +188,7 @@ def print_plan(
 ) -> None:
     """Print what was found and what is going to be done, before it is."""
     for note in discovery.notes:
-        print(f"  {note}")
+        print(f"  {printable(note)}")
     found = len(discovery.sources) + len(discovery.failures)
     print(f"{counted_scans(found)} found: {len(plan.jobs)} to do, {len(plan.done)} done before")
     for why, count in plan.reasons().items():

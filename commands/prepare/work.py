@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from commands.disk_errors import warn_of_locks
 from commands.prepare.outcomes import Outcome, RunReport
 from commands.prepare.plan import Job, Plan
 from commands.prepare.remembered import Search, remember_search
@@ -272,6 +273,7 @@ def plan_work(raw: Path, store_path: Path, settings: Settings, options: Options)
     before = store.info.config
     if before != config:
         store.set_config(config, spacing_mm=settings.ingest.spacing_mm)
+    warn_of_locks(store_path)
     sweep(store_path)
     search = Search(raw=str(raw.absolute()), layout=options.layout, follow_links=options.follow_links)
     remember_search(store_path, search)

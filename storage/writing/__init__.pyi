@@ -14,6 +14,9 @@ from .lifting import (
     lift_scan as lift_scan,
     scans_to_lift as scans_to_lift,
 )
+from .locks import (
+    check_locks as check_locks,
+)
 from .scan_writer import (
     write_scan as write_scan,
 )
