@@ -6,6 +6,9 @@
 #   make test-without-bfloat16   the tests of training on a CPU whose newer instructions are hidden
 #   make coverage   branches of pipeline and storage that their tests take
 #   make lint    ruff and mypy
+#   make audit   known vulnerabilities in the pinned packages; skipped where no database can be reached
+#   make sbom OUT=sbom.json   the list of parts (CycloneDX) of what is installed
+#   make pins    release/requirements-*.txt: every package of a release with its checksum
 #   make docs    the site of docs/ in site/, with every link checked
 #   make bench   speed, memory, bytes and kills; the other scripts of benchmarks/ ask for data, --help tells which
 #   make quality MANIFEST=M.csv OUT=DIR   proposals against labels, beside other methods; also ablation, held-out
@@ -19,7 +22,7 @@ WORKERS ?= 2
 # A file stays in one process, which keeps its fixtures.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-without-bfloat16 coverage lint format docs bench quality ablation held-out clean
+.PHONY: demo test test-without-bfloat16 coverage audit sbom pins lint format docs bench quality ablation held-out clean
 
 demo: $(STAMP)
 	$(BIN)/mass demo
@@ -33,6 +36,16 @@ test-without-bfloat16: $(STAMP)
 
 coverage: $(STAMP)
 	$(PYTEST) tests/pipeline tests/storage --cov --cov-report=term
+
+audit: $(STAMP)
+	$(BIN)/python release/check.py audit
+
+sbom: $(STAMP)
+	$(BIN)/python release/check.py sbom "$(or $(OUT),sbom.json)" --python $(BIN)/python
+
+pins: $(STAMP)
+	$(BIN)/python release/pins.py
+	$(BIN)/python release/pins.py --tools
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -60,4 +73,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build site *.egg-info
+	rm -rf $(VENV) .venv-release .pytest_cache .mypy_cache .ruff_cache build site *.egg-info

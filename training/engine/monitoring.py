@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,6 +109,8 @@ class Monitor:
         self._path = folder / METRICS
         if self._path.exists():
             drop_lines_after(self._path, step)
+        self._hook = threading.excepthook
+        threading.excepthook = self._note_thread_error
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._board: Any = SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1)
 
@@ -132,8 +135,14 @@ class Monitor:
 
     def close(self) -> None:
         """Close the files."""
+        threading.excepthook = self._hook
         self._file.close()
         self._board.close()
+
+    def _note_thread_error(self, error: threading.ExceptHookArgs) -> None:
+        """Print what a thread dies of, but not that TensorBoard's cannot write: its next call says so."""
+        if not isinstance(error.exc_value, OSError):
+            self._hook(error)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+import threading
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training.engine.monitoring import METRICS, Monitor, TrainingProgress, drop_lines_after, read_metrics
@@ -61,3 +64,28 @@ def test_progress_tells_time_left_from_the_steps_of_this_process() -> None:
     assert progress.line() == (
         "step 900/1000, loss 0.913, 5.1 samples/s, 1 % waiting for data, 3 min 20 s left"
     )
+
+
+def test_a_full_disk_of_tensorboards_thread_is_raised_not_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = threading.excepthook
+    monitor = Monitor(tmp_path, step=0)
+
+    def fail(error: type[Exception]) -> None:
+        def die() -> None:
+            raise error("what a thread dies of")
+
+        thread = threading.Thread(target=die)
+        thread.start()
+        thread.join()
+
+    fail(OSError)
+    assert "what a thread dies of" not in capsys.readouterr().err
+    threading.excepthook = monitor._note_thread_error
+    monitor._hook = lambda error: print(f"printed: {error.exc_value}", file=sys.stderr)
+    fail(ValueError)
+    assert "printed: what a thread dies of" in capsys.readouterr().err
+    monitor._hook = before
+    monitor.close()
+    assert threading.excepthook is before
