@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.torture_children import become_reaper
+from benchmarks.torture_company import clock_life, company_life
 from benchmarks.torture_kills import KILLS_A_LIFE, Life, count_calls, fault_life, full_life, kill_life
 from benchmarks.torture_subjects import Subject, import_all, one_thread, subjects
 from commands.prepare.prefect_server import prefect_server
@@ -128,6 +129,22 @@ class Torture:
                     full_life(self.made[name], self.undisturbed(name), folder, seed=self.seed, number=number)
                 )
 
+    def crowd(self, times: int) -> None:
+        """Run writers of stores two and three times at once."""
+        for name, wanted in shared(times, {"prepare": 1, "commit": 2, "import": 1}).items():
+            while len(self.record.of("at once", name)) < wanted:
+                number, folder = self.life("at once", name)
+                self.record.add(company_life(self.made[name], self.undisturbed(name), folder, number=number))
+
+    def set_clocks_back(self, times: int) -> None:
+        """Set the clock back in the middle of a run."""
+        for name, wanted in shared(times, dict.fromkeys(SHARES, 1.0)).items():
+            while len(self.record.of("clock back", name)) < wanted:
+                number, folder = self.life("clock back", name)
+                self.record.add(
+                    clock_life(self.made[name], self.undisturbed(name), folder, seed=self.seed, number=number)
+                )
+
     def mutate(self, inputs: int) -> None:
         """Read files with random faults, some hundred in a process."""
         while (done := self.record.disturbances("inputs", "all formats")) < inputs:
@@ -159,8 +176,8 @@ def mutated_inputs(count: int, *, seed: int, number: int) -> Life:
     if run.returncode:
         life.wrong = (run.stdout + run.stderr).splitlines()[-20:]
     else:
-        rows = [line.split() for line in run.stdout.splitlines()[1:-1]]
-        life.told = sum(int(row[-4]) for row in rows if len(row) >= 5)
+        rows = [line.split()[-4:] for line in run.stdout.splitlines()]
+        life.told = sum(int(row[0]) for row in rows if len(row) == 4 and all(map(str.isdigit, row)))
     return life
 
 
@@ -225,7 +242,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name, default in (("kills", 20), ("faults", 10), ("full", 5), ("inputs", 100), ("seed", 0)):
+    defaults = {"kills": 20, "faults": 10, "full": 5, "at-once": 4, "clocks": 5, "inputs": 100, "seed": 0}
+    for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--work", type=Path, help="folder to work in, and to go on from (default: a new one)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="default: torture.json in the work folder")
@@ -245,6 +263,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         torture.kill(arguments.kills)
         torture.fail(arguments.faults)
         torture.fill(arguments.full)
+        torture.crowd(arguments.at_once)
+        torture.set_clocks_back(arguments.clocks)
     torture.mutate(arguments.inputs)
     print_table(record.lines)
     document = {"columns": COLUMNS, "rows": table_of(record.lines), "lives": record.lines}

@@ -1,11 +1,10 @@
 """Pin every package of a release, with the checksum of the file that pip takes.
 
-    python release/pins.py                    release/requirements-3.11.txt, -3.12.txt, -3.13.txt
-    python release/pins.py --python 3.12      one of them
-    python release/pins.py --tools            release/tools.txt: what `make audit` and `make sbom` run
+    python release/pins.py            release/requirements-3.11.txt, for the Python that runs it
+    python release/pins.py --tools    release/tools.txt: what `make audit` and `make sbom` run
 
 *Reads* pyproject.toml and constraints.txt, and asks pip, which asks the index that it is set up for; nothing
-is installed. *Writes* a file for each Python, for Linux on x86-64, to install with
+is installed. *Writes* a file for this kind of machine, to install with
 
     pip install --require-hashes --no-deps -r release/requirements-3.11.txt
 
@@ -17,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import re
 import subprocess
 import sys
@@ -29,6 +29,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 
 PYTHONS = ("3.11", "3.12", "3.13")
+"""What the tools may run on: their file has the checksums of all."""
 
 TOOLS = ("pip-audit==2.10.1", "cyclonedx-bom==7.5.0")
 
@@ -36,12 +37,12 @@ BUILDS_OF_TORCH = re.compile(r"torch|triton|nvidia-.*|cuda-.*")
 """Packages whose files differ from machine to machine."""
 
 
-def resolve(requirements: Iterable[str], python: str) -> list[Mapping[str, Any]]:
+def resolve(requirements: Iterable[str], python: str = "") -> list[Mapping[str, Any]]:
     """Return what pip would install, as its report has it.
 
     Args:
         requirements: As on pip's command line.
-        python: Version that the packages are for.
+        python: Version that the packages are for, where it is not this one; wheels only.
 
     Raises:
         subprocess.CalledProcessError: pip finds no set of packages.
@@ -50,7 +51,8 @@ def resolve(requirements: Iterable[str], python: str) -> list[Mapping[str, Any]]
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
         command += ["--constraint", str(ROOT / "constraints.txt"), "--report", str(report)]
-        command += ["--python-version", python, "--only-binary", ":all:", "--target", folder]
+        if python:
+            command += ["--python-version", python, "--only-binary", ":all:", "--target", folder]
         subprocess.run([*command, *requirements], check=True)
         found: list[Mapping[str, Any]] = json.loads(report.read_text())["install"]
     return found
@@ -91,7 +93,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--python", choices=PYTHONS, action="append", help="of several, may be repeated")
     parser.add_argument("--tools", action="store_true")
     arguments = parser.parse_args(argv)
     folder = ROOT / "release"
@@ -101,14 +102,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         (folder / "tools.txt").write_text(pinned(found, title=title))
         return 0
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    for python in arguments.python or PYTHONS:
-        found = resolve(project["dependencies"], python)
-        title = (
-            f"Made by `python release/pins.py`: mass3d {project['version']} on Python {python}, Linux, x86-64"
-        )
-        path = folder / f"requirements-{python}.txt"
-        path.write_text(pinned(found, title=title))
-        print(f"{path.relative_to(ROOT)}: {len(found)} packages")
+    python = ".".join(platform.python_version_tuple()[:2])
+    found = resolve(project["dependencies"])
+    what = f"mass3d {project['version']} on Python {python}, {platform.system()}, {platform.machine()}"
+    path = folder / f"requirements-{python}.txt"
+    path.write_text(pinned(found, title=f"Made by `python release/pins.py`: {what}"))
+    print(f"{path.relative_to(ROOT)}: {len(found)} packages")
     return 0
 
 

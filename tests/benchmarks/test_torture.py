@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.torture import Record, empty, shared, table_of
 from benchmarks.torture_children import become_reaper, run_child
+from benchmarks.torture_company import clock_life, clock_set_back, company_life
 from benchmarks.torture_faults import Fault, can_mount, injected
 from benchmarks.torture_kills import Life, count_calls, fault_life, full_life, kill_life
 from benchmarks.torture_subjects import Subject, commit_subject, run_undisturbed, tree_digests
@@ -73,6 +74,19 @@ def test_where_nothing_can_be_mounted_files_are_limited(
     life = full_life(commit, undisturbed, empty(tmp_path / "life"), seed=1, number=0)
     assert (life.wrong, life.disturbances) == ([], 1)
     assert can_mount(tmp_path / "disk") in (True, False)
+
+
+def test_runs_at_once_and_a_clock_that_is_set_back_change_nothing(
+    commit: Subject, undisturbed: Path, tmp_path: Path
+) -> None:
+    together = company_life(commit, undisturbed, empty(tmp_path / "together"), number=1)
+    assert (together.wrong, together.disturbances) == ([], 3)
+    assert clock_life(commit, undisturbed, empty(tmp_path / "clock"), seed=1, number=0).wrong == []
+    before = time.time()
+    with clock_set_back(after_calls=1):
+        assert time.time() >= before
+        assert before - time.time() > 80_000
+    assert time.time() >= before
 
 
 def careless(write: Callable[[Path], int]) -> Subject:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from training.classification.embedding import EmbeddingConfig, ScanFeatures, encode_scan, encoder_digest
 from training.errors import CheckpointError
 from training.files import write_atomically
-from training.network import Iris, in_fixed_order, load_checkpoint
+from training.network import Iris, check_seal, in_fixed_order, load_checkpoint
 
 HEAD, ENCODER = "head.safetensors", "encoder.safetensors"
 Kind = Literal["attention", "linear"]
@@ -181,6 +181,7 @@ def load_head(path: Path) -> tuple[Head, HeadCard]:
         CheckpointError: There is no such file, or it does not contain a head.
     """
     try:
+        check_seal(path)
         with safe_open(path, framework="pt") as file:
             document = json.loads((file.metadata() or {}).get(_METADATA, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping

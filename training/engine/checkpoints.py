@@ -18,6 +18,7 @@ import torch
 
 from training.errors import CheckpointError
 from training.files import write_atomically
+from training.network import check_archive
 
 FORMAT, FORMAT_VERSION = "mass3d checkpoint", 1
 BEST = "best.pt"
@@ -60,6 +61,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: The file is missing, damaged, or not a checkpoint of this format version.
     """
     try:
+        check_archive(path)
         document = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: there is no such file") from error

@@ -32,6 +32,11 @@ from .preparation import (
     preparation_warning as preparation_warning,
     recorded_beside as recorded_beside,
 )
+from .sealing import (
+    check_archive as check_archive,
+    check_seal as check_seal,
+    in_fixed_order as in_fixed_order,
+)
 from .task_encoding import NUM_QUERIES as NUM_QUERIES
 from .weights import (
     MODEL_CARD as MODEL_CARD,
@@ -40,7 +45,6 @@ from .weights import (
     WhichWeights as WhichWeights,
     convert_weights as convert_weights,
     export_weights as export_weights,
-    in_fixed_order as in_fixed_order,
     installed_versions as installed_versions,
     load_checkpoint as load_checkpoint,
 )

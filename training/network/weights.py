@@ -28,6 +28,7 @@ from training.files import write_atomically
 from training.network.encoder import Widths
 from training.network.iris import Iris
 from training.network.preparation import TrainedOn, recorded_beside
+from training.network.sealing import SEAL, check_archive, check_seal, in_fixed_order
 
 WhichWeights = Literal["ema", "model"]
 StateDict = dict[str, Tensor]
@@ -186,7 +187,9 @@ def _card_of(source: Path, net: Iris, weights: WhichWeights) -> ModelCard:
     if source.suffix == ".safetensors":
         with safe_open(source, framework="pt") as opened:
             stored = opened.metadata() or {}
-        metadata = {name: text for name, text in stored.items() if name not in ("format", _ARCHITECTURE)}
+        metadata = {
+            name: text for name, text in stored.items() if name not in ("format", _ARCHITECTURE, SEAL)
+        }
         document["store_digest"] = json.loads(stored.get(_ARCHITECTURE, "{}")).get("store_digest", "")
     elif source.is_file():
         document = torch.load(source, map_location="cpu", weights_only=True)
@@ -213,19 +216,6 @@ def _card_of(source: Path, net: Iris, weights: WhichWeights) -> ModelCard:
         trained_on=net.trained_on,
         summary="Converted by mass export-weights.",
     )
-
-
-def in_fixed_order(written: bytes) -> bytes:
-    """Return the bytes of a safetensors file with sorted metadata; the library's order is random.
-
-    The format is: length of the header (8 bytes, little endian), header (JSON, padded with spaces), data.
-    """
-    start = 8 + int.from_bytes(written[:8], "little")
-    header = json.loads(written[8:start])
-    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + written[start:]
 
 
 def load_checkpoint(path: Path | str, *, weights: WhichWeights = "ema") -> Iris:
@@ -299,6 +289,7 @@ def _read_safetensors(path: Path) -> tuple[StateDict, TrainedOn | None]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+        check_seal(path)
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a safetensors file, or a damaged one: {error}") from error
@@ -310,6 +301,7 @@ def _read_safetensors(path: Path) -> tuple[StateDict, TrainedOn | None]:
 
 
 def _read_torch(path: Path, weights: WhichWeights) -> tuple[StateDict, TrainedOn | None]:
+    check_archive(path)
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
