@@ -31,6 +31,8 @@ def run_inspect(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     """Mass inspect."""
     if is_run(arguments.store):
         return _inspect_run(arguments)
+    if arguments.against is not None or arguments.store.suffix.lower() == ".json":
+        return _inspect_evaluation(arguments)
     if arguments.serve:
         from commands.serve import serve_store
 
@@ -60,6 +62,28 @@ def _inspect_run(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     out.write_text(text, encoding="utf-8")
     print(f"written: {out}")
     return 0, {"written": [str(out)]}
+
+
+def _inspect_evaluation(arguments: Namespace) -> tuple[int, dict[str, Any]]:
+    """The page of the JSON of `mass evaluate`, or of results of `mass segment` beside a store's labels."""
+    from commands.pages.evaluation import compare, evaluation_page, read_evaluation, results_page
+
+    where: Path = arguments.store
+    failed: list[Failure] = []
+    if arguments.against is None:
+        text = evaluation_page(where.name, read_evaluation(where))
+    else:
+        if not where.is_dir():
+            raise CommandError(f"{where}: --against takes a folder of results of `mass segment`")
+        store = open_store(arguments.against)
+        compared, failed = compare(store, where, arguments.scan)
+        text = results_page(store, where, compared, round(arguments.megabytes * 1e6 * 3 / 4))
+    out = arguments.out or where.with_name(f"{where.stem}-page.html")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    print(f"written: {out}")
+    print_failures(failed)
+    return int(bool(failed)), {"written": [str(out)], "failed": [failure.scan_id for failure in failed]}
 
 
 def inspect_store(

@@ -115,7 +115,18 @@ def add_score(add: argparse.ArgumentParser) -> None:
 
 def add_inspect(add: argparse.ArgumentParser) -> None:
     """The options of `mass inspect`."""
-    add.add_argument("store", type=Path, metavar="STORE", help="a store, or the folder of a run")
+    add.add_argument(
+        "store",
+        type=Path,
+        metavar="STORE",
+        help="a store, the folder of a run, the JSON of `mass evaluate`, or a folder of `mass segment`",
+    )
+    add.add_argument(
+        "--against",
+        type=Path,
+        metavar="STORE",
+        help="results of `mass segment` beside the labels of this store, the worst first",
+    )
     add.add_argument(
         "--scan", action="append", default=[], metavar="ID", help="this scan in full (may be repeated)"
     )

@@ -12,7 +12,7 @@ from html import escape
 from commands.pages.watch import watched
 from commands.prepare.work import Work
 from commands.terminal import State
-from pipeline.report import number_list, page, table
+from pipeline.report import html_page, number_list, table
 
 _MOST_SCANS = 200
 
@@ -62,7 +62,7 @@ def preparing_page(work: Work, *, now: str = "", refresh_seconds: int = 0) -> st
     links = [("#failed", "Failed")] * bool(failed) + [("#scans", "Prepared")] * bool(committed)
     name = work.store_path.resolve().name
     header = f"<h1>{escape(name)}</h1>{state}{number_list(numbers)}"
-    return page(f"{name} · mass prepare", header, links, "".join(parts), refresh_seconds=refresh_seconds)
+    return html_page(f"{name} · mass prepare", header, links, "".join(parts), refresh_seconds=refresh_seconds)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from PIL import Image
 
 from commands.pages.watch import watched
 from commands.terminal import CommandError, State
-from pipeline.report import Picture, fact_list, figure, line_chart, number_list, page, table
+from pipeline.report import Picture, fact_list, figure, html_page, line_chart, number_list, table
 
 RUN_PAGE = "run.html"
 """Name of the page in the run's folder, where no other is given."""
@@ -132,7 +132,7 @@ def run_page(run: RunContents, *, now: str = "", refresh_seconds: int = 0) -> st
     body = "".join(f'<h2 id="{anchor}">{escape(title)}</h2>{text}' for anchor, title, text in there)
     state = f'<p class="state" role="status">{escape(now or _state(run))}</p>'
     header = f"<h1>{escape(run.name)}</h1>{state}{number_list(_numbers(run))}"
-    return page(
+    return html_page(
         f"{run.name} · run",
         header,
         [(f"#{anchor}", title) for anchor, title, _ in there],

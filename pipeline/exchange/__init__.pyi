@@ -14,4 +14,9 @@ from .placing import (
     PlacedMasks as PlacedMasks,
     Target as Target,
 )
-from .reading import IMPORT_VERSION as IMPORT_VERSION, digest_masks as digest_masks, read_masks as read_masks
+from .reading import (
+    IMPORT_VERSION as IMPORT_VERSION,
+    digest_masks as digest_masks,
+    read_label_map as read_label_map,
+    read_masks as read_masks,
+)

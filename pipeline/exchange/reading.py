@@ -12,12 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import ScanError, UnreadableFile
 from pipeline.exchange.dicom_masks import read_dicom_masks
 from pipeline.exchange.image_masks import read_array_masks, read_binary_masks, read_image_masks
 from pipeline.exchange.matching import MaskInput, files_of_folder, slices_of_folder
-from pipeline.exchange.placing import MaskVolume, PlacedMasks, Target, place
+from pipeline.exchange.placing import MaskVolume, PlacedMasks, Target, place, put_on
 from pipeline.exchange.published import hash_published_masks, read_published_masks
 from pipeline.exchange.slice_masks import read_slice_masks
 from pipeline.formats import companions, os_error, stem_of
@@ -39,6 +40,26 @@ def read_masks(inputs: Sequence[MaskInput], target: Target, config: IngestConfig
         ScanError: An input cannot be used; its message names it.
     """
     return place((volume for one in inputs for volume in _volumes(one, target, config)), target.stored)
+
+
+def read_label_map(
+    one: MaskInput, target: Target, config: IngestConfig
+) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Return a label map with its values on a scan's stored grid, (z, y, x); 0 outside of the file.
+
+    Args:
+        one: A file with one label map.
+        target: The scan.
+        config: Limits on voxel sizes.
+
+    Raises:
+        ScanError: The file cannot be used, or has several volumes.
+    """
+    volumes = list(_volumes(one, target, config))
+    if len(volumes) != 1:
+        raise ScanError(f"has {len(volumes)} volumes, not one label map", path=one.shown, remedy="Split it")
+    placed: NDArray[np.uint8] | NDArray[np.uint16] = put_on(volumes[0].values, volumes[0].grid, target.stored)
+    return placed
 
 
 def digest_masks(inputs: Sequence[MaskInput], target: Target) -> str:

@@ -2,8 +2,8 @@ from .charts import line_chart as line_chart
 from .html import (
     fact_list as fact_list,
     figure as figure,
+    html_page as html_page,
     number_list as number_list,
-    page as page,
     table as table,
 )
 from .outliers import find_unusual as find_unusual
@@ -22,7 +22,7 @@ from .packs import (
     pack_scan as pack_scan,
     pairs_of as pairs_of,
 )
-from .page import scan_page as scan_page
+from .page import explorer_page as explorer_page, scan_page as scan_page
 from .rows import (
     ScanRow as ScanRow,
     full_row as full_row,

@@ -14,7 +14,7 @@ from pipeline.report.assets import POLICY, web_text
 from pipeline.report.overview import Picture
 
 
-def page(
+def html_page(
     title: str,
     header: str,
     links: Sequence[tuple[str, str]],

@@ -10,12 +10,13 @@ Bounds: one to six MB, and the pack.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from pipeline.quality import ScanScore, ScoreConfig, StoreScore, summarize
 from pipeline.report.assets import module_scripts, viewer_scripts, viewer_settings
 from pipeline.report.charts import Curve, bars, curves, histogram, scatter
-from pipeline.report.html import fact_list, figure, number_list, page, table
+from pipeline.report.html import fact_list, figure, html_page, number_list, table
 from pipeline.report.overview import Match, ScanOverview, ScanReport, SizeGroup
 from pipeline.report.slices import volume_text
 
@@ -42,7 +43,37 @@ def scan_page(report: ScanReport, pack: bytes | None = None) -> str:
         viewer = '<h2 id="viewer">Viewer</h2><div id="explorer"></div>'
         body = f'<section aria-labelledby="viewer">{viewer}</section>{body}'
         scripts = viewer_scripts({overview.scan_id: pack}, viewer_settings(served=False)) + module_scripts()
-    return page(title, header, links, body, app=scripts)
+    return html_page(title, header, links, body, app=scripts)
+
+
+def explorer_page(
+    title: str,
+    header: str,
+    links: Sequence[tuple[str, str]],
+    body: str,
+    *,
+    packs: Mapping[str, bytes],
+    note: str = "",
+) -> str:
+    """Return a page with the viewer above its body; scans open by links of class "open" (`web/main.js`).
+
+    Args:
+        title: Title of the page, text.
+        header: Contents of the header, markup.
+        links: (target, name) of the navigation, without the viewer.
+        body: Contents, markup.
+        packs: Pack of each scan that the viewer shows (`pipeline.report.packs`); the first opens by itself.
+        note: What to know of the viewer, markup.
+    """
+    if not packs:
+        return html_page(title, header, links, body)
+    viewer = (
+        '<section aria-labelledby="viewer"><h2 id="viewer">Viewer</h2>'
+        f'<p class="wide">{note}</p><p class="wide note" id="viewer-note"></p>'
+        '<div id="explorer"></div></section>'
+    )
+    scripts = viewer_scripts(packs, viewer_settings(served=False)) + module_scripts()
+    return html_page(title, header, [("#viewer", "Viewer"), *links], viewer + body, app=scripts)
 
 
 def scan_body(report: ScanReport, *, prefix: str, level: int) -> str:

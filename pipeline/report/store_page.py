@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.quality import SIZE_CLASS_NAMES, StoreScore
 from pipeline.report.assets import json_script, module_scripts, viewer_scripts, viewer_settings
 from pipeline.report.charts import bars, counted_histogram, histogram
-from pipeline.report.html import fact_list, figure, image, number_list, page, table
+from pipeline.report.html import fact_list, figure, html_page, image, number_list, table
 from pipeline.report.outliers import Unusual, find_unusual, small_groups
 from pipeline.report.overview import Picture, ScanReport
 from pipeline.report.page import numbers_of, quality_curve, scan_body
@@ -87,7 +87,7 @@ def store_page(store: StoreContents) -> str:
         store.packs, viewer_settings(served=store.served)
     )
     links = [(f"#{key}", name) for key, (name, _) in shown.items()]
-    return page(f"{store.name} · mask proposals", header, links, body, app=scripts + module_scripts())
+    return html_page(f"{store.name} · mask proposals", header, links, body, app=scripts + module_scripts())
 
 
 _HEADINGS = {
