@@ -45,19 +45,23 @@ class Ranks:
     def mean(self, values: Sequence[torch.Tensor | float], device: torch.device) -> list[float]:
         """Return the mean of each value over all processes.
 
-        Every process must call this; all get the same result.
+        Every process must call this; all get the same result. It waits for the device.
 
         Args:
             values: Scalars, the same number in each process.
             device: Of this process.
         """
+        means: list[float] = self.means(values, device).tolist()
+        return means
+
+    def means(self, values: Sequence[torch.Tensor | float], device: torch.device) -> torch.Tensor:
+        """Return what `mean` returns as float64 (N,) on the device, without waiting for it."""
         stacked = torch.stack(
             [torch.as_tensor(value, dtype=torch.float64, device=device) for value in values]
         )
         if self.world_size > 1:
             distributed.all_reduce(stacked)
-        means: list[float] = (stacked / self.world_size).tolist()
-        return means
+        return stacked / self.world_size
 
     def wait(self) -> None:
         """Wait until every process has called this."""

@@ -1,7 +1,8 @@
 """Ends a run if a loss or gradient is NaN or infinite, and saves state and samples for inspection.
 
-*Writes* RUN/failures/step-N/rank-R.pt before any weight is updated: the samples of each process and, in the
-file of the first process, the whole state. `training.engine.checkpoints.read_checkpoint` reads it.
+*Writes* RUN/failures/step-N/rank-R.pt: the samples of each process and, in the file of the first process, the
+whole state; `training.engine.checkpoints.read_checkpoint` reads it. On a CPU no weight was updated by then;
+on a GPU, where values are read a step late (`gpu/late_values.py`), some were.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def check_finite(
     folder: Path,
     *,
     rank: int,
+    step: int | None = None,
 ) -> None:
     """Raise an error if a value is NaN or infinite, after saving the state and the samples of the step.
 
@@ -40,6 +42,8 @@ def check_finite(
         state: Returns the state before the step; its "step" is the number of steps done.
         folder: Folder of the run.
         rank: Number of this process.
+        step: Number of the step, from 1; by default the one after those done. If it is among those done, its
+            values were read late, and weights were changed since.
 
     Raises:
         NonFiniteLoss: A value is not finite.
@@ -50,7 +54,8 @@ def check_finite(
     now = state()
     weights = [name for name, weight in net.named_parameters() if not all_finite(weight)]
     gradients = [name for name, weight in net.named_parameters() if not all_finite(weight.grad)]
-    failure_folder = folder / "failures" / f"step-{now['step'] + 1:08d}"
+    step = now["step"] + 1 if step is None else step
+    failure_folder = folder / "failures" / f"step-{step:08d}"
     save_checkpoint(
         failure_folder / f"rank-{rank}.pt",
         {
@@ -64,8 +69,12 @@ def check_finite(
     what = ", ".join(f"{name} is {values[name]}" for name in bad)
     where = f"; weights not finite before the step: {_first_names(weights)}" if weights else ""
     where += f"; gradients not finite: {_first_names(gradients)}" if gradients else ""
+    if now["step"] < step:
+        after = "No weight was changed"
+    else:
+        after = "Weights were changed before this was known; every checkpoint is of an earlier step"
     raise NonFiniteLoss(
-        f"step {now['step'] + 1}: {what}{where}. No weight was changed. State and samples are in "
+        f"step {step}: {what}{where}. {after}. State and samples are in "
         f"{failure_folder}. Lower peak_rate or max_gradient_norm, or try precision float32, and begin a new "
         "run"
     )

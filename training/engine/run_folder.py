@@ -74,6 +74,14 @@ class RunConfig:
     draw_every: int = 1000
     """Steps between pictures; 0 disables them."""
 
+    recompute_activations: bool = False
+    """Whether to compute activations again in the backward pass, stage by stage, rather than keep them: needs
+    less memory and about a third more time. `mass pretrain --dry-run` shows both."""
+
+    cuda_graph: bool = False
+    """Whether to replay the forward and backward pass of a step as one CUDA graph, on one GPU and without
+    accumulation; for networks so small that the GPU waits for Python. Not yet tried on a GPU."""
+
     def __post_init__(self) -> None:
         for name in ("log_every", "checkpoint_every", "keep_last"):
             if getattr(self, name) < 1:

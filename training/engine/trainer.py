@@ -6,6 +6,10 @@ folder (layout: `training.engine.run_folder`).
     one step: loss and gradients of each part of its samples -> mean over processes -> check that all are
     finite (otherwise the run ends) -> clip gradients -> update weights -> update averaged weights
 
+On a GPU the values of a step are read, checked and recorded while the next step runs, so that the host never
+waits for the GPU; but before a checkpoint, an evaluation or the end they are read at once. So no checkpoint
+holds weights of a step that was not checked.
+
 *Valid*: a resumed training gives the same weights as an uninterrupted one, bit for bit on a CPU with the same
 number of threads and processes. With another number of processes the weights are equal up to rounding.
 """
@@ -14,9 +18,7 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -38,7 +40,11 @@ from training.engine.checkpoints import (
 )
 from training.engine.distributed import Ranks
 from training.engine.failures import check_finite
+from training.engine.gpu.captured import CapturedStep, capture
+from training.engine.gpu.compiling import compile_blocks
+from training.engine.gpu.late_values import LateValues, send
 from training.engine.interrupts import noted_signals
+from training.engine.losses import LossTerms
 from training.engine.monitoring import Monitor, TrainingProgress
 from training.engine.optimisation import (
     OptimisationConfig,
@@ -53,6 +59,10 @@ from training.engine.precision import ChosenPrecision, autocast, choose_precisio
 from training.engine.run_folder import CHECKPOINTS, PICTURES, RunConfig
 from training.engine.task import BatchT, Task, TrainingResult, ViewsT
 from training.errors import CheckpointError, ConfigError
+from training.network import recompute_stages
+
+_SIGNALLED = "signalled"
+"""Name of the value that is above 0 if any process got a signal to stop."""
 
 _PROGRESS_STEPS = 20
 """Number of steps that the loss in the progress line is averaged over."""
@@ -128,12 +138,18 @@ class Trainer(Generic[BatchT, ViewsT]):
         self.average = copy.deepcopy(task.net).eval().requires_grad_(False)
         self.precision = precision or choose_precision(optimisation.precision, self.device)
         self.optimiser = make_optimiser(task.net, optimisation, bfloat16=self.precision.name == "bfloat16")
+        if run.recompute_activations:
+            recompute_stages(task.net)
         self.model = self._wrapped(task.net)
+        self.reads_late = self.device.type == "cuda"
+        self.pending: LateValues | None = None
+        self.captured: CapturedStep | None = None
         self.step = 0
         self.window: dict[str, float] = {}
         self.best: float | None = None
         self.last_evaluated_step = 0
         self.clock = _Clock()
+        self.checked: dict[str, float] = {}
         self.losses: list[float] = []
 
     def resume(self) -> None:
@@ -173,6 +189,8 @@ class Trainer(Generic[BatchT, ViewsT]):
                 self._evaluate_and_draw(monitor, None)  # an evaluation that a signal prevented
                 while not (self._done or stopped):
                     stopped, views = self._one_step(batches, monitor, received)
+                    if stopped or self._must_read_now:
+                        stopped |= self._settle(monitor)
                     if not stopped:
                         self._evaluate_and_draw(monitor, views)
                     if stopped or self._done or self.step % self.watch.checkpoint_every == 0:
@@ -197,23 +215,71 @@ class Trainer(Generic[BatchT, ViewsT]):
             parts.append(self._next(batches))
             with torch.no_grad():
                 views = self.task.prepare(parts[-1])
-            with self._unsynchronised(part), autocast(self.precision, self.device):
-                terms = self.task.loss(self.model, views)
-            with self._unsynchronised(part):
-                (terms.total * weight).backward()  # type: ignore[no-untyped-call]
+            terms = self._loss_and_gradient(views, part)
             for name, value in {"loss": terms.total.detach(), **terms.parts}.items():
                 sums[name] = sums.get(name, 0.0) + weight * value.double()
         norm = gradient_norm(self.task.net)
-        *means, signalled = self.ranks.mean([*sums.values(), float(bool(received))], self.device)
-        values = dict(zip(sums, means, strict=True)) | {"gradient_norm": float(norm)}
-        check_finite(values, self.task.net, parts, self.state, self.folder, rank=self.ranks.rank)
+        means = self.ranks.means([*sums.values(), float(bool(received))], self.device)
+        values = torch.cat([means, norm.detach().double().reshape(1)])
+        sent = send(values, (*sums, _SIGNALLED, "gradient_norm"), self.step + 1, parts)
+        stopped = self._settle(monitor) if self.reads_late else self._read(sent, monitor)
         clip_gradients(self.task.net, norm, self.config.max_gradient_norm)
         set_rate(self.optimiser, rate_at(self.step, self.config))
         self.optimiser.step()
         update_average(self.average, self.task.net, self.config.ema_decay)
         self.step += 1
-        self._record_step(values, monitor)
-        return signalled > 0, views
+        if self.reads_late:
+            self.pending = sent
+        else:
+            self._record_step(self.checked, sent.step, monitor)
+        return stopped, views
+
+    def _loss_and_gradient(self, views: ViewsT, part: int) -> LossTerms:
+        """Return the loss of a part, and add its gradients; by a CUDA graph, if the run asks for one."""
+        if not self._captures:
+            return self._work(views, part)
+        if self.captured is None:
+            self.captured = capture(self.task.net, views, lambda kept: self._work(kept, part))
+        return self.captured.run(views) if self.captured.takes(views) else self._work(views, part)
+
+    def _work(self, views: ViewsT, part: int) -> LossTerms:
+        with self._unsynchronised(part), autocast(self.precision, self.device):
+            terms = self.task.loss(self.model, views)
+        with self._unsynchronised(part):
+            (terms.total * (1 / self.config.accumulation)).backward()  # type: ignore[no-untyped-call]
+        return terms
+
+    @property
+    def _captures(self) -> bool:
+        """Whether steps are replayed as a CUDA graph: on one GPU, a step in one part."""
+        alone = self.ranks.world_size == 1 and self.config.accumulation == 1
+        return self.watch.cuda_graph and alone and self.device.type == "cuda"
+
+    # ------------------------------------------------------------ values of a step
+
+    @property
+    def _must_read_now(self) -> bool:
+        """Whether something that is due needs the values of the step just done."""
+        often = (self.watch.evaluate_every, self.watch.draw_every, self.watch.checkpoint_every)
+        return any(self._due(every) for every in often)
+
+    def _settle(self, monitor: Monitor | None) -> bool:
+        """Read, check and record the values that are still on their way; return whether to stop."""
+        sent, self.pending = self.pending, None
+        if sent is None:
+            return False
+        stopped = self._read(sent, monitor)
+        self._record_step(self.checked, sent.step, monitor)
+        return stopped
+
+    def _read(self, sent: LateValues, monitor: Monitor | None) -> bool:
+        """Read and check the values of a step; return whether any process got a signal to stop."""
+        values = sent.read()
+        signalled = values.pop(_SIGNALLED)
+        self.checked = values
+        where = (self.task.net, sent.batches, self.state, self.folder)
+        check_finite(values, *where, rank=self.ranks.rank, step=sent.step)
+        return signalled > 0
 
     def _next(self, batches: Iterator[BatchT]) -> BatchT:
         """Return the next batch; the time of waiting is added to the clock."""
@@ -241,12 +307,17 @@ class Trainer(Generic[BatchT, ViewsT]):
     def _wrapped(self, net: nn.Module) -> nn.Module:
         """Return the network that the loss calls: compiled, and with gradients averaged over processes."""
         if self.config.compile:
-            separate_compiled_code(self.device)
-        model: Any = torch.compile(net) if self.config.compile else net
+            compile_blocks(net)
+        model: Any = net
         if self.ranks.world_size > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             model = DistributedDataParallel(
-                model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
+                model,
+                device_ids=ids,
+                gradient_as_bucket_view=True,
+                broadcast_buffers=False,
+                # Every step does the same; but parts without an exchange are not the same as the last one.
+                static_graph=self.config.accumulation == 1,
             )
         wrapped: nn.Module = model
         return wrapped.train()
@@ -263,23 +334,23 @@ class Trainer(Generic[BatchT, ViewsT]):
     def _done(self) -> bool:
         return self.step >= self.config.num_steps
 
-    def _record_step(self, values: Mapping[str, float], monitor: Monitor | None) -> None:
+    def _record_step(self, values: Mapping[str, float], step: int, monitor: Monitor | None) -> None:
         """Add the values of a step to the sums in `window`; write their means every `log_every` steps."""
         self.clock.num_steps += 1
         self.losses.append(values["loss"])
         for name, value in {**values, "steps": 1.0}.items():
             self.window[name] = self.window.get(name, 0.0) + value
-        if self.step % self.watch.log_every == 0 or self._done:
+        if step % self.watch.log_every == 0 or step == self.config.num_steps:
             count = self.window.pop("steps")
             means = {name: value / count for name, value in self.window.items()}
             self.window = {}
             if monitor:
                 monitor.record(
                     "train",
-                    self.step,
+                    step,
                     {
                         **means,
-                        "rate": rate_at(self.step - 1, self.config),
+                        "rate": rate_at(step - 1, self.config),
                         "samples_per_second": self._samples_per_second,
                         "data_wait_fraction": self._wait_fraction,
                     },
@@ -287,7 +358,7 @@ class Trainer(Generic[BatchT, ViewsT]):
         if self.on_progress and self.ranks.is_first:
             self.on_progress(
                 TrainingProgress(
-                    step=self.step,
+                    step=step,
                     num_steps=self.config.num_steps,
                     loss=_mean(self.losses[-_PROGRESS_STEPS:]),
                     samples_per_second=self._samples_per_second,
@@ -367,17 +438,6 @@ class Trainer(Generic[BatchT, ViewsT]):
             samples_per_second=self._samples_per_second,
             average=self.average,
         )
-
-
-def separate_compiled_code(device: torch.device) -> None:
-    """Give torch.compile one cache folder per CPU instruction set, unless TORCHINDUCTOR_CACHE_DIR is set.
-
-    Without this, PyTorch 2.13 also uses cached code that was compiled under ATEN_CPU_CAPABILITY=avx2 when the
-    variable is not set, and the process crashes with corrupted memory.
-    """
-    if device.type == "cpu":
-        name = f"torchinductor_{os.getuid()}_{torch.backends.cpu.get_cpu_capability().lower()}"
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / name))
 
 
 def _mean(values: list[float]) -> float:

@@ -10,6 +10,8 @@ from .iris import (
     PUBLISHED_CHANNELS as PUBLISHED_CHANNELS,
     PUBLISHED_NUM_TASKS as PUBLISHED_NUM_TASKS,
     Iris as Iris,
+    recompute_stages as recompute_stages,
+    repeated_blocks as repeated_blocks,
 )
 from .kernels import mask_sums as mask_sums, use_kernels as use_kernels
 from .monai_bundle import (

@@ -6,12 +6,14 @@ in float32 or wider, also under autocast.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from training.network.kernels import in_graph, use_kernels
 
@@ -19,6 +21,8 @@ HEAD_WIDTH = 32
 """Width of one attention head."""
 BLOCK_EPS = 1e-4
 """Epsilon of norms in residual blocks, and of layer norms before self-attention and MLPs (published)."""
+RECOMPUTE = "recompute"
+"""Attribute of a stage of encoder or decoder; if True, training computes its activations again."""
 NORM_EPS = 1e-5
 """Epsilon of every other norm."""
 
@@ -201,6 +205,14 @@ def two_blocks(first: nn.Module, second: nn.Module, x: Tensor) -> Tensor:
         x = branch + shortcut
         return second(x)  # type: ignore[no-any-return]
     return second(first(x))  # type: ignore[no-any-return]
+
+
+def in_stage(stage: nn.Module, run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Return run(*inputs); in training, if RECOMPUTE is set, without keeping its activations."""
+    if getattr(stage, RECOMPUTE, False) and stage.training and torch.is_grad_enabled():
+        out: Tensor = checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return out
+    return run(*inputs)
 
 
 def shares_norms(block: ResidualBlock, x: Tensor) -> bool:

@@ -20,6 +20,7 @@ from training.network.blocks import (
     ResidualBlock,
     SelfAttention,
     at_least_float32,
+    in_stage,
     two_blocks,
 )
 from training.network.encoder import Features, Widths
@@ -84,7 +85,7 @@ class Up(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Map (B, in, Z/2, Y/2, X/2) and (B, skip, Z, Y, X) to (B, skip, Z, Y, X)."""
         first, second = self.conv
-        return two_blocks(first, second, upsampled_beside(x, skip))
+        return in_stage(self, lambda x, skip: two_blocks(first, second, upsampled_beside(x, skip)), x, skip)
 
 
 def upsampled_beside(x: Tensor, skip: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from training.network.blocks import ResidualBlock, in_best_layout, two_blocks
+from training.network.blocks import ResidualBlock, in_best_layout, in_stage, two_blocks
 
 Widths = tuple[int, int, int, int, int]
 """Channels of the five stages, full resolution first."""
@@ -24,8 +24,7 @@ class Stem(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map (B, in, Z, Y, X) to (B, C, Z, Y, X)."""
-        out: Tensor = self.conv2(in_best_layout(self.conv1(image)))
-        return out
+        return in_stage(self, lambda x: self.conv2(in_best_layout(self.conv1(x))), image)
 
 
 class Down(nn.Module):
@@ -40,7 +39,7 @@ class Down(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in, Z, Y, X) to (B, out, Z/2, Y/2, X/2)."""
         pool, first, second = self.conv
-        return two_blocks(first, second, pool(x))
+        return in_stage(self, lambda x: two_blocks(first, second, pool(x)), x)
 
 
 class Encoder(nn.Module):

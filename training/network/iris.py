@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from training.errors import ConfigError, CropError
 from training.network import fast_task_encoding
-from training.network.blocks import HEAD_WIDTH
-from training.network.decoder import Decoder, MaskHead, Priors
-from training.network.encoder import Encoder, Features, Widths
+from training.network.blocks import HEAD_WIDTH, RECOMPUTE, ResidualBlock
+from training.network.decoder import Decoder, FusionBlock, MaskHead, Priors, Up
+from training.network.encoder import Down, Encoder, Features, Stem, Widths
 from training.network.preparation import TrainedOn
 from training.network.task_encoding import MAX_CROP_VOXELS, NUM_QUERIES, TaskEncoding
 
@@ -125,6 +125,22 @@ class Iris(nn.Module):
         everything = torch.ones_like(image, dtype=torch.bool)
         voxels: Tensor = self.decoder(features, self.encode_tasks(features, everything))[0]
         return voxels
+
+
+def repeated_blocks(net: nn.Module) -> list[nn.Module]:
+    """Return the blocks that a network is mostly made of, none within another: what torch.compile takes."""
+    return [module for module in net.modules() if isinstance(module, ResidualBlock | FusionBlock)]
+
+
+def recompute_stages(net: nn.Module) -> int:
+    """Let each stage of encoder and decoder compute its activations again in training; return their number.
+
+    Only the inputs of the stages are kept for the backward pass.
+    """
+    stages = [module for module in net.modules() if isinstance(module, Stem | Down | Up)]
+    for stage in stages:
+        setattr(stage, RECOMPUTE, True)
+    return len(stages)
 
 
 def parse_channels(channels: tuple[int, ...]) -> Widths:

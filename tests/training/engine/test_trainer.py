@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from training.engine.checkpoints import list_checkpoints, read_checkpoint
 from training.engine.distributed import Ranks
+from training.engine.gpu.compiling import separate_compiled_code
 from training.engine.losses import LossTerms
 from training.engine.monitoring import METRICS, TrainingProgress, read_metrics
 from training.engine.optimisation import OptimisationConfig
 from training.engine.run_folder import RunConfig
 from training.engine.task import Task, TrainingResult
-from training.engine.trainer import Trainer, separate_compiled_code
+from training.engine.trainer import Trainer
 from training.errors import CheckpointError, ConfigError, NonFiniteLoss
 
 STEPS = OptimisationConfig(
