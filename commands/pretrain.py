@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,21 @@ from commands.pages.run import watched_run
 from commands.terminal import CommandError, print_precision, print_table, shown
 from pipeline.toml_settings import parse_config, read_tables
 from training.engine import CONFIG, RECORD, Callbacks, DeviceName
-from training.pretraining import PretrainConfig, Pretraining, Recipe, pretrain, recipe
+from training.pretraining import (
+    DryRun,
+    PretrainConfig,
+    Pretraining,
+    Recipe,
+    pretrain,
+    recipe,
+    rehearse_pretraining,
+)
 
 
 def run_pretrain(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     """Mass pretrain."""
+    if arguments.dry_run:
+        return _dry_run(arguments)
     done = pretrain_with(
         arguments.store,
         arguments.run_folder,
@@ -31,6 +41,51 @@ def run_pretrain(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         arguments.json = None  # the first process writes it
     signal_number = done.result.signal_number
     return 128 + signal_number if signal_number else 0, to_document(arguments.run_folder, done)
+
+
+def _dry_run(arguments: Namespace) -> tuple[int, dict[str, Any]]:
+    """Tell what the training would take, from a few steps."""
+    config = read_settings(arguments.config, arguments.recipe)
+    if arguments.workers is not None:
+        config = replace(config, run=replace(config.run, num_workers=arguments.workers))
+    found = rehearse_pretraining(arguments.store, config, device=arguments.device)
+    if not found.is_first:
+        arguments.json = None
+        return 0, {}
+    tell_dry_run(found)
+    return 0, {
+        **asdict(found.steps),
+        "num_scans": found.num_scans,
+        "num_steps": found.config.optimisation.num_steps,
+        "run_seconds": found.run_seconds,
+        "device": found.device,
+        "precision": found.precision.to_json(),
+    }
+
+
+def tell_dry_run(found: DryRun) -> None:
+    """Print what a training would take."""
+    print_precision(found.precision)
+    steps, optimisation = found.steps, found.config.optimisation
+    crop = " x ".join(map(str, found.config.data.crop_zyx))
+    memory = "peak of GPU memory" if found.device.startswith("cuda") else "peak of this process's memory"
+    rows = [
+        ("scans", found.num_scans),
+        (
+            "a step",
+            f"{optimisation.batch_size} samples of {crop}, {found.config.data.masks_per_sample} masks",
+        ),
+        ("parameters", f"{steps.num_parameters / 1e6:.2f} million"),
+        ("weights, gradients, moments, average", f"{steps.state_bytes / 2**30:.2f} GiB"),
+        ("activations", f"{steps.activation_bytes / 2**30:.2f} GiB"),
+        (memory, f"{steps.peak_bytes / 2**30:.2f} GiB"),
+        (
+            "time a step",
+            f"{steps.step_seconds:.3f} s, {100 * steps.data_wait_fraction:.0f} % waiting for data",
+        ),
+        ("the run", f"{optimisation.num_steps} steps, {found.run_seconds / 3600:.1f} h and evaluations"),
+    ]
+    print_table(f"dry run on {found.device}: nothing is written", ("what", "value"), rows)
 
 
 def pretrain_with(

@@ -14,6 +14,11 @@ def add_pretrain(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "run_folder", type=Path, metavar="RUN", help="checkpoints, metrics, pictures, weights; made new"
     )
+    add.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print parameters, memory, time of a step (over ten) and of the run; write nothing",
+    )
     add_training(add, ("published", "small", "whole"))
 
 

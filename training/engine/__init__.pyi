@@ -19,6 +19,7 @@ from .precision import (
     autocast as autocast,
     choose_precision as choose_precision,
 )
+from .rehearsal import Rehearsal as Rehearsal, rehearse as rehearse
 from .run_folder import (
     CHECKPOINTS as CHECKPOINTS,
     CONFIG as CONFIG,

@@ -4,4 +4,9 @@ from .config import (
     Recipe as Recipe,
     recipe as recipe,
 )
-from .run import Pretraining as Pretraining, pretrain as pretrain
+from .run import (
+    DryRun as DryRun,
+    Pretraining as Pretraining,
+    pretrain as pretrain,
+    rehearse_pretraining as rehearse_pretraining,
+)

@@ -35,6 +35,7 @@ from training.engine import (
     DeviceName,
     LossTerms,
     Ranks,
+    Rehearsal,
     RunRecord,
     Task,
     Trainer,
@@ -43,6 +44,7 @@ from training.engine import (
     has_begun,
     joined_processes,
     open_run,
+    rehearse,
     scan_digests,
     segmentation_loss,
     settle_precision,
@@ -138,6 +140,62 @@ def pretrain(
             if callbacks.precision and ranks.is_first:
                 callbacks.precision(precision)
             return job.train(callbacks.progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """What a pretraining would take, measured over a few steps."""
+
+    steps: Rehearsal
+    """Time and memory of a step."""
+    num_scans: int
+    """Number of training scans."""
+    config: PretrainConfig
+    """The settings, with the chosen window."""
+    device: str
+    """Where it was computed."""
+    precision: ChosenPrecision
+    """Precision of the network."""
+    is_first: bool
+    """Whether this process prints messages."""
+
+    @property
+    def run_seconds(self) -> float:
+        """Time of all steps, without evaluations and pictures."""
+        return self.steps.step_seconds * self.config.optimisation.num_steps
+
+
+def rehearse_pretraining(store_path: Path, config: PretrainConfig, *, device: DeviceName = "auto") -> DryRun:
+    """Do a few steps of a pretraining for their time and memory; writes nothing.
+
+    Args:
+        store_path: Path of the store.
+        config: All settings.
+        device: Device to compute on.
+    """
+    store = open_store(store_path)
+    split = split_scans(store.entries, config.data)
+    config = with_chosen_window(config, [store.entries[scan_id].shape_zyx for scan_id in split.training])
+    with joined_processes(device) as (ranks, where):
+        precision = settle_precision(Path(), config.optimisation.precision, where, resume=False, ranks=ranks)
+        torch.manual_seed(config.optimisation.seed)
+        net = config.model.make().to(where)
+        trainer = Trainer(
+            pretraining_task(net, store, config, split, ranks),
+            Path(),  # nothing is written
+            optimisation=config.optimisation,
+            run=config.run,
+            ranks=ranks,
+            precision=precision,
+        )
+        return DryRun(
+            steps=rehearse(trainer),
+            num_scans=len(split.training),
+            config=config,
+            device=str(where),
+            precision=precision,
+            is_first=ranks.is_first,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
