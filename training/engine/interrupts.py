@@ -1,4 +1,6 @@
-"""Records SIGINT and SIGTERM during a training, so that the current step can be finished and saved.
+"""Records SIGINT, SIGTERM and SIGUSR1 during a training, so that the current step can be finished and saved.
+
+SLURM sends SIGUSR1 some time before a job's limit, if the job asks for it (examples/slurm).
 
 *Valid* in the main thread. Under torchrun one Ctrl-C arrives twice, from the terminal and from torchrun.
 Therefore a second signal ends the process only if it comes after a pause.
@@ -20,7 +22,7 @@ PAUSE_SECONDS = 2.0
 
 @contextmanager
 def noted_signals(received: list[int], *, aloud: bool = True) -> Iterator[None]:
-    """Append SIGINT and SIGTERM to `received` instead of ending; a later signal ends the process at once.
+    """Append SIGINT, SIGTERM and SIGUSR1 to `received`, and go on; a later signal ends the process at once.
 
     Args:
         received: Signal numbers; extended in place.
@@ -40,7 +42,7 @@ def noted_signals(received: list[int], *, aloud: bool = True) -> Iterator[None]:
                 )
         received.append(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield

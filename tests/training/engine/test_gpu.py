@@ -150,12 +150,14 @@ def test_crops_of_another_size_compile_nothing_anew(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(net(*inputs), plain(*inputs), rtol=0, atol=1e-4)
     after_first = counter.frame_count
     assert after_first > 0
-    net(*drawn((48, 32, 64)))
-    after_second = counter.frame_count
-    assert after_second <= after_first + 1  # of the blocks, one at most took a size of the first for granted
-    for crop in ((64, 64, 32), (32, 48, 48)):
+    for crop in ((48, 32, 64), (64, 64, 32)):
         net(*drawn(crop))
-    assert counter.frame_count == after_second
+    after_large = counter.frame_count
+    # PyTorch itself asks whether a convolution's output exceeds 20,480 values: one block is on both sides.
+    assert after_large <= after_first + 1
+    for crop in ((32, 48, 48), (48, 64, 32)):
+        net(*drawn(crop))
+    assert counter.frame_count == after_large
     torch._dynamo.reset()
 
 
