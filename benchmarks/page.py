@@ -70,7 +70,7 @@ def measure(tab: Tab, page: Path) -> str:
     """A line of the table for one page."""
     tab.size(1400, 1000)
     began = time.monotonic()
-    tab.open(page.resolve().as_uri())
+    tab.call("Page.navigate", url=page.resolve().as_uri())
     tab.wait(f"{ROWS}.length > 0", seconds=60)
     table, work = time.monotonic() - began, tab.work_seconds()
     drawn = ""

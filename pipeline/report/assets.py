@@ -41,7 +41,7 @@ def json_script(element_id: str, value: Any) -> str:
     return f'<script type="application/json" id="{element_id}">{text}</script>\n'
 
 
-def module_scripts() -> str:
+def _module_scripts() -> str:
     """Return the import map of our modules, and the script that starts them."""
     addresses = {
         f"mass3d/{name}.js": "data:text/javascript;base64,"
@@ -50,17 +50,28 @@ def module_scripts() -> str:
     }
     return (
         f'<script type="importmap">{json.dumps({"imports": addresses})}</script>\n'
-        '<script type="module">import "mass3d/main.js";</script>\n'
+        '<script type="module" async>import "mass3d/main.js";</script>\n'
     )
 
 
-def viewer_scripts(packs: Mapping[str, bytes], settings: Mapping[str, Any]) -> str:
-    """Return the viewer's library, its settings, and the packs that lie in the page.
+def page_scripts(packs: Mapping[str, bytes], *, served: bool = False, rows: Any = None) -> str:
+    """Return the scripts of a page with a viewer, to stand at its end.
+
+    What the table needs comes first, and its module does not wait for the rest of the page: it is there while
+    the viewer's library and the packs are still being read.
 
     Args:
-        packs: Pack of each scan by its id, see `pipeline.report.packs`.
-        settings: Values for `web/main.js`.
+        packs: Pack of each scan that the page carries, by its id, see `pipeline.report.packs`.
+        served: Whether packs come from a server.
+        rows: Rows of the table of scans, if the page has one.
     """
+    table = "" if rows is None else json_script("rows", rows)
+    settings = json_script("settings", viewer_settings(served=served, packed=list(packs)))
+    return table + settings + _module_scripts() + _carried(packs)
+
+
+def _carried(packs: Mapping[str, bytes]) -> str:
+    """Return the viewer's library and the packs, as base64."""
     library = (files("pipeline.report") / "web" / "vendor" / "niivue.mjs.gz").read_bytes()
     carried = "".join(
         f'<script type="application/octet-stream" class="pack" data-scan="{escape(scan_id)}">'
@@ -69,12 +80,12 @@ def viewer_scripts(packs: Mapping[str, bytes], settings: Mapping[str, Any]) -> s
     )
     return (
         f'<script type="application/octet-stream" id="niivue">{base64.b64encode(library).decode("ascii")}'
-        f"</script>\n{json_script('settings', settings)}{carried}"
+        f"</script>\n{carried}"
     )
 
 
-def viewer_settings(*, served: bool) -> dict[str, Any]:
-    """Return the settings of the viewer: colours, size classes, and whether packs come from a server."""
+def viewer_settings(*, served: bool, packed: list[str]) -> dict[str, Any]:
+    """Return the settings of the viewer: colours, size classes, and where packs come from."""
     bounds = [0.0, *(mm3 / 1000 for mm3 in SIZE_CLASSES_MM3), None]
     return {
         "palette": VIEWER_PALETTE,
@@ -83,4 +94,5 @@ def viewer_settings(*, served: bool) -> dict[str, Any]:
         "comparison": COMPARISON_COLORS,
         "sizes": list(zip(SIZE_CLASS_NAMES, bounds[:-1], bounds[1:], strict=True)),
         "served": served,
+        "packed": packed,
     }

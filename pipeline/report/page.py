@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from pipeline.quality import ScanScore, ScoreConfig, StoreScore, summarize
-from pipeline.report.assets import module_scripts, viewer_scripts, viewer_settings
+from pipeline.report.assets import page_scripts
 from pipeline.report.charts import Curve, bars, curves, histogram, scatter
 from pipeline.report.html import fact_list, figure, html_page, number_list, table
 from pipeline.report.overview import Match, ScanOverview, ScanReport, SizeGroup
@@ -42,7 +42,7 @@ def scan_page(report: ScanReport, pack: bytes | None = None) -> str:
         links.insert(0, ("#viewer", "Viewer"))
         viewer = '<h2 id="viewer">Viewer</h2><div id="explorer"></div>'
         body = f'<section aria-labelledby="viewer">{viewer}</section>{body}'
-        scripts = viewer_scripts({overview.scan_id: pack}, viewer_settings(served=False)) + module_scripts()
+        scripts = page_scripts({overview.scan_id: pack})
     return html_page(title, header, links, body, app=scripts)
 
 
@@ -72,7 +72,7 @@ def explorer_page(
         f'<p class="wide">{note}</p><p class="wide note" id="viewer-note"></p>'
         '<div id="explorer"></div></section>'
     )
-    scripts = viewer_scripts(packs, viewer_settings(served=False)) + module_scripts()
+    scripts = page_scripts(packs)
     return html_page(title, header, [("#viewer", "Viewer"), *links], viewer + body, app=scripts)
 
 

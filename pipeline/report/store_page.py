@@ -18,7 +18,7 @@ from html import escape
 import numpy as np
 
 from pipeline.quality import SIZE_CLASS_NAMES, StoreScore
-from pipeline.report.assets import json_script, module_scripts, viewer_scripts, viewer_settings
+from pipeline.report.assets import page_scripts
 from pipeline.report.charts import bars, counted_histogram, histogram
 from pipeline.report.html import fact_list, figure, html_page, image, number_list, table
 from pipeline.report.outliers import Unusual, find_unusual, small_groups
@@ -83,11 +83,9 @@ def store_page(store: StoreContents) -> str:
     )
     notice = f'<p class="notice" role="status">{escape(store.notice)}</p>' if store.notice else ""
     header = f"<h1>{escape(store.name)}</h1>{number_list(_counts(store))}{notice}"
-    scripts = json_script("rows", _rows_for_table(store, unusual)) + viewer_scripts(
-        store.packs, viewer_settings(served=store.served)
-    )
+    scripts = page_scripts(store.packs, served=store.served, rows=_rows_for_table(store, unusual))
     links = [(f"#{key}", name) for key, (name, _) in shown.items()]
-    return html_page(f"{store.name} · mask proposals", header, links, body, app=scripts + module_scripts())
+    return html_page(f"{store.name} · mask proposals", header, links, body, app=scripts)
 
 
 _HEADINGS = {

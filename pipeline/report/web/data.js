@@ -42,12 +42,17 @@ export function parsePack(bytes) {
   return { header, arrays };
 }
 
+/** Wait until the whole page is there: the table starts before the packs behind it have come. */
+export async function wholePage() {
+  if (document.readyState === "loading") await new Promise((done) => document.addEventListener("DOMContentLoaded", done, { once: true }));
+}
+
 /** Where packs come from: the page itself, or the server that gave the page. */
 export class Packs {
-  constructor(served) {
+  /** Args: whether a server gives them; ids of the scans that the page carries. */
+  constructor(served, packed) {
     this.served = served;
-    this.inPage = new Map();
-    for (const script of document.querySelectorAll("script.pack")) this.inPage.set(script.dataset.scan, script);
+    this.inPage = new Set(packed);
   }
 
   /** Whether a scan can be opened. */
@@ -61,7 +66,11 @@ export class Packs {
   }
 
   async #bytes(scanId, level) {
-    if (!this.served) return fromBase64(this.inPage.get(scanId).textContent);
+    if (!this.served) {
+      await wholePage();
+      const scripts = [...document.querySelectorAll("script.pack")];
+      return fromBase64(scripts.find((script) => script.dataset.scan === scanId).textContent);
+    }
     const query = new URLSearchParams({ id: scanId, ...(level === null ? {} : { level }) });
     const answer = await fetch(`pack?${query}`);
     if (!answer.ok) throw new Error(`${scanId}: ${await answer.text()}`);

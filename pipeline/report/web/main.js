@@ -6,7 +6,7 @@ import { Explorer } from "mass3d/explorer.js";
 import { ScanTable } from "mass3d/table.js";
 
 const settings = readJson("settings");
-const packs = new Packs(settings.served);
+const packs = new Packs(settings.served, settings.packed);
 const viewerBox = document.getElementById("explorer");
 const tableBox = document.getElementById("scan-table");
 const note = document.getElementById("viewer-note");
@@ -34,7 +34,7 @@ for (const link of document.querySelectorAll("a.open"))
 if (tableBox) new ScanTable(tableBox, readJson("rows"), open, (scanId) => packs.has(scanId));
 
 // The first scan that the page carries opens when the viewer comes into sight.
-const [first] = packs.inPage.keys();
+const [first] = packs.inPage;
 if (first && viewerBox)
   new IntersectionObserver((entries, observer) => {
     if (explorer || !entries.some((entry) => entry.isIntersecting)) return;

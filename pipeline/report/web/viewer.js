@@ -1,6 +1,6 @@
 // The volume viewer: three linked planes and a rendering by NiiVue, with painted regions, and outlines drawn over them.
 
-import { fromBase64, gunzip } from "mass3d/data.js";
+import { fromBase64, gunzip, wholePage } from "mass3d/data.js";
 import { drawCross, drawOutlines } from "mass3d/outlines.js";
 
 const UINT8 = 2, INT16 = 4; // NIfTI's codes of types.
@@ -8,6 +8,7 @@ export const LAYOUTS = { planes: "three planes and 3D", axial: "axial", coronal:
 
 /** Return NiiVue, which lies compressed in the page and is unpacked when first needed. */
 async function loadNiivue() {
+  await wholePage();
   const packed = fromBase64(document.getElementById("niivue").textContent);
   const url = URL.createObjectURL(new Blob([await gunzip(packed)], { type: "text/javascript" }));
   try {
