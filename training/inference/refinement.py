@@ -162,7 +162,7 @@ def confidence(
 
 
 def _detail(image: Image) -> Image:
-    return image - ndimage.gaussian_filter(image, DETAIL_SIGMA)
+    return np.asarray(image - ndimage.gaussian_filter(image, DETAIL_SIGMA))
 
 
 def correlation(first: Image, second: Image) -> float:
