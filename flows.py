@@ -28,9 +28,10 @@ from prefect.cache_policies import NO_CACHE
 
 from commands.caches import set_process_defaults
 from commands.prepare import scan_task
+from commands.prepare.cluster import task_runner
 from commands.prepare.outcomes import Outcome, RunReport
 from commands.prepare.scan_task import Device
-from commands.prepare.scheduler import BatchScheduler, task_runner
+from commands.prepare.scheduler import BatchScheduler
 from commands.prepare.settings import Settings
 from commands.prepare.work import Options, current_work, plan_work, working_on
 from pipeline.formats import is_transient

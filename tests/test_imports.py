@@ -55,13 +55,13 @@ HOMES = {
     "zarr": {"storage"},
     "prefect": {
         "flows",
+        "commands.prepare.cluster",
         "commands.prepare.command",
         "commands.prepare.prefect_server",
-        "commands.prepare.scheduler",
     },
-    "prefect_dask": {"commands.prepare.scheduler"},
-    "dask": {"commands.prepare.scheduler"},
-    "distributed": set(),
+    "prefect_dask": {"commands.prepare.cluster"},
+    "dask": {"commands.prepare.cluster"},
+    "distributed": {"commands.prepare.cluster"},
     "uvicorn": {"commands.prepare.prefect_server"},
     "h5py": {"pipeline.exchange.published"},
     "torch": {"training"},
@@ -205,7 +205,7 @@ def test_every_library_is_declared() -> None:
     libraries = used - set(sys.stdlib_module_names) - {*OURS, *optional}
     needed = {DISTRIBUTIONS.get(library, library).lower() for library in libraries}
     assert needed - declared == set(), "a fresh environment would lack it"
-    used_by_libraries = {"distributed", "tensorboard"}  # by dask, by torch.utils.tensorboard
+    used_by_libraries = {"tensorboard"}  # by torch.utils.tensorboard
     assert declared - needed - used_by_libraries == set(), "nothing uses it"
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.caches import has_compiled
+from commands.prepare.cluster import check_cluster
 from commands.prepare.outcomes import RunReport
 from commands.prepare.prefect_server import prefect_server
 from commands.prepare.settings import Settings, print_report
@@ -63,6 +64,8 @@ def prepare_store(raw: Path, store: Path, settings: Settings, options: Options) 
 def run_flow(work: Work) -> None:
     """Run the flow `prepare` on a plan that is made."""
     options = work.options
+    if options.scheduler:
+        print(check_cluster(options), file=sys.stderr)
     embedded = options.embedded_server
     work.server_is_kept = bool(os.environ.get("PREFECT_API_URL")) and not embedded
     importing = partial(import_for_tasks, options)

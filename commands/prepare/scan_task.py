@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from commands.prepare.allocator import return_large_arrays
+from commands.prepare.memory import SHARES, TooLittleMemory, peak_of_job
 from commands.prepare.outcomes import Outcome
-from commands.prepare.plan import Job, Wanted
-from commands.prepare.settings import Settings
+from commands.prepare.payload import Device as Device, Setup as Setup, unpack
+from commands.prepare.plan import Job
 from pipeline.compute import get_backend
 from pipeline.discovery import Source, source_digest
 from pipeline.errors import Failure, ScanError, UnreadableFile
@@ -32,23 +32,10 @@ from storage import (
     commit_scan,
     imported_sources,
     imports_of,
-    open_store,
     own_digests,
     own_record,
     with_imports,
 )
-
-Device: TypeAlias = Literal["auto", "cpu", "numpy", "gpu"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """What every task needs to know; goes to the workers."""
-
-    settings: Settings
-    wanted: Wanted
-    device: Device
-    """Where proposals are computed; it changes no bit of them."""
 
 
 def prepare_batch(payload: bytes) -> list[Outcome]:
@@ -58,12 +45,13 @@ def prepare_batch(payload: bytes) -> list[Outcome]:
     scans that are committed by then are not done again.
 
     Args:
-        payload: Pickled (store path, Setup, jobs). Prefect keeps what a task is given; paths, which may hold
-            a patient's name, are none of its business.
+        payload: Made by `payload.pack`.
+
+    Raises:
+        WorkerUnfitError: This process is no worker for this run, see `payload.unpack`.
     """
     return_large_arrays()
-    store_path, setup, jobs = pickle.loads(payload)
-    store = open_store(store_path)
+    store, setup, jobs = unpack(payload)
     return [_attempt(store, setup, job) for job in jobs]
 
 
@@ -111,6 +99,12 @@ def _failure(error: Exception, source: Source) -> Failure:
             return failure
         case StorageError():
             return replace(failure, remedy="Run `mass verify` on the store")
+        case TooLittleMemory():
+            return replace(
+                failure,
+                reason=str(error),
+                remedy="Start workers with a higher --memory-limit, or use a larger spacing_mm",
+            )
         case MemoryError():
             return replace(
                 failure,
@@ -142,8 +136,9 @@ def _prepare_scan(store: Store, setup: Setup, job: Job) -> tuple[str, int, tuple
     before = store.committed_now(job.scan_id)
     notes: tuple[str, ...] = ()
     if before is None or job.again or own_digests(before.digests) != digests:
-        made = _RECORDS[job.stage](before, setup, job, digests)
-        record, kept = with_kept_imports(before, made)
+        with SHARES.taken(lambda: peak_of_job(job, before, setup.settings)):
+            made = _RECORDS[job.stage](before, setup, job, digests)
+            record, kept = with_kept_imports(before, made)
         about = made.attributes["notes"] if job.stage == "ingest" else ()
         notes = (*map(str, about if isinstance(about, list) else ()), *kept)
         return digest, commit_scan(store.path, record, replace=True).num_proposals, notes

@@ -7,24 +7,25 @@ Bounds: runs in the process of the flow, inside a flow run whose task runner is 
 
 from __future__ import annotations
 
-import logging
+import math
 import os
-import pickle
 import queue
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+from commands.prepare.cluster import in_this_process, memory_for_workers, num_workers, on_fit_workers
+from commands.prepare.memory import peak_of_job
 from commands.prepare.outcomes import Outcome
+from commands.prepare.payload import WorkerUnfitError, pack
 from commands.prepare.plan import Job, batches
 from commands.prepare.scan_task import without_paths
-from commands.prepare.work import Options, Work
+from commands.prepare.work import Work
 from commands.terminal import State, shown
 from pipeline.errors import Failure
 from pipeline.formats import hurry_reads
@@ -41,13 +42,8 @@ NO_WORKER_SECONDS = 90.0
 
 POLL_SECONDS = 0.5
 
-ON_INTERRUPT = """
-import signal
-from pipeline.formats import hurry_reads
-signal.signal(signal.SIGINT, lambda number, frame: hurry_reads())
-signal.siginterrupt(signal.SIGINT, False)
-"""
-"""What a worker does: Ctrl-C is for the flow, but a read that stands still is given up."""
+OURS = ("commands", "flows", "pipeline", "storage")
+"""Packages of this project that a worker needs."""
 
 
 class BatchScheduler:
@@ -62,6 +58,10 @@ class BatchScheduler:
         """Batches by the id of their task run."""
         self.finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
         """Futures that are done."""
+        self.memory = memory_for_workers(work.options) or math.inf
+        """Bytes that batches in flight may take together."""
+        self.peaks: dict[Any, int] = {}
+        """Predicted peak of each batch in flight, in bytes; 0 where the workers see to it themselves."""
         self.in_hand_since: dict[Any, float] = {}
         """When they were submitted."""
         self.ahead: dict[str, float] = {}
@@ -96,8 +96,12 @@ class BatchScheduler:
         while self.waiting and not self.work.stop:
             if len(self.in_flight) >= num_workers(self.work.options) + spare:
                 return
+            peak = self.peak_of(self.waiting[0])
+            if self.in_flight and sum(self.peaks.values()) + peak > self.memory:
+                return
             batch = self.waiting.popleft()
             future = submit(self.task, self.work, batch)
+            self.peaks[future.task_run_id] = peak
             self.in_flight[future.task_run_id] = batch
             self.in_hand_since[future.task_run_id] = time.monotonic()
             future.add_done_callback(self.finished.put)
@@ -113,9 +117,10 @@ class BatchScheduler:
                 self.work.stop = f"no Dask worker has been there for {NO_WORKER_SECONDS:.0f} s"
                 self.in_flight.clear()
                 self.in_hand_since.clear()
+                self.peaks.clear()
             return
         batch = self.in_flight.pop(future.task_run_id)
-        del self.in_hand_since[future.task_run_id]
+        del self.in_hand_since[future.task_run_id], self.peaks[future.task_run_id]
         try:
             outcomes = future.result()
         except Exception as error:  # noqa: BLE001 - whatever a task dies of, the others go on
@@ -129,6 +134,12 @@ class BatchScheduler:
         now = time.monotonic()
         new = (scan_id for scan_id in self.index.new_ids() if scan_id not in self.work.outcomes)
         self.ahead |= dict.fromkeys(new, now)
+
+    def peak_of(self, batch: tuple[Job, ...]) -> int:
+        """Return the predicted peak of a batch, whose scans are prepared one after the other, in bytes."""
+        if self.memory == math.inf:
+            return 0
+        return max(peak_of_job(job, None, self.work.setup.settings) for job in batch)
 
     def in_hand(self) -> tuple[str, float]:
         """Return the scan that is worked on, and since when; of several workers' that of the oldest batch.
@@ -150,6 +161,9 @@ class BatchScheduler:
         Its scans are submitted again one by one, so that only the one at fault fails; the one that killed its
         worker, once more.
         """
+        if unfit := reason_to_stop(error):
+            self.work.stop = self.work.stop or unfit
+            return []
         self.deaths.update(job.scan_id for job in batch)
         if len(batch) == 1 and not (was_killed(error) and self.deaths[batch[0].scan_id] <= 2):
             return [outcome_of_death(batch[0], error)]
@@ -165,64 +179,19 @@ def submit(task: Any, work: Work, batch: Sequence[Job]) -> Any:
         retries=len(RETRY_DELAYS_SECONDS),
         retry_delay_seconds=list(RETRY_DELAYS_SECONDS),
     )
-    return named.submit(pickle.dumps((work.store_path.resolve(), work.setup, batch)))
+    payload = pack(work.store_path, work.raw, work.config_digest, work.setup, batch)
+    with on_fit_workers(work.options):
+        return named.submit(payload)
 
 
-def in_this_process(options: Options) -> bool:
-    """Return whether tasks run here, without Dask."""
-    return options.workers == 1 and not options.scheduler
-
-
-def task_runner(options: Options) -> Any:
-    """Return the Prefect task runner: a thread of this process, processes on this machine, or a cluster."""
-    if in_this_process(options):
-        from prefect.task_runners import ThreadPoolTaskRunner
-
-        return ThreadPoolTaskRunner(max_workers=1)
-    import dask
-    from prefect_dask.task_runners import DaskTaskRunner
-
-    for name in ("distributed", "distributed.scheduler", "distributed.nanny"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what happens to a scan is in our own table
-    if options.scheduler:
-        return DaskTaskRunner(address=options.scheduler)
-    threads = str(max(1, (os.cpu_count() or 1) // options.workers))
-    limits = dict.fromkeys(["NUMBA_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"], threads)
-    limits |= dict.fromkeys(["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"], threads)
-    dask.config.set(
-        {
-            "distributed.nanny.pre-spawn-environ": limits,
-            "distributed.worker.memory.target": False,  # results are small: there is nothing to move to disk
-            "distributed.worker.memory.spill": False,
-            # A scan that kills its worker is tried once more by us, and alone.
-            "distributed.scheduler.allowed-failures": 0,
-            "distributed.scheduler.worker-saturation": 1.0,  # nothing waits at a worker, to be killed with it
-        }
-    )
-    return DaskTaskRunner(
-        cluster_kwargs={
-            "n_workers": options.workers,
-            "threads_per_worker": 1,
-            "processes": True,
-            "preload": [ON_INTERRUPT],
-            "host": "127.0.0.1",
-            "dashboard_address": "127.0.0.1:0",  # a free port, for nobody: two runs must not want the same
-            "scheduler_kwargs": {"dashboard": False},
-            "silence_logs": logging.CRITICAL,
-            "local_directory": tempfile.gettempdir(),
-        }
-    )
-
-
-def num_workers(options: Options) -> int:
-    """Return how many tasks can run at once, right now."""
-    if in_this_process(options):
-        return 1
-    from prefect.context import FlowRunContext
-
-    context: Any = FlowRunContext.get()
-    threads: Mapping[str, int] = context.task_runner.client.nthreads()
-    return sum(threads.values())
+def reason_to_stop(error: Exception) -> str:
+    """Return why a run cannot go on after the end of a task; empty where only this task is concerned."""
+    if isinstance(error, WorkerUnfitError):
+        return str(error)
+    name = (getattr(error, "name", "") or "").split(".")[0]
+    if isinstance(error, ImportError) and name in OURS:
+        return f"a Dask worker cannot import `{name}`: install mass3d, of the same version, where workers run"
+    return ""
 
 
 def was_killed(error: Exception) -> bool:

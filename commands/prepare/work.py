@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from commands.disk_errors import warn_of_locks
@@ -29,7 +30,7 @@ from commands.progress import Progress
 from commands.terminal import CommandError
 from pipeline.compute import gpu_is_at_hand
 from pipeline.discovery import Discovery, discover
-from storage import LedgerEntry, StoreFull, create_store, finish, remove_scan, sweep, write_ledger
+from storage import LedgerEntry, StoreFull, create_store, finish, open_store, remove_scan, sweep, write_ledger
 
 LEDGER_SECONDS = 30.0
 """The ledger is written about so often: after a kill, few sources' bytes have to be looked at again."""
@@ -125,6 +126,11 @@ class Work:
 
     def __post_init__(self) -> None:
         self.tally = Tally.of(self.plan.jobs)
+
+    @cached_property
+    def config_digest(self) -> str:
+        """Of the settings in the store when the first task is submitted; workers compare it with theirs."""
+        return open_store(self.store_path).info.config_digest
 
     def record(self, outcomes: Iterable[Outcome]) -> None:
         """Record the outcomes of some scans."""

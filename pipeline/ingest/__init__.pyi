@@ -16,7 +16,12 @@ from .loading import (
     read_own_labels as read_own_labels,
     read_scan as read_scan,
 )
-from .reading import RawScan as RawScan, read_source as read_source
+from .reading import (
+    RawScan as RawScan,
+    ScanHeader as ScanHeader,
+    read_scan_header as read_scan_header,
+    read_source as read_source,
+)
 from .standard_scan import StandardScan as StandardScan, standardize as standardize
 from .writeback import (
     probability_to_source_grid as probability_to_source_grid,

@@ -13,9 +13,9 @@ from pathlib import Path
 from pipeline.errors import ScanError
 from pipeline.formats import check_readable, identify, os_error
 from pipeline.ingest.config import IngestConfig
-from pipeline.ingest.image_checks import FileImage
-from pipeline.ingest.itk_files import NotOrthonormal, read_with_itk
-from pipeline.ingest.nibabel_files import read_with_nibabel
+from pipeline.ingest.image_checks import FileImage, damaged
+from pipeline.ingest.itk_files import NotOrthonormal, header_with_itk, read_with_itk
+from pipeline.ingest.nibabel_files import header_with_nibabel, read_with_nibabel
 
 
 def read_file(files: Sequence[Path], config: IngestConfig, *, frame: int | None, shown: str) -> FileImage:
@@ -50,3 +50,29 @@ def read_file(files: Sequence[Path], config: IngestConfig, *, frame: int | None,
         raise
     except OSError as error:
         raise os_error(error, shown=shown) from None
+
+
+def read_file_header(
+    files: Sequence[Path], config: IngestConfig, *, frame: int | None, shown: str
+) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+    """Return what the header of a single-file image says: (x, y, z) voxels of a frame, and their size in mm.
+
+    Zipped streams are not read to their end. Arguments as of `read_file`.
+
+    Raises:
+        ScanError: The header shows that the file is no usable image.
+    """
+    for path in files:
+        check_readable(path, shown=shown, what="file")
+    try:
+        found = header_with_itk(files[0], config, frame, shown)
+        if found is None:  # another library's format, an orientation that it refuses, or no image at all
+            found = header_with_nibabel(files[0], config, frame, shown)
+        if found is None:
+            identify(files[0], shown=shown, frame=frame)  # says what is wrong with it
+            raise damaged(shown)
+    except OSError as error:
+        if isinstance(error, ScanError):
+            raise
+        raise os_error(error, shown=shown) from None
+    return found

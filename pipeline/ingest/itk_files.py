@@ -6,15 +6,17 @@ becomes (z, y, x) here; its messages, which hold paths, are replaced by ours.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import SimpleITK
 
-from pipeline.errors import BadGeometry, BadSpacing, ScanError
+from pipeline.errors import BadGeometry, BadSpacing, CorruptImage, ScanError
 from pipeline.formats import colour_error, complex_error
 from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.image_checks import (
+    REMEDY_EXPORT,
     FileImage,
     Frames,
     check_size,
@@ -72,6 +74,35 @@ def read_with_itk(
     view = sitk.GetArrayViewFromImage(image)  # not copied twice: it lives as long as the image
     array = plain(view)
     return FileImage(array=view.copy() if array is view else array, grid=grid, notes=notes)
+
+
+def header_with_itk(
+    path: Path, config: IngestConfig, frame: int | None, shown: str
+) -> tuple[tuple[int, int, int], tuple[float, float, float]] | None:
+    """Return (x, y, z) voxels of a frame and their size in mm; None for a file that SimpleITK does not open.
+
+    Raises:
+        ScanError: The header shows that the file cannot be used; an uncompressed file may be cut short.
+    """
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return None
+    _choose_frame(reader, config, frame, shown)
+    size, spacing = reader.GetSize(), reader.GetSpacing()
+    check_spacing(spacing[:3], size[:3], config, shown)
+    voxel = sitk.Image([1, 1, 1], reader.GetPixelID(), reader.GetNumberOfComponents())
+    needed = math.prod(size) * voxel.GetNumberOfComponentsPerPixel() * voxel.GetSizeOfPixelComponent()
+    if path.suffix.lower() == ".nii" and path.stat().st_size < needed:
+        raise CorruptImage(
+            f"the header says {needed:,} bytes of voxels, the file has {path.stat().st_size:,}",
+            path=shown,
+            remedy=REMEDY_EXPORT,
+        )
+    return (size[0], size[1], size[2]), (spacing[0], spacing[1], spacing[2])
 
 
 def _choose_frame(reader: Any, config: IngestConfig, frame: int | None, shown: str) -> int | None:

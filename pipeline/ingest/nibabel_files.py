@@ -85,6 +85,31 @@ def read_with_nibabel(
     return FileImage(array=array, grid=grid, notes=notes if not note else (note, *notes))
 
 
+def header_with_nibabel(
+    path: Path, config: IngestConfig, frame: int | None, shown: str
+) -> tuple[tuple[int, int, int], tuple[float, float, float]] | None:
+    """Return (x, y, z) voxels of a frame and their size in mm; None for a file that nibabel does not know.
+
+    Raises:
+        ScanError: The header shows that the file cannot be used.
+    """
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
+    try:
+        with np.errstate(all="ignore"):
+            header: Any = nibabel.load(path).header
+            size = [int(n) for n in header.get_data_shape()]
+            zooms = [float(length) for length in header.get_zooms()[:3]]
+    except (HeaderDataError, ImageFileError, *_DAMAGED):
+        return None
+    _frame_index(size, config, frame, shown)
+    check_spacing(zooms, size[:3], config, shown)
+    return (size[0], size[1], size[2]), (zooms[0], zooms[1], zooms[2])
+
+
 def _refuse_side_file(path: Path, shown: str) -> None:
     """Refuse an Analyze pair with SPM's file of its orientation, which is not read."""
     if path.with_suffix(".mat").exists():

@@ -17,11 +17,10 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from pipeline.discovery import SetItem, Source
-from pipeline.errors import NotVolumetric, ScanError
+from pipeline.errors import NotVolumetric
 from pipeline.formats import (
     Slices,
     parse_modality,
-    read_header,
     read_set_image,
     until_stalled,
 )
@@ -29,7 +28,7 @@ from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.dicom.series import plain_if_whole, read_slices, read_values
 from pipeline.ingest.dicom.suv import pet_scale
 from pipeline.ingest.image_checks import check_spacing, plain
-from pipeline.ingest.image_files import read_file
+from pipeline.ingest.image_files import read_file, read_file_header
 from pipeline.ingest.label_files import read_labels
 from pipeline.ingest.labels import RawLabel
 from pipeline.volumes import Grid
@@ -67,6 +66,30 @@ class RawScan:
     kept_whole: bool = False
     unit: str = ""
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanHeader:
+    """A scan as its header says."""
+
+    shape_zyx: tuple[int, int, int]
+    """Voxels of the file."""
+    spacing_zyx_mm: tuple[float, float, float]
+    """Their size."""
+    kept_whole: bool = False
+    """Whether it is neither resampled nor cropped."""
+
+    @property
+    def num_voxels(self) -> int:
+        """Voxels of the file."""
+        return math.prod(self.shape_zyx)
+
+    def voxels_at(self, spacing_mm: float) -> int:
+        """Return the voxels of the whole volume at a spacing, before any crop."""
+        if self.kept_whole:
+            return self.num_voxels
+        lengths = [n * s for n, s in zip(self.shape_zyx, self.spacing_zyx_mm, strict=True)]
+        return math.prod(max(1, round(length / spacing_mm)) for length in lengths)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,13 +153,7 @@ def _read_item(source: Source, item: SetItem, config: IngestConfig) -> RawScan:
     Its axes are declared as head, front, right, as in the store, so nothing is turned.
     """
     where = source.location
-    if min(item.shape_zyx) < config.min_size_voxels:
-        raise NotVolumetric(
-            f"a volume needs at least {config.min_size_voxels} voxels along three axes, this has "
-            f"{' x '.join(map(str, item.shape_zyx))}",
-            path=where,
-            remedy="Take the set's 3D form",
-        )
+    _check_item(item, config, where)
     array = read_set_image(source.files[0], item.array, item.index, shown=where)
     edge = config.set_spacing_mm or config.spacing_mm
     grid = Grid(
@@ -157,21 +174,41 @@ def _read_item(source: Source, item: SetItem, config: IngestConfig) -> RawScan:
     )
 
 
-def estimate_voxels(source: Source) -> int | None:
-    """Return the number of voxels of a scan from its header alone, or None if that is not possible."""
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+def read_scan_header(source: Source, config: IngestConfig) -> ScanHeader:
+    """Return what the headers of a source tell before it is read; no voxel is read.
+
+    What only voxels tell (NaN, a constant image, a damaged stream, labels on another grid) is not seen.
+
+    Raises:
+        ScanError: The header shows that the source cannot be used; the class is the kind of cause.
+    """
+    where = source.location
     if source.item is not None:
-        return math.prod(source.item.shape_zyx)
-    try:
-        if source.format == "dicom":
-            header = read_header(source.files[0])
-            return header.rows * header.columns * max(header.num_frames, len(source.files))
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(source.files[0]))
-        reader.ReadImageInformation()
-    except (ScanError, OSError, RuntimeError):
-        return None
-    return math.prod(int(n) for n in reader.GetSize()[:3])
+        _check_item(source.item, config, where)
+        edge = config.set_spacing_mm or config.spacing_mm
+        whole = config.set_spacing_mm is None
+        return ScanHeader(shape_zyx=source.item.shape_zyx, spacing_zyx_mm=(edge,) * 3, kept_whole=whole)
+    if source.format == "dicom":
+        grid = read_slices(source, config.series_rules).grid
+        size, spacing = grid.shape_zyx[::-1], grid.spacing_xyz_mm
+        check_spacing(spacing, size, config, where)
+    else:
+        frame = config.frame if source.frame is None else source.frame
+        size, spacing = read_file_header(source.files, config, frame=frame, shown=where)
+    return ScanHeader(
+        shape_zyx=(size[2], size[1], size[0]), spacing_zyx_mm=(spacing[2], spacing[1], spacing[0])
+    )
+
+
+def _check_item(item: SetItem, config: IngestConfig, where: str) -> None:
+    """Refuse a scan of a set that is no volume."""
+    if min(item.shape_zyx) < config.min_size_voxels:
+        raise NotVolumetric(
+            f"a volume needs at least {config.min_size_voxels} voxels along three axes, this has "
+            f"{' x '.join(map(str, item.shape_zyx))}",
+            path=where,
+            remedy="Take the set's 3D form",
+        )
 
 
 def _read_dicom(source: Source, config: IngestConfig) -> tuple[_Volume, Slices]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -16,9 +17,17 @@ from pipeline.discovery.from_path import Discovery, discover
 from pipeline.discovery.label_names import parse_value_names
 from pipeline.discovery.pairing import pair
 from pipeline.discovery.sources import Source, check_scan_id, distinct_ids, id_from_parts
-from pipeline.errors import ManifestError, ScanError, UnreadableFile, UnsafeId
+from pipeline.errors import (
+    CorruptImage,
+    ManifestError,
+    NotAnImage,
+    NotVolumetric,
+    ScanError,
+    UnreadableFile,
+    UnsafeId,
+)
 from pipeline.ingest.config import IngestConfig
-from pipeline.ingest.reading import estimate_voxels, read_source
+from pipeline.ingest.reading import read_scan_header, read_source
 from tests.phantom import phantom, write_dicom
 
 CONFIG = IngestConfig()
@@ -531,6 +540,30 @@ def test_the_stat_changes_with_any_slice(tmp_path: Path) -> None:
 
 def test_voxels_are_counted_from_headers_alone(data: Path) -> None:
     found = discover(manifest(data, "id,image\na,d/a.nii.gz\nb,d/b.mha\nc,d/series\n"), RULES)
-    assert [estimate_voxels(s) for s in found.sources] == [36 * 60 * 70] * 3
+    headers = [read_scan_header(s, IngestConfig()) for s in found.sources]
+    assert [header.shape_zyx for header in headers] == [(36, 60, 70)] * 3
+    for header in headers:
+        assert header.spacing_zyx_mm == pytest.approx((3.0, 1.2, 1.3))
+        assert header.voxels_at(1.5) == 72 * 48 * 61
     found.sources[0].files[0].write_bytes(b"nothing")
-    assert estimate_voxels(found.sources[0]) is None
+    with pytest.raises(NotAnImage):
+        read_scan_header(found.sources[0], IngestConfig())
+
+
+def test_a_header_shows_what_reading_would_refuse(tmp_path: Path) -> None:
+    scan = phantom()
+    scan.write(tmp_path / "cut.nii")
+    with (tmp_path / "cut.nii").open("r+b") as file:
+        file.truncate(5000)
+    scan.replace(image=scan.image[:1], grid=dataclasses.replace(scan.grid, shape_zyx=(1, 60, 70))).write(
+        tmp_path / "flat.mha"
+    )
+    scan.write(tmp_path / "good.nii.gz")
+    found = {source.scan_id: source for source in discover(tmp_path, RULES).sources}
+    for scan_id, error in (("cut", CorruptImage), ("flat", NotVolumetric)):
+        with pytest.raises(error) as told:
+            read_scan_header(found[scan_id], IngestConfig())
+        assert str(tmp_path) not in str(told.value)
+        with pytest.raises(error):
+            read_source(found[scan_id], IngestConfig())
+    assert read_scan_header(found["good"], IngestConfig()).num_voxels == 36 * 60 * 70

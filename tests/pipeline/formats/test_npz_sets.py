@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, CorruptImage, LabelMismatch, NotAnImage
 from pipeline.formats import npz_sets
 from pipeline.formats.npz_sets import open_set, read_set_image
 from pipeline.ingest.config import IngestConfig
-from pipeline.ingest.reading import estimate_voxels, read_source
+from pipeline.ingest.reading import read_scan_header, read_source
 from pipeline.ingest.standard_scan import standardize
 
 CONFIG = IngestConfig()
@@ -73,7 +73,7 @@ def test_a_scan_of_a_set_is_stored_voxel_for_voxel_in_the_file_s_order(tmp_path:
     real = scan.image * scan.scale + scan.offset
     np.testing.assert_allclose(real, values["train_images"][1], atol=scan.scale)
     assert (scan.modality, scan.modality_origin) == ("other", "set")
-    assert estimate_voxels(source) == np.prod(SHAPE)
+    assert read_scan_header(source, everything).voxels_at(1.5) == np.prod(SHAPE)
 
 
 def test_a_mask_in_a_dark_volume_is_neither_cropped_nor_taken_for_a_label(tmp_path: Path) -> None:

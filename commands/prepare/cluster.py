@@ -1,0 +1,182 @@
+"""Where tasks run: in this process, in processes on this machine, or on the workers of a Dask cluster.
+
+    --workers 1             a thread of this process
+    --workers N             N processes of one thread; together they get no more than fits into the machine
+    --scheduler ADDRESS     workers that somebody started; each takes what fits into its own limit (`memory`)
+    ... --device gpu        only workers that offer the resource GPU, one scan each
+
+Reads: what a Dask scheduler tells of its workers. Writes: nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from commands.prepare.work import Options
+from commands.terminal import CommandError
+
+GPU = "GPU"
+"""Name of the Dask resource of which a worker with a device offers 1."""
+
+CONNECT_SECONDS = 20.0
+"""Longest wait for a Dask scheduler."""
+
+MACHINE_SHARE = 0.9
+"""Part of the machine's memory that is handed out to local workers."""
+
+ON_INTERRUPT = """
+import signal
+from pipeline.formats import hurry_reads
+signal.signal(signal.SIGINT, lambda number, frame: hurry_reads())
+signal.siginterrupt(signal.SIGINT, False)
+"""
+"""What a worker does: Ctrl-C is for the flow, but a read that stands still is given up."""
+
+
+def in_this_process(options: Options) -> bool:
+    """Return whether tasks run here, without Dask."""
+    return options.workers == 1 and not options.scheduler
+
+
+def task_runner(options: Options) -> Any:
+    """Return the Prefect task runner: a thread of this process, processes on this machine, or a cluster."""
+    if in_this_process(options):
+        from prefect.task_runners import ThreadPoolTaskRunner
+
+        return ThreadPoolTaskRunner(max_workers=1)
+    import dask
+    from prefect_dask.task_runners import DaskTaskRunner
+
+    for name in ("distributed", "distributed.scheduler", "distributed.nanny"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what happens to a scan is in our own table
+    if options.scheduler:
+        return DaskTaskRunner(address=options.scheduler)
+    threads = str(max(1, (os.cpu_count() or 1) // options.workers))
+    limits = dict.fromkeys(["NUMBA_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"], threads)
+    limits |= dict.fromkeys(["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"], threads)
+    dask.config.set(
+        {
+            "distributed.nanny.pre-spawn-environ": limits,
+            "distributed.worker.memory.target": False,  # results are small: there is nothing to move to disk
+            "distributed.worker.memory.spill": False,
+            # A scan that kills its worker is tried once more by us, and alone.
+            "distributed.scheduler.allowed-failures": 0,
+            "distributed.scheduler.worker-saturation": 1.0,  # nothing waits at a worker, to be killed with it
+        }
+    )
+    return DaskTaskRunner(
+        cluster_kwargs={
+            "n_workers": options.workers,
+            "threads_per_worker": 1,
+            "memory_limit": None,  # the flow hands out no more than fits (`BatchScheduler`)
+            "processes": True,
+            "preload": [ON_INTERRUPT],
+            "host": "127.0.0.1",
+            "dashboard_address": "127.0.0.1:0",  # a free port, for nobody: two runs must not want the same
+            "scheduler_kwargs": {"dashboard": False},
+            "silence_logs": logging.CRITICAL,
+            "local_directory": tempfile.gettempdir(),
+        }
+    )
+
+
+def num_workers(options: Options) -> int:
+    """Return how many tasks can run at once, right now; with --device gpu on a cluster, how many devices."""
+    if in_this_process(options):
+        return 1
+    from prefect.context import FlowRunContext
+
+    context: Any = FlowRunContext.get()
+    client = context.task_runner.client
+    if needs_gpu_workers(options):
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        return int(sum(worker["resources"].get(GPU, 0) for worker in workers))
+    threads: Mapping[str, int] = client.nthreads()
+    return sum(threads.values())
+
+
+def needs_gpu_workers(options: Options) -> bool:
+    """Return whether tasks go only to workers of a cluster that offer a GPU each."""
+    return bool(options.scheduler) and options.device == "gpu"
+
+
+@contextmanager
+def on_fit_workers(options: Options) -> Iterator[None]:
+    """Let tasks submitted inside the block run only where they can: one scan at once on each GPU."""
+    if not needs_gpu_workers(options):
+        yield
+        return
+    dask: Any = import_module("dask")
+    with dask.annotate(resources={GPU: 1}):
+        yield
+
+
+def memory_for_workers(options: Options) -> int | None:
+    """Return the memory that local workers share, in bytes; None where workers have limits of their own."""
+    if in_this_process(options) or options.scheduler:
+        return None
+    from distributed.system import MEMORY_LIMIT  # of the machine, or of its control group
+
+    return int(MACHINE_SHARE * MEMORY_LIMIT)
+
+
+def check_cluster(options: Options) -> str:
+    """Connect to the Dask scheduler of a run; what is there, in words.
+
+    Raises:
+        CommandError: Nobody answers, or the workers are not what the run needs; the message says what to do.
+    """
+    distributed: Any = import_module("distributed")
+    address = options.scheduler
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", distributed.versions.VersionMismatchWarning)
+            client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise CommandError(
+            f"--scheduler {address}: no Dask scheduler answers ({type(error).__name__}). Start "
+            "`dask scheduler`, and give the address that it prints, as tcp://HOST:PORT"
+        ) from error
+    with client:
+        _check_versions(client.get_versions())
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    if workers and needs_gpu_workers(options) and not any(GPU in worker["resources"] for worker in workers):
+        raise CommandError(
+            "--device gpu: no worker offers a GPU. Start one worker for each, as "
+            f'`CUDA_VISIBLE_DEVICES=0 dask worker {address} --nthreads 1 --resources "{GPU}=1"`'
+        )
+    threads = sum(worker["nthreads"] for worker in workers)
+    hosts = len({worker["host"] for worker in workers})
+    return f"{address}: {len(workers)} workers on {hosts} machines, {threads} scans at once"
+
+
+def _check_versions(versions: Mapping[str, Any]) -> None:
+    """Refuse workers that cannot read what this process sends.
+
+    Raises:
+        CommandError: Another Python or Dask is there.
+    """
+    own = _compared(versions["client"])
+    for name, described in versions["workers"].items():
+        there = _compared(described)
+        differing = [
+            f"{what} {there[what]} there, {own[what]} here" for what in own if there[what] != own[what]
+        ]
+        if differing:
+            raise CommandError(
+                f"the Dask worker {name} has {'; '.join(differing)}. Start it from the same installation"
+            )
+
+
+def _compared(described: Mapping[str, Any]) -> dict[str, str]:
+    """Of the versions of a process those that must be equal, by name."""
+    packages = described["packages"]
+    python = ".".join(str(described["host"]["python"]).split(".")[:2])
+    return {"Python": python, "Dask": packages["distributed"], "cloudpickle": packages["cloudpickle"]}

@@ -1,0 +1,190 @@
+"""`mass prepare --scheduler` on a Dask cluster of several processes, as an administrator starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from commands.main import main
+from commands.prepare.command import prepare_store
+from commands.prepare.outcomes import RunReport
+from commands.prepare.settings import Settings
+from commands.prepare.work import Options
+from storage import verify
+from tests.flows.conftest import ROOT
+from tests.phantom import phantom
+from tests.waits import PATIENT_SECONDS
+
+
+def wait_for(holds: Callable[[], object], *, what: str) -> None:
+    deadline = time.monotonic() + PATIENT_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+class Cluster:
+    """A scheduler and workers, each a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.processes: list[subprocess.Popen[bytes]] = []
+        told = folder / "scheduler.json"
+        self.start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(told))
+        wait_for(told.exists, what="the scheduler started")
+        wait_for(lambda: told.read_text().strip().endswith("}"), what="it told its address")
+        self.address = json.loads(told.read_text())["address"]
+
+    def start(self, kind: str, *more: str, **environment: str) -> subprocess.Popen[bytes]:
+        name = f"{kind}{len(self.processes)}"
+        log = (self.folder / f"{name}.log").open("wb")
+        command = [sys.executable, "-m", "distributed.cli.dask_" + kind, *more, "--no-dashboard"]
+        path = {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+        with log:
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self.folder, env=os.environ | path | environment
+            )
+        self.processes.append(process)
+        return process
+
+    def worker(self, *more: str, **environment: str) -> subprocess.Popen[bytes]:
+        place = ("--host", "127.0.0.1", "--local-directory", str(self.folder))
+        return self.start("worker", self.address, "--no-nanny", *place, *more, **environment)
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    made = Cluster(tmp_path)
+    yield made
+    made.end()
+
+
+def store_bytes(store: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*") if path.is_file()}
+
+
+def commits(store: Path) -> dict[str, tuple[int, int]]:
+    found = store.glob("scans/*/*/COMMIT.json")
+    return {path.parent.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
+
+
+def run(cluster: Cluster, raw: Path, store: Path, settings: Settings, **options: str) -> RunReport:
+    return prepare_store(raw, store, settings, Options(scheduler=cluster.address, **options))  # type: ignore[arg-type]
+
+
+def test_after_a_worker_is_killed_its_scan_is_done_and_no_finished_one_again(
+    cluster: Cluster,
+    tmp_path: Path,
+    config: Path,
+    settings: Settings,
+    mass: Callable[..., subprocess.Popen[str]],
+) -> None:
+    raw, store = tmp_path / "raw", tmp_path / "store"
+    for number in range(12):
+        phantom(seed=number).write(raw / f"scan{number:02}_ct.nii")
+    prepare_store(raw, tmp_path / "alone", settings, Options())
+    victim = cluster.worker("--nthreads", "1")
+    running = mass("prepare", raw, store, "--config", config, "--scheduler", cluster.address)
+    # a scan is being written, and others are finished: in the middle of a batch
+    wait_for(
+        lambda: (commits(store) and list(store.glob("tmp/*.lock"))) or running.poll() is not None,
+        what="it began",
+    )
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    finished = commits(store)
+    assert 0 < len(finished) < 12
+    cluster.worker("--nthreads", "1")
+    told, _ = running.communicate(timeout=PATIENT_SECONDS)
+    assert running.returncode == 0, told
+    assert "12 committed" in told
+    assert finished.items() <= commits(store).items(), "a finished scan was done again"
+    assert not (store / "tmp").exists()
+    assert store_bytes(store) == store_bytes(tmp_path / "alone")
+    assert list(verify(store)) == []
+
+
+def test_scans_in_threads_of_one_worker_share_its_memory(
+    cluster: Cluster, raw: Path, tmp_path: Path, settings: Settings
+) -> None:
+    cluster.worker("--nthreads", "3", "--memory-limit", "400MB")
+    report = run(cluster, raw, tmp_path / "store", settings)
+    assert (report.exit_code, len(report.committed)) == (0, 3)
+
+
+def test_a_scan_that_no_worker_has_the_memory_for_is_told_before_it_is_tried(
+    cluster: Cluster, raw: Path, tmp_path: Path, settings: Settings
+) -> None:
+    cluster.worker("--nthreads", "1", "--memory-limit", "100MB")
+    report = run(cluster, raw, tmp_path / "store", settings)
+    assert {failure.kind for failure in report.failed} == {"TooLittleMemory"}
+    assert all("needs about 0.2 GiB, and this worker may take 0.1 GiB" in f.reason for f in report.failed)
+    assert all("--memory-limit" in failure.remedy for failure in report.failed)
+
+
+def test_a_worker_that_does_not_see_the_scans_or_has_other_code_stops_the_run_with_the_reason(
+    cluster: Cluster, raw: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.worker("--nthreads", "1")
+    versions = {"mass3d": "0.0.1", "algorithm version": "4"}
+    with monkeypatch.context() as patch:
+        patch.setattr("commands.prepare.payload.code_versions", lambda: versions)
+        report = run(cluster, raw, tmp_path / "store", settings)
+    assert (report.exit_code, len(report.not_done), report.failed) == (1, 3, ())
+    assert "has other code: mass3d 0.1.0 there, 0.0.1 here" in report.stopped
+    assert "Install the same version" in report.stopped
+
+    with monkeypatch.context() as patch:  # what this process sees under another name, a worker does not see
+        patch.setattr("commands.prepare.payload.Path.resolve", lambda self: Path("/nowhere") / self.name)
+        report = run(cluster, raw, tmp_path / "store", settings)
+    assert report.stopped.endswith("must lie on a file system that all machines see under the same path")
+    assert "cannot open the store store" in report.stopped
+    assert len(report.not_done) == 3
+    assert run(cluster, raw, tmp_path / "store", settings).exit_code == 0
+
+
+def test_gpu_work_goes_to_workers_that_offer_a_gpu_one_scan_each(
+    cluster: Cluster, raw: Path, tmp_path: Path, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.worker("--nthreads", "4")
+    store = tmp_path / "store"
+    wait_for(lambda: "1 workers" in checked(cluster), what="the worker came")
+    assert main(["prepare", str(raw), str(store), "--scheduler", cluster.address, "--device", "gpu"]) == 2
+    told = capsys.readouterr().err
+    assert "no worker offers a GPU" in told
+    assert '--resources "GPU=1"' in told
+    cluster.worker("--nthreads", "1", "--resources", "GPU=1", "--name", "with-gpu")
+    wait_for(lambda: "2 workers" in checked(cluster), what="the second worker came")
+    report = run(cluster, raw, store, settings, device="gpu")
+    # without a device it says so: the worker that offers a GPU, not the one with free threads
+    assert report.exit_code == 0 or "the worker with-gpu on" in report.stopped
+
+
+def checked(cluster: Cluster) -> str:
+    from commands.prepare.cluster import check_cluster
+
+    return check_cluster(Options(scheduler=cluster.address))
+
+
+def test_an_address_where_nobody_answers_is_an_error_that_says_what_to_start(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commands.prepare.cluster.CONNECT_SECONDS", 1.0)
+    for address in ("tcp://127.0.0.1:9", "nonsense"):
+        assert main(["prepare", str(raw), str(tmp_path / "store"), "--scheduler", address]) == 2
+        told = capsys.readouterr().err
+        assert f"--scheduler {address}: no Dask scheduler answers" in told
+        assert "`dask scheduler`" in told
