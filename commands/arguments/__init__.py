@@ -14,6 +14,7 @@ from commands.arguments.exchange import add_export, add_import_masks
 from commands.arguments.store import (
     add_inspect,
     add_lift,
+    add_plan,
     add_prepare,
     add_repair,
     add_score,
@@ -34,6 +35,11 @@ COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] 
         "commands.prepare.command:run_prepare",
         "bring a store up to date with a folder or manifest of scans",
         add_prepare,
+    ),
+    "plan": (
+        "commands.plan:run_plan",
+        "predict time, bytes, memory and failures of prepare, from headers",
+        add_plan,
     ),
     "status": (
         "commands.status:run_status",

@@ -49,6 +49,25 @@ def add_verify(add: argparse.ArgumentParser) -> None:
     add.add_argument("store", type=Path, metavar="STORE")
 
 
+def add_plan(add: argparse.ArgumentParser) -> None:
+    """The options of `mass plan`."""
+    add.add_argument(
+        "raw", type=Path, metavar="RAW", help="a folder, a manifest (.csv, .tsv, .jsonl), or one file"
+    )
+    add.add_argument(
+        "store", type=Path, metavar="STORE", nargs="?", help="the store, if there is one already"
+    )
+    add.add_argument(
+        "--config", type=Path, metavar="C.toml", help="settings: tables [ingest] and [proposals]"
+    )
+    add.add_argument(
+        "--follow-links", action="store_true", help="follow links that lead to folders outside of RAW too"
+    )
+    add_layout(add)
+    add_workers(add, "processes that `mass prepare` would have (default: 1)")
+    add.add_argument("--retry-failed", action="store_true", help="count failed scans as tried again")
+
+
 def add_repair(add: argparse.ArgumentParser) -> None:
     """The options of `mass repair`."""
     add.add_argument("store", type=Path, metavar="STORE")

@@ -122,9 +122,14 @@ def memory_for_workers(options: Options) -> int | None:
     """Return the memory that local workers share, in bytes; None where workers have limits of their own."""
     if in_this_process(options) or options.scheduler:
         return None
-    from distributed.system import MEMORY_LIMIT  # of the machine, or of its control group
+    return int(MACHINE_SHARE * machine_memory())
 
-    return int(MACHINE_SHARE * MEMORY_LIMIT)
+
+def machine_memory() -> int:
+    """Return the memory of this machine, or of the control group that this process is in, in bytes."""
+    from distributed.system import MEMORY_LIMIT
+
+    return int(MEMORY_LIMIT)
 
 
 def check_cluster(options: Options) -> str:

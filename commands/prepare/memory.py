@@ -22,10 +22,10 @@ from pipeline.errors import ScanError
 from pipeline.ingest import ScanHeader, read_scan_header
 from storage import Scan
 
-PROCESS_BYTES = 250 << 20
-"""A process that has imported all and read nothing."""
+PROCESS_BYTES = 450 << 20
+"""A process that has imported all and loaded its compiled code."""
 
-VOXEL_BYTES, MORE_VOXEL_BYTES = 36, 22
+VOXEL_BYTES, MORE_VOXEL_BYTES = 30, 22
 """Bytes per stored voxel of the first `MANY_VOXELS`, and of all further: `max_regions` bounds the trees."""
 
 MANY_VOXELS = 16 << 20

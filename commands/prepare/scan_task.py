@@ -69,7 +69,7 @@ def _attempt(store: Store, setup: Setup, job: Job) -> Outcome:
         files=job.found.files,
     )
     try:
-        digest, num_proposals, notes = _prepare_scan(store, setup, job)
+        digest, num_proposals, notes = prepare_one(store, setup, job)
         ended = partial(ended, state="committed", num_proposals=num_proposals, notes=notes)
     except StoreFull as error:
         ended = partial(ended, state="not done", stop=str(error))
@@ -124,8 +124,8 @@ def _traceback(error: Exception, source: Source) -> str:
     return without_paths("".join(traceback.format_exception(error)), source)
 
 
-def _prepare_scan(store: Store, setup: Setup, job: Job) -> tuple[str, int, tuple[str, ...]]:
-    """Read, compute, commit. Returns the source's digest, the number of proposals, and notes."""
+def prepare_one(store: Store, setup: Setup, job: Job) -> tuple[str, int, tuple[str, ...]]:
+    """Read, compute and commit a scan. Returns the source's digest, the number of proposals, and notes."""
     source = job.found.source
     digest = job.source_digest or until_stalled(
         lambda: source_digest(source),

@@ -188,3 +188,31 @@ def test_an_address_where_nobody_answers_is_an_error_that_says_what_to_start(
         told = capsys.readouterr().err
         assert f"--scheduler {address}: no Dask scheduler answers" in told
         assert "`dask scheduler`" in told
+
+
+def test_jobs_of_dask_jobqueue_prepare_a_store(raw: Path, tmp_path: Path, config: Path) -> None:
+    pytest.importorskip("dask_jobqueue", reason="the extra `cluster` is not installed")
+    script = ROOT / "examples" / "cluster" / "prepare_on_cluster.py"
+    environment = {"DASK_CONFIG": str(script.parent), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    command = [
+        sys.executable,
+        str(script),
+        "--kind",
+        "local",
+        "--jobs",
+        "1",
+        str(raw),
+        str(tmp_path / "store"),
+    ]
+    done = subprocess.run(
+        [*command, "--config", str(config)], capture_output=True, text=True, env=os.environ | environment,
+        timeout=PATIENT_SECONDS, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "3 committed" in done.stdout
+    slurm = subprocess.run(
+        [*command[:2], "--script", "RAW", "STORE"], capture_output=True, text=True,
+        env=os.environ | environment, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert "#SBATCH --cpus-per-task=4" in slurm.stdout, slurm.stderr
+    assert "--memory-limit 14.90GiB" in slurm.stdout
