@@ -10,7 +10,7 @@ from typing import Any
 
 from commands.prepare.outcomes import counted_scans, failure_values
 from commands.prepare.plan import Wanted
-from commands.prepare.settings import known_scans, wanted_digests
+from commands.prepare.settings import known_failures, wanted_digests
 from commands.terminal import counted, print_failures, print_table
 from storage import imported_sources, open_store, scans_to_lift
 
@@ -19,13 +19,12 @@ def run_status(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     """Mass status."""
     store = open_store(arguments.store)
     wanted = wanted_digests(store.info.config)
-    known = known_scans(store)
-    failures = [known[scan_id].failure for scan_id in sorted(known)]
-    failed = [failure for failure in failures if failure is not None]
+    failures = known_failures(store)
+    failed = list(failures.values())
     stale = {
         scan_id: why
         for scan_id, entry in store.entries.items()
-        if (why := staleness(entry.digests, wanted, failed=known[scan_id].failure is not None))
+        if (why := staleness(entry.digests, wanted, failed=scan_id in failures))
     }
     groups: dict[tuple[str, str], list[int]] = {}
     for scan_id in counted("status", store.scan_ids):

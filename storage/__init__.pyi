@@ -53,6 +53,7 @@ from .writing import (
     commit_scan as commit_scan,
     finish as finish,
     lift_scan as lift_scan,
+    read_failed as read_failed,
     read_ledger as read_ledger,
     remove_scan as remove_scan,
     remove_stray as remove_stray,

@@ -22,7 +22,7 @@ from pipeline.errors import ScanError
 from pipeline.ingest import ScanHeader, read_scan_header
 from storage import Scan
 
-PROCESS_BYTES = 450 << 20
+PROCESS_BYTES = 500 << 20
 """A process that has imported all and loaded its compiled code."""
 
 VOXEL_BYTES, MORE_VOXEL_BYTES = 30, 22

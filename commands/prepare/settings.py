@@ -21,7 +21,7 @@ from pipeline.errors import Failure, UnreadableFile
 from pipeline.ingest import IDLE_SETTINGS, INGEST_VERSION, LATER_SETTINGS, REFUSALS_VERSION, IngestConfig
 from pipeline.proposals import ALGORITHM_VERSION, ProposalConfig
 from pipeline.toml_settings import config_values, describe_change, parse_config, read_tables
-from storage import LedgerEntry, LedgerFile, Store, digest_of, read_ledger
+from storage import LedgerEntry, LedgerFile, Store, digest_of, read_failed, read_ledger
 
 MOST_NOTES = 30
 """Notes on scans that are printed after a run; all are in the store and in the file of --json."""
@@ -116,6 +116,12 @@ def known_scans(store: Store) -> dict[str, Known]:
             choices_digest=line.choices_digest,
         )
     return known
+
+
+def known_failures(store: Store) -> dict[str, Failure]:
+    """The failures that the ledger records, by scan, sorted."""
+    failures = {scan_id: failure_in(line) for scan_id, line in read_failed(store.path).items()}
+    return {scan_id: failure for scan_id, failure in failures.items() if failure is not None}
 
 
 def failure_in(line: LedgerEntry) -> Failure | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import CorruptScan, CorruptStore
-from storage.files import replace_file
+from storage.files import collector_paused, replace_file
 from storage.layout import FORMAT_VERSION, INDEX_FILE, READ_VERSIONS, dump_line, scan_key
 
 
@@ -166,13 +166,14 @@ def read_index(store: Path) -> Index:
     torn = lines.pop() != b""
     entries: dict[str, IndexEntry] = {}
     damaged = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            entry = IndexEntry.from_json(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            damaged.append(number)
-        else:
-            entries[entry.scan_id] = entry
+    with collector_paused():
+        for number, line in enumerate(lines, start=1):
+            try:
+                entry = IndexEntry.from_json(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                damaged.append(number)
+            else:
+                entries[entry.scan_id] = entry
     return Index(entries, tuple(damaged), torn)
 
 

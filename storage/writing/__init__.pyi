@@ -7,6 +7,7 @@ from .committing import (
 from .ledger import (
     LedgerEntry as LedgerEntry,
     LedgerFile as LedgerFile,
+    read_failed as read_failed,
     read_ledger as read_ledger,
     write_ledger as write_ledger,
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from storage.errors import CorruptStore, InvalidRecord
-from storage.files import full_disk_named, replace_file, store_lock
+from storage.files import collector_paused, full_disk_named, replace_file, store_lock
 from storage.layout import LEDGER_FILE, dump_line
 from storage.reading import open_store
 
@@ -86,7 +86,8 @@ def write_ledger(store: str | Path, entries: Iterable[LedgerEntry], *, remove: I
     root = open_store(store).path
     added = {entry.scan_id: entry for entry in entries}
     with full_disk_named(root, "ledger"), store_lock(root):
-        merged = {entry.scan_id: line for line, entry in _read_lines(root)}
+        with collector_paused():
+            merged = {entry.scan_id: line for line, entry in _read_lines(root)}
         for scan_id in remove:
             merged.pop(scan_id, None)
         merged |= {scan_id: dump_line(entry.to_json()) for scan_id, entry in added.items()}
@@ -96,14 +97,24 @@ def write_ledger(store: str | Path, entries: Iterable[LedgerEntry], *, remove: I
             replace_file(root, LEDGER_FILE, data)
 
 
+def read_failed(store: str | Path) -> dict[str, LedgerEntry]:
+    """Return the entries of sources that failed, by scan id, sorted; the lines of others are not parsed."""
+    root = open_store(store).path
+    failed = (entry for _, entry in _read_lines(root, holding=b'"state":"failed"'))
+    return {entry.scan_id: entry for entry in failed if entry.state == "failed"}
+
+
 def _read(root: Path) -> dict[str, LedgerEntry]:
-    return {entry.scan_id: entry for _, entry in _read_lines(root)}
+    with collector_paused():
+        return {entry.scan_id: entry for _, entry in _read_lines(root)}
 
 
-def _read_lines(root: Path) -> Iterator[tuple[bytes, LedgerEntry]]:
-    """Yield every line, with its newline, and what it says."""
+def _read_lines(root: Path, *, holding: bytes = b"") -> Iterator[tuple[bytes, LedgerEntry]]:
+    """Yield every line that holds some bytes, with its newline, and what it says."""
     path = root / LEDGER_FILE
     for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), start=1):
+        if holding not in line:
+            continue
         try:
             entry = LedgerEntry.from_json(json.loads(line))
         except (ValueError, KeyError, TypeError) as error:

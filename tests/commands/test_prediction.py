@@ -103,7 +103,7 @@ def test_shares_of_memory_are_waited_for_and_a_scan_that_never_fits_is_refused()
     assert ended == ["first", "second"]
     with pytest.raises(TooLittleMemory) as told, shares.taken(lambda: 7 * PROCESS_BYTES):
         pass
-    assert str(told.value) == "needs about 3.1 GiB, and this worker may take 1.8 GiB"
+    assert str(told.value) == "needs about 3.4 GiB, and this worker may take 2.0 GiB"
     with MemoryShares(lambda: None).taken(lambda: pytest.fail("nothing to compare with")):
         pass
 

@@ -131,7 +131,7 @@ def test_a_scan_that_no_worker_has_the_memory_for_is_told_before_it_is_tried(
     cluster.worker("--nthreads", "1", "--memory-limit", "100MB")
     report = run(cluster, raw, tmp_path / "store", settings)
     assert {failure.kind for failure in report.failed} == {"TooLittleMemory"}
-    assert all("needs about 0.2 GiB, and this worker may take 0.1 GiB" in f.reason for f in report.failed)
+    assert all("needs about 0.5 GiB, and this worker may take 0.1 GiB" in f.reason for f in report.failed)
     assert all("--memory-limit" in failure.remedy for failure in report.failed)
 
 
