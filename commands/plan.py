@@ -59,7 +59,7 @@ def run_plan(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     share = stored_share(store.entries.values(), curve) if store and plan.jobs else 1.0
     predicted, refused = predict(plan.jobs, settings, curve)
     failures = sorted([*discovery.failures, *plan.failed, *refused], key=lambda failure: failure.scan_id)
-    document = _summary(predicted, share, arguments.workers)
+    document = _summary(predicted, share, arguments.workers, curve.slowdown)
     if predicted:
         _print_prediction(predicted, document, arguments.workers, trial_seconds, in_store=share != 1.0)
         _print_room(arguments.store, document)
@@ -135,13 +135,13 @@ def _trial(settings: Settings) -> tuple[Curve, float]:
     return curve, time.monotonic() - began
 
 
-def _summary(predicted: Sequence[Predicted], share: float, workers: int) -> dict[str, Any]:
+def _summary(predicted: Sequence[Predicted], share: float, workers: int, slowdown: float) -> dict[str, Any]:
     """All scans together, for machines."""
     costs = [one.cost for one in predicted]
     return {
         "num_scans": len(costs),
         "workers": workers,
-        "seconds": seconds_of_run(costs, workers=workers, cores=os.cpu_count() or 1),
+        "seconds": seconds_of_run(costs, workers=workers, cores=os.cpu_count() or 1, slowdown=slowdown),
         "processor_seconds": sum(cost.processor_seconds for cost in costs),
         "num_bytes": round(share * sum(cost.num_bytes for cost in costs)),
         "peak_bytes": max((cost.peak_bytes for cost in costs), default=0),
@@ -188,7 +188,10 @@ def _print_prediction(
     print_table("predicted", ("data set", "scans", "processor time", "bytes", "memory a worker"), rows)
     largest = max(predicted, key=lambda one: one.cost.peak_bytes)
     memory = machine_memory()
-    print(f"time: {duration(whole['seconds'])} with --workers {workers} if nothing else runs, and the start")
+    print(
+        f"time: {duration(whole['seconds'])} with --workers {workers}, as busy as this machine is now, "
+        f"and the start; {duration(whole['processor_seconds'])} of processor time"
+    )
     print(f"bytes: {size(whole['num_bytes'])} in the store")
     print(
         f"memory: {size(largest.cost.peak_bytes)} a worker at most, for {largest.job.scan_id}; of such scans "

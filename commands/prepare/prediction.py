@@ -67,6 +67,12 @@ class Curve:
         by_voxels = {point.voxels: point for point in points}
         return cls(tuple(by_voxels[voxels] for voxels in sorted(by_voxels)))
 
+    @property
+    def slowdown(self) -> float:
+        """Seconds that a second of processor time took in the trial, at least 1: others use the machine."""
+        processor = sum(point.processor_seconds for point in self.points)
+        return max(1.0, sum(point.seconds for point in self.points) / processor) if processor else 1.0
+
     def at(self, voxels: float, what: str) -> float:
         """Return the seconds, processor_seconds or num_bytes of a scan of so many voxels."""
         first, last = self.points[0], self.points[-1]
@@ -129,9 +135,16 @@ def stored_share(entries: Iterable[IndexEntry], curve: Curve) -> float:
     return sum(entry.num_bytes for entry in known) / predicted
 
 
-def seconds_of_run(costs: Sequence[Cost], *, workers: int, cores: int) -> float:
-    """Return the seconds of a run of so many processes on this machine, without its start."""
+def seconds_of_run(costs: Sequence[Cost], *, workers: int, cores: int, slowdown: float = 1.0) -> float:
+    """Return the seconds of a run of so many processes on this machine, without its start.
+
+    Args:
+        costs: Of its scans.
+        workers: Processes; one has all cores.
+        cores: Of the machine.
+        slowdown: Seconds that a second of processor time takes.
+    """
     if workers == 1:
         return sum(cost.seconds for cost in costs)
     together = sum(cost.processor_seconds for cost in costs) / max(1, min(workers, cores))
-    return max([together, *(cost.processor_seconds for cost in costs)])
+    return slowdown * max([together, *(cost.processor_seconds for cost in costs)])

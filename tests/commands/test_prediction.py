@@ -56,6 +56,10 @@ def test_a_run_takes_as_long_as_its_work_and_its_longest_scan() -> None:
     assert seconds_of_run(costs, workers=2, cores=4) == 18.0
     assert seconds_of_run(costs[:2], workers=2, cores=4) == 4.0
     assert seconds_of_run(costs[:2], workers=4, cores=1) == 6.0
+    assert seconds_of_run(costs[:2], workers=4, cores=1, slowdown=2.0) == 12.0
+    assert Curve.through(POINTS).slowdown == 1.0
+    busy = [replace(point, seconds=30.0) for point in POINTS]
+    assert Curve.through(busy).slowdown == pytest.approx(60 / 21)
 
 
 def test_the_scans_of_a_store_correct_the_bytes() -> None:
