@@ -14,11 +14,12 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
+from commands.prepare.memory import PROCESS_BYTES
 from commands.prepare.work import Options
 from commands.terminal import CommandError
 
@@ -27,6 +28,9 @@ GPU = "GPU"
 
 CONNECT_SECONDS = 20.0
 """Longest wait for a Dask scheduler."""
+
+LEAST_LIMIT_BYTES = int(PROCESS_BYTES / 0.75)
+"""Least memory limit of a worker: Dask pauses it at 80 %."""
 
 MACHINE_SHARE = 0.9
 """Part of the machine's memory that is handed out to local workers."""
@@ -94,12 +98,19 @@ def num_workers(options: Options) -> int:
     from prefect.context import FlowRunContext
 
     context: Any = FlowRunContext.get()
-    client = context.task_runner.client
-    if needs_gpu_workers(options):
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
-        return int(sum(worker["resources"].get(GPU, 0) for worker in workers))
-    threads: Mapping[str, int] = client.nthreads()
-    return sum(threads.values())
+    info = context.task_runner.client.scheduler_info(n_workers=-1)
+    return tasks_at_once(info["workers"].values(), on_gpus=needs_gpu_workers(options))
+
+
+def tasks_at_once(workers: Iterable[Mapping[str, Any]], *, on_gpus: bool) -> int:
+    """Return how many tasks workers run at once; one that is paused for lack of memory, and idle, runs none.
+
+    Args:
+        workers: As a Dask scheduler describes them.
+        on_gpus: Whether only workers that offer a GPU count, with one task for each.
+    """
+    awake = [one for one in workers if one["status"] != "paused" or one["metrics"].get("executing")]
+    return int(sum(one["resources"].get(GPU, 0) if on_gpus else one["nthreads"] for one in awake))
 
 
 def needs_gpu_workers(options: Options) -> bool:
@@ -156,6 +167,14 @@ def check_cluster(options: Options) -> str:
         raise CommandError(
             "--device gpu: no worker offers a GPU. Start one worker for each, as "
             f'`CUDA_VISIBLE_DEVICES=0 dask worker {address} --nthreads 1 --resources "{GPU}=1"`'
+        )
+    small = [worker for worker in workers if 0 < worker["memory_limit"] < LEAST_LIMIT_BYTES]
+    if small:
+        name, limit = small[0]["name"], small[0]["memory_limit"] / 2**30
+        raise CommandError(
+            f"the Dask worker {name} may take {limit:.1f} GiB, and this program alone takes "
+            f"{PROCESS_BYTES / 2**30:.1f} GiB. Start it with a higher --memory-limit; `mass plan` says "
+            "what the largest scan needs"
         )
     threads = sum(worker["nthreads"] for worker in workers)
     hosts = len({worker["host"] for worker in workers})

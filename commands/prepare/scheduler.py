@@ -114,7 +114,10 @@ class BatchScheduler:
             if num_workers(self.work.options):
                 self.last_worker_seen = time.monotonic()
             elif time.monotonic() - self.last_worker_seen > NO_WORKER_SECONDS:
-                self.work.stop = f"no Dask worker has been there for {NO_WORKER_SECONDS:.0f} s"
+                self.work.stop = (
+                    f"no Dask worker has been there for {NO_WORKER_SECONDS:.0f} s, or all were paused for "
+                    "lack of memory (see --memory-limit)"
+                )
                 self.in_flight.clear()
                 self.in_hand_since.clear()
                 self.peaks.clear()

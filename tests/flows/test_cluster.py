@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk
 
 from commands.main import main
+from commands.prepare.cluster import check_cluster, tasks_at_once
 from commands.prepare.command import prepare_store
 from commands.prepare.outcomes import RunReport
 from commands.prepare.settings import Settings
 from commands.prepare.work import Options
+from commands.terminal import CommandError
 from storage import verify
 from tests.flows.conftest import ROOT
 from tests.phantom import phantom
@@ -117,22 +120,43 @@ def test_after_a_worker_is_killed_its_scan_is_done_and_no_finished_one_again(
     assert list(verify(store)) == []
 
 
-def test_scans_in_threads_of_one_worker_share_its_memory(
+def test_threads_of_a_worker_share_its_memory_and_a_scan_that_cannot_fit_is_told_before_it_is_read(
     cluster: Cluster, raw: Path, tmp_path: Path, settings: Settings
 ) -> None:
-    cluster.worker("--nthreads", "3", "--memory-limit", "400MB")
+    cluster.worker("--nthreads", "3", "--memory-limit", "800MB")
+    huge = sitk.Image([400, 420, 440], sitk.sitkUInt8)
+    sitk.WriteImage(huge, str(raw / "huge_ct.nii.gz"))
     report = run(cluster, raw, tmp_path / "store", settings)
-    assert (report.exit_code, len(report.committed)) == (0, 3)
+    assert {outcome.scan_id for outcome in report.committed} == {"ann_ct", "ben_ct", "cis_ct"}
+    (failure,) = report.failed
+    assert (failure.scan_id, failure.kind) == ("huge_ct", "TooLittleMemory")
+    assert failure.reason == "needs about 1.2 GiB, and this worker may take 0.7 GiB"
+    assert "--memory-limit" in failure.remedy
 
 
-def test_a_scan_that_no_worker_has_the_memory_for_is_told_before_it_is_tried(
-    cluster: Cluster, raw: Path, tmp_path: Path, settings: Settings
+def test_a_worker_without_room_for_the_program_itself_is_refused_at_the_start(
+    cluster: Cluster, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cluster.worker("--nthreads", "1", "--memory-limit", "100MB")
-    report = run(cluster, raw, tmp_path / "store", settings)
-    assert {failure.kind for failure in report.failed} == {"TooLittleMemory"}
-    assert all("needs about 0.5 GiB, and this worker may take 0.1 GiB" in f.reason for f in report.failed)
-    assert all("--memory-limit" in failure.remedy for failure in report.failed)
+    cluster.worker("--nthreads", "1", "--memory-limit", "200MB", "--name", "small")
+    seen: list[str] = []
+
+    def refused() -> bool:
+        try:
+            check_cluster(Options(scheduler=cluster.address))
+        except CommandError as error:
+            seen.append(str(error))
+        return bool(seen)
+
+    wait_for(refused, what="the worker came")
+    assert seen[0].startswith("the Dask worker small may take 0.2 GiB, and this program alone takes 0.5 GiB")
+
+
+def test_a_paused_worker_counts_only_while_it_computes() -> None:
+    worker = {"status": "running", "nthreads": 4, "resources": {"GPU": 1.0}, "metrics": {"executing": 0}}
+    paused = {**worker, "status": "paused"}
+    computing = {**paused, "metrics": {"executing": 1}}
+    assert tasks_at_once([worker, paused, computing], on_gpus=False) == 8
+    assert tasks_at_once([worker, paused, {**worker, "resources": {}}], on_gpus=True) == 1
 
 
 def test_a_worker_that_does_not_see_the_scans_or_has_other_code_stops_the_run_with_the_reason(
@@ -174,8 +198,6 @@ def test_gpu_work_goes_to_workers_that_offer_a_gpu_one_scan_each(
 
 
 def checked(cluster: Cluster) -> str:
-    from commands.prepare.cluster import check_cluster
-
     return check_cluster(Options(scheduler=cluster.address))
 
 
