@@ -166,7 +166,6 @@ def steps(folder: Path) -> dict[str, Callable[[], None]]:
         "search for scans": lambda: search(folder),
         "index and ledger, read and written": lambda: index_and_ledger(folder),
         "status": run_mass("status", store),
-        "inspect, 1,000 of them": run_mass("inspect", store, "--most", 1000, "--out", folder / "report.html"),
         "loader, to its first batch": lambda: first_batch(folder),
     }
 

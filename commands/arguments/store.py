@@ -159,7 +159,6 @@ def add_inspect(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--full", type=int, default=3, metavar="N", help="without --scan: so many scans in full (3)"
     )
-    add_count(add, "--most", 100_000, "N", "without --scan: at most so many scans, taken evenly (100,000)")
     add.add_argument(
         "--megabytes",
         type=float,
