@@ -78,13 +78,13 @@ def run_embed(arguments: Namespace) -> tuple[int, dict[str, Any]]:
 
 def run_classify(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     """Mass classify."""
+    store = open_store(arguments.store)
     net = load_checkpoint(arguments.checkpoint)
     config = read_settings(
         arguments.config, arguments.mode, from_scratch=arguments.from_scratch, trained_on=net.trained_on
     )
     if arguments.seed is not None:
         config = replace(config, optimisation=replace(config.optimisation, seed=arguments.seed))
-    store = open_store(arguments.store)
     table = read_class_table(arguments.labels, store) if arguments.labels else table_of_store(store)
     table = with_store_splits(table, store)
     split = split_classes(table, test_fraction=arguments.test_fraction, seed=config.optimisation.seed)
