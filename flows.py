@@ -35,6 +35,7 @@ from commands.prepare.scheduler import BatchScheduler
 from commands.prepare.settings import Settings
 from commands.prepare.work import Options, current_work, plan_work, working_on
 from pipeline.formats import is_transient
+from storage import StorePath, parse_store_path
 
 MOST_REPORTED_SCANS = 24
 """Scans drawn on the page that a run of `prepare` links to; the page takes a quarter of a second for each."""
@@ -43,7 +44,7 @@ MOST_REPORTED_SCANS = 24
 @flow(name="prepare", persist_result=False)
 def prepare(
     raw: Path,
-    store: Path,
+    store: str | Path,
     config: Path | None = None,
     workers: int | str = 1,
     device: Device = "auto",
@@ -75,7 +76,8 @@ def prepare(
         prune=prune,
         layout=layout,
     )
-    work = current_work() or plan_work(raw, store, Settings.read(config), options)
+    place = parse_store_path(store)
+    work = current_work() or plan_work(raw, place, Settings.read(config), options)
     try:
         if work.plan.jobs:
             with working_on(work):
@@ -84,7 +86,7 @@ def prepare(
         work.close()
     report = work.report()
     if work.server_is_kept:
-        publish_scans(report, store)
+        publish_scans(report, place)
     return report
 
 
@@ -114,12 +116,12 @@ def prepare_batch(payload: bytes) -> list[Outcome]:
     return scan_task.prepare_batch(payload)
 
 
-def publish_scans(report: RunReport, store: Path) -> None:
+def publish_scans(report: RunReport, store: StorePath) -> None:
     """Leave a table of the scans of a run, and a link to a page on the store, with the flow run."""
     from commands.inspect import inspect_store
 
     create_table_artifact(key="prepared-scans", table=report.rows(), description=report.summary())
-    if report.committed or report.skipped:
+    if isinstance(store, Path) and (report.committed or report.skipped):  # a page lies beside the store
         page = store.resolve().with_name(f"{store.name}-report.html")
         inspect_store(store, [], page, full=0, most=MOST_REPORTED_SCANS)
         create_link_artifact(key="store-report", link=page.as_uri(), link_text=page.name)
@@ -127,7 +129,7 @@ def publish_scans(report: RunReport, store: Path) -> None:
 
 @flow(name="pretrain", persist_result=False)
 def pretrain(
-    store: Path,
+    store: str | Path,
     run: Path,
     recipe: Literal["published", "small", "whole"] = "small",
     config: Path | None = None,
@@ -138,7 +140,7 @@ def pretrain(
     """Train a network on a store's proposals, in this process.
 
     Args:
-        store: The store.
+        store: The store; a folder, or a URL.
         run: Folder for checkpoints, metrics, pictures and weights; made new.
         recipe: Settings to begin with.
         config: A TOML file with settings that differ, by table.
@@ -160,19 +162,27 @@ def pretrain(
 
 @task(name="train", task_run_name="train {run.name}", cache_policy=NO_CACHE, persist_result=False)
 def train(
-    store: Path, run: Path, recipe: Any, config: Path | None, resume: bool, workers: int | None, device: Any
+    store: str | Path,
+    run: Path,
+    recipe: Any,
+    config: Path | None,
+    resume: bool,
+    workers: int | None,
+    device: Any,
 ) -> tuple[dict[str, Any], Path | None]:
     """Train; returns what came of it as plain values, and the weights."""
     from commands.pretrain import pretrain_with, to_document
 
-    done = pretrain_with(store, run, recipe, config, resume=resume, workers=workers, device=device)
+    done = pretrain_with(
+        parse_store_path(store), run, recipe, config, resume=resume, workers=workers, device=device
+    )
     return to_document(run, done), done.weights
 
 
 @flow(name="run all", persist_result=False)
 def run_all(
     raw: Path,
-    store: Path,
+    store: str | Path,
     run: Path,
     config: Path | None = None,
     recipe: Literal["published", "small", "whole"] = "small",

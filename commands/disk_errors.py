@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from storage import check_locks
+from storage import StorePath, check_locks
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -41,7 +41,7 @@ def explain_disk_error(error: OSError, given: Iterable[object]) -> str:
     return f"{where}{error.strerror}. {remedy}; what is finished is kept, the same command goes on from here"
 
 
-def warn_of_locks(store: Path) -> None:
+def warn_of_locks(store: StorePath) -> None:
     """Say so where locks on a store are known to this machine only; an error where there are none."""
     if warning := check_locks(store):
         print(f"warning: {warning}", file=sys.stderr)

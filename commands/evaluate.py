@@ -142,7 +142,7 @@ def facts_of(arguments: Namespace, store: Store, question: Question, trained_on:
     config = question.config
     window = " x ".join(map(str, config.inference.window_voxels))
     facts = [
-        f"checkpoint {arguments.checkpoint} ({arguments.weights}), store {store.path.name}",
+        f"checkpoint {arguments.checkpoint} ({arguments.weights}), store {store.name}",
         f"{question.how}; seed {config.seed}",
         f"windows of {window} voxels" + (", averaged over mirrorings" if config.inference.mirror else ""),
     ]

@@ -37,7 +37,7 @@ def run_export(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     _check(store, ids, arguments)
     about = {
         "program": f"mass3d {version('mass3d')}",
-        "store": store.path.name,
+        "store": store.name,
         "grid": arguments.grid,
         "spacing_mm": store.info.spacing_mm,
     }

@@ -15,7 +15,7 @@ from commands.terminal import CommandError, print_failures
 from pipeline.errors import Failure
 from pipeline.quality import summarize
 from pipeline.report import ScanReport, StoreContents, find_unusual, scan_page, store_page
-from storage import Store, open_store
+from storage import Store, StorePath, open_store
 
 MEGABYTES = 25
 """Size of a page that is still mailed and opened at once."""
@@ -31,7 +31,7 @@ def run_inspect(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     """Mass inspect."""
     if is_run(arguments.store):
         return _inspect_run(arguments)
-    if arguments.against is not None or arguments.store.suffix.lower() == ".json":
+    if arguments.against is not None or str(arguments.store).lower().endswith(".json"):
         return _inspect_evaluation(arguments)
     if arguments.serve:
         from commands.serve import serve_store
@@ -68,12 +68,12 @@ def _inspect_evaluation(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     """The page of the JSON of `mass evaluate`, or of results of `mass segment` beside a store's labels."""
     from commands.pages.evaluation import compare, evaluation_page, read_evaluation, results_page
 
-    where: Path = arguments.store
+    where: Any = arguments.store
     failed: list[Failure] = []
     if arguments.against is None:
         text = evaluation_page(where.name, read_evaluation(where))
     else:
-        if not where.is_dir():
+        if not (isinstance(where, Path) and where.is_dir()):
             raise CommandError(f"{where}: --against takes a folder of results of `mass segment`")
         store = open_store(arguments.against)
         compared, failed = compare(store, where, arguments.scan)
@@ -87,7 +87,7 @@ def _inspect_evaluation(arguments: Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def inspect_store(
-    store_path: Path,
+    store_path: StorePath,
     scan_ids: Sequence[str],
     out: Path,
     *,
@@ -139,7 +139,7 @@ def store_contents(
     pictured = {one.scan_id for one in find_unusual(rows)}
     pictured |= set(spread([row.scan_id for row in rows], MOST_SLICES))
     return StoreContents(
-        name=store.path.resolve().name,
+        name=store.name,
         facts=store_facts(store, num_chosen),
         failures=tuple((one.scan_id, one.reason, one.remedy) for one in [*failures, *damaged]),
         rows=rows,

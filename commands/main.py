@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_process_defaults()
     module, _, name = arguments.run.partition(":")
     try:
+        place_cache(arguments)
         code, document = getattr(import_module(module), name)(arguments)
         if arguments.json:
             arguments.json.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -50,3 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("mass: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return int(code)
+
+
+def place_cache(arguments: Namespace) -> None:
+    """Let a command read its store through the cache that --cache names."""
+    folder = getattr(arguments, "cache", None)
+    if folder is None:
+        return
+    from storage import CacheSettings, StoreUrl, check_cache, with_cache
+
+    if not isinstance(arguments.store, StoreUrl):
+        print("--cache: the store is on disk, it is read without a cache", file=sys.stderr)
+        return
+    cache = CacheSettings(folder.absolute(), arguments.cache_size * 10**9)
+    check_cache(cache)
+    arguments.store = with_cache(arguments.store, cache)

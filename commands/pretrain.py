@@ -11,6 +11,7 @@ from typing import Any
 from commands.pages.run import watched_run
 from commands.terminal import CommandError, print_precision, print_table, shown
 from pipeline.toml_settings import parse_config, read_tables
+from storage import StorePath
 from training.engine import CONFIG, RECORD, Callbacks, DeviceName
 from training.pretraining import (
     DryRun,
@@ -89,7 +90,7 @@ def tell_dry_run(found: DryRun) -> None:
 
 
 def pretrain_with(
-    store: Path,
+    store: StorePath,
     folder: Path,
     name: Recipe | None,
     file: Path | None,
@@ -161,7 +162,7 @@ def pretrain_for_demo(store: Path, folder: Path, *, steps: int, workers: int) ->
 
 
 def pretrain_shown(
-    store: Path,
+    store: StorePath,
     folder: Path,
     config: PretrainConfig,
     *,

@@ -10,13 +10,12 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 from commands.terminal import CommandError, counted, print_failures
 from pipeline.errors import Failure
 from pipeline.quality import ScanScore, score_scan, summarize, to_csv, to_json, to_markdown
-from storage import CorruptStore, Store, open_store
+from storage import CorruptStore, Store, StorePath, open_store
 
 
 def run_score(arguments: Namespace) -> tuple[int, dict[str, Any]]:
@@ -58,7 +57,7 @@ def _fits(name: str, patterns: Sequence[str]) -> bool:
 
 
 def score_scans(
-    store_path: Path, ids: Sequence[str], *, slic: bool, workers: int
+    store_path: StorePath, ids: Sequence[str], *, slic: bool, workers: int
 ) -> tuple[list[ScanScore], list[Failure]]:
     """The scores of scans of a store, and those whose bytes are damaged."""
     scores: list[ScanScore] = []
@@ -74,6 +73,6 @@ def score_scans(
     return scores, failed
 
 
-def score_one(store_path: Path, scan_id: str, slic: bool) -> ScanScore:
+def score_one(store_path: StorePath, scan_id: str, slic: bool) -> ScanScore:
     """The score of one scan."""
     return score_scan(open_store(store_path).scan(scan_id).record(), slic=slic)

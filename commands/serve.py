@@ -17,13 +17,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from commands.survey import VERIFY, level_within, pack_of, stored_bytes
+from commands.survey import VERIFY, level_within, pack_of
 from pipeline.report import ScanRow, StoreContents, index_row, store_page, table_row
-from storage import CorruptStore, InvalidSelection, Store, open_store
+from storage import CorruptStore, InvalidSelection, Store, StorePath, open_store, scan_bytes
 
 MOST_VOXELS_AT_FIRST = 8_000_000
 """A scan is shown at the finest level with at most so many voxels, until the reader asks for a finer one."""
@@ -60,7 +59,7 @@ class Survey:
                 return
             scan = self.store.scan(scan_id)
             try:
-                self.rows[scan_id] = table_row(self.rows[scan_id], scan, stored_bytes(scan))
+                self.rows[scan_id] = table_row(self.rows[scan_id], scan, scan_bytes(scan))
             except (CorruptStore, OSError) as error:
                 self.failures.append((scan_id, str(error), VERIFY))
             self.num_read += 1
@@ -71,7 +70,7 @@ class Survey:
         if self._page is None or self._page[0] != version:
             notice = "" if self.done else "Scans are being read; sizes, sources and unusual scans follow."
             contents = StoreContents(
-                name=self.store.path.name,
+                name=self.store.name,
                 facts=(
                     ("spacing", f"{self.store.info.spacing_mm:g} mm"),
                     ("format", str(self.store.info.format_version)),
@@ -181,7 +180,7 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing: requests name scans, and the terminal is for the reader."""
 
 
-def serve_store(store_path: Path, *, port: int) -> None:
+def serve_store(store_path: StorePath, *, port: int) -> None:
     """Serve a store until the command is interrupted."""
     from commands.prepare.settings import known_scans
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from commands.prepare.outcomes import counted_scans, failure_values
 from commands.prepare.plan import Wanted
 from commands.prepare.settings import known_failures, wanted_digests
 from commands.terminal import counted, print_failures, print_table
-from storage import imported_sources, open_store, scans_to_lift
+from storage import imported_sources, open_store, scans_to_lift, stored_bytes
 
 
 def run_status(arguments: Namespace) -> tuple[int, dict[str, Any]]:
@@ -26,12 +25,13 @@ def run_status(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         for scan_id, entry in store.entries.items()
         if (why := staleness(entry.digests, wanted, failed=scan_id in failures))
     }
+    sizes = stored_bytes(store)
     groups: dict[tuple[str, str], list[int]] = {}
     for scan_id in counted("status", store.scan_ids):
         entry = store.entries[scan_id]
         row = groups.setdefault((entry.dataset, entry.modality), [0, 0, 0, 0])
-        size = entry.num_bytes or folder_bytes(store.path / entry.path)
-        for column, value in enumerate((1, len(entry.labels) > 0, entry.num_proposals, size)):
+        values = (1, len(entry.labels) > 0, entry.num_proposals, sizes[scan_id])
+        for column, value in enumerate(values):
             row[column] += value
     rows = [(*group, *values) for group, values in sorted(groups.items())]
     columns = ("data set", "modality", "scans", "with labels", "proposals", "bytes")
@@ -70,8 +70,3 @@ def staleness(digests: Mapping[str, str], wanted: Wanted, *, failed: bool) -> st
     if digests.get("proposals") != wanted.proposals:
         return "made with other proposals settings or code"
     return ""
-
-
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files in a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -30,7 +29,7 @@ from pipeline.report import (
     scan_facts,
     table_row,
 )
-from storage import CorruptStore, Scan, Store, open_store
+from storage import CorruptStore, Scan, Store, StorePath, open_store, scan_bytes
 
 VERIFY = "Run `mass verify`"
 
@@ -47,7 +46,7 @@ class Surveyed:
 
 
 def survey(
-    store_path: Path, ids: Sequence[str], in_full: set[str], *, workers: int
+    store_path: StorePath, ids: Sequence[str], in_full: set[str], *, workers: int
 ) -> tuple[list[Surveyed], list[Failure]]:
     """What the page shows of each scan, in order, and the scans whose bytes are damaged."""
     done, failed = [], []
@@ -67,20 +66,15 @@ def survey(
     return done, failed
 
 
-def survey_one(store_path: Path, scan_id: str, in_full: bool) -> Surveyed:
+def survey_one(store_path: StorePath, scan_id: str, in_full: bool) -> Surveyed:
     """What the page shows of one scan."""
     scan = open_store(store_path).scan(scan_id)
     record = scan.record()
     score = score_scan(record)
     report = describe_scan(record, score) if in_full else None
     overview = report.overview if report else overview_scan(record, score)
-    row = full_row(table_row(index_row(scan.entry), scan, stored_bytes(scan)), overview)
+    row = full_row(table_row(index_row(scan.entry), scan, scan_bytes(scan)), overview)
     return Surveyed(row=row, score=score, thumbnail=overview.thumbnail, report=report)
-
-
-def stored_bytes(scan: Scan) -> int:
-    """What a scan takes on the disk."""
-    return sum(path.stat().st_size for path in scan.path.rglob("*") if path.is_file())
 
 
 def pack_of(scan: Scan, level: int, *, small: bool) -> bytes:

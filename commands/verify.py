@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from commands.progress import Progress
 from commands.terminal import print_table, shown
-from storage import Problem, verify
+from storage import Problem, StorePath, verify
 from storage.reading import read_index
 
 
@@ -29,7 +28,7 @@ def run_verify(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     }
 
 
-def verified(store: Path) -> tuple[int, list[Problem]]:
+def verified(store: StorePath) -> tuple[int, list[Problem]]:
     """Check a whole store, with progress shown; the number of scans, and the problems."""
     began, total = time.monotonic(), len(read_index(store).entries)
     seen: list[str] = []

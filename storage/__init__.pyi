@@ -1,16 +1,30 @@
+from .access import (
+    CacheSettings as CacheSettings,
+    StorePath as StorePath,
+    StoreUrl as StoreUrl,
+    absolute_store_path as absolute_store_path,
+    check_cache as check_cache,
+    parse_store_path as parse_store_path,
+    store_name as store_name,
+    with_cache as with_cache,
+)
 from .errors import (
     CorruptScan as CorruptScan,
     CorruptStore as CorruptStore,
     FormatVersionError as FormatVersionError,
+    InvalidLocation as InvalidLocation,
     InvalidRecord as InvalidRecord,
     InvalidSelection as InvalidSelection,
+    LibraryMissing as LibraryMissing,
     ScanExists as ScanExists,
     ScanNotFound as ScanNotFound,
     StorageError as StorageError,
+    StoreDenied as StoreDenied,
     StoreExists as StoreExists,
     StoreFull as StoreFull,
     StoreLocksMissing as StoreLocksMissing,
     StoreNotFound as StoreNotFound,
+    StoreUnreachable as StoreUnreachable,
 )
 from .layout import (
     FORMAT_VERSION as FORMAT_VERSION,
@@ -26,6 +40,8 @@ from .reading import (
     StoreInfo as StoreInfo,
     create_store as create_store,
     open_store as open_store,
+    scan_bytes as scan_bytes,
+    stored_bytes as stored_bytes,
 )
 from .records import (
     OWN as OWN,

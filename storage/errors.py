@@ -6,6 +6,10 @@
     ├── FormatVersionError  (ValueError)         written by a newer version, or not a mass3d store
     ├── StoreFull           (OSError)            no space or quota left; no incomplete files remain
     ├── StoreLocksMissing   (OSError)            the file system does not keep two writers apart
+    ├── StoreUnreachable    (ConnectionError)    an object store gave no answer, after several tries
+    ├── StoreDenied         (PermissionError)    an object store refused access
+    ├── InvalidLocation     (ValueError)         a URL that no store can have
+    ├── LibraryMissing      (ImportError)        a library for object stores is not installed
     ├── ScanNotFound        (KeyError)           no committed scan with this id
     ├── ScanExists          (FileExistsError)    a different scan with this id is committed
     ├── InvalidRecord       (ValueError)         a scan that violates the rules of the format
@@ -46,6 +50,22 @@ class StoreFull(StorageError, OSError):
 
 class StoreLocksMissing(StorageError, OSError):
     """The store's file system does not keep two writers apart."""
+
+
+class StoreUnreachable(StorageError, ConnectionError):
+    """An object store gave no answer, or only errors, after several tries."""
+
+
+class StoreDenied(StorageError, PermissionError):
+    """An object store refused access."""
+
+
+class InvalidLocation(StorageError, ValueError):
+    """A URL that no store can have."""
+
+
+class LibraryMissing(StorageError, ImportError):
+    """A library for object stores is not installed."""
 
 
 class ScanNotFound(StorageError, KeyError):

@@ -18,6 +18,16 @@
         level_voxels/                (N, levels) int32: voxels of each proposal at each level
         COMMIT.json                  every key with its size and checksum; written last
 
+On an object store there is no lock and no tmp/, and the files of a scan lie one folder deeper, in one that is
+named after the digest of the commit (`commit_folder`):
+
+    STORE/
+      changes/<scan_id>.<digest>.<n> empty: the index may not know this change of a scan yet
+      garbage/<scan_id>.<digest>.<n> empty: a folder that a newer commit has replaced
+      scans/<aa>/<scan_id>/
+        COMMIT.json                  of the scan as it is now; put last
+        <digest>/                    first 16 hex digits of the sha256 of COMMIT.json: the files, as above
+
 Format version 1 has level 0 only, no level_voxels, and instead of segments orders/<k>/, (T, A) uint16 rows
 that are permutations of the atoms. An array has its chunks in one file next to its `zarr.json` (`c.0.0.0`),
 so a scan has few files and few folders.
@@ -45,6 +55,8 @@ LEDGER_FILE: Final = "ledger.jsonl"
 LOCK_FILE: Final = "store.lock"
 TEMPORARY_FOLDER: Final = "tmp"
 SCANS_FOLDER: Final = "scans"
+CHANGES_FOLDER: Final = "changes"
+GARBAGE_FOLDER: Final = "garbage"
 COMMIT_FILE: Final = "COMMIT.json"
 METADATA_FILE: Final = "zarr.json"
 
@@ -86,6 +98,11 @@ def is_label_name(name: str) -> bool:
 def scan_key(scan_id: str) -> str:
     """Return the path of a scan's folder, relative to the store."""
     return f"{SCANS_FOLDER}/{hashlib.sha256(scan_id.encode()).hexdigest()[:2]}/{scan_id}"
+
+
+def commit_folder(digest: str) -> str:
+    """Return the name of a commit's folder on an object store, from the sha256 of its COMMIT.json."""
+    return digest[:16]
 
 
 def atoms_name(layer: int) -> str:

@@ -35,9 +35,10 @@ ROOMS = {
     "pipeline.proposals": {"compute", "hierarchies", "volumes"},
     "pipeline.ingest": {"discovery", "formats", "volumes"},
     "pipeline.exchange": {"discovery", "formats", "ingest", "volumes"},
+    "storage.access": set(),
     "storage.records": set(),
-    "storage.reading": {"records"},
-    "storage.writing": {"reading", "records"},
+    "storage.reading": {"access", "records"},
+    "storage.writing": {"access", "reading", "records"},
     "training.network": set(),
     "training.data": set(),
     "training.engine": {"network"},
@@ -53,6 +54,7 @@ WITH_ROOMS = ("pipeline", "storage", "training")
 
 HOMES = {
     "zarr": {"storage"},
+    "obstore": {"storage.access.client"},
     "prefect": {
         "flows",
         "commands.prepare.cluster",
@@ -202,6 +204,7 @@ def test_every_library_is_declared() -> None:
     declared = {re.split(r"[^A-Za-z0-9-]", line)[0].lower() for line in project["dependencies"]}
     used = {name.split(".")[0] for file in MODULES.values() for name in imports(file)}
     optional = {"cupy", "cupyx", "triton"}  # for GPUs; Triton comes with PyTorch for CUDA
+    optional |= {"obstore"}  # for stores at URLs
     libraries = used - set(sys.stdlib_module_names) - {*OURS, *optional}
     needed = {DISTRIBUTIONS.get(library, library).lower() for library in libraries}
     assert needed - declared == set(), "a fresh environment would lack it"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from commands.arguments.shared import at_least
+from commands.arguments.shared import add_store, at_least
 
 
 def add_import_masks(add: argparse.ArgumentParser) -> None:
     """The options of `mass import-masks`."""
-    add.add_argument("store", type=Path, metavar="STORE")
+    add_store(add)
     files = add.add_argument(
         "files",
         type=Path,
@@ -44,7 +44,7 @@ def add_import_masks(add: argparse.ArgumentParser) -> None:
 
 def add_export(add: argparse.ArgumentParser) -> None:
     """The options of `mass export`."""
-    add.add_argument("store", type=Path, metavar="STORE")
+    add_store(add)
     add.add_argument("out", type=Path, metavar="OUT", help="a new or empty folder, or an export to do again")
     add.add_argument(
         "--format",

@@ -6,6 +6,11 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from storage import InvalidLocation, StorePath, parse_store_path
+
+CACHE_GB = 50
+"""Most gigabytes of a cache, unless said otherwise."""
+
 
 def at_least(least: int) -> Callable[[str], int]:
     """A type of whole numbers for argparse."""
@@ -29,6 +34,33 @@ def add_count(
 def add_workers(group: argparse._ActionsContainer, help: str, *, default: int | None = 1) -> None:
     """Give a command the option --workers."""
     group.add_argument("--workers", type=at_least(1), default=default, metavar="N", help=help)
+
+
+def store_path(text: str) -> StorePath:
+    """A type for argparse: the path or URL of a store."""
+    try:
+        return parse_store_path(text)
+    except InvalidLocation as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def add_store(add: argparse.ArgumentParser, help: str = "the store: a folder, or a URL (s3://...)") -> None:
+    """Give a command the argument STORE."""
+    add.add_argument("store", type=store_path, metavar="STORE", help=help)
+
+
+def add_cache(add: argparse.ArgumentParser) -> None:
+    """Give a command the options of a cache for a store at a URL."""
+    add.add_argument(
+        "--cache", type=Path, metavar="DIR", help="keep what is read from a store at a URL in this folder"
+    )
+    add.add_argument(
+        "--cache-size",
+        type=at_least(1),
+        default=CACHE_GB,
+        metavar="GB",
+        help=f"most gigabytes of the cache (default: {CACHE_GB})",
+    )
 
 
 def renamed(other: str, name: str) -> Callable[[str], str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from commands.arguments.shared import add_watch, add_workers, renamed
+from commands.arguments.shared import add_store, add_watch, add_workers, renamed, store_path
 
 
 def add_prepare(add: argparse.ArgumentParser) -> None:
@@ -13,7 +13,7 @@ def add_prepare(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "raw", type=Path, metavar="RAW", help="a folder, a manifest (.csv, .tsv, .jsonl), or one file"
     )
-    add.add_argument("store", type=Path, metavar="STORE", help="the store; made where there is none")
+    add_store(add, "the store, a folder or a URL (s3://...); made where there is none")
     add.add_argument(
         "--config", type=Path, metavar="C.toml", help="settings: tables [ingest] and [proposals]"
     )
@@ -41,12 +41,12 @@ def add_prepare(add: argparse.ArgumentParser) -> None:
 
 def add_status(add: argparse.ArgumentParser) -> None:
     """The options of `mass status`."""
-    add.add_argument("store", type=Path, metavar="STORE")
+    add_store(add)
 
 
 def add_verify(add: argparse.ArgumentParser) -> None:
     """The options of `mass verify`."""
-    add.add_argument("store", type=Path, metavar="STORE")
+    add_store(add)
 
 
 def add_plan(add: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def add_plan(add: argparse.ArgumentParser) -> None:
 
 def add_repair(add: argparse.ArgumentParser) -> None:
     """The options of `mass repair`."""
-    add.add_argument("store", type=Path, metavar="STORE")
+    add_store(add)
     add.add_argument(
         "--raw",
         type=Path,
@@ -108,12 +108,12 @@ def add_prepare_device(add: argparse.ArgumentParser) -> None:
 
 def add_lift(add: argparse.ArgumentParser) -> None:
     """The options of `mass lift`."""
-    add.add_argument("store", type=Path, metavar="STORE", help="nothing is prepared anew; may be interrupted")
+    add_store(add, "nothing is prepared anew; may be interrupted")
 
 
 def add_score(add: argparse.ArgumentParser) -> None:
     """The options of `mass score`."""
-    add.add_argument("store", type=Path, metavar="STORE")
+    add_store(add)
     for what, of in (("scan", "ids"), ("dataset", "data sets")):
         add.add_argument(
             f"--{what}",
@@ -136,13 +136,13 @@ def add_inspect(add: argparse.ArgumentParser) -> None:
     """The options of `mass inspect`."""
     add.add_argument(
         "store",
-        type=Path,
+        type=store_path,
         metavar="STORE",
         help="a store, the folder of a run, the JSON of `mass evaluate`, or a folder of `mass segment`",
     )
     add.add_argument(
         "--against",
-        type=Path,
+        type=store_path,
         metavar="STORE",
         help="results of `mass segment` beside the labels of this store, the worst first",
     )

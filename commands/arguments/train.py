@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from commands.arguments.shared import add_device, add_training
+from commands.arguments.shared import add_cache, add_device, add_store, add_training
 
 
 def add_pretrain(add: argparse.ArgumentParser) -> None:
     """The options of `mass pretrain`."""
-    add.add_argument("store", type=Path, metavar="STORE")
+    add_store(add)
+    add_cache(add)
     add.add_argument(
         "run_folder", type=Path, metavar="RUN", help="checkpoints, metrics, pictures, weights; made new"
     )
@@ -30,7 +31,8 @@ def add_finetune(add: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="weights to start from (.safetensors, .pt, .pth), or the folder of a run",
     )
-    add.add_argument("store", type=Path, metavar="STORE")
+    add_store(add)
+    add_cache(add)
     add.add_argument(
         "run_folder", type=Path, metavar="RUN", help="checkpoints, metrics, weights, report; made new"
     )
@@ -65,7 +67,8 @@ def add_embed(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, exported, or published one"
     )
-    add.add_argument("store", type=Path, metavar="STORE")
+    add_store(add)
+    add_cache(add)
     add.add_argument("--out", type=Path, required=True, metavar="features.npz", help="the file, .npz or .csv")
     add.add_argument(
         "--window",
@@ -82,7 +85,8 @@ def add_classify(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, exported, or published one"
     )
-    add.add_argument("store", type=Path, metavar="STORE")
+    add_store(add)
+    add_cache(add)
     add.add_argument("run_folder", type=Path, metavar="RUN", help="head, predictions, results; made new")
     add.add_argument(
         "--labels",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from commands.arguments.shared import add_checkpoint, add_count, add_workers, at_least
+from commands.arguments.shared import add_cache, add_checkpoint, add_count, add_store, add_workers, at_least
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples" / "manifest.csv"
 """The bundled scans, where this is a checkout."""
@@ -81,7 +81,8 @@ def add_segment(add: argparse.ArgumentParser) -> None:
 def add_evaluate(add: argparse.ArgumentParser) -> None:
     """The options of `mass evaluate`."""
     add_checkpoint(add)
-    add.add_argument("store", type=Path, metavar="STORE")
+    add_store(add)
+    add_cache(add)
     add.add_argument(
         "--references",
         choices=("fixed", "random", "ensemble"),

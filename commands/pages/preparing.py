@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html import escape
+from pathlib import Path
 
 from commands.pages.watch import watched
 from commands.prepare.work import Work
 from commands.terminal import State
 from pipeline.report import html_page, number_list, table
+from storage import store_name
 
 _MOST_SCANS = 200
 
@@ -60,7 +62,7 @@ def preparing_page(work: Work, *, now: str = "", refresh_seconds: int = 0) -> st
         store = escape(str(work.store_path.name))
         parts.append(f"<p>Look at what was proposed: <code>mass inspect {store} --out report.html</code></p>")
     links = [("#failed", "Failed")] * bool(failed) + [("#scans", "Prepared")] * bool(committed)
-    name = work.store_path.resolve().name
+    name = store_name(work.store_path)
     header = f"<h1>{escape(name)}</h1>{state}{number_list(numbers)}"
     return html_page(f"{name} · mass prepare", header, links, "".join(parts), refresh_seconds=refresh_seconds)
 
@@ -68,7 +70,8 @@ def preparing_page(work: Work, *, now: str = "", refresh_seconds: int = 0) -> st
 @contextmanager
 def watched_preparing(work: Work) -> Iterator[Callable[[State], None] | None]:
     """Keep the page of the work up to date, beside the store; see `commands.pages.watch`."""
-    store = work.store_path.resolve()
+    # Of a store at a URL, into the current folder.
+    store = work.store_path.resolve() if isinstance(work.store_path, Path) else Path(work.store_path.name)
 
     def make(now: str, refresh_seconds: int) -> str:
         return preparing_page(work, now=now, refresh_seconds=refresh_seconds)

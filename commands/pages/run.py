@@ -25,6 +25,7 @@ from PIL import Image
 from commands.pages.watch import watched
 from commands.terminal import CommandError, State
 from pipeline.report import Picture, fact_list, figure, html_page, line_chart, number_list, table
+from storage import StoreUrl
 
 RUN_PAGE = "run.html"
 """Name of the page in the run's folder, where no other is given."""
@@ -78,9 +79,9 @@ class RunContents:
         return max((int(line["step"]) for line in self.metrics), default=0)
 
 
-def is_run(path: Path) -> bool:
+def is_run(path: Path | StoreUrl) -> bool:
     """Whether a path is the folder of a run."""
-    return (path / RECORD).is_file()
+    return isinstance(path, Path) and (path / RECORD).is_file()
 
 
 def read_run(folder: Path) -> RunContents:

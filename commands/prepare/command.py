@@ -20,6 +20,7 @@ from commands.prepare.outcomes import RunReport
 from commands.prepare.prefect_server import prefect_server
 from commands.prepare.settings import Settings, print_report
 from commands.prepare.work import Options, Work, plan_work, working_on
+from storage import StorePath
 
 
 def run_prepare(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
@@ -40,7 +41,7 @@ def run_prepare(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     return report.exit_code, {"store": str(arguments.store), **report.to_json()}
 
 
-def prepare_store(raw: Path, store: Path, settings: Settings, options: Options) -> RunReport:
+def prepare_store(raw: Path, store: StorePath, settings: Settings, options: Options) -> RunReport:
     """Bring a store up to date with the scans in `raw`; safe to be killed and run again at any time.
 
     Args:
@@ -79,7 +80,7 @@ def run_flow(work: Work) -> None:
             with working_on(work), temporary_settings(updates=settings):
                 prepare(
                     work.raw,
-                    work.store_path,
+                    work.store_path if isinstance(work.store_path, Path) else str(work.store_path),
                     workers=options.scheduler or options.workers,
                     device=options.device,
                     retry_failed=options.retry_failed,

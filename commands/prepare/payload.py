@@ -25,7 +25,16 @@ from commands.prepare.settings import Settings
 from pipeline.compute import gpu_is_at_hand
 from pipeline.ingest import INGEST_VERSION
 from pipeline.proposals import ALGORITHM_VERSION
-from storage import FORMAT_VERSION, StorageError, Store, open_store
+from storage import (
+    FORMAT_VERSION,
+    LibraryMissing,
+    StorageError,
+    Store,
+    StoreDenied,
+    StorePath,
+    StoreUnreachable,
+    open_store,
+)
 
 Device: TypeAlias = Literal["auto", "cpu", "numpy", "gpu"]
 
@@ -77,11 +86,11 @@ def code_versions() -> dict[str, str]:
     }
 
 
-def pack(store: Path, raw: Path, config_digest: str, setup: Setup, jobs: Sequence[Job]) -> bytes:
+def pack(store: StorePath, raw: Path, config_digest: str, setup: Setup, jobs: Sequence[Job]) -> bytes:
     """Return the payload of a task: bytes, since Prefect keeps what a task is given, and paths hold names."""
     envelope = _Envelope(
         code=code_versions(),
-        store=str(store.resolve()),
+        store=str(store.resolve() if isinstance(store, Path) else store),
         raw=str(raw.resolve()),
         config_digest=config_digest,
         inside=pickle.dumps((setup, tuple(jobs))),
@@ -105,6 +114,10 @@ def unpack(payload: bytes) -> tuple[Store, Setup, tuple[Job, ...]]:
     name = Path(envelope.store).name  # only names: Prefect keeps errors, and paths may hold a patient's name
     try:
         store = open_store(envelope.store)
+    except StoreUnreachable:
+        raise  # may pass: it is tried again
+    except (StoreDenied, LibraryMissing) as error:
+        raise WorkerUnfitError(f"{here} cannot open the store: {error}") from None
     except (StorageError, OSError) as error:
         raise WorkerUnfitError(
             f"{here} cannot open the store {name} ({type(error).__name__}): its folder {shared}"
@@ -114,7 +127,7 @@ def unpack(payload: bytes) -> tuple[Store, Setup, tuple[Job, ...]]:
             f"{here} sees a store {name} with other settings: its folder {shared}, and only one "
             "`mass prepare` with other settings may run at a time"
         )
-    if not os.access(store.path, os.W_OK):
+    if isinstance(store.path, Path) and not os.access(store.path, os.W_OK):
         raise WorkerUnfitError(f"{here} may not write to the store {name}: give it the permission")
     if not Path(envelope.raw).exists():
         raise WorkerUnfitError(f"{here} does not see {Path(envelope.raw).name}: its folder {shared}")

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from commands.caches import cache_folder
-from storage import digest_of
+from storage import StorePath, digest_of
 
 MOST_SEARCHES = 20
 """Searches that are remembered of a store; the newest stay."""
@@ -33,7 +33,7 @@ class Search:
     follow_links: bool = False
 
 
-def remember_search(store: Path, search: Search) -> None:
+def remember_search(store: StorePath, search: Search) -> None:
     """Remember that a store was filled from a search; a cache that cannot be written is no error."""
     others = [other for other in remembered_searches(store) if other.raw != search.raw]
     kept = [*others, search][-MOST_SEARCHES:]
@@ -45,7 +45,7 @@ def remember_search(store: Path, search: Search) -> None:
         temporary.replace(path)
 
 
-def remembered_searches(store: Path) -> Sequence[Search]:
+def remembered_searches(store: StorePath) -> Sequence[Search]:
     """Return the searches that a store was filled from on this machine, oldest first."""
     try:
         return tuple(Search(**one) for one in json.loads(_path(store).read_bytes()))
@@ -53,5 +53,6 @@ def remembered_searches(store: Path) -> Sequence[Search]:
         return ()
 
 
-def _path(store: Path) -> Path:
-    return cache_folder() / "sources" / f"{digest_of(str(store.resolve()))[:32]}.json"
+def _path(store: StorePath) -> Path:
+    place = store.resolve() if isinstance(store, Path) else store
+    return cache_folder() / "sources" / f"{digest_of(str(place))[:32]}.json"

@@ -30,7 +30,17 @@ from commands.progress import Progress
 from commands.terminal import CommandError
 from pipeline.compute import gpu_is_at_hand
 from pipeline.discovery import Discovery, discover
-from storage import LedgerEntry, StoreFull, create_store, finish, open_store, remove_scan, sweep, write_ledger
+from storage import (
+    LedgerEntry,
+    StoreFull,
+    StorePath,
+    create_store,
+    finish,
+    open_store,
+    remove_scan,
+    sweep,
+    write_ledger,
+)
 
 LEDGER_SECONDS = 30.0
 """The ledger is written about so often: after a kill, few sources' bytes have to be looked at again."""
@@ -95,7 +105,7 @@ class Options:
 class Work:
     """A run in progress: what is left, what came back. Lives in this process and is never pickled."""
 
-    store_path: Path
+    store_path: StorePath
     options: Options
     setup: Setup
     plan: Plan
@@ -252,7 +262,7 @@ def working_on(work: Work) -> Iterator[None]:
         _WORK.reset(token)
 
 
-def plan_work(raw: Path, store_path: Path, settings: Settings, options: Options) -> Work:
+def plan_work(raw: Path, store_path: StorePath, settings: Settings, options: Options) -> Work:
     """Search for scans, compare them with the store, and print what there is to do.
 
     Args:

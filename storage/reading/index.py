@@ -11,13 +11,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from storage.access import StorePath
 from storage.errors import CorruptScan, CorruptStore
 from storage.files import collector_paused, replace_file
-from storage.layout import FORMAT_VERSION, INDEX_FILE, READ_VERSIONS, dump_line, scan_key
+from storage.layout import FORMAT_VERSION, INDEX_FILE, READ_VERSIONS, commit_folder, dump_line, scan_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,8 @@ class IndexEntry:
     """Patient or study that it is of; empty if it is a case of its own."""
     num_bytes: int = field(default=0, compare=False)
     """Bytes of all its files; 0 if not known, in lines that older versions wrote."""
+    addressed: bool = False
+    """Whether its files lie in a folder named after its digest, as on object stores."""
 
     @property
     def case_key(self) -> str:
@@ -58,7 +61,8 @@ class IndexEntry:
     @property
     def path(self) -> str:
         """Folder of the scan, relative to the store."""
-        return scan_key(self.scan_id)
+        own = scan_key(self.scan_id)
+        return f"{own}/{commit_folder(self.digest)}" if self.addressed else own
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> IndexEntry:
@@ -83,7 +87,11 @@ class IndexEntry:
         if entry.format_version not in READ_VERSIONS:
             raise ValueError(f"format version of {entry.scan_id} is {entry.format_version}")
         if value["path"] != entry.path:
-            raise ValueError(f"path of {entry.scan_id} is {value['path']!r}, must be {entry.path!r}")
+            entry = replace(entry, addressed=True)
+        if value["path"] != entry.path:
+            raise ValueError(
+                f"path of {entry.scan_id} is {value['path']!r}, must be {scan_key(entry.scan_id)!r}"
+            )
         return entry
 
     def to_json(self) -> dict[str, object]:
@@ -121,12 +129,13 @@ class Commit:
     """Size in bytes and sha256 of every other file of the scan."""
 
 
-def parse_commit(data: bytes, *, where: str) -> Commit:
+def parse_commit(data: bytes, *, where: str, addressed: bool = False) -> Commit:
     """Return the contents of a COMMIT.json.
 
     Args:
         data: Bytes of the file.
         where: Name of the scan in error messages.
+        addressed: Whether the scan's files lie in a folder named after the commit's digest.
 
     Raises:
         CorruptScan: The file is damaged.
@@ -138,10 +147,15 @@ def parse_commit(data: bytes, *, where: str) -> Commit:
         rest = {"path": scan_key(scan_id), "digest": digest, "format_version": document["format_version"]}
         keys = {key: (int(value["size"]), str(value["sha256"])) for key, value in document["keys"].items()}
         rest["num_bytes"] = len(data) + sum(size for size, _ in keys.values())
-        entry = IndexEntry.from_json(document["scan"] | rest)
+        entry = replace(IndexEntry.from_json(document["scan"] | rest), addressed=addressed)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptScan(f"{where}: COMMIT.json is damaged ({error!r}). Prepare the scan again") from error
     return Commit(entry, keys)
+
+
+def with_address(commit: Commit, *, addressed: bool) -> Commit:
+    """Return a commit whose files lie in a folder named after its digest, or do not."""
+    return replace(commit, entry=replace(commit.entry, addressed=addressed)) if addressed else commit
 
 
 @dataclass(frozen=True)
@@ -156,12 +170,17 @@ class Index:
     """Whether the last line has no newline."""
 
 
-def read_index(store: Path) -> Index:
-    """Return the store's index as it is; empty if there is none."""
+def read_index_file(store: Path) -> Index:
+    """Return the index of a store on disk as it is; empty if there is none."""
     try:
         data = (store / INDEX_FILE).read_bytes()
     except FileNotFoundError:
         return Index({}, (), torn=False)
+    return parse_index(data)
+
+
+def parse_index(data: bytes) -> Index:
+    """Return the contents of an index."""
     lines = data.split(b"\n")
     torn = lines.pop() != b""
     entries: dict[str, IndexEntry] = {}
@@ -179,23 +198,31 @@ def read_index(store: Path) -> Index:
 
 def read_sound_index(store: Path) -> Index:
     """Return the store's index, or raise CorruptStore if a line in it is damaged."""
-    index = read_index(store)
+    index = read_index_file(store)
+    require_sound(index, store)
+    return index
+
+
+def require_sound(index: Index, store: StorePath) -> None:
+    """Raise CorruptStore if a line of a store's index is damaged."""
     if index.damaged_lines:
         raise CorruptStore(
             f"{store / INDEX_FILE}: line {index.damaged_lines[0]} is damaged. Run `mass prepare` again, "
             "or storage.sweep(): both rebuild the index from the scans"
         )
-    return index
 
 
 class IndexTail:
     """Ids of the scans that are committed from now on, by whatever process; to show how far writers are."""
 
-    def __init__(self, store: Path) -> None:
-        self._path = store / INDEX_FILE
+    def __init__(self, store: StorePath) -> None:
+        # On an object store nothing is appended to the index.
+        self._path = store / INDEX_FILE if isinstance(store, Path) else None
         self._offset = self._size()
 
     def _size(self) -> int:
+        if self._path is None:
+            return 0
         try:
             return self._path.stat().st_size
         except FileNotFoundError:
@@ -207,7 +234,7 @@ class IndexTail:
         Lines that make no sense are skipped. An index that was written anew is followed from its present end.
         """
         size = self._size()
-        if size <= self._offset:
+        if self._path is None or size <= self._offset:
             self._offset = min(self._offset, size)
             return []
         with open(self._path, "rb") as file:
@@ -256,8 +283,13 @@ def _cut_torn_line(handle: int) -> int:
 
 def write_index(store: Path, entries: Iterable[IndexEntry]) -> None:
     """Replace the index by these entries, sorted by id. The caller holds the store's lock."""
-    ordered = sorted(entries, key=lambda entry: entry.scan_id)
-    data = b"".join(dump_line(entry.to_json()) for entry in ordered)
+    data = dump_index(entries)
     path = store / INDEX_FILE
     if not path.exists() or path.read_bytes() != data:
         replace_file(store, INDEX_FILE, data)
+
+
+def dump_index(entries: Iterable[IndexEntry]) -> bytes:
+    """Return the index of these entries, sorted by id."""
+    ordered = sorted(entries, key=lambda entry: entry.scan_id)
+    return b"".join(dump_line(entry.to_json()) for entry in ordered)

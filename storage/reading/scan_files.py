@@ -9,21 +9,23 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from storage.access import Folder, StorePath, folder_of
 from storage.errors import CorruptScan
 from storage.layout import COMMIT_FILE, METADATA_FILE, chunk_name
 from storage.reading.index import Commit, IndexEntry, parse_commit
-from storage.reading.shards import ArrayReader, ScanFolder, parse_layout
+from storage.reading.shards import ArrayReader, parse_layout
+
+_TABLES = ("proposals", "scores", "segments", "orders", "level_voxels")
 
 
 class ScanFiles:
     """Reads files of a scan. Holds paths only, so it can be pickled."""
 
-    def __init__(self, path: Path, entry: IndexEntry) -> None:
+    def __init__(self, path: StorePath, entry: IndexEntry) -> None:
         self.path = path
         self._entry = entry
         self._readers: dict[str, ArrayReader] = {}
@@ -40,11 +42,7 @@ class ScanFiles:
             if chunk not in self._commit.keys:
                 raise self.corrupt(f"COMMIT.json lacks {chunk}")
             self._readers[key] = ArrayReader(
-                self.path / key,
-                layout,
-                num_bytes=self._commit.keys[chunk][0],
-                scan=self._folder,
-                where=where,
+                self._folder, key, layout, num_bytes=self._commit.keys[chunk][0], where=where
             )
         return self._readers[key]
 
@@ -67,6 +65,7 @@ class ScanFiles:
             raise self.corrupt(f"COMMIT.json lacks {key}")
         data = self._read(key)
         if hashlib.sha256(data).hexdigest() != self._commit.keys[key][1]:
+            self._folder.forget(key)
             raise self.corrupt(f"{key} is not what was committed")
         return data
 
@@ -81,9 +80,9 @@ class ScanFiles:
         )
 
     @cached_property
-    def _folder(self) -> ScanFolder:
+    def _folder(self) -> Folder:
         try:
-            return ScanFolder(self.path, self.path.stat().st_ino)
+            return folder_of(self.path, self._entry.digest)
         except FileNotFoundError as error:
             raise self.corrupt("its folder is missing") from error
 
@@ -92,13 +91,22 @@ class ScanFiles:
         _ = self._folder  # read first, so that a replacement of the scan from here on is noticed
         data = self._read(COMMIT_FILE)
         if hashlib.sha256(data).hexdigest() != self._entry.digest:
+            self._folder.forget(COMMIT_FILE)
             raise self.corrupt(
                 "COMMIT.json is not the one in the index: replaced or damaged. Open the store again"
             )
-        return parse_commit(data, where=f"scan {self._entry.scan_id}")
+        commit = parse_commit(data, where=f"scan {self._entry.scan_id}")
+        # Not the volumes: of those, a reader needs regions.
+        self._folder.read_ahead({key: size for key, (size, _) in commit.keys.items() if _is_about_all(key)})
+        return commit
 
     def _read(self, key: str) -> bytes:
         try:
-            return (self.path / key).read_bytes()
+            return self._folder.read(key)
         except FileNotFoundError as error:
             raise self.corrupt(f"{key} is missing") from error
+
+
+def _is_about_all(key: str) -> bool:
+    """Return whether a file is metadata or a table, which every reader needs, rather than a volume."""
+    return key.endswith(METADATA_FILE) or key.split("/")[0] in _TABLES

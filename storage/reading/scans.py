@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.access import StorePath
 from storage.errors import InvalidSelection
 from storage.layout import MAX_WORD_BITS, atoms_name, label_volume
 from storage.reading.index import IndexEntry
@@ -56,7 +56,7 @@ class Crop:
 class Scan:
     """A committed scan. Regions are three slices (z, y, x); None means everything."""
 
-    def __init__(self, store: Path, entry: IndexEntry) -> None:
+    def __init__(self, store: StorePath, entry: IndexEntry) -> None:
         self.path = store / entry.path
         self.entry = entry
         self._files = ScanFiles(self.path, entry)

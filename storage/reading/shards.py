@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.access import Folder, OpenFile, ReplacedError, WrongSizeError
 from storage.errors import CorruptScan
 from storage.layout import chunk_name
 from storage.records import Region, region_shape, touched_chunks
@@ -98,19 +99,17 @@ def parse_layout(metadata: bytes, *, where: str) -> ArrayLayout:
     return layout
 
 
-@dataclass(frozen=True)
-class ScanFolder:
-    """A scan's folder at the time when its COMMIT.json was read; a replaced scan has another inode."""
+_Part = tuple[tuple[int, ...], Region, Region]
+"""A chunk's index along each axis; its part inside a region; the same, relative to the region's corner."""
 
-    path: Path
-    inode: int
 
-    def is_in_place(self) -> bool:
-        """Return whether the same folder still has this path."""
-        try:
-            return os.stat(self.path).st_ino == self.inode
-        except FileNotFoundError:
-            return False
+def _groups(parts: Iterator[_Part], most: int) -> Iterator[Iterable[_Part]]:
+    """Yield parts in groups of at most `most`; all of them in one, unlisted, where it is 0."""
+    if not most:
+        yield parts
+        return
+    while some := list(islice(parts, most)):
+        yield some
 
 
 @dataclass(frozen=True)
@@ -119,18 +118,22 @@ class _ChunkTable:
 
     offsets: NDArray[np.uint64]
     sizes: NDArray[np.uint64]
-    inode: int
+    identity: int | str
+    """Of the file that it was read from."""
+
+    def span(self, index: tuple[int, ...]) -> tuple[int, int]:
+        """Return the position and size of a chunk."""
+        return int(self.offsets[index]), int(self.sizes[index])
 
 
 class ArrayReader:
-    """One array on disk. Holds no open file, so it can be kept, pickled and used from any thread."""
+    """One stored array. Holds no open file, so it can be kept, pickled and used from any thread."""
 
-    def __init__(
-        self, folder: Path, layout: ArrayLayout, *, num_bytes: int, scan: ScanFolder, where: str
-    ) -> None:
+    def __init__(self, folder: Folder, key: str, layout: ArrayLayout, *, num_bytes: int, where: str) -> None:
         self.layout = layout
-        self._scan = scan
-        self._path = folder / chunk_name(len(layout.shape))
+        self._folder = folder
+        self._name = chunk_name(len(layout.shape))
+        self._key = f"{key}/{self._name}"
         self._num_bytes = num_bytes
         self._where = where
         self._table: _ChunkTable | None = None
@@ -155,70 +158,71 @@ class ArrayReader:
             The position of the part, relative to the region's corner; and the part, valid until the next one.
         """
         chunk = np.empty(self.layout.chunk_shape, dtype=self.layout.dtype)
-        handle = self._open()
+        file = self._open()
         try:
-            table = self._chunk_table(handle)
-            for index, inside, target in touched_chunks(region, self.layout.chunk_shape):
-                if wanted is not None and not wanted(target):
-                    continue
-                self._decode(handle, int(table.offsets[index]), int(table.sizes[index]), chunk)
-                yield target, chunk[inside]
+            table = self._chunk_table(file)
+            touched = touched_chunks(region, self.layout.chunk_shape)
+            parts = (part for part in touched if wanted is None or wanted(part[2]))
+            for some in _groups(parts, file.ahead):
+                if file.ahead:
+                    with self._errors_named():
+                        file.prefetch([table.span(index) for index, _, _ in some])
+                for index, inside, target in some:
+                    self._decode(file, *table.span(index), chunk)
+                    yield target, chunk[inside]
         finally:
-            os.close(handle)
+            file.close()
 
-    def _open(self) -> int:
-        try:
-            handle = os.open(self._path, os.O_RDONLY)
-        except FileNotFoundError as error:
-            raise self._corrupt("is missing") from error
-        size = os.fstat(handle).st_size
-        if size != self._num_bytes:
-            os.close(handle)
-            raise self._corrupt(f"has {size} bytes, COMMIT.json says {self._num_bytes}")
-        return handle
+    def _open(self) -> OpenFile:
+        with self._errors_named():
+            return self._folder.open(self._key, self._num_bytes)
 
-    def _chunk_table(self, handle: int) -> _ChunkTable:
-        inode = os.fstat(handle).st_ino
+    def _chunk_table(self, file: OpenFile) -> _ChunkTable:
         if self._table is None:
             # Checked after the file was opened, so the open file belongs to the folder that was checked.
-            if not self._scan.is_in_place():
-                raise self._corrupt("was replaced after the scan was opened; open the store again")
-            self._table = self._read_table(handle, inode)
-        elif self._table.inode != inode:
-            raise self._corrupt("was replaced after the scan was opened; open the store again")
+            if not self._folder.is_in_place():
+                raise self._replaced()
+            self._table = self._read_table(file)
+        elif self._table.identity != file.identity:
+            raise self._replaced()
         return self._table
 
-    def _read_table(self, handle: int, inode: int) -> _ChunkTable:
+    def _read_table(self, file: OpenFile) -> _ChunkTable:
         grid = self.layout.grid
         if not self.layout.sharded:
             one = np.ones(grid, dtype=np.uint64)
-            return _ChunkTable(0 * one, np.uint64(self._num_bytes) * one, inode)
+            return _ChunkTable(0 * one, np.uint64(self._num_bytes) * one, file.identity)
         index_bytes = 16 * math.prod(grid) + _CRC_BYTES
         start = self._num_bytes - index_bytes
         if start < 0:
             raise self._corrupt("is too short for its index")
-        raw = np.frombuffer(self._read_checked(handle, start, index_bytes), dtype="<u8").reshape(*grid, 2)
+        raw = np.frombuffer(self._read_checked(file, start, index_bytes), dtype="<u8").reshape(*grid, 2)
         offsets, sizes = raw[..., 0], raw[..., 1]
         # A chunk that was never written has offset and size 2^64 - 1: it fails here too.
         if (sizes > start).any() or (offsets > start - np.minimum(sizes, start)).any():
             raise self._corrupt("lacks chunks")
-        return _ChunkTable(offsets, sizes, inode)
+        return _ChunkTable(offsets, sizes, file.identity)
 
-    def _read_checked(self, handle: int, start: int, size: int) -> bytes:
+    def _read_checked(self, file: OpenFile, start: int, size: int) -> bytes:
         """Return `size` bytes from `start`, without the crc32c at their end, after a check against it."""
         import google_crc32c
 
-        data = os.pread(handle, size, start)
+        if file.ahead:
+            with self._errors_named():
+                data = file.read(start, size)
+        else:
+            data = file.read(start, size)
         if len(data) != size or size <= _CRC_BYTES:
             raise self._corrupt("ends early")
         payload = data[:-_CRC_BYTES]
         if google_crc32c.value(payload) != int.from_bytes(data[-_CRC_BYTES:], "little"):
+            file.forget(start, size)
             raise self._corrupt(f"fails its checksum at bytes {start}..{start + size}")
         return payload
 
-    def _decode(self, handle: int, start: int, size: int, chunk: NDArray[Any]) -> None:
+    def _decode(self, file: OpenFile, start: int, size: int, chunk: NDArray[Any]) -> None:
         blosc = single_threaded_blosc()
-        payload = self._read_checked(handle, start, size)
+        payload = self._read_checked(file, start, size)
         # Bytes 4..8 of a blosc buffer are its decoded size.
         if int.from_bytes(payload[4:8], "little") != chunk.nbytes:
             raise self._corrupt("holds a chunk of another size")
@@ -227,7 +231,22 @@ class ArrayReader:
         except (RuntimeError, ValueError) as error:
             raise self._corrupt("holds a chunk that does not decode") from error
 
+    @contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        """Turn what access to the file found into the error of a damaged scan."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise self._corrupt("is missing") from error
+        except WrongSizeError as error:
+            raise self._corrupt(f"has {error.args[0]} bytes, COMMIT.json says {self._num_bytes}") from error
+        except ReplacedError as error:
+            raise self._replaced() from error
+
+    def _replaced(self) -> CorruptScan:
+        return self._corrupt("was replaced after the scan was opened; open the store again")
+
     def _corrupt(self, what: str) -> CorruptScan:
         return CorruptScan(
-            f"{self._where}: {self._path.name} {what}. Run `mass verify`, then prepare the scan again"
+            f"{self._where}: {self._name} {what}. Run `mass verify`, then prepare the scan again"
         )

@@ -11,6 +11,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from storage.access import (
+    StorePath,
+    StoreUrl,
+    client_of,
+    parse_store_path,
+    read_file,
+    require_conditional_puts,
+    store_name,
+    update_file,
+    update_object,
+)
 from storage.errors import (
     CorruptScan,
     FormatVersionError,
@@ -28,11 +39,14 @@ from storage.layout import (
     READ_VERSIONS,
     STORE_FILE,
     TEMPORARY_FOLDER,
+    commit_folder,
     digest_of,
     dump_document,
+    is_safe_name,
     scan_key,
 )
-from storage.reading.index import IndexEntry, parse_commit, read_sound_index
+from storage.reading.index import IndexEntry, parse_commit, with_address
+from storage.reading.object_index import find_entry, read_entries
 from storage.reading.scans import Scan
 from storage.records import plain_json
 
@@ -58,7 +72,7 @@ class Store:
     forkserver); each worker reads the index again when it needs it.
     """
 
-    def __init__(self, path: Path, info: StoreInfo) -> None:
+    def __init__(self, path: StorePath, info: StoreInfo) -> None:
         self.path = path
         self.info = info
 
@@ -74,8 +88,13 @@ class Store:
     @cached_property
     def entries(self) -> Mapping[str, IndexEntry]:
         """Index lines by scan id, sorted by id."""
-        entries = read_sound_index(self.path).entries
+        entries = read_entries(self.path)
         return {scan_id: entries[scan_id] for scan_id in sorted(entries)}
+
+    @property
+    def name(self) -> str:
+        """Name of the store: of its folder, or the last part of its URL."""
+        return store_name(self.path)
 
     @property
     def scan_ids(self) -> tuple[str, ...]:
@@ -88,7 +107,7 @@ class Store:
         Raises:
             ScanNotFound: There is no committed scan with this id.
         """
-        entry = self.entries.get(scan_id)
+        entry = self.find(scan_id)
         if entry is None:
             raise ScanNotFound(
                 f"scan {scan_id!r}: not in {self.path}, which has {len(self.entries)} scans. "
@@ -96,23 +115,36 @@ class Store:
             )
         return Scan(self.path, entry)
 
+    def find(self, scan_id: str) -> IndexEntry | None:
+        """Return the index line of one scan, None if it is not committed.
+
+        On an object store the whole index is not read for it.
+        """
+        if isinstance(self.path, StoreUrl) and "entries" not in self.__dict__:
+            return find_entry(self.path, scan_id) if is_safe_name(scan_id) else None
+        return self.entries.get(scan_id)
+
     def committed_now(self, scan_id: str) -> Scan | None:
         """Return a scan as it lies in its folder now, None if none is committed there.
 
         Does not use the index: a writer of one scan of 100,000 need not read the lines of all others.
         """
-        where = self.path / scan_key(scan_id) / COMMIT_FILE
+        if isinstance(self.path, StoreUrl):
+            entry = find_entry(self.path, scan_id)
+            return Scan(self.path, entry) if entry else None
+        folder = self.path / scan_key(scan_id)
         try:
-            return Scan(self.path, parse_commit(where.read_bytes(), where=f"scan {scan_id}").entry)
+            commit = parse_commit((folder / COMMIT_FILE).read_bytes(), where=f"scan {scan_id}")
         except (FileNotFoundError, NotADirectoryError, CorruptScan):
             return None
+        addressed = (folder / commit_folder(commit.entry.digest)).is_dir()
+        return Scan(self.path, with_address(commit, addressed=addressed).entry)
 
     def set_config(self, config: Mapping[str, Any], *, spacing_mm: float | None = None) -> None:
         """Replace the config (and target spacing) in store.json, in one step."""
         spacing_mm = self.info.spacing_mm if spacing_mm is None else spacing_mm
         info = _checked_info(config, spacing_mm, self.info.format_version)
-        with full_disk_named(self.path, "set_config"), store_lock(self.path):
-            _write_info(self.path, info)
+        update_file(self.path, STORE_FILE, lambda _: _dump_info(info), doing="set_config")
         self.info = info
 
     def require_current(self) -> None:
@@ -127,18 +159,17 @@ class Store:
     def raise_version(self) -> None:
         """Allow scans of the current format version in the store; existing scans are unchanged."""
         info = replace(self.info, format_version=FORMAT_VERSION)
-        with full_disk_named(self.path, "raise_version"), store_lock(self.path):
-            _write_info(self.path, info)
+        update_file(self.path, STORE_FILE, lambda _: _dump_info(info), doing="raise_version")
         self.info = info
 
 
 def create_store(
-    path: str | Path, *, spacing_mm: float, config: Mapping[str, Any], exist_ok: bool = True
+    path: str | StorePath, *, spacing_mm: float, config: Mapping[str, Any], exist_ok: bool = True
 ) -> Store:
     """Create an empty store, or open the existing one, unchanged.
 
     Args:
-        path: A folder that does not exist, is empty, or is a store.
+        path: A folder that does not exist, is empty, or is a store; or the URL of such a one.
         spacing_mm: Target spacing of its scans, in mm.
         config: Settings of `mass prepare`, as JSON.
         exist_ok: Whether a store may exist already.
@@ -146,8 +177,11 @@ def create_store(
     Raises:
         StoreExists: The folder holds something else, or a store and `exist_ok` is false.
     """
-    root = Path(path).absolute()
     info = _checked_info(config, spacing_mm, FORMAT_VERSION)
+    place = parse_store_path(path)
+    if isinstance(place, StoreUrl):
+        return _create_at_url(place, info, exist_ok=exist_ok)
+    root = place.absolute()
     if root.exists() and not root.is_dir():
         raise StoreExists(f"{root}: a file, not a folder. Choose another path for the store")
     if not (root / STORE_FILE).exists():
@@ -160,23 +194,50 @@ def create_store(
             root.mkdir(parents=True, exist_ok=True)
             with store_lock(root):
                 if not (root / STORE_FILE).exists():
-                    _write_info(root, info)
+                    replace_file(root, STORE_FILE, _dump_info(info))
                     return Store(root, info)
     if not exist_ok:
         raise StoreExists(f"{root}: there is a store already. Choose another folder, or open this one")
     return open_store(root)
 
 
-def open_store(path: str | Path) -> Store:
+def _create_at_url(url: StoreUrl, info: StoreInfo, *, exist_ok: bool) -> Store:
+    """Create a store on an object store, or open the existing one."""
+    try:
+        existing = open_store(url)
+    except StoreNotFound:
+        other = next((item.key for item in client_of(url).objects(url.key)), None)
+        if other is not None:
+            raise StoreExists(
+                f"{url}: not a store, and not empty ({other!r} is in it). Choose another place"
+            ) from None
+        data = _dump_info(info)
+        update_object(url, STORE_FILE, lambda before: before or data)
+        require_conditional_puts(url, STORE_FILE, data)
+        return open_store(url)
+    if not exist_ok:
+        raise StoreExists(f"{url}: there is a store already. Choose another place, or open this one")
+    return existing
+
+
+def open_store(path: str | StorePath) -> Store:
     """Return the store at `path` for reading.
+
+    Args:
+        path: Its folder, or its URL.
 
     Raises:
         StoreNotFound: There is no store.
+        InvalidLocation: The URL is not that of a store.
+        StoreUnreachable: The object store gives no answer.
         FormatVersionError: The store has another version, or the folder holds something else.
     """
-    root = Path(path).absolute()  # for a worker that starts in another folder
+    place = parse_store_path(path)
+    root = (
+        place.absolute() if isinstance(place, Path) else place
+    )  # for a worker that starts in another folder
     try:
-        document = json.loads((root / STORE_FILE).read_bytes())
+        document = json.loads(read_file(root, STORE_FILE))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreNotFound(
             f"{root}: no store here (no {STORE_FILE}). `mass prepare RAW STORE` makes one"
@@ -215,7 +276,7 @@ def _checked_info(config: Mapping[str, Any], spacing_mm: float, format_version: 
     )
 
 
-def _write_info(root: Path, info: StoreInfo) -> None:
+def _dump_info(info: StoreInfo) -> bytes:
     document = {
         "format": FORMAT,
         "format_version": info.format_version,
@@ -223,7 +284,4 @@ def _write_info(root: Path, info: StoreInfo) -> None:
         "config": info.config,
         "config_digest": info.config_digest,
     }
-    data = dump_document(document)
-    path = root / STORE_FILE
-    if not path.exists() or path.read_bytes() != data:
-        replace_file(root, STORE_FILE, data)
+    return dump_document(document)

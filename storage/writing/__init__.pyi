@@ -18,11 +18,13 @@ from .lifting import (
 from .locks import (
     check_locks as check_locks,
 )
+from .problems import (
+    Problem as Problem,
+)
 from .scan_writer import (
     write_scan as write_scan,
 )
 from .verifying import (
-    Problem as Problem,
     remove_stray as remove_stray,
     verify as verify,
     verify_scan as verify_scan,

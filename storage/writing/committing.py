@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage.access import StorePath, StoreUrl
 from storage.errors import CorruptScan, ScanExists, ScanNotFound
 from storage.files import (
     checksum,
     full_disk_named,
-    list_files,
     remove_if_empty,
     remove_tree,
     store_lock,
@@ -33,10 +33,9 @@ from storage.files import (
 )
 from storage.layout import (
     COMMIT_FILE,
-    FORMAT_VERSION,
     SCANS_FOLDER,
     TEMPORARY_FOLDER,
-    dump_document,
+    commit_folder,
     is_safe_name,
     scan_key,
 )
@@ -48,21 +47,24 @@ from storage.reading import (
     parse_commit,
     read_index,
     read_sound_index,
+    with_address,
     write_index,
 )
 from storage.records import ScanRecord
+from storage.writing.commit_documents import commit_document
+from storage.writing.object_commits import commit_objects, remove_objects, sweep_objects, write_object_index
 
 _OLD, _LOCK = ".old", ".lock"
 
 
-def commit_scan(store: str | Path, record: ScanRecord, *, replace: bool = False) -> IndexEntry:
+def commit_scan(store: str | StorePath, record: ScanRecord, *, replace: bool = False) -> IndexEntry:
     """Store a scan: afterwards it is stored completely or, after an error or a crash, not at all.
 
     Safe from any number of processes at once. If the same scan is committed already and undamaged, nothing
     changes.
 
     Args:
-        store: Folder of the store.
+        store: The store.
         record: The scan.
         replace: Whether a different scan with this id is replaced; its readers get an error, never a mixture.
 
@@ -79,9 +81,11 @@ def commit_scan(store: str | Path, record: ScanRecord, *, replace: bool = False)
     opened = open_store(store)
     opened.require_current()
     root = opened.path
+    if isinstance(root, StoreUrl):
+        return commit_objects(root, record, replace=replace)
     with full_disk_named(root, f"scan {record.scan_id}"), _temporary(root, record.scan_id) as temporary:
         write_scan(temporary.folder, record)
-        commit_bytes = _commit_document(temporary.folder, record)
+        commit_bytes = commit_document(temporary.folder, record)
         sync_tree(temporary.folder)
         write_file(temporary.folder / COMMIT_FILE, commit_bytes)
         sync_folder(temporary.folder)
@@ -89,29 +93,6 @@ def commit_scan(store: str | Path, record: ScanRecord, *, replace: bool = False)
         with store_lock(root):
             _publish(root, temporary, entry, replace=replace)
     return entry
-
-
-def _commit_document(folder: Path, record: ScanRecord) -> bytes:
-    depth, height, width = record.image.shape
-    dz, dy, dx = (float(size) for size in record.spacing_zyx_mm)
-    entry = IndexEntry(
-        scan_id=record.scan_id,
-        shape_zyx=(depth, height, width),
-        spacing_zyx_mm=(dz, dy, dx),
-        modality=record.modality,
-        dataset=record.dataset,
-        split=record.split,
-        case=record.case,
-        num_proposals=len(record.table),
-        labels=tuple(label.name for label in record.labels),
-        digests=record.digests,
-        digest="",
-    )
-    keys = {}
-    for key in list_files(folder):
-        size, sha256 = checksum(folder / key)
-        keys[key] = {"size": size, "sha256": sha256}
-    return dump_document({"format_version": FORMAT_VERSION, "scan": entry.summary(), "keys": keys})
 
 
 @dataclass(frozen=True)
@@ -202,11 +183,14 @@ def damaged_keys(folder: Path, commit: Commit) -> list[str]:
     return damaged
 
 
-def remove_scan(store: str | Path, scan_id: str) -> None:
+def remove_scan(store: str | StorePath, scan_id: str) -> None:
     """Remove a committed scan from the store: its index line and its folder."""
     root = open_store(store).path
     if not is_safe_name(scan_id):
         raise ScanNotFound(f"scan {scan_id!r}: not an id that a store can hold")
+    if isinstance(root, StoreUrl):
+        remove_objects(root, scan_id)
+        return
     with full_disk_named(root, f"removing scan {scan_id}"), store_lock(root):
         target = root / scan_key(scan_id)
         entries = dict(read_sound_index(root).entries)
@@ -223,7 +207,7 @@ def remove_scan(store: str | Path, scan_id: str) -> None:
         remove_if_empty(parent)
 
 
-def sweep(store: str | Path) -> int:
+def sweep(store: str | StorePath) -> int:
     """Repair what crashed writers have left; running writers are not affected.
 
     Removes their temporary folders, moves back a scan that was being replaced, and makes the index agree with
@@ -233,6 +217,8 @@ def sweep(store: str | Path) -> int:
         Number of repairs.
     """
     root = open_store(store).path
+    if isinstance(root, StoreUrl):
+        return sweep_objects(root)
     with full_disk_named(root, "sweep"), store_lock(root):
         return _sweep_temporary(root) + _sweep_index(root)
 
@@ -282,16 +268,21 @@ def committed_scans(root: Path) -> Iterator[Commit]:
             # Damaged ones are left out: verify reports them, a commit replaces them.
             commit = _read_commit(folder)
             if commit is not None and root / commit.entry.path == folder:
-                yield commit
+                # A store that was copied from an object store has the files one folder deeper.
+                addressed = (folder / commit_folder(commit.entry.digest)).is_dir()
+                yield with_address(commit, addressed=addressed)
 
 
-def finish(store: str | Path) -> None:
+def finish(store: str | StorePath) -> None:
     """Write the index in its canonical form: sorted, one line per scan.
 
     Two stores of the same scans then have the same bytes, whatever the order of writing and the number of
     writers.
     """
     root = open_store(store).path
+    if isinstance(root, StoreUrl):
+        write_object_index(root)
+        return
     with full_disk_named(root, "finish"), store_lock(root):
         write_index(root, read_sound_index(root).entries.values())
         remove_if_empty(root / TEMPORARY_FOLDER)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
+from storage.access import StorePath, StoreUrl, read_if_there, update_file
 from storage.errors import CorruptStore, InvalidRecord
-from storage.files import collector_paused, full_disk_named, replace_file, store_lock
+from storage.files import collector_paused
 from storage.layout import LEDGER_FILE, dump_line
 from storage.reading import open_store
+from storage.writing.object_commits import write_object_index
 
 State = Literal["committed", "failed"]
 
@@ -76,50 +77,54 @@ class LedgerEntry:
         return {"id": fields.pop("scan_id"), **fields}
 
 
-def read_ledger(store: str | Path) -> dict[str, LedgerEntry]:
+def read_ledger(store: str | StorePath) -> dict[str, LedgerEntry]:
     """Return the ledger by scan id, sorted by id; empty if there is none."""
-    return _read(open_store(store).path)
+    root = open_store(store).path
+    data = read_if_there(root, LEDGER_FILE) or b""
+    with collector_paused():
+        return {entry.scan_id: entry for _, entry in _lines(data, root)}
 
 
-def write_ledger(store: str | Path, entries: Iterable[LedgerEntry], *, remove: Iterable[str] = ()) -> None:
+def write_ledger(
+    store: str | StorePath, entries: Iterable[LedgerEntry], *, remove: Iterable[str] = ()
+) -> None:
     """Merge entries into the ledger: entries with other ids are kept, except those to remove."""
     root = open_store(store).path
     added = {entry.scan_id: entry for entry in entries}
-    with full_disk_named(root, "ledger"), store_lock(root):
+    forgotten = set(remove)
+
+    def merge(before: bytes | None) -> bytes:
         with collector_paused():
-            merged = {entry.scan_id: line for line, entry in _read_lines(root)}
-        for scan_id in remove:
+            merged = {entry.scan_id: line for line, entry in _lines(before or b"", root)}
+        for scan_id in forgotten:
             merged.pop(scan_id, None)
         merged |= {scan_id: dump_line(entry.to_json()) for scan_id, entry in added.items()}
-        data = b"".join(merged[scan_id] for scan_id in sorted(merged))
-        path = root / LEDGER_FILE
-        if (path.read_bytes() if path.exists() else b"") != data:
-            replace_file(root, LEDGER_FILE, data)
+        return b"".join(merged[scan_id] for scan_id in sorted(merged))
+
+    if added or read_if_there(root, LEDGER_FILE) is not None:
+        update_file(root, LEDGER_FILE, merge, doing="ledger")
+    if isinstance(root, StoreUrl):
+        write_object_index(root, if_long=True)
 
 
-def read_failed(store: str | Path) -> dict[str, LedgerEntry]:
+def read_failed(store: str | StorePath) -> dict[str, LedgerEntry]:
     """Return the entries of sources that failed, by scan id, sorted; the lines of others are not parsed."""
     root = open_store(store).path
-    failed = (entry for _, entry in _read_lines(root, holding=b'"state":"failed"'))
+    data = read_if_there(root, LEDGER_FILE) or b""
+    failed = (entry for _, entry in _lines(data, root, holding=b'"state":"failed"'))
     return {entry.scan_id: entry for entry in failed if entry.state == "failed"}
 
 
-def _read(root: Path) -> dict[str, LedgerEntry]:
-    with collector_paused():
-        return {entry.scan_id: entry for _, entry in _read_lines(root)}
-
-
-def _read_lines(root: Path, *, holding: bytes = b"") -> Iterator[tuple[bytes, LedgerEntry]]:
-    """Yield every line that holds some bytes, with its newline, and what it says."""
-    path = root / LEDGER_FILE
-    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), start=1):
+def _lines(data: bytes, root: StorePath, *, holding: bytes = b"") -> Iterator[tuple[bytes, LedgerEntry]]:
+    """Yield every line of a ledger that holds some bytes, with its newline, and what it says."""
+    for number, line in enumerate(data.splitlines(), start=1):
         if holding not in line:
             continue
         try:
             entry = LedgerEntry.from_json(json.loads(line))
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptStore(
-                f"{path}: line {number} is damaged ({error!r}). Remove the file and run `mass prepare` "
-                "again: it looks at every source anew and keeps the finished scans"
+                f"{root / LEDGER_FILE}: line {number} is damaged ({error!r}). Remove the file and run "
+                "`mass prepare` again: it looks at every source anew and keeps the finished scans"
             ) from error
         yield line + b"\n", entry

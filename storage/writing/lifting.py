@@ -8,8 +8,7 @@ kill the store has the old scan or the new one.
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from storage.access import StorePath
 from storage.layout import FORMAT_VERSION
 from storage.reading import Store, open_store
 from storage.writing.committing import commit_scan
@@ -20,7 +19,7 @@ def scans_to_lift(store: Store) -> tuple[str, ...]:
     return tuple(scan_id for scan_id, entry in store.entries.items() if entry.format_version < FORMAT_VERSION)
 
 
-def lift_scan(store: str | Path, scan_id: str) -> bool:
+def lift_scan(store: str | StorePath, scan_id: str) -> bool:
     """Rewrite one scan in the newest format version.
 
     The store must accept this version first, see `Store.raise_version`.

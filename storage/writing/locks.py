@@ -15,6 +15,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage.access import StorePath, StoreUrl
 from storage.errors import StoreLocksMissing
 from storage.files import flock, full_disk_named, remove_if_empty, store_lock
 from storage.layout import TEMPORARY_FOLDER
@@ -51,13 +52,15 @@ class Mount:
         return "" in known or bool(known & self.options) or self.kind.startswith("fuse.")
 
 
-def check_locks(store: str | Path) -> str:
+def check_locks(store: str | StorePath) -> str:
     """Try whether writers exclude each other in a store; return a warning, empty where all is well.
 
     Raises:
         StoreLocksMissing: They do not: two writers could damage the index.
     """
     root = open_store(store).path
+    if isinstance(root, StoreUrl):  # conditional puts take the place of locks
+        return ""
     _try_locks(root)
     mount = mount_of(root)
     if mount is None or not mount.locks_within_one_machine:

@@ -3,40 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
 
+from storage.access import StorePath, StoreUrl
 from storage.errors import CorruptScan, InvalidSelection
 from storage.files import checksum, list_files, reader_lock, remove_if_empty, remove_tree
 from storage.layout import COMMIT_FILE, INDEX_FILE, SCANS_FOLDER, scan_key
 from storage.reading import Index, IndexEntry, open_store, parse_commit, read_index
-
-Cure: TypeAlias = Literal["make again", "sweep", "remove", "by hand"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """One difference between the store and what was committed."""
-
-    scan_id: str | None
-    """The scan, or None if the problem is the store's."""
-    key: str
-    """The file, relative to the scan's folder (or the store's)."""
-    what: str
-    """What is wrong, and what to do."""
-    cure: Cure = "make again"
-    """What mends it: making the scan again, a sweep of the index, removing the file, or the user."""
+from storage.writing.object_verifying import remove_stray_object, verify_objects
+from storage.writing.problems import Cure, Problem
 
 
-def verify(store: str | Path, *, on_scan: Callable[[str], None] | None = None) -> Iterator[Problem]:
+def verify(store: str | StorePath, *, on_scan: Callable[[str], None] | None = None) -> Iterator[Problem]:
     """Yield every difference from what was committed: sizes, checksums, files and index lines.
 
     Args:
-        store: Folder of the store.
+        store: The store.
         on_scan: Called with the id of each scan before it is checked.
     """
     root = open_store(store).path
+    if isinstance(root, StoreUrl):
+        yield from verify_objects(root, on_scan=on_scan)
+        return
     with reader_lock(root):  # no commit between its rename and its line
         index = read_index(root)
         folders = _scan_folders(root)
@@ -48,19 +36,24 @@ def verify(store: str | Path, *, on_scan: Callable[[str], None] | None = None) -
         yield from _scan_problems(root, scan_id, index.entries.get(scan_id))
 
 
-def verify_scan(store: str | Path, scan_id: str) -> tuple[Problem, ...]:
+def verify_scan(store: str | StorePath, scan_id: str) -> tuple[Problem, ...]:
     """Return every difference of one scan from what was committed."""
     root = open_store(store).path
+    if isinstance(root, StoreUrl):
+        return tuple(verify_objects(root, scan_id=scan_id))
     return tuple(_scan_problems(root, scan_id, read_index(root).entries.get(scan_id)))
 
 
-def remove_stray(store: str | Path, scan_id: str, key: str) -> None:
+def remove_stray(store: str | StorePath, scan_id: str, key: str) -> None:
     """Remove a file that is no part of the scan in whose folder it lies, and folders that it leaves empty.
 
     Raises:
         InvalidSelection: The file is a part of the scan.
     """
     root = open_store(store).path
+    if isinstance(root, StoreUrl):
+        remove_stray_object(root, scan_id, key)
+        return
     folder = root / scan_key(scan_id)
     if key in parse_commit((folder / COMMIT_FILE).read_bytes(), where=f"scan {scan_id}").keys:
         raise InvalidSelection(f"scan {scan_id}: {key} is a part of it")
@@ -94,7 +87,7 @@ def _index_problems(index: Index, folders: dict[str, str]) -> Iterator[Problem]:
 
 
 def _scan_problems(root: Path, scan_id: str, entry: IndexEntry | None) -> Iterator[Problem]:
-    folder = root / scan_key(scan_id)
+    folder = root / (entry.path if entry is not None else scan_key(scan_id))
     redo = "prepare the scan again"
 
     def problem(key: str, what: str, cure: Cure = "make again") -> Problem:
@@ -107,7 +100,8 @@ def _scan_problems(root: Path, scan_id: str, entry: IndexEntry | None) -> Iterat
         yield problem(COMMIT_FILE, f"missing, though {state}; {redo}")
         return
     try:
-        commit = parse_commit(data, where=f"scan {scan_id}")
+        addressed = entry is not None and entry.addressed
+        commit = parse_commit(data, where=f"scan {scan_id}", addressed=addressed)
     except CorruptScan as error:
         yield problem(COMMIT_FILE, str(error))
         return

@@ -185,7 +185,7 @@ def _record(net: Iris, scans: ClassScans, config: ClassifyConfig) -> RunRecord:
     ids = sorted(table.ids[row] for row in (*split.train, *split.validation, *split.test))
     return RunRecord(
         settings=config.values() | {"data": data},
-        store_name=store.path.resolve().name,
+        store_name=store.name,
         scans=scan_digests(store, ids),
         versions=installed_versions(),
     )
@@ -378,7 +378,7 @@ class _Job:
             "seed": self.config.optimisation.seed,
             "checkpoint": checkpoint,
             "encoder": card.encoder,
-            "store": self.store.path.resolve().name,
+            "store": self.store.name,
             "multi_label": self.table.multi_label,
             "tested_on": self.split.tested_on,
             "num_train": len(self.split.train),

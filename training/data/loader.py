@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.context import BaseContext
-from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -33,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from storage import StorageError, open_store
+from storage import StorageError, StorePath, open_store
 from training.data.batches import Batch
 from training.data.sample_reader import Sample, SampleReader, digest_scans
 from training.data.sampling import DataConfig, make_choice
@@ -138,7 +137,7 @@ class SampleLoader(Generic[BatchT]):
 
 
 def make_loader(
-    store: str | Path,
+    store: str | StorePath,
     scan_ids: Sequence[str],
     config: DataConfig,
     share: Share,

@@ -16,12 +16,20 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage import IndexEntry, Level, Scan, StorageError, imported_sources, open_store
+from storage import (
+    IndexEntry,
+    Level,
+    Scan,
+    StorageError,
+    StorePath,
+    absolute_store_path,
+    imported_sources,
+    open_store,
+)
 from storage.records import build_lookup
 from training.data.boxes import Box, draw_crop_views, whole
 from training.data.sampling import (
@@ -130,9 +138,9 @@ class SampleReader:
     """Reads samples of a run. Opens the store at the first read; can be pickled at any time."""
 
     def __init__(
-        self, store: str | Path, scan_ids: Sequence[str], config: DataConfig, *, seed: int, digest: str
+        self, store: str | StorePath, scan_ids: Sequence[str], config: DataConfig, *, seed: int, digest: str
     ) -> None:
-        self._path = Path(store).absolute()
+        self._path = absolute_store_path(store)
         self._ids = tuple(scan_ids)
         self._config = config
         self._seed = seed

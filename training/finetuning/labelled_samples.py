@@ -22,14 +22,13 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from storage import IndexEntry, Scan, StorageError, open_store
+from storage import IndexEntry, Scan, StorageError, StorePath, absolute_store_path, open_store
 from training.data import (
     MAX_MASKS,
     BatchReader,
@@ -186,7 +185,7 @@ class LabelReader:
 
     def __init__(
         self,
-        store: str | Path,
+        store: str | StorePath,
         scan_ids: Sequence[str],
         label: str,
         structures: Sequence[Structure],
@@ -194,7 +193,7 @@ class LabelReader:
         *,
         seed: int,
     ) -> None:
-        self._path = Path(store).absolute()
+        self._path = absolute_store_path(store)
         self._ids = tuple(scan_ids)
         self._label = label
         self._structures = tuple(structures)

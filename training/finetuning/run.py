@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from storage import Store, open_store
+from storage import Store, StorePath, open_store
 from training.data import Share
 from training.engine import (
     Callbacks,
@@ -105,7 +105,7 @@ class Finetuning:
 
 def finetune(
     checkpoint: Path,
-    store_path: Path,
+    store_path: StorePath,
     folder: Path,
     config: FinetuneConfig,
     *,
@@ -118,7 +118,7 @@ def finetune(
     Args:
         checkpoint: A checkpoint of Iris: of a run, the folder of a complete run, or the published one. With
             `from_scratch`, only its numbers of channels are used.
-        store_path: Path of the store.
+        store_path: Path or URL of the store.
         folder: Folder of the run; created if it does not exist.
         config: All settings.
         resume: Whether to resume the run in the folder.
@@ -168,7 +168,7 @@ def _record(store: Store, scans: LabelledScans, config: FinetuneConfig) -> RunRe
     """Return the settings and scans that the run's folder records."""
     return RunRecord(
         settings=config.values(),
-        store_name=store.path.resolve().name,
+        store_name=store.name,
         scans=scan_digests(store, scans.training),
         versions=installed_versions(),
         trained_on=TrainedOn.of_store(

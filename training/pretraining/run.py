@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from storage import Store, open_store
+from storage import Store, StorePath, open_store
 from training.data import (
     Batch,
     ScanSplit,
@@ -86,7 +86,7 @@ class Pretraining:
 
 
 def pretrain(
-    store_path: Path,
+    store_path: StorePath,
     folder: Path,
     config: PretrainConfig,
     *,
@@ -97,7 +97,7 @@ def pretrain(
     """Pretrain a network and write the run's folder; under torchrun, in all its processes together.
 
     Args:
-        store_path: Path of the store.
+        store_path: Path or URL of the store.
         folder: Folder of the run; created if it does not exist.
         config: All settings.
         resume: Whether to resume the run in the folder.
@@ -116,7 +116,7 @@ def pretrain(
     config = with_chosen_window(config, [store.entries[scan_id].shape_zyx for scan_id in split.training])
     record = RunRecord(
         settings=config.values(),
-        store_name=store_path.resolve().name,
+        store_name=store.name,
         scans=scan_digests(store, split.training),
         versions=installed_versions(),
         trained_on=TrainedOn.of_store(

@@ -9,7 +9,7 @@ import pytest
 import storage.reading.index
 from storage import CorruptStore, ScanRecord, StoreFull, commit_scan, finish, open_store, sweep
 from storage.layout import dump_line
-from storage.reading.index import IndexTail, append_entry, read_index
+from storage.reading.index import IndexTail, append_entry, read_index_file
 from tests.storage.drawn_record import SMALL, draw_record, store_bytes
 
 
@@ -52,7 +52,7 @@ def test_a_damaged_line_is_an_error_until_the_sweep(two: Path) -> None:
         _ = open_store(two).entries
     assert sweep(two) == 1
     finish(two)
-    assert read_index(two).damaged_lines == ()
+    assert read_index_file(two).damaged_lines == ()
     assert open_store(two).scan_ids == ("a", "scan-1")
 
 
@@ -97,7 +97,7 @@ def test_finish_sorts_and_changes_nothing_the_second_time(empty_store: Path, rec
 
 def test_a_tail_gives_what_is_committed_from_now_on_once_and_whole(two: Path) -> None:
     commit_scan(two, draw_record("b", shape=SMALL))
-    line = dump_line(read_index(two).entries["b"].to_json())
+    line = dump_line(read_index_file(two).entries["b"].to_json())
     tail = IndexTail(two)
     assert tail.new_ids() == []
     path = two / "index.jsonl"
@@ -118,7 +118,7 @@ def test_a_torn_line_longer_than_a_block_is_cut_off(store: Path) -> None:
     with open(store / "index.jsonl", "ab") as file:
         file.write(b"x" * 20_000)
     append_entry(store, entry)
-    assert read_index(store).damaged_lines == ()
+    assert read_index_file(store).damaged_lines == ()
     assert (store / "index.jsonl").read_bytes() == dump_line(entry.to_json()) * 2
 
 
@@ -128,8 +128,8 @@ def test_a_torn_line_longer_than_a_block_is_cut_off(store: Path) -> None:
 def test_a_line_of_another_version_or_place_is_damaged(store: Path, change: dict[str, object]) -> None:
     line = open_store(store).entries["scan-1"].to_json()
     (store / "index.jsonl").write_bytes(dump_line({**line, **change}))
-    assert read_index(store).damaged_lines == (1,)
-    assert read_index(store).entries == {}
+    assert read_index_file(store).damaged_lines == (1,)
+    assert read_index_file(store).entries == {}
 
 
 def test_a_line_that_is_written_in_part_is_taken_back(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

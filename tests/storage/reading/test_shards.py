@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from storage import CorruptScan, Scan, open_store
-from storage.reading.shards import ArrayLayout, ArrayReader, ScanFolder, parse_layout
+from storage.access import folder_of
+from storage.reading.shards import ArrayLayout, ArrayReader, parse_layout
 
 SHAPE = (4, 4, 4)
 WHOLE = tuple(slice(0, size) for size in SHAPE)
@@ -25,10 +26,11 @@ def with_checksum(payload: bytes) -> bytes:
 
 def reader_of(folder: Path, data: bytes, *, chunk: int = 4, sharded: bool = False) -> ArrayReader:
     """A reader of an array of bytes whose only file holds `data`, as its COMMIT.json says."""
-    (folder / "c.0.0.0").write_bytes(data)
+    (folder / "0").mkdir(exist_ok=True)
+    (folder / "0" / "c.0.0.0").write_bytes(data)
     layout = ArrayLayout(shape=SHAPE, dtype=np.dtype("u1"), chunk_shape=(chunk,) * 3, sharded=sharded)
-    scan = ScanFolder(folder, folder.stat().st_ino)
-    return ArrayReader(folder, layout, num_bytes=len(data), scan=scan, where="scan x, 0")
+    scan = folder_of(folder, "")
+    return ArrayReader(scan, "0", layout, num_bytes=len(data), where="scan x, 0")
 
 
 def test_a_chunk_of_another_size_is_not_decoded(tmp_path: Path) -> None:
@@ -128,7 +130,7 @@ def test_a_file_replaced_between_two_reads_is_an_error(store: Path) -> None:
 def test_a_folder_that_is_gone_is_not_in_place(tmp_path: Path) -> None:
     folder = tmp_path / "scan"
     folder.mkdir()
-    place = ScanFolder(folder, folder.stat().st_ino)
+    place = folder_of(folder, "")
     assert place.is_in_place()
     folder.rename(tmp_path / "elsewhere")
     assert not place.is_in_place()
