@@ -126,4 +126,4 @@ def test_a_store_that_is_gone_is_said_before_anything_is_served(tmp_path: Path) 
     from storage import StoreNotFound
 
     with pytest.raises(StoreNotFound):
-        run_inspect(Namespace(serve=True, store=tmp_path / "nowhere", port=0))
+        run_inspect(Namespace(serve=True, store=tmp_path / "nowhere", port=0, against=None))
