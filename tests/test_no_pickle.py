@@ -14,7 +14,7 @@ FILES = sorted([ROOT / "flows.py", *(path for folder in OWN for path in (ROOT / 
 
 FORBIDDEN_MODULES = {"joblib", "dill", "cloudpickle", "shelve", "marshal", "yaml", "ruamel"}
 
-PICKLED_ON_THE_WAY = {"commands/prepare/scheduler.py": {"dumps"}, "commands/prepare/scan_task.py": {"loads"}}
+PICKLED_ON_THE_WAY = {"commands/prepare/payload.py": {"dumps", "loads"}}
 """What a task is given, from the process of the flow to its own workers; it is never in a file."""
 
 MAY_NAME_ERRORS = {"UnpicklingError"}
@@ -92,5 +92,5 @@ def test_the_check_sees_each_of_these(code: str) -> None:
 
 
 def test_what_goes_to_a_worker_is_no_fault() -> None:
-    assert faults_of("import pickle\npickle.loads(x)", "commands/prepare/scan_task.py") == []
+    assert faults_of("import pickle\npickle.loads(x)", "commands/prepare/payload.py") == []
     assert faults_of("import pickle\npickle.loads(x)", "commands/prepare/work.py") == ["pickle.loads"]
