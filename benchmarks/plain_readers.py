@@ -51,8 +51,11 @@ NRRD |= {"int8": "i1", "uint": "u4", "unsigned int": "u4", "int32": "i4", "uint3
 
 
 def plain_reader(name: str) -> Callable[[Path], Reading]:
-    """Return the reader for a file of this name."""
-    end = name.lower()
+    """Return the reader for a file of this name; numbers that overflow become infinite or NaN in silence."""
+    return np.errstate(all="ignore")(_reader(name.lower()))
+
+
+def _reader(end: str) -> Callable[[Path], Reading]:
     if end.endswith((".nii", ".nii.gz")):
         return read_nifti
     if end.endswith(".hdr"):
