@@ -338,6 +338,7 @@ def test_a_target_of_another_modality_is_told_of_by_itself(
     draw().write(folder / "ref_ct" / "x.mha")
     shown = ["--reference-image", str(folder / "ct"), "--reference-mask", str(folder / "mask.nii.gz")]
     arguments = ["segment", "c", *shown, str(folder / "mr"), str(folder / "ct"), "--out", str(folder / "out")]
+    arguments += ["--by", "network"]
     assert main([*arguments, "--json", str(folder / "told.json")]) == 1
     (failure,) = json.loads((folder / "told.json").read_text())["failed"]
     assert failure["reason"] == "the target is MR, the references are CT"
@@ -353,6 +354,8 @@ def test_a_real_checkpoint_without_a_record_is_used_at_the_published_spacing(
     torch.save(Iris((2, 4, 4, 8, 32), 1).state_dict(), folder / "net.pt")
     shown = ["--reference-image", folder / "ref.nii.gz", "--reference-mask", folder / "mask.nii.gz"]
     options = [
+        "--by",
+        "network",
         "--window",
         "48",
         "48",
