@@ -53,7 +53,7 @@ LEAST_SHOWN = 0.7
 AGREEMENT_POWER = 4
 """Of several references each counts by this power of its agreement: one that was placed elsewhere hardly."""
 LOW_CONFIDENCE = 0.5
-"""Of a structure; below it a mean Dice of 0.34, above it 0.72 (docs/results.md)."""
+"""Of a structure; below it a mean Dice of 0.20, above it 0.68 (docs/results.md)."""
 LEVELS: tuple[Level, ...] = ((4, 2.0, 60), (2, 1.0, 60), (1, 0.0, 30))
 """Shrink factor, Gaussian sigma (voxels) and iterations of demons at each resolution, coarse to fine."""
 BRIEF_LEVELS = LEVELS[:2]
