@@ -2,7 +2,7 @@
 #
 #   make demo    prepare the bundled scans, score the proposals, draw a picture, pretrain for 150 steps, fine-tune on the
 #                labelled ones, segment one that was kept out of all this and tell its Dice
-#   make test    the whole test suite, in two processes; WORKERS=8 for more, WORKERS=0 for one
+#   make test    the whole test suite, in three processes (they wait a third of their time); WORKERS=8 for more, WORKERS=0 for one
 #   make test-without-bfloat16   the tests of training on a CPU whose newer instructions are hidden
 #   make coverage   branches of pipeline and storage that their tests take
 #   make lint    ruff and mypy
@@ -17,7 +17,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if 
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
-WORKERS ?= 2
+WORKERS ?= 3
 
 # A file stays in one process, which keeps its fixtures.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
