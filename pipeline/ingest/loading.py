@@ -204,7 +204,12 @@ def load_source(
         names = names or {}
     else:
         names = {}
-    raw = read_source(replace(source, labels=labels, modality=modality or source.modality), config)
+    source = replace(source, labels=labels, modality=modality or source.modality)
+    try:
+        raw = read_source(source, config)
+    except LabelMismatch:
+        _refuse_exchanged(read_source(replace(source, labels=()), config), mask)
+        raise
     values = _values(raw, mask)
     scan = standardize(raw, config)
     return LoadedScan(
@@ -253,10 +258,19 @@ def _values(raw: RawScan, mask: Path | None) -> tuple[int, ...]:
             "the mask is empty, every voxel is 0", path=mask, remedy="Draw the structure that is wanted in it"
         )
     if len(np.unique(raw.image)) <= len(values):
-        refuse_label_as_scan(
-            raw.image, shown=raw.location, remedy=f"Are image and mask exchanged? The mask is {mask}"
-        )
+        _refuse_exchanged(raw, mask)
     return values
+
+
+def _refuse_exchanged(raw: RawScan, mask: Path | None) -> None:
+    """Check that the image is not a label map, which with a mask that is none means that both are exchanged.
+
+    Raises:
+        LooksLikeLabel: It is a label map.
+    """
+    refuse_label_as_scan(
+        raw.image, shown=raw.location, remedy=f"Are image and mask exchanged? The mask is {mask}"
+    )
 
 
 def _z_scores(scan: StandardScan) -> NDArray[np.float32]:

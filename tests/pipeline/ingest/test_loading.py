@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -100,13 +101,31 @@ def test_an_empty_mask_is_named(tmp_path: Path) -> None:
         read_scan(image, mask=mask)
 
 
-def test_image_and_mask_that_are_exchanged_are_told_with_the_modality_declared_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "as_intensities",
+    [
+        pytest.param(lambda image: np.clip(image, 0, None), id="whole numbers from 0, as a mask has"),
+        pytest.param(lambda image: image, id="below 0"),
+        pytest.param(lambda image: (image * 0.37).astype(np.float32), id="not whole"),
+    ],
+)
+def test_image_and_mask_that_are_exchanged_are_told_with_the_modality_declared_too(
+    tmp_path: Path, as_intensities: Callable[[np.ndarray], np.ndarray]
+) -> None:
     scan = phantom(modality="ct")
-    scan = scan.replace(image=np.clip(scan.image, 0, None))  # a mask has no values below 0
+    scan = scan.replace(image=as_intensities(scan.image))
     image, mask = scan.write(tmp_path / "a.nii.gz"), scan.write_labels(tmp_path / "m.nii.gz")
     assert read_scan(image, mask=mask, modality="ct").label_values
     with pytest.raises(LooksLikeLabel, match=r"m\.nii\.gz.*Are image and mask exchanged.*a\.nii\.gz"):
         read_scan(mask, mask=image, modality="ct")
+
+
+def test_a_probability_map_beside_an_image_is_no_exchange(tmp_path: Path) -> None:
+    scan = phantom(modality="ct")
+    image = scan.write(tmp_path / "a.nii.gz")
+    probability = scan.replace(image=(scan.labels > 0) * np.float32(0.7)).write(tmp_path / "m.nii.gz")
+    with pytest.raises(LabelMismatch, match=r"m\.nii\.gz: label values must be whole numbers.*0\.7"):
+        read_scan(image, mask=probability, modality="ct")
 
 
 @pytest.mark.parametrize(("suffix", "result"), [(".nii.gz", ".nii.gz"), (".nhdr", ".nrrd"), (".mhd", ".mha")])
