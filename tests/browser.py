@@ -22,6 +22,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.waits import PATIENT_SECONDS
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--headless=new", "--no-sandbox", "--no-first-run", "--disable-background-networking",
@@ -45,7 +47,7 @@ class Tab:
     def __init__(self, address: str) -> None:
         from websockets.sync.client import connect
 
-        self._socket = connect(address, max_size=None, open_timeout=20)
+        self._socket = connect(address, max_size=None, open_timeout=PATIENT_SECONDS)
         self._number = 0
         self.messages: list[str] = []
         """Errors and warnings of the console, exceptions, refused loads."""
@@ -60,7 +62,7 @@ class Tab:
         self._number += 1
         self._socket.send(json.dumps({"id": self._number, "method": method, "params": parameters}))
         while True:
-            answer = json.loads(self._socket.recv(timeout=60))
+            answer = json.loads(self._socket.recv(timeout=PATIENT_SECONDS))
             if answer.get("id") == self._number:
                 assert "error" not in answer, answer
                 result: dict[str, Any] = answer["result"]
@@ -101,7 +103,7 @@ class Tab:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def wait(self, condition: str, seconds: float = 30) -> None:
+    def wait(self, condition: str, seconds: float = PATIENT_SECONDS) -> None:
         """Wait until an expression is true."""
         end = time.monotonic() + seconds
         while not self.run(condition):
@@ -179,12 +181,12 @@ def _address(port_file: Path, process: subprocess.Popen[bytes]) -> str:
     """Return the address of the first page, once the browser has written its port."""
     from http.client import HTTPConnection
 
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENT_SECONDS
     while not port_file.exists() or len(port_file.read_text().split()) < 2:
         assert process.poll() is None, "the browser ended"
         assert time.monotonic() < end, "the browser does not start"
         time.sleep(0.05)
-    connection = HTTPConnection("127.0.0.1", int(port_file.read_text().split()[0]), timeout=10)
+    connection = HTTPConnection("127.0.0.1", int(port_file.read_text().split()[0]), timeout=PATIENT_SECONDS)
     connection.request("GET", "/json/list")
     pages = [page for page in json.loads(connection.getresponse().read()) if page["type"] == "page"]
     connection.close()

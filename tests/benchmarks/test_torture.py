@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from benchmarks.torture_faults import Fault, can_mount, injected
 from benchmarks.torture_kills import Life, count_calls, fault_life, full_life, kill_life
 from benchmarks.torture_subjects import Subject, commit_subject, run_undisturbed, tree_digests
 from storage import open_store
+from tests.waits import PATIENT_SECONDS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,33 +104,38 @@ def careless(write: Callable[[Path], int]) -> Subject:
     )
 
 
-def slowly(store: Path) -> int:
-    """Write a file half, and think it whole when it is there."""
+TESTS = os.getpid()
+"""The process of the tests."""
+
+
+def halfway(store: Path) -> int:
+    """Write a file half, and think it whole when it is there; a child is killed between the halves."""
     if not (store / "a").exists():
         (store / "a").write_text("half")
-        time.sleep(1.0)
+        if os.getpid() != TESTS:
+            os.kill(os.getpid(), signal.SIGKILL)
         (store / "a").write_text("half and half")
     return 0
 
 
 def test_half_a_file_that_is_taken_for_whole_is_seen(tmp_path: Path) -> None:
-    subject = careless(slowly)
+    subject = careless(halfway)
     subject.begin(empty(tmp_path / "calm"))
     subject.run(tmp_path / "calm")
-    (tmp_path / "calm" / "done").write_text("0.5")
+    (tmp_path / "calm" / "done").write_text(str(PATIENT_SECONDS))  # the kill at a random moment comes later
     life = kill_life(subject, tmp_path / "calm", empty(tmp_path / "life"), kills=1, seed=0, number=0)
     assert life.wrong == ["differs: a"]
 
 
 def test_a_process_that_is_left_behind_is_seen_and_ended(tmp_path: Path) -> None:
     def leave(store: Path) -> int:
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"], start_new_session=True)
         return 0
 
     ended = run_child(lambda: leave(tmp_path), tmp_path / "log")
     assert ended.code == 0
     (left,) = ended.left_behind
-    assert "time.sleep(60)" in left
+    assert "time.sleep(3600)" in left
 
 
 def test_a_scan_with_other_bytes_is_seen(commit: Subject, tmp_path: Path) -> None:
@@ -144,7 +152,7 @@ def test_a_scan_with_other_bytes_is_seen(commit: Subject, tmp_path: Path) -> Non
 
 def test_a_run_that_hangs_is_ended(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="took more than 0 s"):
-        run_child(lambda: time.sleep(60) or 0, tmp_path / "log", longest=0.2)
+        run_child(lambda: time.sleep(3600) or 0, tmp_path / "log", longest=0.2)
 
 
 @pytest.mark.parametrize("lasting", [False, True])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,17 +90,23 @@ def test_shares_of_memory_are_waited_for_and_a_scan_that_never_fits_is_refused()
     shares = MemoryShares(lambda: limit)
     ended: list[str] = []
 
-    def work(name: str, seconds: float) -> None:
+    taken, seen = threading.Event(), threading.Event()
+
+    def work(name: str, until: threading.Event) -> None:
         with shares.taken(lambda: PROCESS_BYTES + int(1.5 * PROCESS_BYTES)):
-            time.sleep(seconds)
+            taken.set()
+            until.wait()
             ended.append(name)
 
-    first = threading.Thread(target=work, args=("first", 0.3))
+    first = threading.Thread(target=work, args=("first", seen))
     first.start()
-    while not shares._taken:
-        time.sleep(0.01)
-    second = threading.Thread(target=work, args=("second", 0.0))
+    taken.wait()
+    second = threading.Thread(target=work, args=("second", seen))
     second.start()
+    second.join(0.3)  # long enough that it would be done, were it not to wait
+    assert second.is_alive()
+    assert ended == []
+    seen.set()
     first.join()
     second.join()
     assert ended == ["first", "second"]

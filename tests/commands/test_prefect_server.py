@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -66,15 +65,13 @@ def closed() -> Iterator[str]:
 @pytest.mark.parametrize("code", [200, 401, 404, 500])
 def test_a_server_that_answers_anything_is_there(code: int) -> None:
     with answering(code) as url:
-        require_answer(url, seconds=1.0)
+        require_answer(url, seconds=PATIENT_SECONDS)
 
 
 @pytest.mark.parametrize("where", [closed, silent, lambda: answering(503)])
 def test_a_server_that_does_not_answer_is_told_with_what_to_do(where: Callable[[], object]) -> None:
-    began = time.monotonic()
     with where() as url, pytest.raises(CommandError, match="no Prefect server answers") as caught:  # type: ignore[attr-defined]
         require_answer(url, seconds=1.0)
-    assert time.monotonic() - began < 20
     assert url in str(caught.value)
     assert "--embedded-server" in str(caught.value)
     assert servers.ANSWER_SECONDS <= 25, "with what comes before, half a minute in all"

@@ -12,6 +12,7 @@ from commands.prepare.settings import print_report
 from commands.progress import Progress, duration
 from commands.terminal import counted, shown
 from pipeline.errors import Failure
+from tests.waits import PATIENT_SECONDS
 
 
 def progress(**changes: float) -> Progress:
@@ -67,7 +68,7 @@ def test_while_a_scan_is_in_hand_the_terminal_tells_which(
     long_ago = Progress.of_equals(1, 2, 100.0, in_hand="ann", failed=1)
     with shown("work", lambda state: watched.append(state.line())) as show:
         show(long_ago)
-        end = time.monotonic() + 10
+        end = time.monotonic() + PATIENT_SECONDS
         while not watched and time.monotonic() < end:
             time.sleep(0.01)
     assert capsys.readouterr().err.startswith(

@@ -11,6 +11,7 @@ from commands.prepare.scheduler import BatchScheduler
 from commands.prepare.settings import Settings
 from commands.prepare.work import Options, Work
 from pipeline.discovery import Discovery, Source
+from tests.waits import PATIENT_SECONDS
 
 
 def job(scan_id: str, size: int) -> Job:
@@ -37,16 +38,16 @@ def test_of_a_batch_the_scan_after_the_last_committed_one_is_in_hand(tmp_path: P
     made = scheduler(tmp_path, jobs)
     assert made.in_hand() == ("", 0.0)
     now = time.monotonic()
-    made.in_flight, made.in_hand_since = {1: jobs}, {1: now - 50}
-    made.work.last_ended = now - 90
-    assert made.in_hand() == ("ann", now - 50)
+    made.in_flight, made.in_hand_since = {1: jobs}, {1: now - 5000}
+    made.work.last_ended = now - 9000
+    assert made.in_hand() == ("ann", now - 5000)
     made.ahead["ann"] = now - 20
     assert made.in_hand() == ("bob", now - 20)
-    state = made.work.progress(now - 50, ahead=made.ahead, in_hand=made.in_hand())
+    state = made.work.progress(now - 5000, ahead=made.ahead, in_hand=made.in_hand())
     assert (state.done, state.failed, state.in_hand) == (1, 0, "bob")
     assert state.fraction == 0.4
-    assert 20 <= state.in_hand_seconds < 40
-    assert 20 <= state.still_seconds < 40
+    assert 20 <= state.in_hand_seconds < PATIENT_SECONDS
+    assert 20 <= state.still_seconds < PATIENT_SECONDS
 
 
 def test_of_several_workers_the_oldest_batch_is_told(tmp_path: Path) -> None:

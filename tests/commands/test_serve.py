@@ -15,6 +15,7 @@ import pytest
 from commands.serve import StoreServer
 from storage import open_store
 from tests.drawn_store import drawn_store
+from tests.waits import PATIENT_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def ask(
     server: StoreServer, path: str, *, method: str = "GET", host: str = "", **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body; the path is sent as it is."""
-    connection = HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+    connection = HTTPConnection("127.0.0.1", server.server_port, timeout=PATIENT_SECONDS)
     connection.putrequest(method, path, skip_host=True)
     connection.putheader("Host", host or f"127.0.0.1:{server.server_port}")
     for name, value in headers.items():

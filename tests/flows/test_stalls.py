@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -47,7 +46,10 @@ def test_a_scan_that_gives_no_byte_fails_the_others_go_on_and_the_next_run_tries
 ) -> None:
     config = tmp_path / "stall.toml"
     config.write_text(FAST.replace("[ingest]", "[ingest]\nread_timeout_seconds = 1.0"))
-    plain = reading._read
+    plain, until_stalled = reading._read, reading.until_stalled
+
+    def patient(read, *, seconds, shown):  # a busy machine may stand still, too
+        return until_stalled(read, seconds=seconds if "ann" in shown else PATIENT_SECONDS, shown=shown)
 
     def stalling(source, config):
         if source.scan_id.startswith("ann"):
@@ -56,6 +58,7 @@ def test_a_scan_that_gives_no_byte_fails_the_others_go_on_and_the_next_run_tries
 
     with monkeypatch.context() as patch:
         patch.setattr(reading, "_read", stalling)
+        patch.setattr(reading, "until_stalled", patient)
         report = prepare_store(raw, tmp_path / "store", Settings.read(config), Options())
     os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK))
     assert [outcome.scan_id for outcome in report.committed] == ["ben_ct", "cis_ct"]
@@ -78,9 +81,7 @@ def test_one_interrupt_ends_a_run_whose_scan_gives_no_byte(
     while (line := run.stderr.readline()) != "waiting\n":
         assert line, "it ended before"
     run.send_signal(signal.SIGINT)
-    began = time.monotonic()
     out, err = run.communicate(timeout=PATIENT_SECONDS)
     assert run.returncode == 1, out + err  # the three small scans were in hand together: none is left
-    assert time.monotonic() - began < 120
     assert "not a byte came for 5 s" in out
     assert "2 committed, 0 done before, 1 failed" in out

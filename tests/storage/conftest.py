@@ -53,5 +53,4 @@ def url(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     from tests.storage.access.object_server import new_url, set_variables
 
     set_variables(monkeypatch, endpoint)
-    monkeypatch.setenv("MASS_OBJECT_TIMEOUT_SECONDS", "30")
     return new_url()

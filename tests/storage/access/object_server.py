@@ -16,6 +16,8 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from tests.waits import PATIENT_SECONDS
+
 pytest.importorskip("obstore", reason="needs the extra [object-stores]")
 moto_server = pytest.importorskip("moto.server", reason="needs moto's server")
 
@@ -72,7 +74,7 @@ def s3_server() -> Iterator[str]:
     host, port = server.get_host_and_port()
     endpoint = f"http://{host}:{port}"
     try:
-        with urlopen(Request(f"{endpoint}/{BUCKET}", method="PUT"), timeout=30):
+        with urlopen(Request(f"{endpoint}/{BUCKET}", method="PUT"), timeout=PATIENT_SECONDS):
             pass
         yield endpoint
     finally:
@@ -103,7 +105,7 @@ def proxy_before(endpoint: str) -> Iterator[Proxy]:
             headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
             if fault == "unconditional":
                 headers = {name: value for name, value in headers.items() if name.lower() != "if-none-match"}
-            connection = http.client.HTTPConnection(upstream, timeout=60)
+            connection = http.client.HTTPConnection(upstream, timeout=PATIENT_SECONDS)
             connection.request(self.command, self.path, body, {**headers, "Host": upstream})
             reply = connection.getresponse()
             data = reply.read()
@@ -161,7 +163,7 @@ def proxy_before(endpoint: str) -> Iterator[Proxy]:
 _OWN_HEADERS = {"content-length", "transfer-encoding", "connection", "date", "server"}
 
 SLOW_SECONDS = 1.5
-"""How long a slow answer stands still: longer than the timeout of `patience`."""
+"""How long a slow answer stands still; a test of it has less patience."""
 
 
 def new_url() -> str:
@@ -170,11 +172,11 @@ def new_url() -> str:
 
 
 def set_variables(monkeypatch: pytest.MonkeyPatch, endpoint: str, *, tries: int = 3) -> None:
-    """Set the usual variables, and little patience."""
+    """Set the usual variables."""
     for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     monkeypatch.setenv("MASS_OBJECT_TRIES", str(tries))
-    monkeypatch.setenv("MASS_OBJECT_TIMEOUT_SECONDS", "0.75" if tries > 1 else "20")
+    monkeypatch.setenv("MASS_OBJECT_TIMEOUT_SECONDS", str(PATIENT_SECONDS))

@@ -11,6 +11,7 @@ import pytest
 
 from storage import CacheSettings, InvalidLocation, check_cache
 from storage.access import ReadCache
+from tests.waits import PATIENT_SECONDS
 
 ROOT = Path(__file__).parents[3]
 KB = 1 << 10
@@ -139,5 +140,5 @@ def test_several_processes_share_a_cache_without_half_a_read_and_within_the_boun
         subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path / "cache"), step], cwd=ROOT)
         for step in ("7", "11", "13")
     ]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0, 0]
+    assert [worker.wait(timeout=PATIENT_SECONDS) for worker in workers] == [0, 0, 0]
     assert 0 < bytes_of(tmp_path / "cache") <= 1 << 20
