@@ -22,14 +22,14 @@ from storage import commit_scan, open_store
 from tests.storage.drawn_record import SMALL, draw_record
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("store", type=Path)
     parser.add_argument("ids", nargs="*")
     parser.add_argument("--die-at", default="never:0")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--replace", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     plan_death(*options.die_at.split(":"))
     records = [draw_record(scan_id, shape=SMALL, seed=options.seed) for scan_id in options.ids]
     print("ready", flush=True)
@@ -38,6 +38,7 @@ def main() -> None:
         if known is None or options.replace:
             commit_scan(options.store, record, replace=options.replace)
             print(record.scan_id, flush=True)
+    return 0
 
 
 def plan_death(point: str, number: str = "1") -> None:
