@@ -19,7 +19,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 WORKERS ?= 3
 
-# A file stays in one process, which keeps its fixtures.
+# A file stays in one process, which keeps its fixtures; so does tests/flows as a whole (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-without-bfloat16 coverage audit sbom pins lint format docs bench quality ablation held-out clean

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import hypothesis
 import pytest
@@ -39,13 +40,31 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 FIRST = (
     "tests/notebooks/",
     "tests/training/finetuning/test_run.py",
-    "tests/commands/test_demo.py",
     "tests/training/pretraining/",
     "tests/flows/",
+    "tests/commands/test_demo.py",
     "tests/training/",
 )
 """Long files begin first, so that no process is left with one at the end. The first two go to two processes:
 one compiles what Numba compiles, for all, while the other needs none of it."""
+
+
+TOGETHER = "tests/flows/"
+"""Files that one process takes, as they share a Prefect server, which takes seconds to start."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out files to processes, and those below `TOGETHER` as if they were one."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return TOGETHER if nodeid.startswith(TOGETHER) else super()._split_scope(nodeid)
+
+    return Files(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -61,3 +80,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def phantom() -> Callable[..., Phantom]:
     """The factory of `tests.phantom`."""
     return make_phantom
+
+
+@pytest.fixture
+def quick_registration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third of the iterations of demons, for tests of what is tried and how its result is used."""
+    from training.inference import registration
+
+    levels = tuple((factor, sigma, iterations // 3) for factor, sigma, iterations in registration.LEVELS)
+    monkeypatch.setattr(registration, "LEVELS", levels)
+    monkeypatch.setattr(registration, "BRIEF_LEVELS", levels[:2])
