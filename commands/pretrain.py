@@ -68,7 +68,9 @@ def tell_dry_run(found: DryRun) -> None:
     """Print what a training would take."""
     print_precision(found.precision)
     steps, optimisation = found.steps, found.config.optimisation
-    crop = " x ".join(map(str, found.config.data.crop_zyx))
+    data = [stage.data for stage, _ in found.stages]
+    crop = ", later ".join(" x ".join(map(str, part.crop_zyx)) for part in data)
+    times = ", later ".join(f"{part.step_seconds:.3f} s" for _, part in found.stages)
     memory = "peak of GPU memory" if found.device.startswith("cuda") else "peak of this process's memory"
     rows = [
         ("scans", found.num_scans),
@@ -82,7 +84,7 @@ def tell_dry_run(found: DryRun) -> None:
         (memory, f"{steps.peak_bytes / 2**30:.2f} GiB"),
         (
             "time a step",
-            f"{steps.step_seconds:.3f} s, {100 * steps.data_wait_fraction:.0f} % waiting for data",
+            f"{times}, {100 * steps.data_wait_fraction:.0f} % waiting for data",
         ),
         ("the run", f"{optimisation.num_steps} steps, {found.run_seconds / 3600:.1f} h and evaluations"),
     ]

@@ -48,6 +48,12 @@ class DataConfig:
     max_window_voxels: int = 0
     """Above 0, the size of a view is chosen for the store, instead of `crop_voxels`: it is the best window of
     at most this many voxels for showing whole scans (`training.data.whole_scans.window_for`)."""
+    early_window_voxels: int = 0
+    """The largest number of voxels of a window in the first steps (`early_fraction`), chosen for the store as
+    with `max_window_voxels`. Small windows cost less time, and the network learns sooner what it is asked."""
+    early_fraction: float = 0.0
+    """Fraction of the steps, from the first one on, with windows of `early_window_voxels` and without the
+    views of `wide_fraction`."""
     whole_fraction: float = 0.0
     """Fraction of samples whose views show the whole scan, or large parts of it; all others are crops."""
     whole_move_fraction: float = 0.15
@@ -86,8 +92,13 @@ class DataConfig:
             raise ConfigError(f"masks_per_sample must be 2 to {MAX_MASKS}, got {self.masks_per_sample}")
         if self.min_mask_voxels < 1:
             raise ConfigError(f"min_mask_voxels must be at least 1, got {self.min_mask_voxels}")
-        if self.max_window_voxels < 0:
-            raise ConfigError(f"max_window_voxels must be 0 or more, got {self.max_window_voxels}")
+        for name in ("max_window_voxels", "early_window_voxels"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.early_fraction and not self.early_window_voxels:
+            raise ConfigError(
+                f"early_fraction is {self.early_fraction}, so early_window_voxels must be above 0"
+            )
         for name in (
             "min_view_overlap",
             "max_mask_fraction",
@@ -95,6 +106,7 @@ class DataConfig:
             "whole_fraction",
             "whole_move_fraction",
             "wide_fraction",
+            "early_fraction",
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be 0 to 1, got {getattr(self, name)}")

@@ -210,9 +210,13 @@ def settle_precision(
 
 
 def describe_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Return the settings that differ, as "optimisation.peak_rate 0.002 -> 0.0003"; [run] is ignored."""
+    """Return the settings that differ, as "optimisation.peak_rate 0.002 -> 0.0003"; [run] is ignored.
+
+    A setting that the run lacks is newer than the run: off (0, empty), it changes nothing.
+    """
     old, new = _flat(before), _flat(after)
     names = [name for name in sorted({*old, *new}) if name.split(".")[0] != CHANGEABLE]
+    names = [name for name in names if name in old or new[name]]
     return [
         f"{name} {old.get(name, 'unset')} -> {new.get(name, 'unset')}"
         for name in names

@@ -238,9 +238,9 @@ class Trainer(Generic[BatchT, ViewsT]):
         """Return the loss of a part, and add its gradients; by a CUDA graph, if the run asks for one."""
         if not self._captures:
             return self._work(views, part)
-        if self.captured is None:
+        if self.captured is None or not self.captured.takes(views):  # the first step, or another window
             self.captured = capture(self.task.net, views, lambda kept: self._work(kept, part))
-        return self.captured.run(views) if self.captured.takes(views) else self._work(views, part)
+        return self.captured.run(views)
 
     def _work(self, views: ViewsT, part: int) -> LossTerms:
         with self._unsynchronised(part), autocast(self.precision, self.device):

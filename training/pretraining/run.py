@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from training.data import (
     Share,
     Views,
     augment,
-    cut_around,
     make_loader,
     split_scans,
     window_for,
@@ -62,6 +61,7 @@ from training.network import (
     installed_versions,
 )
 from training.pretraining.config import PretrainConfig
+from training.pretraining.stages import Stage, stages_of, with_window
 
 _DRAWN_MASKS = 4
 """Largest number of masks of a sample in a picture."""
@@ -146,8 +146,8 @@ def pretrain(
 class DryRun:
     """What a pretraining would take, measured over a few steps."""
 
-    steps: Rehearsal
-    """Time and memory of a step."""
+    stages: tuple[tuple[Stage, Rehearsal], ...]
+    """Of each stage of the training, time and memory of a step."""
     num_scans: int
     """Number of training scans."""
     config: PretrainConfig
@@ -162,7 +162,12 @@ class DryRun:
     @property
     def run_seconds(self) -> float:
         """Time of all steps, without evaluations and pictures."""
-        return self.steps.step_seconds * self.config.optimisation.num_steps
+        return sum(stage.num_steps * steps.step_seconds for stage, steps in self.stages)
+
+    @property
+    def steps(self) -> Rehearsal:
+        """Time and memory of a step of the last stage, which needs the most memory."""
+        return self.stages[-1][1]
 
 
 def rehearse_pretraining(store_path: Path, config: PretrainConfig, *, device: DeviceName = "auto") -> DryRun:
@@ -175,21 +180,26 @@ def rehearse_pretraining(store_path: Path, config: PretrainConfig, *, device: De
     """
     store = open_store(store_path)
     split = split_scans(store.entries, config.data)
-    config = with_chosen_window(config, [store.entries[scan_id].shape_zyx for scan_id in split.training])
+    shapes = [store.entries[scan_id].shape_zyx for scan_id in split.training]
+    config = with_chosen_window(config, shapes)
     with joined_processes(device) as (ranks, where):
         precision = settle_precision(Path(), config.optimisation.precision, where, resume=False, ranks=ranks)
-        torch.manual_seed(config.optimisation.seed)
-        net = config.model.make().to(where)
-        trainer = Trainer(
-            pretraining_task(net, store, config, split, ranks),
-            Path(),  # nothing is written
-            optimisation=config.optimisation,
-            run=config.run,
-            ranks=ranks,
-            precision=precision,
-        )
+        rehearsed = []
+        for stage in stages_of(config.data, shapes, config.optimisation.num_steps):
+            torch.manual_seed(config.optimisation.seed)
+            net = config.model.make().to(where)
+            alone = replace(config, data=replace(stage.data, early_fraction=0.0))
+            trainer = Trainer(
+                pretraining_task(net, store, alone, split, ranks),
+                Path(),  # nothing is written
+                optimisation=config.optimisation,
+                run=config.run,
+                ranks=ranks,
+                precision=precision,
+            )
+            rehearsed.append((stage, rehearse(trainer)))
         return DryRun(
-            steps=rehearse(trainer),
+            stages=tuple(rehearsed),
             num_scans=len(split.training),
             config=config,
             device=str(where),
@@ -275,7 +285,7 @@ def with_chosen_window(config: PretrainConfig, shapes: Sequence[tuple[int, int, 
     )
     return replace(
         config,
-        data=replace(config.data, crop_voxels=window, cut_voxels=cut_around(window)),
+        data=with_window(config.data, window),
         evaluation=replace(config.evaluation, inference=inference),
     )
 
@@ -295,23 +305,29 @@ def pretraining_task(
     device = next(net.parameters()).device
     on_gpu = device.type == "cuda"
     evaluation = choose_evaluation(store, config, split)
+    shapes = [store.entries[scan_id].shape_zyx for scan_id in split.training]
+    stages = stages_of(config.data, shapes, config.optimisation.num_steps)
 
-    def batches(size: int, first: int, number: int) -> Iterable[Batch]:
-        return make_loader(
-            store.path,
-            split.training,
-            config.data,
-            Share(
-                first_sample=first,
-                num_samples=number,
-                batch_size=size,
-                rank=ranks.rank,
-                world_size=ranks.world_size,
-            ),
-            seed=config.optimisation.seed,
-            num_workers=config.run.num_workers,
-            pin_memory=on_gpu,
-        )
+    def batches(size: int, first: int, number: int) -> Iterator[Batch]:
+        for stage in stages:
+            begin = max(first, stage.first_step * config.optimisation.batch_size)
+            end = min(first + number, stage.last_step * config.optimisation.batch_size)
+            if begin < end:
+                yield from make_loader(
+                    store.path,
+                    split.training,
+                    stage.data,
+                    Share(
+                        first_sample=begin,
+                        num_samples=end - begin,
+                        batch_size=size,
+                        rank=ranks.rank,
+                        world_size=ranks.world_size,
+                    ),
+                    seed=config.optimisation.seed,
+                    num_workers=config.run.num_workers,
+                    pin_memory=on_gpu,
+                )
 
     def prepare(batch: Batch) -> Views:
         return augment(batch.to(device, non_blocking=on_gpu), config.augmentation)

@@ -93,6 +93,15 @@ def test_settings_survive_their_file(config: Any) -> None:
     assert not describe_differences(tomllib.loads(to_toml(config.values())), config.values())
 
 
+def test_a_setting_that_is_newer_than_the_run_changes_nothing_while_it_is_off() -> None:
+    before = {"data": {"crop_voxels": [32, 32, 32]}}
+    off = {"data": {"crop_voxels": (32, 32, 32), "early_fraction": 0.0, "early_window_voxels": 0}}
+    assert not describe_differences(before, off)
+    on = {"data": {"crop_voxels": (32, 32, 32), "early_fraction": 0.5}}
+    assert describe_differences(before, on) == ["data.early_fraction unset -> 0.5"]
+    assert describe_differences(on, before) == ["data.early_fraction 0.5 -> unset"]
+
+
 VALUES = st.recursive(
     st.booleans() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3),

@@ -1,7 +1,7 @@
 """Loss and gradients of a step as one CUDA graph: its thousands of kernels are started by one call.
 
 For networks so small that Python starts kernels more slowly than the GPU runs them. All shapes must stay the
-same: crop, masks, batch. For views of other shapes (`CapturedStep.takes`) the trainer does the step as usual.
+same: crop, masks, batch. For views of other shapes (`CapturedStep.takes`) the trainer captures anew.
 """
 
 from __future__ import annotations

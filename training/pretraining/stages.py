@@ -1,0 +1,59 @@
+"""The stages of a pretraining: first small windows of whole scans, then those that the network is used with.
+
+    steps      0 ............................ early_fraction .................... 1
+    windows    16 x 32 x 32                       16 x 64 x 64
+    views      the whole scan, hardly moved       these, and boxes anywhere (`wide_fraction`)
+
+A network must find out what a mask in the reference asks for, before it can learn to draw well. It finds that
+in small windows too, which cost less time, and from views that lie alike; from boxes anywhere it does not
+(docs/decisions/0025-early-windows.md). Reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from training.data import DataConfig, Triple, cut_around, window_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Some consecutive steps, and how their samples are drawn."""
+
+    first_step: int
+    """The first of them, counted from 0."""
+    last_step: int
+    """One after the last of them."""
+    data: DataConfig
+    """With the window of these steps."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of this stage."""
+        return self.last_step - self.first_step
+
+
+def stages_of(data: DataConfig, shapes: Sequence[Triple], num_steps: int) -> tuple[Stage, ...]:
+    """Return the stages of a training, in order; one or two, without empty ones.
+
+    Args:
+        data: With the window of the last steps in `crop_voxels`.
+        shapes: Voxels along z, y, x of the training scans.
+        num_steps: Of the training.
+    """
+    changes = round(data.early_fraction * num_steps)
+    early = data
+    if changes:
+        window = window_for(shapes, data.early_window_voxels)
+        early = replace(with_window(data, window), wide_fraction=0.0)
+    stages = (
+        Stage(first_step=0, last_step=changes, data=early),
+        Stage(first_step=changes, last_step=num_steps, data=data),
+    )
+    return tuple(stage for stage in stages if stage.num_steps)
+
+
+def with_window(data: DataConfig, window: Triple) -> DataConfig:
+    """Return the settings of samples with another window, and the cut that belongs to it."""
+    return replace(data, crop_voxels=window, cut_voxels=cut_around(window))
