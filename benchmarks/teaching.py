@@ -136,8 +136,13 @@ def manifest_of(dataset: str, manifest: Path, copy: Path) -> Path:
         rows = [row for row in csv.DictReader(file) if row.get("dataset") == dataset]
     if not rows:
         sys.exit(f"{manifest} has no scan of the data set {dataset!r}")
-    for row in rows:
-        row |= {name: str(manifest.parent.resolve() / row[name]) for name in ("image", "label") if row[name]}
+    return with_absolute_paths(rows, manifest, copy)
+
+
+def with_absolute_paths(rows: Sequence[dict[str, str]], manifest: Path, copy: Path) -> Path:
+    """Write lines of a manifest, with absolute paths."""
+    where = manifest.parent.resolve()
+    rows = [row | {name: str(where / row[name]) for name in ("image", "label") if row[name]} for row in rows]
     with copy.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()

@@ -1,0 +1,189 @@
+"""Does the cells, alone or beside other processes; each is kept on disk when it is done.
+
+    OUT/cells.jsonl            every cell that is done, one a line
+    OUT/runs/SET/ARM-USE-seedN-MARK/   networks and tables of a cell
+    OUT/locks/                 which cells a process is at
+
+A cell's key holds a mark of all that it follows from but the code: settings, scans, split. Cells of other
+settings stay in the file and are not shown. Two processes with the same command share the work: each takes
+cells that the other has not begun.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bench.arms import ARMS, config_of, pretrain_arm
+from benchmarks.bench.plan import CLASSIFY, FIVE_SHOT, ONE_SHOT, PRETRAIN, Cell, Form
+from benchmarks.bench.sets import BenchSet, Sources
+from benchmarks.bench.uses import (
+    RIVALS,
+    Start,
+    classified,
+    clean,
+    fine_tuned,
+    finetune_config,
+    in_context,
+    prompts_of,
+    score_method,
+)
+from storage import digest_of
+from training.pretraining import PretrainConfig
+
+CELLS = "cells.jsonl"
+_POLL_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all cells share."""
+
+    out: Path
+    sources: Sources
+    form: Form
+    sets: dict[str, BenchSet]
+    _marks: dict[Cell, str] = field(default_factory=dict)
+
+    # ------------------------------------------------------------ cells that are done
+
+    def kept(self) -> dict[str, dict[str, Any]]:
+        """All cells in the file, by key."""
+        path = self.out / CELLS
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return {cell["key"]: cell for cell in map(json.loads, lines)}
+
+    def keep(self, cell: dict[str, Any]) -> None:
+        """Add a cell to the file; a line is written at once, also beside another process."""
+        with (self.out / CELLS).open("a", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(json.dumps(cell) + "\n")
+
+    def key(self, cell: Cell) -> str:
+        """Name and mark of a cell."""
+        if cell not in self._marks:
+            self._marks[cell] = digest_of(self._settings(cell))[:10]
+        return f"{cell.name}/{self._marks[cell]}"
+
+    def _settings(self, cell: Cell) -> dict[str, Any]:
+        """All that a cell follows from, but the code."""
+        bench_set = self.sets[cell.set]
+        split = asdict(bench_set.split)
+        scans = {"split": split, "digest": bench_set.digest_of(bench_set.store.scan_ids)}
+        asked = {"structures": bench_set.structures if bench_set.about.labels else {}}
+        if cell.arm in RIVALS:
+            return {"cell": cell.name, **scans, **asked, "prompts": self.form.prompts}
+        values: dict[str, Any] = {"cell": cell.name, **scans, "pretraining": self.config(cell).values()}
+        if cell.use == PRETRAIN:
+            return values
+        values |= {**asked, "prompts": self.form.prompts if cell.use == ONE_SHOT else 0}
+        if cell.labels_and_steps:
+            count, steps = cell.labels_and_steps
+            ids = bench_set.labelled(cell.seed, count)
+            start = Start(config=self.config(cell))
+            tuning = finetune_config(bench_set, start, ids, seed=cell.seed, steps=steps)
+            values["finetuning"] = tuning.values()
+        return values
+
+    def config(self, cell: Cell) -> PretrainConfig:
+        """Settings of the pretraining of a cell's set and seed."""
+        return config_of(
+            self.sets[cell.set],
+            seed=cell.seed,
+            steps=self.form.pretraining_steps,
+            window_voxels=self.form.window_voxels,
+        )
+
+    def folder(self, cell: Cell) -> Path:
+        """Where a cell's networks and tables are."""
+        mark = self.key(cell).rsplit("/", 1)[1]
+        return self.out / "runs" / cell.set / f"{cell.arm}-{cell.use}-seed{cell.seed}-{mark}"
+
+    # ------------------------------------------------------------ doing a cell
+
+    def do(self, cell: Cell) -> dict[str, Any]:
+        """Do a cell; its pretraining is done already. Returns what is kept of it."""
+        began = time.monotonic()
+        found = {"key": self.key(cell), "mark": self.key(cell).rsplit("/", 1)[1], **asdict(cell)}
+        found |= self._done(cell)
+        clean(self.folder(cell))
+        return {"seconds": round(time.monotonic() - began, 1), **found}
+
+    def _done(self, cell: Cell) -> dict[str, Any]:
+        bench_set = self.sets[cell.set]
+        if cell.use == PRETRAIN:
+            config, folder = self.config(cell), self.folder(cell)
+            made = pretrain_arm(cell.arm, bench_set, self.sources, folder, config)
+            return {
+                "first_loss": made.first_loss,
+                "last_loss": made.last_loss,
+                "steps": config.optimisation.num_steps,
+                "window": config.data.crop_zyx,
+            }
+        if cell.use == CLASSIFY:
+            return {"classes": classified(bench_set, self.start(cell), self.folder(cell), seed=cell.seed)}
+        if cell.labels_and_steps:
+            count, steps = cell.labels_and_steps
+            ids = bench_set.labelled(cell.seed, count)
+            start = self.start(cell)
+            method = fine_tuned(bench_set, start, ids, self.folder(cell), seed=cell.seed, steps=steps)
+            return {"labelled": ids, "answers": score_method(bench_set, method, [()])}
+        shots, number = (5, 1) if cell.use == FIVE_SHOT else (1, self.form.prompts)
+        prompts = prompts_of(bench_set, cell.seed, shots, number)
+        if cell.arm in RIVALS:
+            method = RIVALS[cell.arm]
+        else:
+            weights = self.start(cell).weights
+            assert weights is not None
+            method = in_context(weights)
+        return {"answers": score_method(bench_set, method, prompts)}
+
+    def start(self, cell: Cell) -> Start:
+        """The network that a cell starts from."""
+        weights = self.folder(cell.needs) / "weights.safetensors" if cell.needs else None
+        return Start(config=self.config(cell), weights=weights, encoder_only=ARMS[cell.arm].encoder_only)
+
+
+@contextmanager
+def claimed(out: Path, name: str) -> Iterator[bool]:
+    """Whether this process may do a cell: no other one is at it. It is free again at the end of the block."""
+    folder = out / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name.replace("/", "_")).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def run_cells(bench: Bench, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Do the cells that are not in the file; return all of them."""
+    keys = {cell: bench.key(cell) for cell in cells}
+    while True:
+        kept = bench.kept()
+        left = [cell for cell in cells if keys[cell] not in kept]
+        if not left:
+            return [kept[keys[cell]] for cell in cells]
+        worked = False
+        for cell in left:
+            if cell.needs and bench.key(cell.needs) not in bench.kept():
+                continue
+            with claimed(bench.out, keys[cell]) as mine:
+                if mine and keys[cell] not in bench.kept():
+                    done = bench.do(cell)
+                    bench.keep(done)
+                    number = len(cells) - len(left) + left.index(cell) + 1
+                    line = f"{number}/{len(cells)} {cell.name}: {done['seconds']:,.0f} s"
+                    print(line, file=sys.stderr, flush=True)
+                    worked = True
+        if not worked:
+            time.sleep(_POLL_SECONDS)  # another process is at all that is left
