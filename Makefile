@@ -19,6 +19,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 WORKERS ?= 3
 
+# Tests start Python many times: modules that were compiled once are kept, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
+
 # A file stays in one process, which keeps its fixtures; so does tests/flows as a whole (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 

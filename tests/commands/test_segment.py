@@ -374,6 +374,7 @@ def test_a_real_checkpoint_without_a_record_is_used_at_the_published_spacing(
     assert files_in(folder / "out") == {"a_seg.mha", "a_seg.png"}
 
 
+@pytest.mark.usefixtures("quick_registration")
 def test_registration_that_tries_where_the_network_sees_the_structures_is_the_default(
     net: LikeInside, folder: Path
 ) -> None:
@@ -391,6 +392,7 @@ def test_registration_that_tries_where_the_network_sees_the_structures_is_the_de
     assert told["network"]["confidences"] == {}
 
 
+@pytest.mark.usefixtures("quick_registration")
 def test_no_network_is_named_by_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = ["--reference-image", str(folder / "ref.nii.gz"), "--reference-mask", str(folder / "mask.nii.gz")]
     rest = [str(folder / "scans"), "--out", str(folder / "none"), "--modality", "ct"]

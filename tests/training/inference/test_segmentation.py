@@ -324,6 +324,7 @@ def test_a_prompt_without_a_reference_draws_the_target_alone(segmenter: Segmente
     assert isinstance(segmenter.references[0], Reference)
 
 
+@pytest.mark.usefixtures("quick_registration")
 def test_registration_answers_in_place_of_the_network(segmenter: Segmenter, reference) -> None:
     shown = read(*reference)
     by = SegmentConfig(inference=WINDOW, by="registration")
@@ -342,6 +343,7 @@ def test_registration_answers_in_place_of_the_network(segmenter: Segmenter, refe
     assert all(one.confidence is None for one in alone.found)
 
 
+@pytest.mark.usefixtures("quick_registration")
 def test_registration_tries_the_place_where_the_network_sees_the_structures(
     reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,6 +362,7 @@ def test_registration_asks_for_a_reference(segmenter: Segmenter) -> None:
         Segmenter(LikeInside(), segmenter.prompt, SegmentConfig(inference=WINDOW, by="registration"))
 
 
+@pytest.mark.usefixtures("quick_registration")
 def test_no_network_is_needed_to_carry_masks_over(reference) -> None:
     image, mask = reference
     result = segment(None, references=[(image, mask)], target=image, spacing_mm=1.5, modality="ct")
@@ -369,6 +372,7 @@ def test_no_network_is_needed_to_carry_masks_over(reference) -> None:
         Segmenter.from_references(None, [read(*reference)], SegmentConfig(inference=WINDOW, by="both"))
 
 
+@pytest.mark.usefixtures("quick_registration")
 def test_a_structure_that_the_network_cannot_see_is_carried_over_all_the_same(reference) -> None:
     shown = read(*reference)
     labels = np.zeros_like(shown.labels)
