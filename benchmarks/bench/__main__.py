@@ -45,6 +45,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     cells = chosen(cells_of(form, about, pools), options.only)
     done = run_cells(bench, cells)
     print(write(done, about, pools, form, sources.out))
+    if len(done) < len(cells):
+        missing = len(cells) - len(done)
+        raise SystemExit(
+            f"{missing} of {len(cells)} cells failed (see above). The same command tries them again"
+        )
 
 
 def write(

@@ -80,6 +80,7 @@ def config_of(bench_set: BenchSet, *, seed: int, steps: int, window_voxels: int)
             exclude=tuple(sorted(set(bench_set.store.entries) - kept)),
             holdout_fraction=0.0,
             max_window_voxels=window_voxels,
+            early_fraction=0.0,  # small windows at first are made for masks; all arms have the same windows
         ),
         optimisation=replace(base.optimisation, num_steps=steps, seed=seed),
         run=replace(
@@ -103,9 +104,10 @@ class Pretrained:
 def pretrain_arm(
     name: str, bench_set: BenchSet, sources: Sources, folder: Path, config: PretrainConfig
 ) -> Pretrained:
-    """Pretrain an arm, or go on with it; "from scratch" for no step at all, to have a network of its size.
+    """Pretrain an arm, or go on with it.
 
     Raises:
+        ValueError: No scan to pretrain on has such masks.
         SystemExit: A signal stopped it; the same command goes on.
     """
     arm, began = ARMS[name], time.monotonic()
@@ -115,7 +117,7 @@ def pretrain_arm(
         store = store_of(arm.masks, bench_set.about, bench_set.store, sources)
         absent = set(bench_set.split.pretraining) - set(store.entries)
         if absent == set(bench_set.split.pretraining):
-            raise SystemExit(
+            raise ValueError(
                 f"set {bench_set.about.name}, arm {name}: none of the scans to pretrain on has such masks. "
                 "Leave it out (--only)"
             )

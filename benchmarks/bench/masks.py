@@ -38,7 +38,8 @@ def store_of(masks: str, about: SetDescription, store: Store, sources: Sources) 
         sources: Where the stores are kept.
 
     Raises:
-        SystemExit: The first version's masks are asked for where there is no manifest to make them from.
+        ValueError: The first version's masks are asked for where there is no manifest to make them from, or a
+            label map is empty.
     """
     folder = sources.out / "sets" / about.name / f"store-{masks}"
     match masks:
@@ -55,7 +56,7 @@ def store_of(masks: str, about: SetDescription, store: Store, sources: Sources) 
 def _first(about: SetDescription, store: Store, folder: Path) -> Store:
     manifest = folder.parent / "manifest.csv"
     if not manifest.exists():
-        raise SystemExit(
+        raise ValueError(
             f"set {about.name}: the first version makes its masks from the raw scans. Give the set's "
             "manifest (--manifest) in place of a store, or leave the arm `first` out"
         )

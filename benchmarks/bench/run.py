@@ -35,7 +35,8 @@ from benchmarks.bench.uses import (
     prompts_of,
     score_method,
 )
-from storage import digest_of
+from storage import StorageError, digest_of
+from training.errors import TrainingError
 from training.pretraining import PretrainConfig
 
 CELLS = "cells.jsonl"
@@ -166,24 +167,39 @@ def claimed(out: Path, name: str) -> Iterator[bool]:
 
 
 def run_cells(bench: Bench, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Do the cells that are not in the file; return all of them."""
+    """Do the cells that are not in the file; return all that are done.
+
+    A cell that fails is reported and left out, with those that need it; the others go on. The same command
+    tries it again.
+    """
     keys = {cell: bench.key(cell) for cell in cells}
+    failed: set[Cell] = set()
     while True:
         kept = bench.kept()
-        left = [cell for cell in cells if keys[cell] not in kept]
+        failed |= {cell for cell in cells if cell.needs in failed}
+        left = [cell for cell in cells if keys[cell] not in kept and cell not in failed]
         if not left:
-            return [kept[keys[cell]] for cell in cells]
+            return [kept[key] for key in keys.values() if key in kept]
         worked = False
         for cell in left:
             if cell.needs and bench.key(cell.needs) not in bench.kept():
                 continue
             with claimed(bench.out, keys[cell]) as mine:
                 if mine and keys[cell] not in bench.kept():
-                    done = bench.do(cell)
-                    bench.keep(done)
-                    number = len(cells) - len(left) + left.index(cell) + 1
-                    line = f"{number}/{len(cells)} {cell.name}: {done['seconds']:,.0f} s"
-                    print(line, file=sys.stderr, flush=True)
                     worked = True
+                    if not attempted(bench, cell):
+                        failed.add(cell)
         if not worked:
             time.sleep(_POLL_SECONDS)  # another process is at all that is left
+
+
+def attempted(bench: Bench, cell: Cell) -> bool:
+    """Do a cell and keep it; whether it succeeded."""
+    try:
+        done = bench.do(cell)
+    except (TrainingError, StorageError, ValueError, RuntimeError) as error:
+        print(f"{cell.name}: FAILED, left out: {error}", file=sys.stderr, flush=True)
+        return False
+    bench.keep(done)
+    print(f"{cell.name}: {done['seconds']:,.0f} s", file=sys.stderr, flush=True)
+    return True

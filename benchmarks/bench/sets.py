@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.adrenal import cut_set
 from benchmarks.bench import phantoms
 from benchmarks.rivals import Pairs, structures_of
 from benchmarks.teaching import mass, with_absolute_paths
@@ -38,7 +39,7 @@ class SetDescription:
     dataset: str = ""
     """Of the manifest; empty for drawn shapes."""
     most_scans: int = 0
-    """The first so many of the manifest; 0 for all."""
+    """The first so many of the manifest, or of each part of an .npz set; 0 for all."""
     patient: str = "(.*)"
     """Regular expression whose first group is a scan id's patient."""
     structures: int = 10
@@ -260,7 +261,10 @@ class Sources:
                 f"({', '.join(map(str, self.manifests)) or 'none given'}). Name one (--manifest), or a store "
                 f"(--stores {about.name}=STORE), or leave the set out (--only)"
             )
-        raw = self.classes if about.name == "adrenal" and self.classes else self._manifest(about, folder)
+        if about.name == "adrenal" and self.classes:
+            raw = cut_set(self.classes, folder / "cut.npz", about.most_scans)
+        else:
+            raw = self._manifest(about, folder)
         settings = folder / "prepare.toml"
         settings.write_text(prepare_settings(about), encoding="utf-8")
         mass("prepare", raw, folder / "store", "--config", settings, "--workers", self.workers)

@@ -232,6 +232,27 @@ def test_cells_are_made_once_and_others_are_left_to_other_processes(
     assert not {longer.key(cell) for cell in cells} & set(longer.kept())
 
 
+def test_a_cell_that_fails_is_left_out_with_those_that_need_it_and_the_others_go_on(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = replace(SETS["hippocampus"], targets=1)
+    sets = {"hippocampus": BenchSet(about=about, store=store, split=split_of(about, store))}
+    form = replace(QUICK, window_voxels=4096)
+    bench = Bench(out=tmp_path, sources=Sources(out=tmp_path), form=form, sets=sets)
+    asked = ["hippocampus/slic", "hippocampus/scratch"]
+    cells = chosen(cells_of(form, {"hippocampus": about}, {"hippocampus": 4}), asked)
+
+    def do(self: Bench, cell: Cell) -> dict[str, Any]:
+        if cell.use == "pretrain":
+            raise ValueError("no masks")
+        return {"key": self.key(cell), "seconds": 1.0}
+
+    monkeypatch.setattr(Bench, "do", do)
+    done = run_cells(bench, cells)
+    assert {found["key"] for found in done} == {bench.key(cell) for cell in cells if cell.arm == "scratch"}
+    assert "hippocampus/slic/pretrain/seed0: FAILED, left out: no masks" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------ tables
 
 
