@@ -26,6 +26,7 @@ def draw_curves(
     *,
     x_label: str,
     y_top: float | None = None,
+    names_below: bool = False,
 ) -> None:
     """Write the panels side by side.
 
@@ -34,6 +35,7 @@ def draw_curves(
         panels: For each panel's title, for each arm's name, a curve a seed.
         x_label: What x is.
         y_top: Largest y shown; None takes what the curves need.
+        names_below: Whether the names of the arms stand at the foot of a panel, for curves that lie high.
     """
     points = [
         point for arms in panels.values() for curves in arms.values() for curve in curves for point in curve
@@ -44,7 +46,8 @@ def draw_curves(
     top = y_top or max(0.1, np.ceil(10 * max(y for _, y in points) + 0.2) / 10)
     page = Image.new("RGB", (_SCALE * _SIZE[0] * len(panels), _SCALE * _SIZE[1]), "white")
     for column, (title, arms) in enumerate(panels.items()):
-        page.paste(_panel(title, arms, right, float(top), x_label), (_SCALE * _SIZE[0] * column, 0))
+        panel = _panel(title, arms, right, float(top), x_label, names_below=names_below)
+        page.paste(panel, (_SCALE * _SIZE[0] * column, 0))
     path.parent.mkdir(parents=True, exist_ok=True)
     page.save(path)
 
@@ -57,7 +60,13 @@ def mean_curve(curves: Sequence[Curve]) -> list[tuple[float, float]]:
 
 
 def _panel(
-    title: str, arms: Mapping[str, Sequence[Curve]], right: float, top: float, x_label: str
+    title: str,
+    arms: Mapping[str, Sequence[Curve]],
+    right: float,
+    top: float,
+    x_label: str,
+    *,
+    names_below: bool,
 ) -> Image.Image:
     width, height = (_SCALE * side for side in _SIZE)
     panel = Image.new("RGB", (width, height), "white")
@@ -86,5 +95,6 @@ def _panel(
         draw.line(
             [place(point) for point in mean_curve(curves)], fill=colour, width=3 * _SCALE, joint="curve"
         )
-        draw.text((left + 8 * _SCALE, (_TOP + 4 + 16 * number) * _SCALE), name, fill=colour, font=font)
+        first = _SIZE[1] - _BOTTOM - 16 * len(arms) if names_below else _TOP + 4
+        draw.text((left + 8 * _SCALE, (first + 16 * number) * _SCALE), name, fill=colour, font=font)
     return panel

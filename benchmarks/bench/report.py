@@ -290,7 +290,7 @@ def draw(cells: Cells, sets: Mapping[str, SetDescription], pools: Mapping[str, i
                 arms[f"{_plain(arm)}, one reference"] = [[(0.0, level), (most, level)]]
         if any(arms.values()):
             panels[f"{about.title}: mean Dice of parts after {steps} steps"] = arms
-    draw_curves(path, panels, x_label="labelled scans", y_top=1.0)
+    draw_curves(path, panels, x_label="labelled scans", y_top=1.0, names_below=True)
 
 
 def _most_common_steps(cells: Cells) -> str:
