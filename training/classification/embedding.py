@@ -9,7 +9,8 @@ Writes: `ScanFeatures`: tokens float32 (T, C), where C is the sum of the stages'
         first; pooled float32 (C + channels of the deepest stage,). A file of pooled vectors, .npz or .csv.
 Bounds: a window is a multiple of 16 voxels. It is padded with the scan's minimum, as in pretraining; padding
         has the same weight as the scan. Voxels in several windows count several times. With `whole_scans` the
-        scan is resampled to one window. The features of one window at a time are in memory.
+        scan is resampled to one window. The features of one window at a time are in memory; on a CUDA card
+        those of a batch of windows (`windows_at_once`), on the card until the scan is done.
 """
 
 from __future__ import annotations
@@ -29,7 +30,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from storage import Store
-from training.data import STRIDE_VOXELS, Size, fit_window, take_image, to_window, window_boxes
+from training.data import (
+    STRIDE_VOXELS,
+    Size,
+    fit_window,
+    take_image,
+    to_window,
+    window_boxes,
+    windows_at_once,
+)
 from training.engine import Precision, autocast, choose_precision
 from training.errors import ConfigError
 from training.files import write_atomically
@@ -113,15 +122,18 @@ def encode_scan(
     windows = list(_windows(image, config))
     z, y, x = windows[0].shape
     cells = _num_cells((z, y, x), len(windows), config.max_tokens)
-    tokens, means, maxima = [], [], []
-    for window in windows:
-        part = torch.from_numpy(np.ascontiguousarray(window))[None, None].to(device)
+    at_once = windows_at_once(1, (z, y, x), on_card=device.type == "cuda")
+    tokens: list[Tensor] = []
+    means: list[Tensor] = []
+    maxima: list[Tensor] = []
+    for first in range(0, len(windows), at_once):
+        batch = torch.from_numpy(np.stack(windows[first : first + at_once]))[:, None].to(device)
         with autocast(choose_precision(config.precision, device), device):
-            features: Features = encoder(part)
+            features: Features = encoder(batch)
         mean, largest = pool(features)
-        means.append(mean[0])
-        maxima.append(largest[0])
-        tokens.append(tokens_of(features, cells)[0])
+        means += mean
+        maxima += largest
+        tokens += tokens_of(features, cells)
     pooled = torch.cat([torch.stack(means).mean(0), torch.stack(maxima).amax(0)])
     return ScanFeatures(tokens=torch.cat(tokens).cpu(), pooled=pooled.cpu())
 

@@ -55,5 +55,6 @@ from .windows import (
     take_image as take_image,
     window_boxes as window_boxes,
     window_weights as window_weights,
+    windows_at_once as windows_at_once,
 )
 from .words import unpack_words as unpack_words

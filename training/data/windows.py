@@ -26,6 +26,12 @@ Kind = TypeVar("Kind", bound=np.generic)
 STRIDE_VOXELS = 16
 """Voxels per axis that one voxel of the network's deepest stage stands for."""
 
+_CARD_VOXELS = 4 * 128**3
+"""Voxels of the windows that a CUDA card takes in one batch: the batch of the published training."""
+
+_CARD_WINDOWS = 64
+"""Most windows in one batch, however small they are."""
+
 
 def round_up(size: int) -> int:
     """Return the next multiple of 16 that is at least `size`."""
@@ -46,6 +52,17 @@ def fit_window(shape: Size, window: Size) -> Size:
         raise ValueError(f"a window must be a positive multiple of {STRIDE_VOXELS} voxels, got {window}")
     z, y, x = (min(most, round_up(size)) for size, most in zip(shape, window, strict=True))
     return z, y, x
+
+
+def windows_at_once(wanted: int, window: Size, *, on_card: bool) -> int:
+    """Return how many windows a network computes in one batch: as wanted, and more on a CUDA card.
+
+    On a CPU a batch takes memory and saves no time.
+    """
+    if not on_card:
+        return wanted
+    z, y, x = window
+    return max(wanted, min(_CARD_VOXELS // (z * y * x), _CARD_WINDOWS))
 
 
 def window_boxes(shape: Size, window: Size, overlap_fraction: float) -> tuple[Slices, ...]:

@@ -6,8 +6,9 @@
 Reads:  images float32 (z, y, x) z-scores, of the spacing of the prompt's references.
 Writes: probabilities float32 (K, z, y, x), or labels uint16 (z, y, x): 1 + index of the structure, 0 = none.
 Bounds: beyond the faces of a scan a window holds its lowest value, as crops do in training. Memory holds one
-        window's features and the accumulators, at most `max_accumulator_bytes` of them; what exceeds that
-        takes further passes over the image. Nothing is random; the network is not changed.
+        batch's features and the accumulators, at most `max_accumulator_bytes` of them; what exceeds that
+        takes further passes over the image. On a CUDA card windows are batched, and added up there. Nothing
+        is random; the network is not changed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from torch import Tensor
 from training.data import (
     ScanView,
     Size,
-    Slices,
     box_of_mask,
     fine_views,
     fit_window,
@@ -32,6 +32,7 @@ from training.data import (
     visible_box,
     window_boxes,
     window_weights,
+    windows_at_once,
 )
 from training.engine import autocast, choose_precision
 from training.inference.prompts import (
@@ -43,6 +44,7 @@ from training.inference.prompts import (
     size_of,
     to_batch,
 )
+from training.inference.window_sums import WindowSums, accumulator_bytes
 
 _MIN_SEEN = 0.1
 """Largest probability of a structure in the whole scan's window, below which no fine window looks for it."""
@@ -120,27 +122,29 @@ def predict(
         return
     window = fit_window(shape, config.window_voxels)
     boxes = window_boxes(shape, window, config.overlap_fraction)
-    weights = window_weights(window)
-    jobs = _jobs(prompts, config, image.size)
+    jobs = _jobs(prompts, config, image.size, device)
+    at_once = windows_at_once(config.windows_at_once, window, on_card=device.type == "cuda")
     done, total = 0, len(jobs) * len(boxes)
     for batch in jobs:
-        sums = [np.zeros((part.stop - part.start, *shape), np.float32) for _, part in batch]
-        norm = np.zeros(shape, np.float32)
-        for first in range(0, len(boxes), config.windows_at_once):
-            some = boxes[first : first + config.windows_at_once]
+        sums = WindowSums([part.stop - part.start for _, part in batch], shape, window, device)
+        first = 0
+        while first < len(boxes):
+            some = boxes[first : first + at_once]
             windows = np.stack([take_image(image, box) for box in some])
-            found = _window_probabilities(net, windows, prompts, batch, config, device)
-            for sum_, probabilities in zip(sums, found, strict=True):
-                for box, probability in zip(some, probabilities, strict=True):
-                    _add(sum_, probability * weights, box)
-            for box in some:
-                _add(norm[None], weights[None], box)
+            try:
+                found = _window_probabilities(net, windows, prompts, batch, config, device)
+            except torch.OutOfMemoryError:
+                if len(some) == 1:
+                    raise
+                at_once = len(some) // 2
+                continue
+            sums.add(some, found)
+            first += len(some)
             done += len(some)
             if progress is not None:
                 progress(done, total)
-        for (number, part), sum_ in zip(batch, sums, strict=True):
-            sum_ /= norm
-            yield number, part, sum_
+        for job, (number, part) in enumerate(batch):
+            yield number, part, sums.take(job)
 
 
 def _predict_whole(
@@ -154,29 +158,31 @@ def _predict_whole(
     """Do what `predict` does, for the whole image in one window and then its structures in fine windows."""
     shape, window = size_of(image.shape), config.window_voxels
     shown = to_window(image, window)[None]
-    jobs = _jobs(prompts, config, image.size)
+    jobs = _jobs(prompts, config, image.size, device)
     coarse: dict[int, list[tuple[slice, NDArray[np.float32]]]] = {}
     for done, batch in enumerate(jobs, start=1):
         found = _window_probabilities(net, shown, prompts, batch, config, device)
         if progress is not None:
             progress(done, len(jobs))
         for (number, part), probabilities in zip(batch, found, strict=True):
-            coarse.setdefault(number, []).append((part, probabilities[0]))
+            coarse.setdefault(number, []).append((part, probabilities[0].cpu().numpy()))
     views_of = {
         number: _fine_views([values for _, part in parts for values in part], shape, config)
         for number, parts in coarse.items()
     }
     done = len(jobs)
     total = done + sum(len(views_of[number]) * len(parts) for number, parts in coarse.items())
+    at_once = windows_at_once(config.windows_at_once, window, on_card=device.type == "cuda")
     for number, parts in coarse.items():
         views = views_of[number]
         windows = [to_window(image, window, view) for view in views]
         for part, values in parts:
             result = np.stack([from_window(value, shape) for value in values])
             fine: list[NDArray[np.float32]] = []
-            for first in range(0, len(windows), config.windows_at_once):
-                some = np.stack(windows[first : first + config.windows_at_once])
-                fine += list(_window_probabilities(net, some, prompts, [(number, part)], config, device)[0])
+            for first in range(0, len(windows), at_once):
+                some = np.stack(windows[first : first + at_once])
+                (drawn,) = _window_probabilities(net, some, prompts, [(number, part)], config, device)
+                fine += list(drawn.cpu().numpy())
                 done += len(some)
                 if progress is not None:
                     progress(done, total)
@@ -231,10 +237,10 @@ def _refine(
 
 
 def _jobs(
-    prompts: Sequence[Prompt], config: InferenceConfig, num_voxels: int
+    prompts: Sequence[Prompt], config: InferenceConfig, num_voxels: int, device: torch.device
 ) -> list[list[tuple[int, slice]]]:
     """What each pass over the image adds up: (prompt, structures decoded together), within the memory."""
-    room = max(1, config.max_accumulator_bytes // (4 * num_voxels))
+    room = max(1, accumulator_bytes(config.max_accumulator_bytes, device) // (4 * num_voxels))
     together = min(config.masks_at_once, room)
     passes: list[list[tuple[int, slice]]] = []
     free = 0
@@ -256,9 +262,12 @@ def _window_probabilities(
     jobs: Sequence[tuple[int, slice]],
     config: InferenceConfig,
     device: torch.device,
-) -> list[NDArray[np.float32]]:
-    """The probabilities (B, k, z, y, x) of each job in windows (B, z, y, x), averaged over the flips."""
-    sums: list[NDArray[np.float32] | None] = [None] * len(jobs)
+) -> list[Tensor]:
+    """The probabilities (B, k, z, y, x) of each job in windows (B, z, y, x), averaged over the flips.
+
+    A window is encoded once for all jobs. Windows are on the host, probabilities on the device.
+    """
+    sums: list[Tensor | None] = [None] * len(jobs)
     for flip_number, flip in enumerate(config.flips):
         with autocast(choose_precision(config.precision, device), device):
             features = net.encode(to_batch(windows, flip, device).transpose(0, 1))
@@ -268,10 +277,10 @@ def _window_probabilities(
                     for prior in prompts[prompt].priors[flip_number]
                 ]
                 logits = net.decode(features, tuple(priors))[:, : part.stop - part.start]
-                probability = _unflip(torch.sigmoid(logits.float()), flip).cpu().numpy()
+                probability = _unflip(torch.sigmoid(logits.float()), flip)
                 before = sums[number]
                 sums[number] = probability if before is None else before + probability
-    return [sum_ / np.float32(len(config.flips)) for sum_ in sums if sum_ is not None]
+    return [sum_ / len(config.flips) for sum_ in sums if sum_ is not None]
 
 
 def _priors_of(prior: Tensor, part: slice, config: InferenceConfig) -> Tensor:
@@ -281,16 +290,3 @@ def _priors_of(prior: Tensor, part: slice, config: InferenceConfig) -> Tensor:
 
 def _unflip(volumes: Tensor, flip: Flip) -> Tensor:
     return volumes.flip([axis + 2 for axis in flip]) if flip else volumes
-
-
-def _add(total: NDArray[np.float32], values: NDArray[np.float32], box: Slices) -> None:
-    """Add the values of a window to the part of `total` (k, z, y, x) that it covers."""
-    inside = [
-        slice(max(part.start, 0), min(part.stop, size))
-        for part, size in zip(box, total.shape[1:], strict=True)
-    ]
-    own = [
-        slice(part.start - outer.start, part.stop - outer.start)
-        for part, outer in zip(inside, box, strict=True)
-    ]
-    total[:, inside[0], inside[1], inside[2]] += values[:, own[0], own[1], own[2]]

@@ -81,7 +81,8 @@ class InferenceConfig:
     whole_mask: bool = True
     """Whether an all-ones mask is decoded beside the structures, as in every training sample."""
     windows_at_once: int = 1
-    """Windows in one batch."""
+    """Fewest windows in one batch. A CUDA card takes up to 4 x 128^3 voxels at once, 64 windows at most, and
+    half as many where its memory is not enough."""
     mirror: bool = False
     """Whether to average over the eight mirrored copies of references and image: eight times the work."""
     precision: Precision = "auto"
@@ -89,7 +90,8 @@ class InferenceConfig:
     threshold: float = 0.5
     """Least probability of a labelled voxel."""
     max_accumulator_bytes: int = 1 << 30
-    """Memory for the probabilities that one pass over the image adds up."""
+    """Memory for the probabilities that one pass over the image adds up; on a CUDA card an eighth of its
+    memory, if that is more."""
 
     def __post_init__(self) -> None:
         for name in ("window_voxels", "reference_voxels"):

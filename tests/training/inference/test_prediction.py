@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from tests.training.like_intensity import WIDTH, LikeIntensity
 from tests.training.phantom_store import make_phantom_store
+from training.data import window_boxes, window_weights, windows_at_once
 from training.data.augmentation import ViewAugmentation
 from training.errors import ConfigError, DataError
 from training.finetuning.labelled_samples import (
@@ -20,6 +22,7 @@ from training.finetuning.labelled_samples import (
 )
 from training.inference.prediction import predict, predict_labels, predict_probabilities
 from training.inference.prompts import InferenceConfig, Prompt, Reference, Structure, encode_references
+from training.inference.window_sums import accumulator_bytes
 
 SMALL = InferenceConfig(window_voxels=(16, 32, 16), reference_voxels=(16, 16, 32))
 LIVER, SPLEEN = Structure(name="liver", values=(3,)), Structure(name="spleen", values=(7, 9))
@@ -162,6 +165,62 @@ def test_accumulators_stay_within_their_memory(scan):
     parts = [(part, masks.nbytes) for _, part, masks in predict(net, image, [prompt], config)]
     assert [part.stop - part.start for part, _ in parts] == [2, 2, 1]
     assert all(size <= config.max_accumulator_bytes for _, size in parts)
+
+
+def test_sums_of_windows_are_numpys_to_the_bit(scan):
+    image, labels = scan
+    net, config = LikeIntensity(), replace(SMALL, whole_mask=False)
+    prompt = encode_references(net, [Reference(image=image, labels=labels)], [LIVER, SPLEEN], config)
+    image = np.random.default_rng(0).uniform(0, 2, image.shape).astype(np.float32)
+    weights, total = window_weights((16, 32, 16)), np.zeros((2, *image.shape), np.float32)
+    norm = np.zeros(image.shape, np.float32)
+    with torch.inference_mode():
+        for box in window_boxes(image.shape, (16, 32, 16), 0.5):
+            shown = torch.from_numpy(np.ascontiguousarray(image[box]))[None, None]
+            drawn = torch.sigmoid(net.decode(shown, tuple(stage[None] for stage in prompt.priors[0])))[0]
+            total[:, *box] += drawn.numpy() * weights
+            norm[box] += weights
+    found = predict_probabilities(net, image, prompt, config)
+    assert found.tobytes() == (total / norm).tobytes()
+
+
+class ShortOfMemory(LikeIntensity):
+    """A network that decodes no more than some windows at once."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def decode(self, features, priors):
+        if len(features) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().decode(features, priors)
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved_and_nothing_is_counted_twice(scan):
+    image, labels = scan
+    prompt = encode_references(LikeIntensity(), [Reference(image=image, labels=labels)], [LIVER], SMALL)
+    expected = predict_probabilities(LikeIntensity(), image, prompt, SMALL)
+    net, steps = ShortOfMemory(2), []
+    found = predict_probabilities(
+        net, image, prompt, replace(SMALL, windows_at_once=8), progress=lambda *counts: steps.append(counts)
+    )
+    np.testing.assert_array_equal(found, expected)
+    assert [shape[0] for shape in net.encoded[:4]] == [8, 4, 2, 2]  # and no larger one is tried again
+    assert steps[-1] == (24, 24)
+    with pytest.raises(torch.OutOfMemoryError):
+        predict_probabilities(ShortOfMemory(0), image, prompt, SMALL)
+
+
+def test_a_card_takes_more_windows_and_sums_at_once_and_a_cpu_as_many_as_it_is_told(monkeypatch):
+    cpu, card = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=24 << 30))
+    assert [windows_at_once(1, (side,) * 3, on_card=False) for side in (32, 128)] == [1, 1]
+    assert [windows_at_once(1, (side,) * 3, on_card=True) for side in (32, 64, 128, 160)] == [64, 32, 4, 2]
+    assert windows_at_once(5, (128,) * 3, on_card=True) == 5
+    assert windows_at_once(1, (320,) * 3, on_card=True) == 1
+    assert [accumulator_bytes(1 << 30, device) for device in (cpu, card)] == [1 << 30, 3 << 30]
+    assert accumulator_bytes(4 << 30, card) == 4 << 30
 
 
 def test_mirrored_copies_show_mirrored_references_too(scan):
