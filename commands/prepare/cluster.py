@@ -1,7 +1,9 @@
 """Where tasks run: in this process, in processes on this machine, or on the workers of a Dask cluster.
 
     --workers 1             a thread of this process
-    --workers N             N processes of one thread; together they get no more than fits into the machine
+    --workers N             N processes of one task; together they get no more than fits into the machine.
+                            With CUDA devices process i computes on device i modulo their number: on one
+                            device the CPU grows trees of one scan while kernels of another run
     --scheduler ADDRESS     workers that somebody started; each takes what fits into its own limit (`memory`)
     ... --device gpu        only workers that offer the resource GPU, one scan each
 
@@ -22,6 +24,7 @@ from typing import Any
 from commands.prepare.memory import PROCESS_BYTES
 from commands.prepare.work import Options
 from commands.terminal import CommandError
+from pipeline.compute import num_gpus
 
 GPU = "GPU"
 """Name of the Dask resource of which a worker with a device offers 1."""
@@ -43,6 +46,15 @@ signal.siginterrupt(signal.SIGINT, False)
 """
 """What a worker does: Ctrl-C is for the flow, but a read that stands still is given up."""
 
+ON_A_CARD = """
+import os
+def dask_setup(worker):
+    cards = {cards!r}
+    os.environ["CUDA_VISIBLE_DEVICES"] = cards[int(worker.name) % len(cards)]
+"""
+"""What a worker of this machine does before it imports CuPy: it takes the CUDA device of its number. A worker
+that died comes back with the same number."""
+
 
 def in_this_process(options: Options) -> bool:
     """Return whether tasks run here, without Dask."""
@@ -62,6 +74,7 @@ def task_runner(options: Options) -> Any:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what happens to a scan is in our own table
     if options.scheduler:
         return DaskTaskRunner(address=options.scheduler)
+    cards = cards_of(options)
     threads = str(max(1, (os.cpu_count() or 1) // options.workers))
     limits = dict.fromkeys(["NUMBA_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"], threads)
     limits |= dict.fromkeys(["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"], threads)
@@ -81,7 +94,7 @@ def task_runner(options: Options) -> Any:
             "threads_per_worker": 1,
             "memory_limit": None,  # the flow hands out no more than fits (`BatchScheduler`)
             "processes": True,
-            "preload": [ON_INTERRUPT],
+            "preload": [ON_INTERRUPT, *([ON_A_CARD.format(cards=cards)] if cards else [])],
             "host": "127.0.0.1",
             "dashboard_address": "127.0.0.1:0",  # a free port, for nobody: two runs must not want the same
             "scheduler_kwargs": {"dashboard": False},
@@ -89,6 +102,13 @@ def task_runner(options: Options) -> Any:
             "local_directory": tempfile.gettempdir(),
         }
     )
+
+
+def cards_of(options: Options) -> tuple[str, ...]:
+    """Return the CUDA devices that workers of this machine share, as CUDA_VISIBLE_DEVICES names them."""
+    count = 0 if options.device == "cpu" else num_gpus()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return tuple(named or map(str, range(count)))[:count]
 
 
 def num_workers(options: Options) -> int:

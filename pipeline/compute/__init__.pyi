@@ -4,6 +4,7 @@ from .backend import (
     DeviceArray as DeviceArray,
     get_backend as get_backend,
     gpu_is_at_hand as gpu_is_at_hand,
+    num_gpus as num_gpus,
 )
 from .slabs import (
     for_each as for_each,

@@ -137,14 +137,19 @@ HOST = Backend(name="cpu")
 
 def gpu_is_at_hand() -> bool:
     """Whether CuPy is installed and sees a CUDA device."""
+    return num_gpus() > 0
+
+
+def num_gpus() -> int:
+    """Return how many CUDA devices CuPy sees; 0 where it is not installed."""
     if importlib.util.find_spec("cupy") is None:
-        return False
+        return 0
     import cupy
 
     try:
-        return bool(cupy.cuda.runtime.getDeviceCount() > 0)
+        return int(cupy.cuda.runtime.getDeviceCount())
     except cupy.cuda.runtime.CUDARuntimeError:
-        return False
+        return 0
 
 
 def get_backend(
