@@ -3,22 +3,24 @@
     volumes, as they arrive --each slab by a free thread--> atoms of slabs --merge equal rows of ranks-->
     atoms
 
-Splitting by a volume takes as long as painting it, and neither may wait for the other. So some threads paint
-volumes, while others split slabs of planes independently of each other. At the end, atoms of several slabs
-with equal ranks are merged. The result depends neither on the order of the volumes nor on the number of
-slabs.
+Neither splitting nor painting may wait for the other. So some threads paint volumes, while others split slabs
+of planes independently of each other. Up to four volumes split together: what takes time is one step from run
+to run of voxels, in which their values come as one number. At the end, atoms of several slabs with equal
+ranks are merged. The result depends neither on the order of the volumes, nor on which split together, nor on
+the number of slabs.
 
 Reads:  volumes, uint16 (z, y, x): 1 + rank of the innermost region at each voxel, 0 for none.
 Writes: atoms, int32 (z, y, x), 0..A-1 in scan order; ranks, uint16 (A, T).
-Bounds: 2^31 atoms, 2^47 pairs of atom and value.
+Bounds: 2^31 atoms.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from itertools import pairwise
 from threading import Lock
-from typing import Any
+from typing import Any, TypeAlias
 
 import numba
 import numpy as np
@@ -30,8 +32,11 @@ from pipeline.hierarchies import relabel_in_place, tally
 _MOST_SLABS = 8
 """The most slabs; an atom is counted once in every slab that it touches, so more slabs take more memory."""
 
-_WAITING = 1
-"""Volumes that may wait for a slab; a thread that brings another one waits until the slab is free."""
+_TOGETHER = 4
+"""Volumes that split a slab together: 16 bits of each make a number of 64."""
+
+_TOGETHER_VOXELS = 64_000_000
+"""Volumes of larger scans split one by one: those that wait take memory."""
 
 _COLUMNS_AT_ONCE = 8
 """Columns of a table of all atoms that are written together: one by one, each would touch all of its
@@ -55,6 +60,8 @@ class Pieces:
         """
         self.backend = backend
         self.at_once = at_once
+        size = int(np.prod(shape, dtype=np.int64))
+        self.together = _TOGETHER if backend.name != "gpu" and size <= _TOGETHER_VOXELS else 1
         atoms = backend.xp.zeros(shape, dtype=np.int32)
         num_slabs = min(backend.volume_threads, _MOST_SLABS, shape[0])
         edges = [shape[0] * slab // num_slabs for slab in range(num_slabs + 1)]
@@ -75,14 +82,15 @@ class Pieces:
         for slab in self.slabs:
             slab.waiting.append((column, volume))
         del volume
+        least = self.together
         if self.at_once == 1:
-            for_each(lambda slab: slab.work(wait=True), self.slabs, self.backend.volume_threads)
+            for_each(lambda slab: slab.work(least, wait=True), self.slabs, self.backend.volume_threads)
             return
         for slab in self.slabs:
-            slab.work(wait=False)
+            slab.work(least, wait=False)
         for slab in self.slabs:
-            if len(slab.waiting) > _WAITING:
-                slab.work(wait=True)
+            if len(slab.waiting) > least:
+                slab.work(least, wait=True)
 
     def numbered(self, num_volumes: int) -> tuple[DeviceArray, NDArray[np.uint16]]:
         """Return the atoms, and their values in the volumes.
@@ -120,35 +128,39 @@ class _Slab:
         self.atoms = atoms
         self.planes = planes
         self.sizes = np.array([atoms.size], np.int32)
-        self.splits: list[tuple[int, DeviceArray, DeviceArray, DeviceArray]] = []
-        """For each volume, in the order of splitting: its column; the numbers of the new atoms; for each of
-        them the old atom and the value."""
+        self.splits: list[tuple[list[int], DeviceArray, DeviceArray, DeviceArray]] = []
+        """For each split, in their order: the columns of its volumes; the numbers of the new atoms; for each
+        of them the old atom, and the values (N, columns)."""
         self.order: NDArray[np.int64] = np.empty(0, np.int64)
         """Old number of each atom, in scan order; set by `finish`."""
         self.waiting = deque[tuple[int, DeviceArray]]()
         self.lock = Lock()
 
-    def work(self, *, wait: bool) -> None:
-        """Split by all waiting volumes.
+    def work(self, least: int = 1, *, wait: bool) -> None:
+        """Split by the waiting volumes, several together.
 
         Args:
+            least: Fewer volumes are left waiting.
             wait: Whether to wait while another thread splits this slab; if False, return at once.
         """
         if self.lock.acquire(blocking=wait):
             try:
-                while self.waiting:
-                    self.split(*self.waiting.popleft())
+                while len(self.waiting) >= max(least, 1):
+                    self.split([self.waiting.popleft() for _ in range(min(len(self.waiting), _TOGETHER))])
             finally:
                 self.lock.release()
 
-    def split(self, column: int, volume: DeviceArray) -> None:
-        """Split by one volume (z, y, x) of the whole scan."""
-        volume = volume[slice(*self.planes)]
-        if self.backend.name == "gpu":
+    def split(self, brought: Sequence[tuple[int, DeviceArray]]) -> None:
+        """Split by up to four volumes (z, y, x) of the whole scan, each with its column."""
+        columns = [column for column, _ in brought]
+        volumes = [volume[slice(*self.planes)] for _, volume in brought]
+        if self.backend.name != "gpu":
+            self.sizes, new, origins, values = _intersect_in_place_on_cpu(self.atoms, volumes, self.sizes)
+            self.splits.append((columns, new, origins, values))
+            return
+        for column, volume in zip(columns, volumes, strict=True):
             new, origins, values = _intersect_in_place_on_gpu(self.atoms, volume, self.backend)
-        else:
-            self.sizes, new, origins, values = _intersect_in_place_on_cpu(self.atoms, volume, self.sizes)
-        self.splits.append((column, new, origins, values))
+            self.splits.append(([column], new, origins, values[:, None]))
 
     def finish(self) -> None:
         """Split by the volumes that still wait, and number the atoms in scan order."""
@@ -167,14 +179,23 @@ class _Slab:
         same = xp.arange(self.bound, dtype=xp.int32)
         origins, values = same.copy(), xp.zeros(self.bound, dtype=xp.uint16)
         some, columns = xp.empty((_COLUMNS_AT_ONCE, len(self.order)), dtype=xp.uint16), list[int]()
-        for done, (column, given, origin, value) in enumerate(reversed(self.splits), start=1):
-            origins[given], values[given] = origin, value
-            some[len(columns)], atom = values[atom], origins[atom]
+
+        def write() -> None:
+            _write_columns(backend.to_host(some), np.array(columns), ranks)
+            columns.clear()
+
+        for made, given, origin, made_values in reversed(self.splits):
+            origins[given] = origin
+            for k, column in enumerate(made):
+                values[given] = made_values[:, k]
+                some[len(columns)] = values[atom]
+                columns.append(column)
+                if len(columns) == _COLUMNS_AT_ONCE:
+                    write()
+            atom = origins[atom]
             origins[given], values[given] = same[given], 0
-            columns.append(column)
-            if len(columns) == _COLUMNS_AT_ONCE or done == len(self.splits):
-                _write_columns(backend.to_host(some), np.array(columns), ranks)
-                columns.clear()
+        if columns:
+            write()
 
 
 @numba.njit(cache=True, nogil=True)
@@ -289,35 +310,39 @@ def _number(flat: NDArray[np.int32], count: int) -> NDArray[np.int64]:
 
 
 def _intersect_in_place_on_cpu(
-    atoms: NDArray[np.int32], volume: NDArray[np.uint16], sizes: NDArray[np.int32]
+    atoms: NDArray[np.int32], volumes: Sequence[NDArray[np.uint16]], sizes: NDArray[np.int32]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.uint16]]:
-    """Split atoms by the values of a volume; voxels with value 0 keep their atom.
+    """Split atoms by the values of some volumes; voxels with value 0 in all of them keep their atom.
 
-    Most values of a volume are 0, so most voxels are skipped. Numbers that have lost all their voxels are
-    used again by the next split.
+    Numbers that have lost all their voxels are used again by the next split.
 
     Args:
         atoms: int32 (z, y, x).
-        volume: uint16 (z, y, x).
+        volumes: 1 to 4 of them, uint16 (z, y, x).
         sizes: int32 (A,) voxels of each atom.
 
     Returns:
         int32 (A',) sizes of the atoms after the split; int32 (N,) numbers of the new atoms; int32 (N,) the
-        old atom and uint16 (N,) the value of each.
+        old atom and uint16 (N, volumes) the values of each.
     """
     count, capacity = len(sizes), _CAPACITY
     free = np.flatnonzero(sizes == 0)[:capacity]
     free = np.concatenate((free, np.arange(count, count + capacity - len(free))))
-    keys = np.full(count + capacity, -1)  # old atom << 16 | value, of each new atom
+    keys = np.full(count + capacity, -1, np.int32), np.zeros(count + capacity, np.uint64)
     sizes = np.concatenate((sizes, np.zeros(capacity, np.int32)))
     table = np.full(2 * capacity, -1, np.int32)
-    voxels = atoms.reshape(-1), volume.reshape(-1), atoms.shape[1:]
+    flat = [volume.reshape(-1) for volume in volumes]
+    four = tuple(flat[min(k, len(flat) - 1)] for k in range(_TOGETHER))  # the last one again: nothing new
     done, used = 0, 0
     while True:
-        done, used = _split(voxels, sizes, (keys, free, table), done, used)
+        voxels = atoms.reshape(-1), four, atoms.shape[1:]
+        done, used = _split(voxels, sizes, keys, free, table, done, used)
         if done == atoms.size:
             break
-        keys = np.concatenate((keys, np.full(capacity, -1)))
+        keys = (
+            np.concatenate((keys[0], np.full(capacity, -1, np.int32))),
+            np.concatenate((keys[1], np.zeros(capacity, np.uint64))),
+        )
         sizes = np.concatenate((sizes, np.zeros(capacity, np.int32)))
         first = max(count, int(free[-1]) + 1)
         free = np.concatenate((free, np.arange(first, first + capacity)))
@@ -325,79 +350,99 @@ def _intersect_in_place_on_cpu(
         table = _table_of(keys, free[:used], 2 * capacity)
     new = free[:used]
     count = max(count, int(new.max(initial=-1)) + 1)
-    origin, value = (keys[new] >> 16).astype(np.int32), (keys[new] & 0xFFFF).astype(np.uint16)
-    return sizes[:count], new.astype(np.int32), origin, value
+    values = np.stack([keys[1][new] >> np.uint64(16 * k) for k in range(len(volumes))], axis=1)
+    return sizes[:count], new.astype(np.int32), keys[0][new], values.astype(np.uint16)
+
+
+_Keys: TypeAlias = tuple[NDArray[np.int32], NDArray[np.uint64]]
+"""The key of each new atom: its old atom (-1 for none), and the values of four volumes as one number."""
 
 
 @numba.njit(cache=True, nogil=True)
-def _table_of(keys: NDArray[np.int64], numbers: NDArray[np.int64], size: int) -> NDArray[np.int32]:
+def _table_of(keys: _Keys, numbers: NDArray[np.int64], size: int) -> NDArray[np.int32]:
     """Return a hash table (size,) of atom numbers by their keys; -1 where a slot is empty."""
     table = np.full(size, -1, np.int32)
     for number in numbers:
-        table[_slot(table, keys, keys[number])] = number
+        table[_slot(table, keys, keys[0][number], keys[1][number])] = number
     return table
 
 
 @numba.njit(cache=True, nogil=True)
 def _split(
-    voxels: tuple[NDArray[np.int32], NDArray[np.uint16], Any], sizes: NDArray[np.int32],
-    numbers: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]], done: int, used: int,
+    voxels: Any, sizes: NDArray[np.int32], keys: _Keys, free: NDArray[np.int64], table: NDArray[np.int32],
+    done: int, used: int,
 ) -> Any:  # fmt: skip
     """Split voxels from `done` on, until all are done or no number for new atoms is left.
 
     Args:
-        voxels: Atoms of all voxels (new ones before `done`, old ones from there on; updated), values of the
-            volume, and (rows per plane, voxels per row).
+        voxels: Atoms of all voxels (new ones before `done`, old ones from there on; updated), values of four
+            volumes, and (rows per plane, voxels per row).
         sizes: Voxels of each atom; updated.
-        numbers: The key of each new atom (old atom << 16 | value; updated), the numbers that are free for new
-            atoms, and a hash table of the new atoms by key (updated).
+        keys: Of each new atom; updated.
+        free: Numbers that are free for new atoms.
+        table: Hash table of the new atoms by key; updated.
         done: Voxels that are done.
         used: Free numbers that are used.
 
     Returns:
         Voxels done, numbers used.
     """
-    (flat, values, plane), (keys, free, table) = voxels, numbers
-    row = plane[1]
+    flat, values, plane = voxels
+    (olds, codes), row = keys, plane[1]
     behind = (row, plane[0] * row)  # index distance to the previous voxel along y and along z
+    line = np.empty(row, np.uint64)
     for first in range(done // row * row, len(flat), row):
-        some = np.uint16(0)
-        for i in range(first, first + row):
-            some |= values[i]
-        if some == 0:
+        if not _join_values(values, first, line):
             continue
-        i = max(first, done)
-        while i < first + row:
-            atom, value = flat[i], values[i]
-            start = i
-            while i < first + row and flat[i] == atom and values[i] == value:
-                i += 1
-            if value == 0:
+        x = max(first, done) - first
+        while x < row:
+            atom, code, start = flat[first + x], line[x], first + x
+            if code == 0:
+                x += 1
                 continue
-            key = (np.int64(atom) << 16) | np.int64(value)
+            while x < row and line[x] == code and flat[first + x] == atom:
+                x += 1
             here = atom
             for step in behind:  # the neighbour's atom mostly has the same key
-                if start >= step and keys[here] != key:
+                if start >= step and (olds[here] != atom or codes[here] != code):
                     here = flat[start - step]
-            if keys[here] != key:
-                slot = _slot(table, keys, key)
+            if olds[here] != atom or codes[here] != code:
+                slot = _slot(table, keys, atom, code)
                 if table[slot] < 0:
                     if used == len(free):
                         return start, used
-                    table[slot], keys[free[used]] = free[used], key
+                    table[slot] = free[used]
+                    olds[free[used]], codes[free[used]] = atom, code
                     used += 1
                 here = table[slot]
-            flat[start:i] = here
-            sizes[atom] -= i - start
-            sizes[here] += i - start
+            flat[start : first + x] = here
+            sizes[atom] -= first + x - start
+            sizes[here] += first + x - start
     return len(flat), used
 
 
 @numba.njit(cache=True, nogil=True)
-def _slot(table: NDArray[np.int32], keys: NDArray[np.int64], key: Any) -> Any:
+def _join_values(values: Any, first: int, line: NDArray[np.uint64]) -> bool:
+    """Write the values of four volumes in a row of voxels as one number each; return whether any is not 0."""
+    row = len(line)
+    one, two = values[0][first : first + row], values[1][first : first + row]
+    three, four = values[2][first : first + row], values[3][first : first + row]
+    some = np.uint64(0)
+    for x in range(row):
+        low = np.uint64(one[x]) | (np.uint64(two[x]) << np.uint64(16))
+        high = np.uint64(three[x]) | (np.uint64(four[x]) << np.uint64(16))
+        line[x] = low | (high << np.uint64(32))
+        some |= line[x]
+    return bool(some != np.uint64(0))
+
+
+@numba.njit(cache=True, nogil=True)
+def _slot(table: NDArray[np.int32], keys: _Keys, old: Any, code: Any) -> Any:
     """Return the slot of a hash table that holds the number of a key, or the empty slot for it."""
     mask = len(table) - 1
-    slot = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(24)) & mask
-    while table[slot] >= 0 and keys[table[slot]] != key:
+    mixed = code * np.uint64(0x9E3779B97F4A7C15) + np.uint64(old)
+    mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xBF58476D1CE4E5B9)
+    slot = np.int64(mixed >> np.uint64(32)) & mask
+    while table[slot] >= 0 and (keys[0][table[slot]] != old or keys[1][table[slot]] != code):
         slot = (slot + 1) & mask
     return slot
