@@ -130,8 +130,9 @@ def test_a_run_stopped_anywhere_and_gone_on_with_is_as_if_undisturbed(
     folder = tmp_path_factory.mktemp("stopped")
     _, undisturbed = train(folder / "a", dice=weight_norm)
     for place, step in enumerate(sorted(stops)):
-        result, _ = train(folder / "b", resume=place > 0, on_batch=stop_at(step), dice=weight_norm)
-        assert (result.step, result.complete, result.signal_number) == (step, False, signal.SIGTERM)
+        number = (signal.SIGTERM, signal.SIGUSR1)[place % 2]
+        result, _ = train(folder / "b", resume=place > 0, on_batch=stop_at(step, number), dice=weight_norm)
+        assert (result.step, result.complete, result.signal_number) == (step, False, number)
     result, state = train(folder / "b", resume=True, dice=weight_norm)
     assert result.complete
     assert same(state, undisturbed)
