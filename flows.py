@@ -13,8 +13,7 @@ pretrain  one task, which trains -> artifacts
 run_all   prepare, then pretrain
 
 What a task does is in `commands.prepare.scan_task`, how batches reach workers in
-`commands.prepare.scheduler`. `mass prepare` calls the same flow. Artifacts of a run: a table of its scans, a
-link to the report.
+`commands.prepare.scheduler`. `mass prepare` calls the same flow. A run leaves a table and a link (artifacts).
 """
 
 # No `from __future__ import annotations`: Prefect reads the types of a flow from a module that it loads.
@@ -34,7 +33,6 @@ from commands.prepare.scan_task import Device
 from commands.prepare.scheduler import BatchScheduler
 from commands.prepare.settings import Settings
 from commands.prepare.work import Options, current_work, plan_work, working_on
-from pipeline.formats import is_transient
 from storage import StorePath, parse_store_path
 
 MOST_REPORTED_SCANS = 24
@@ -99,17 +97,8 @@ def prepare_scans() -> None:
     BatchScheduler(work, prepare_batch).run()
 
 
-def _passes(task: Any, task_run: Any, state: Any) -> bool:
-    """Whether a task failed by something that may pass: a disk or network that is away."""
-    error = state.result(raise_on_failure=False)
-    return isinstance(error, BaseException) and is_transient(error)
-
-
 @task(
-    name="prepare scans",
-    retry_condition_fn=_passes,
-    cache_policy=NO_CACHE,
-    persist_result=False,
+    name="prepare scans", retry_condition_fn=scan_task.may_pass, cache_policy=NO_CACHE, persist_result=False
 )
 def prepare_batch(payload: bytes) -> list[Outcome]:
     """Prepare some scans: read, standardise, propose masks, commit (see `scan_task.prepare_batch`)."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pydicom
@@ -73,6 +74,13 @@ def fill(data: Dataset) -> None:
 
 
 def _fill_texts(data: Dataset) -> None:
+    data.update(_texts())
+
+
+@cache
+def _texts() -> Dataset:
+    """Return every text, date and time with its canary: thousands, which all slices share."""
+    data = Dataset()
     for number, (kind, *_) in DicomDictionary.items():
         tag, keyword = Tag(number), keyword_for_tag(number)
         if tag.group in _UNREADABLE_GROUPS or not keyword or keyword in NEEDED:
@@ -84,6 +92,7 @@ def _fill_texts(data: Dataset) -> None:
         else:
             continue
         data.add_new(tag, kind, value)
+    return data
 
 
 _FOUND = re.compile(rf"{WORD}\w{{0,16}}|{BIRTH_DATE}|{OTHER_DATE}|{OTHER_TIME}", re.IGNORECASE)

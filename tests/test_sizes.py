@@ -48,6 +48,10 @@ def test_a_room_has_few_modules(room: Path) -> None:
     assert len([path for path in room.glob("*.py") if path.name != "__init__.py"]) <= MOST_MODULES
 
 
+def test_the_flows_read_as_a_table_of_contents() -> None:
+    assert len((ROOT / "flows.py").read_text(encoding="utf-8").splitlines()) <= 200
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_functions_are_short(file: Path) -> None:
     assert len(file.read_text(encoding="utf-8").splitlines()) <= MOST_FILE_LINES

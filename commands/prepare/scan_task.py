@@ -55,6 +55,12 @@ def prepare_batch(payload: bytes) -> list[Outcome]:
     return [_attempt(store, setup, job) for job in jobs]
 
 
+def may_pass(task: Any, task_run: Any, state: Any) -> bool:
+    """Return whether a Prefect task failed by something that may pass: a disk or network that is away."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, BaseException) and is_transient(error)
+
+
 def _attempt(store: Store, setup: Setup, job: Job) -> Outcome:
     """The outcome of one scan, whatever happens."""
     began = time.monotonic()

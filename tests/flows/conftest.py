@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,40 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from commands.prepare.prefect_server import prefect_server
+from benchmarks.many_scans import FAST
+from commands.prepare.command import prepare_store
 from commands.prepare.settings import Settings
+from commands.prepare.work import Options
 from tests.phantom import phantom
+from tests.running_prefect import running_prefect
 
 ROOT = Path(__file__).parent.parent.parent
-
-FAST = """
-[ingest]
-spacing_mm = 4.0
-
-[proposals]
-trees = ["fine-contrast-0.7mm"]
-max_voxel_leaves = 1
-component_thresholds_hu = [-400]
-candidates_per_half_octave = 50
-max_proposals = 60
-"""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the embedded server, also in the environment, so that every run here uses it."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("PREFECT_")]:
-            patch.delenv(name)
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        before = set(os.environ)
-        with prefect_server() as settings:
-            url, password = settings.values()
-            patch.setenv("PREFECT_API_URL", url)
-            patch.setenv("PREFECT_API_AUTH_STRING", password)
-            yield url
-        for name in set(os.environ) - before:
-            del os.environ[name]
+    with running_prefect(tmp_path_factory.mktemp("cache")) as url:
+        yield url
 
 
 @pytest.fixture
@@ -58,10 +40,10 @@ def settings(config: Path) -> Settings:
     return Settings.read(config)
 
 
-@pytest.fixture
-def raw(tmp_path: Path) -> Path:
-    """Three scans, one with labels."""
-    folder = tmp_path / "raw"
+@pytest.fixture(scope="session")
+def drawn_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three scans, one with labels; read only."""
+    folder = tmp_path_factory.mktemp("drawn") / "raw"
     for number, scan_id in enumerate(("ann", "ben", "cis")):
         phantom(seed=number).write(folder / f"{scan_id}_ct.nii.gz")
     phantom().write_labels(folder / "ann_ct_label.nii.gz")
@@ -69,6 +51,28 @@ def raw(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def raw(drawn_raw: Path, tmp_path: Path) -> Path:
+    """A copy of them to change."""
+    return Path(shutil.copytree(drawn_raw, tmp_path / "raw"))
+
+
+@pytest.fixture(scope="session")
+def prepared_once(drawn_raw: Path, prefect_api: str) -> Path:
+    """A store of them; read only."""
+    config = drawn_raw.with_name("fast.toml")
+    config.write_text(FAST)
+    report = prepare_store(drawn_raw, drawn_raw.with_name("store"), Settings.read(config), Options())
+    assert (report.exit_code, len(report.committed), report.failed) == (0, 3, ())
+    return drawn_raw.with_name("store")
+
+
+@pytest.fixture
+def prepared(raw: Path, prepared_once: Path, tmp_path: Path) -> Path:
+    """A copy of it, which a run from `raw` goes on with."""
+    return Path(shutil.copytree(prepared_once, tmp_path / "store"))
+
+
+@pytest.fixture(scope="session")
 def mass() -> Callable[..., subprocess.Popen[str]]:
     """Start the command in a process of its own."""
 

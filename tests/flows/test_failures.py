@@ -119,14 +119,12 @@ def test_a_failure_is_forgotten_when_its_source_is_gone(
 
 
 def test_a_bad_new_version_keeps_the_committed_scan_and_fails(
-    raw: Path, tmp_path: Path, settings: Settings
+    raw: Path, prepared: Path, settings: Settings
 ) -> None:
-    store = tmp_path / "store"
-    prepare_store(raw, store, settings, Options())
     (raw / "ben_ct.nii.gz").write_bytes(b"no image any more")
-    report = prepare_store(raw, store, settings, Options())
+    report = prepare_store(raw, prepared, settings, Options())
     assert [failure.scan_id for failure in report.failed] == ["ben_ct"]
-    assert "ben_ct" in open_store(store).scan_ids
+    assert "ben_ct" in open_store(prepared).scan_ids
 
 
 def sabotage(

@@ -97,9 +97,8 @@ def test_prepare_from_python_leaves_a_table_of_scans_and_a_link_to_the_report(
     assert any(name.startswith(f"prepare {first}") for first in ids for name in task_run_names())
 
 
-def test_a_run_with_nothing_to_do_is_reported_all_the_same(raw: Path, tmp_path: Path, config: Path) -> None:
-    prepare(raw, tmp_path / "store", config=config)
-    again = prepare(raw, tmp_path / "store", config=config)
+def test_a_run_with_nothing_to_do_is_reported_all_the_same(raw: Path, prepared: Path, config: Path) -> None:
+    again = prepare(raw, prepared, config=config)
     assert (again.committed, len(again.skipped)) == ((), 3)
 
 

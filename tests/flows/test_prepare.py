@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,9 +50,8 @@ def test_every_scan_is_committed_and_a_second_run_does_nothing(
     assert folder_times(store) == times
 
 
-def test_a_changed_source_redoes_that_scan_only(raw: Path, tmp_path: Path, settings: Settings) -> None:
-    store = tmp_path / "store"
-    prepare_store(raw, store, settings, Options())
+def test_a_changed_source_redoes_that_scan_only(raw: Path, prepared: Path, settings: Settings) -> None:
+    store = prepared
     times = folder_times(store)
     phantom(seed=9).write(raw / "ben_ct.nii.gz")
     report = prepare_store(raw, store, settings, Options())
@@ -64,10 +62,9 @@ def test_a_changed_source_redoes_that_scan_only(raw: Path, tmp_path: Path, setti
 
 
 def test_a_touched_source_is_recognised_by_its_bytes(
-    raw: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    raw: Path, prepared: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = tmp_path / "store"
-    prepare_store(raw, store, settings, Options())
+    store = prepared
     os.utime(raw / "ben_ct.nii.gz", (1, 1))
     monkeypatch.setattr(command, "run_flow", lambda work: pytest.fail("something is done again"))
     prepare_store(raw, store, settings, Options())
@@ -75,10 +72,9 @@ def test_a_touched_source_is_recognised_by_its_bytes(
 
 
 def test_other_proposal_settings_redo_proposals_without_a_look_at_the_source(
-    raw: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    raw: Path, prepared: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = tmp_path / "store"
-    prepare_store(raw, store, settings, Options())
+    store = prepared
     images = {
         scan_id: open_store(store).scan(scan_id).image_codes().copy() for scan_id in ("ann_ct", "cis_ct")
     }
@@ -94,7 +90,7 @@ def test_other_proposal_settings_redo_proposals_without_a_look_at_the_source(
     assert all((again.scan(scan_id).image_codes() == image).all() for scan_id, image in images.items())
     assert again.entries["ann_ct"].labels == ("label",)
 
-    fresh = tmp_path / "fresh"
+    fresh = raw.with_name("fresh")
     monkeypatch.undo()
     prepare_store(raw, fresh, fewer, Options())
     assert store_bytes(fresh) == store_bytes(store), "the way there leaves no trace"
@@ -121,9 +117,8 @@ def test_another_case_changes_the_record_alone(
     assert not prepare_store(table, tmp_path / "store", settings, Options()).committed
 
 
-def test_other_ingest_settings_redo_everything(raw: Path, tmp_path: Path, settings: Settings) -> None:
-    store = tmp_path / "store"
-    prepare_store(raw, store, settings, Options())
+def test_other_ingest_settings_redo_everything(raw: Path, prepared: Path, settings: Settings) -> None:
+    store = prepared
     wider = replace(settings, ingest=replace(settings.ingest, spacing_mm=5.0))
     report = prepare_store(raw, store, wider, Options())
     assert report.reasons == {"ingest settings changed (spacing_mm 4 -> 5)": 3}
@@ -132,10 +127,9 @@ def test_other_ingest_settings_redo_everything(raw: Path, tmp_path: Path, settin
 
 
 def test_scans_without_a_source_are_kept_until_they_are_pruned(
-    raw: Path, tmp_path: Path, settings: Settings
+    raw: Path, prepared: Path, settings: Settings
 ) -> None:
-    store = tmp_path / "store"
-    prepare_store(raw, store, settings, Options())
+    store = prepared
     (raw / "cis_ct.nii.gz").unlink()
     report = prepare_store(raw, store, settings, Options())
     assert report.absent == ("cis_ct",)
@@ -146,14 +140,11 @@ def test_scans_without_a_source_are_kept_until_they_are_pruned(
 
 
 def test_two_workers_and_one_give_the_same_bytes(
-    raw: Path, tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+    raw: Path, prepared: Path, tmp_path: Path, config: Path
 ) -> None:
-    stores = []
-    for workers in ("1", "2"):
-        stores.append(tmp_path / f"store{workers}")
-        arguments = ["prepare", str(raw), str(stores[-1]), "--config", str(config), "--workers", workers]
-        assert main(arguments) == 0
-    assert store_bytes(stores[0]) == store_bytes(stores[1])
+    arguments = ["prepare", str(raw), str(tmp_path / "two"), "--config", str(config), "--workers", "2"]
+    assert main(arguments) == 0
+    assert store_bytes(tmp_path / "two") == store_bytes(prepared)
 
 
 def test_the_report_for_machines_tells_of_every_scan(raw: Path, tmp_path: Path, config: Path) -> None:
@@ -173,12 +164,10 @@ def test_the_report_for_machines_tells_of_every_scan(raw: Path, tmp_path: Path, 
 
 
 def test_a_store_made_elsewhere_from_the_same_scans_has_the_same_bytes(
-    raw: Path, tmp_path: Path, settings: Settings
+    raw: Path, prepared_once: Path, tmp_path: Path, settings: Settings
 ) -> None:
-    prepare_store(raw, tmp_path / "one", settings, Options())
-    shutil.copytree(raw, tmp_path / "copy" / "raw", copy_function=shutil.copy2)
-    prepare_store(tmp_path / "copy" / "raw", tmp_path / "two", settings, Options())
-    assert store_bytes(tmp_path / "one") == store_bytes(tmp_path / "two")
+    prepare_store(raw, tmp_path / "two", settings, Options())
+    assert store_bytes(tmp_path / "two") == store_bytes(prepared_once)
 
 
 def test_a_layout_brings_cases_and_its_own_labels_to_the_store(tmp_path: Path, settings: Settings) -> None:
