@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.many_scans import FAST
 from commands.plan import size
 from commands.prepare.memory import PROCESS_BYTES, MemoryShares, TooLittleMemory, predicted_peak
 from commands.prepare.prediction import Cost, Curve, Point, run_trial, seconds_of_run, stored_share
@@ -15,7 +16,6 @@ from commands.prepare.settings import Settings
 from pipeline.discovery import discover
 from pipeline.ingest import ScanHeader
 from storage import IndexEntry
-from tests.flows.conftest import FAST
 from tests.phantom import phantom
 
 POINTS = (

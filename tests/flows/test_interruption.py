@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.many_scans import FAST
 from commands.prepare import scheduler
 from commands.prepare.command import prepare_store
 from commands.prepare.settings import Settings
 from commands.prepare.work import Options
-from tests.flows.conftest import FAST
 from tests.phantom import phantom
 from tests.waits import PATIENT_SECONDS
 
@@ -35,6 +35,22 @@ with prefect_server():
     print("up", flush=True)
     time.sleep(3600)
 """
+
+
+HELD = """
+import sys
+if "commands" in sys.orig_argv:
+    import os, time
+    import storage.writing.scan_writer as writer
+    whole, written = writer.write_scan, []
+    def write_scan(folder, record):
+        whole(folder, record)
+        written.append(record)
+        while len(written) == 3 and not os.path.exists(os.environ["GO_ON"]):
+            time.sleep(0.02)
+    writer.write_scan = write_scan
+"""
+"""For `mass prepare`: with two scans committed wait for a file, however fast this machine is."""
 
 
 def store_bytes(store: Path) -> dict[str, bytes]:
@@ -98,10 +114,14 @@ def test_an_interrupted_run_finishes_the_scan_in_hand_and_lists_the_rest(
     number: signal.Signals, many: Path, tmp_path: Path, config: Path, settings: Settings,
     undisturbed: dict[str, bytes], mass: Callable[..., subprocess.Popen[str]],
 ) -> None:  # fmt: skip
-    store = tmp_path / "store"
-    run = mass("prepare", many, store, "--config", config)
-    wait_for(lambda: len(commits(store)) >= 1 or run.poll() is not None)
+    store, hook = tmp_path / "store", tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(HELD)
+    path = os.pathsep.join([str(hook), str(ROOT), *sys.path])
+    run = mass("prepare", many, store, "--config", config, PYTHONPATH=path, GO_ON=str(tmp_path / "go"))
+    wait_for(lambda: len(commits(store)) == 2 or run.poll() is not None)
     run.send_signal(number)
+    (tmp_path / "go").touch()
     out, _ = run.communicate(timeout=PATIENT_SECONDS)
     assert run.returncode == 130, out
     assert f"stopped before the end: interrupted by {number.name}" in out

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.many_scans import FAST
 from commands.prepare.command import prepare_store
 from commands.prepare.settings import Settings
 from commands.prepare.work import Options
 from pipeline.ingest import reading
-from tests.flows.conftest import FAST
 from tests.waits import PATIENT_SECONDS
 
 ROOT = Path(__file__).parents[2]
