@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from commands.pages.evaluation import evaluation_page
+from commands.pages.predictions import MOST_KEPT, WorstPredictions
 from commands.progress import Progress
 from commands.terminal import CommandError, print_failures, print_table, shown
 from pipeline.errors import Failure
@@ -17,6 +19,9 @@ from training.evaluation import NARROW_COLUMNS, EvaluationConfig, Failed, Table,
 from training.files import write_atomically
 from training.inference import inference_for
 from training.network import TrainedOn, load_checkpoint, preparation_warning
+
+PAGE_BYTES = 18_000_000
+"""Packs in the page, before base64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +43,17 @@ def run_evaluate(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     net = load_checkpoint(arguments.checkpoint, weights=arguments.weights).to(device)
     question = asked(arguments, store, net.trained_on)
     with shown("evaluate") as show:
+
+        def begins(done: int, total: int, name: str) -> None:
+            show(Progress.of_equals(done, total, time.monotonic() - began, in_hand=name))
+
+        worst = WorstPredictions(store, begins, most=MOST_KEPT if arguments.page else 0)
         evaluation = evaluate_in_context(
             net,
             store,
             question.config,
             device=device,
-            progress=lambda done, total, name: show(
-                Progress.of_equals(done, total, time.monotonic() - began, in_hand=name)
-            ),
+            listener=worst,
             ensemble=question.ensemble,
             distances=True,
             keep_going=True,
@@ -66,6 +74,11 @@ def run_evaluate(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         **table.to_json(),
         "seconds": time.monotonic() - began,
     }
+    if arguments.page:
+        packs = worst.packs(PAGE_BYTES)
+        title = f"{arguments.checkpoint.name} in {store.name}"
+        _write(arguments.page, evaluation_page(title, document, packs=packs, shown=worst.shown))
+        print(f"written: {arguments.page}")
     return int(bool(evaluation.failed)), document
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.pages.run import RUN_PAGE, is_run, read_run, run_page
+from commands.prepare.remembered import remembered_seconds
 from commands.prepare.settings import known_scans
 from commands.survey import MOST_VOXELS_IN_PAGE, Surveyed, level_within, pack_of, packs_within, survey
 from commands.terminal import CommandError, print_failures
@@ -135,7 +136,8 @@ def store_contents(
 ) -> StoreContents:
     """What the page on a store shows, but for the scans in its viewer."""
     failures = [known.failure for known in known_scans(store).values() if known.failure]
-    rows = [one.row for one in done]
+    seconds = remembered_seconds(store.path)
+    rows = [replace(one.row, seconds=seconds.get(one.row.scan_id)) for one in done]
     pictured = {one.scan_id for one in find_unusual(rows)}
     pictured |= set(spread([row.scan_id for row in rows], MOST_SLICES))
     return StoreContents(

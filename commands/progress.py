@@ -8,6 +8,10 @@ it: the line says which scan is in hand, and since when. It is wrong where weigh
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+Step: TypeAlias = Literal["windows", "references"]
+"""What is done to a target: the network draws it window by window, references are registered to it."""
 
 _LEAST_SECONDS = 3.0
 """Time left is not told before."""
@@ -18,8 +22,8 @@ _STILL_SECONDS = 60.0
 _STILL_SCANS = 3.0
 """It is not told where this was also so many times as long as a scan took on average."""
 
-_STILL_WINDOW_SECONDS = 5.0
-"""A window that takes longer is told with its time."""
+_STILL_STEP_SECONDS = 5.0
+"""A window or a reference that takes longer is told with its time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +105,7 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WindowProgress:
+class TargetProgress:
     """How far the targets are, as `shown` takes it."""
 
     target: int
@@ -109,40 +113,57 @@ class WindowProgress:
     num_targets: int
     name: str
     done: int
-    """Windows of this target that are done."""
+    """Windows of this target that the network has drawn, or references that are registered to it."""
     total: int
-    """Windows of this target; 0 while it is read."""
+    """All of them; 0 while the target is read."""
     seconds: float
     """Since the work began."""
-    window_seconds: float = 0.0
-    """Since this target's first window began."""
+    step: Step = "windows"
+    """What is counted."""
+    steps: tuple[Step, ...] = ("windows",)
+    """What is counted one after the other."""
+    step_seconds: float = 0.0
+    """Since this step began."""
     failed: int = 0
     """Targets that failed so far."""
     still_seconds: float = 0.0
-    """Since the last window ended, or since the target was begun."""
+    """Since the last window or reference ended, or since the target was begun."""
 
-    def later(self, seconds: float) -> WindowProgress:
-        """The state so many seconds later, if no window has ended since."""
+    def later(self, seconds: float) -> TargetProgress:
+        """The state so many seconds later, if nothing has ended since."""
         return replace(self, seconds=self.seconds + seconds, still_seconds=self.still_seconds + seconds)
 
     @property
     def fraction(self) -> float:
-        """Part of the work that is done; targets count alike."""
-        part = self.done / self.total if self.total else 0.0
+        """Part of the work that is done; targets count alike, and so do the steps of a target."""
+        done = self.done / self.total if self.total else 0.0
+        part = (self.steps.index(self.step) + done) / len(self.steps)
         return (self.target - 1 + part) / self.num_targets
 
     def line(self) -> str:
-        """The state in one line: "target 2/3 case_7: window 14/96, 40 s left"."""
+        """The state in one line: "target 2/3 case_7: window 14/96, 40 s left of this target"."""
         parts = [f"target {self.target}/{self.num_targets} {self.name}: "]
-        parts[0] += f"window {self.done}/{self.total}" if self.total else "reading"
-        if self.window_seconds >= _LEAST_SECONDS and 0 < self.done < self.total:
-            left = self.window_seconds * (self.total - self.done) / self.done
-            parts.append(f"{duration(left)} left" + (" of this target" if self.num_targets > 1 else ""))
-        if self.still_seconds >= _STILL_WINDOW_SECONDS:
+        parts[0] += self._in_hand()
+        if self.step_seconds >= _LEAST_SECONDS and 0 < self.done < self.total:
+            left = self.step_seconds * (self.total - self.done) / self.done
+            alone = self.num_targets == 1 and self.step == self.steps[-1]
+            what = "" if alone else f" of these {self.step}" if len(self.steps) > 1 else " of this target"
+            parts.append(f"{duration(left)} left{what}")
+        if self.still_seconds >= _STILL_STEP_SECONDS:
             parts.append(f"at it for {duration(self.still_seconds)}")
         if self.failed:
             parts.append(f"{self.failed} failed")
         return ", ".join(parts)
+
+    def _in_hand(self) -> str:
+        """What is worked on."""
+        if not self.total:
+            return "reading"
+        if self.step == "windows":
+            return f"window {self.done}/{self.total}"
+        if self.done < self.total:
+            return f"registering reference {self.done + 1}/{self.total}"
+        return "drawing and writing"
 
 
 def rate(done: int, seconds: float) -> str:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from commands.progress import WindowProgress
+from commands.progress import Step, TargetProgress
 from commands.terminal import CommandError, print_failures, print_table, shown
 from pipeline.discovery import Source, distinct_ids
 from pipeline.errors import Failure, NoSuchFrame, ScanError
@@ -46,6 +46,12 @@ from training.network import PUBLISHED_SPACING_MM, TrainedOn, load_checkpoint
 NO_NETWORK = "none"
 """In place of a checkpoint: references are carried over without a network."""
 _CHOOSE_FRAME = "Choose one with --frame N, counted from 0"
+_STEPS: dict[str, tuple[Step, ...]] = {
+    "network": ("windows",),
+    "registration": ("references",),
+    "both": ("windows", "references"),
+}
+"""What is counted for a target, one after the other."""
 _TOLD_STRUCTURES = 6
 """Most structures that the table names for a target, the largest first."""
 
@@ -225,7 +231,7 @@ def segment_targets(
     try:
         with shown("segment") as show:
             for number, source in enumerate(sources, start=1):
-                at = WindowProgress(
+                at = TargetProgress(
                     target=number,
                     num_targets=len(sources),
                     name=source.scan_id,
@@ -278,18 +284,14 @@ def _segment_one(
     source: Source,
     arguments: Namespace,
     ingest: IngestConfig,
-    at: WindowProgress,
-    show: Callable[[WindowProgress], None],
+    at: TargetProgress,
+    show: Callable[[TargetProgress], None],
 ) -> Written:
     """Read, segment, write one target."""
     began = time.monotonic()
     show(at)
     scan = load_source(source, ingest, modality=arguments.modality)
-    reading = time.monotonic() - began
-
-    def tell(done: int, total: int) -> None:
-        here = time.monotonic() - began
-        show(replace(at, done=done, total=total, seconds=at.seconds + here, window_seconds=here - reading))
+    tell = _teller(at, _STEPS[segmenter.config.by], began, show)
 
     with staged(arguments.out, source.scan_id) as folder:
 
@@ -323,6 +325,29 @@ def _segment_one(
         confidences={_named(one): one.confidence for one in result.found if one.confidence is not None},
         notes=result.notes,
     )
+
+
+def _teller(
+    at: TargetProgress, steps: tuple[Step, ...], began: float, show: Callable[[TargetProgress], None]
+) -> Callable[[Step, int, int], None]:
+    """What is called with each step of a target, from when it is read; `began` is when reading it began."""
+    step_began: dict[Step, float] = {steps[0]: time.monotonic()}
+
+    def tell(step: Step, done: int, total: int) -> None:
+        now = time.monotonic()
+        show(
+            replace(
+                at,
+                step=step,
+                steps=steps,
+                done=done,
+                total=total,
+                seconds=at.seconds + now - began,
+                step_seconds=now - step_began.setdefault(step, now),
+            )
+        )
+
+    return tell
 
 
 def _volumes(result: Segmentation) -> dict[str, float]:

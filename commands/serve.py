@@ -14,12 +14,14 @@ import json
 import secrets
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from commands.prepare.remembered import remembered_seconds
 from commands.survey import VERIFY, level_within, pack_of
 from pipeline.report import ScanRow, StoreContents, index_row, store_page, table_row
 from storage import CorruptStore, InvalidSelection, Store, StorePath, open_store, scan_bytes
@@ -43,7 +45,11 @@ class Survey:
     def __init__(self, store: Store, failures: Sequence[tuple[str, str, str]]) -> None:
         self.store = store
         self.failures = list(failures)
-        self.rows: dict[str, ScanRow] = {scan_id: index_row(line) for scan_id, line in store.entries.items()}
+        seconds = remembered_seconds(store.path)
+        self.rows: dict[str, ScanRow] = {
+            scan_id: replace(index_row(line), seconds=seconds.get(scan_id))
+            for scan_id, line in store.entries.items()
+        }
         self.num_read = 0
         self._page: tuple[int, bytes] | None = None
 

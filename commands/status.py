@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from commands.prepare.outcomes import counted_scans, failure_values
 from commands.prepare.plan import Wanted
 from commands.prepare.settings import known_failures, wanted_digests
 from commands.terminal import counted, print_failures, print_table
-from storage import imported_sources, open_store, scans_to_lift, stored_bytes
+from storage import IndexEntry, imported_sources, open_store, scans_to_lift, stored_bytes
 
 
 def run_status(arguments: Namespace) -> tuple[int, dict[str, Any]]:
@@ -40,6 +40,8 @@ def run_status(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         f"format version {store.info.format_version}"
     )
     print_table("scans", columns, rows)
+    if store.entries:
+        print(cases_line(store.entries.values()))
     print_failures(failed)
     for why, count in Counter(stale.values()).items():
         print(f"stale: {counted_scans(count)}: {why}")
@@ -51,6 +53,7 @@ def run_status(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         print(f"older: {counted_scans(len(older))} of an older format version; `mass lift` brings them up")
     document = {
         "num_scans": len(store),
+        "num_cases": len({entry.case_key for entry in store.entries.values()}),
         "spacing_mm": store.info.spacing_mm,
         "groups": [dict(zip(columns, row, strict=True)) for row in rows],
         "failed": failure_values(failed),
@@ -59,6 +62,19 @@ def run_status(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         "imported": dict(sorted(imported.items())),
     }
     return int(bool(failed)), document
+
+
+def cases_line(entries: Collection[IndexEntry]) -> str:
+    """How many cases (patients) there are, and how many of them have several scans, in one line."""
+    sizes = Counter(entry.case_key for entry in entries).values()
+    several = sum(size > 1 for size in sizes)
+    unnamed = sum(not entry.case for entry in entries)
+    line = f"cases (patients): {len(sizes):,}"
+    if several:
+        line += f", {several:,} of them with several scans (at most {max(sizes)})"
+    if unnamed:
+        line += f"; {counted_scans(unnamed)} with no case given, each a case of its own"
+    return line
 
 
 def staleness(digests: Mapping[str, str], wanted: Wanted, *, failed: bool) -> str:

@@ -18,14 +18,18 @@ SMALL = ("example_ct_sm", "example_mr_sm", *HIPPOCAMPI, "sarcoma_pet")
 """All bundled scans but the two largest CTs: with them a store takes twice as long."""
 
 
-def example_store() -> Path:
-    """The store named by MASS_STORE, else that of `make demo`, else one that is prepared now (a minute)."""
+def example_store(scan_ids: Sequence[str] = SMALL) -> Path:
+    """The store named by MASS_STORE, else that of `make demo`, else one of some bundled scans, prepared now.
+
+    Args:
+        scan_ids: Scans to prepare where there is no store; all of `SMALL` take a minute.
+    """
     if "MASS_STORE" in os.environ:
         return Path(os.environ["MASS_STORE"])
     if (ROOT / "demo-store" / "store.json").exists():
         return ROOT / "demo-store"
     folder = Path(tempfile.mkdtemp(prefix="mass-"))
-    return prepare_examples(folder, SMALL)
+    return prepare_examples(folder, scan_ids)
 
 
 def prepare_examples(folder: Path, scan_ids: Sequence[str]) -> Path:

@@ -33,6 +33,34 @@ FLAGS = (
 )  # fmt: skip
 
 
+LOW_CONTRAST = """(() => {
+  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = (c) => {
+    const [r, g, b] = c.map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (e) => {
+    for (; e; e = e.parentElement) {
+      const c = parse(getComputedStyle(e).backgroundColor);
+      if (c.length < 4 || c[3] > 0) return c.slice(0, 3);
+    }
+    return parse(getComputedStyle(document.body).backgroundColor).slice(0, 3);
+  };
+  const poor = [];
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const e = walk.currentNode.parentElement;
+    const words = walk.currentNode.data.trim();
+    if (!words || !e.checkVisibility() || e.closest('svg, script, option, .stage')) continue;
+    const ink = parse(getComputedStyle(e).color).slice(0, 3);
+    const [a, b] = [light(ink), light(ground(e))].sort((x, y) => x - y);
+    if ((b + 0.05) / (a + 0.05) < 4.5) poor.push(words.slice(0, 40));
+  }
+  return poor;
+})()"""
+"""Texts whose contrast with what is behind them is below 4.5 (WCAG AA)."""
+
+
 def chromium() -> str:
     """Path of the browser; skips the test where there is none."""
     found = next((path for name in NAMES if (path := shutil.which(name))), None)

@@ -110,6 +110,12 @@ def add_evaluate(add: argparse.ArgumentParser) -> None:
     add_count(add, "--structures", 128, "N", "most structures of a label map, the commonest first (128)")
     add_count(add, "--seed", 0, "N", "of the draws (0)", least=0)
     add_count(add, "--resamples", 2000, "N", "bootstrap resamples of the targets (2000)", least=100)
+    add.add_argument(
+        "--page",
+        type=Path,
+        metavar="FILE",
+        help="write a page: the worst cases first, with a viewer",
+    )
     add.add_argument("--markdown", type=Path, metavar="FILE", help="write all tables")
     add.add_argument("--csv", type=Path, metavar="FILE", help="write a row a case and structure")
 

@@ -31,7 +31,6 @@ from pipeline.report import (
     Pair,
     at_level,
     explorer_page,
-    html_page,
     in_8_bits,
     number_list,
     pack_scan,
@@ -41,6 +40,11 @@ from storage import Scan, StorageError, Store
 
 _LOW_DICE = 0.5
 """Below it a case counts as low."""
+
+_COLORS = (
+    "Under <b>Labels</b>: each structure of the expert with what was predicted for it. Blue: both; "
+    "orange: missed; purple: drawn beyond the label."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,36 +152,53 @@ def results_page(store: Store, folder: Path, compared: Sequence[Compared], most_
     ]
     header = f"<h1>{escape(folder.resolve().name)}</h1>{number_list(numbers)}"
     links = [("#cases", "Cases"), ("#structures", "By structure")]
-    note = (
-        "Under <b>Labels</b>: each structure of the expert with what was predicted for it. Blue: both; "
-        "orange: missed; purple: drawn beyond the label."
-    )
-    return explorer_page(f"{folder.resolve().name} · results", header, links, body, packs=packs, note=note)
+    title = f"{folder.resolve().name} · results"
+    return explorer_page(title, header, links, body, packs=packs, note=_COLORS)
 
 
 def pack_compared(scan: Scan, one: Compared) -> bytes:
     """Return the pack of a scan for the viewer: image, labels, and the prediction as one label map more."""
     names = {pair.value: pair.name for pair in one.pairs}
-    level = level_within(scan, MOST_VOXELS_IN_PAGE)
-    leveled = at_level(scan, level)
-    factors = scan.levels[level].factors_zyx
-    # Nearest voxels are enough for a picture; the figures are of the full resolution.
-    places = [
-        np.minimum(np.arange(size) * factor + factor // 2, full - 1)
-        for size, factor, full in zip(leveled.image.shape, factors, scan.shape, strict=True)
-    ]
-    predicted = LeveledLabel(name="prediction", array=one.prediction[np.ix_(*places)], value_names=names)
+    leveled = at_level(scan, level_within(scan, MOST_VOXELS_IN_PAGE))
+    predicted = LeveledLabel(name="prediction", array=at_page_level(scan, one.prediction), value_names=names)
     shown = replace(leveled, labels=[*leveled.labels, predicted], atoms=[], orders=[])
     return pack_scan(in_8_bits(shown), PackFacts(pairs=one.pairs), compression=9)
 
 
-def evaluation_page(name: str, document: Mapping[str, Any]) -> str:
-    """Return the page of the JSON that `mass evaluate` writes."""
+def at_page_level(scan: Scan, array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array (z, y, x) of a scan's grid at the level that a page shows, by nearest voxels.
+
+    They are enough for a picture; the figures are of the full resolution.
+    """
+    level = scan.levels[level_within(scan, MOST_VOXELS_IN_PAGE)]
+    places = [
+        np.minimum(np.arange(size) * factor + factor // 2, full - 1)
+        for size, factor, full in zip(level.shape_zyx, level.factors_zyx, scan.shape, strict=True)
+    ]
+    return array[np.ix_(*places)]
+
+
+def evaluation_page(
+    name: str,
+    document: Mapping[str, Any],
+    *,
+    packs: Mapping[str, bytes] | None = None,
+    shown: Mapping[str, tuple[str, ...]] | None = None,
+) -> str:
+    """Return the page of the JSON that `mass evaluate` writes.
+
+    Args:
+        name: Title.
+        document: The JSON.
+        packs: Packs of targets with their predictions, for the viewer.
+        shown: Label map and references of the prediction in a target's pack.
+    """
+    packs, shown = packs or {}, shown or {}
     cases = [case for case in document["cases"] if case.get("dice") is not None]
     cases.sort(key=lambda case: (case["dice"], case["target"]))
     rows = [
         (
-            escape(case["target"]),
+            _link(case["target"], packs if _is_shown(case, shown) else {}),
             escape(f"{case['label']} / {case['structure']}"),
             escape(" ".join(case["references"])),
             escape(case["state"]),
@@ -204,9 +225,13 @@ def evaluation_page(name: str, document: Mapping[str, Any]) -> str:
     mean = document["mean"]["dice"]["mean"]
     numbers = [(_number(mean), "mean Dice"), (f"{len(cases):,}", "cases")]
     header = f"<h1>{escape(name)}</h1>{number_list(numbers)}"
-    return html_page(
-        f"{name} · evaluation", header, [("#cases", "Cases"), ("#structures", "By structure")], body
-    )
+    links = [("#cases", "Cases"), ("#structures", "By structure")]
+    note = f"The {len(packs)} targets with the lowest mean Dice, each with its worst prompt. {_COLORS}"
+    return explorer_page(f"{name} · evaluation", header, links, body, packs=packs, note=note)
+
+
+def _is_shown(case: Mapping[str, Any], shown: Mapping[str, tuple[str, ...]]) -> bool:
+    return shown.get(case["target"]) == (case["label"], *case["references"])
 
 
 def read_evaluation(path: Path) -> Mapping[str, Any]:

@@ -1,9 +1,10 @@
-"""Where the scans of a store came from on this machine, for commands that have to read them again.
+"""What is remembered of a store on this machine: where its scans came from, and how long each took.
 
-A store holds no path of its sources, which may hold a patient's name; `mass repair` needs them. So each run
-of `mass prepare` leaves what it searched in the cache folder of its user.
+A store holds no path of its sources, which may hold a patient's name; `mass repair` needs them. Nor does it
+hold a time, so that the same work gives the same bytes; `mass inspect` shows them. So each run of `mass
+prepare` leaves both in the cache folder of its user.
 
-Reads and writes: `sources/<digest of the store's path>.json` in the cache folder.
+Reads and writes: in the cache folder `sources/<digest of the store's path>.json`, `seconds/<the same>.json`.
 Bounds: only what this user prepared on this machine; elsewhere the user names the folders.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,22 +38,41 @@ def remember_search(store: StorePath, search: Search) -> None:
     """Remember that a store was filled from a search; a cache that cannot be written is no error."""
     others = [other for other in remembered_searches(store) if other.raw != search.raw]
     kept = [*others, search][-MOST_SEARCHES:]
-    path = _path(store)
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps([asdict(one) for one in kept]), encoding="utf-8")
-        temporary.replace(path)
+    _keep(_path(store, "sources"), [asdict(one) for one in kept])
 
 
 def remembered_searches(store: StorePath) -> Sequence[Search]:
     """Return the searches that a store was filled from on this machine, oldest first."""
     try:
-        return tuple(Search(**one) for one in json.loads(_path(store).read_bytes()))
+        return tuple(Search(**one) for one in json.loads(_path(store, "sources").read_bytes()))
     except (OSError, ValueError, TypeError):
         return ()
 
 
-def _path(store: StorePath) -> Path:
+def remember_seconds(store: StorePath, seconds: Mapping[str, float]) -> None:
+    """Remember how long some scans took, beside those known; a cache that cannot be written is no error."""
+    if seconds:
+        rounded = {scan_id: round(value, 3) for scan_id, value in seconds.items()}
+        _keep(_path(store, "seconds"), {**remembered_seconds(store), **rounded})
+
+
+def remembered_seconds(store: StorePath) -> Mapping[str, float]:
+    """Return how long scans of a store took on this machine when they were prepared last, by scan id."""
+    try:
+        known = json.loads(_path(store, "seconds").read_bytes())
+        return {str(scan_id): float(seconds) for scan_id, seconds in known.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _keep(path: Path, value: object) -> None:
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(value), encoding="utf-8")
+        temporary.replace(path)
+
+
+def _path(store: StorePath, what: str) -> Path:
     place = store.resolve() if isinstance(store, Path) else store
-    return cache_folder() / "sources" / f"{digest_of(str(place))[:32]}.json"
+    return cache_folder() / what / f"{digest_of(str(place))[:32]}.json"

@@ -14,7 +14,7 @@ from pathlib import Path
 from commands.disk_errors import warn_of_locks
 from commands.prepare.outcomes import Outcome, RunReport
 from commands.prepare.plan import Job, Plan
-from commands.prepare.remembered import Search, remember_search
+from commands.prepare.remembered import Search, remember_search, remember_seconds
 from commands.prepare.scan_task import Device, Setup
 from commands.prepare.settings import (
     Settings,
@@ -164,6 +164,8 @@ class Work:
             self.stop = self.stop or str(error)
         else:
             self.lines.clear()
+        done = (one for one in self.outcomes.values() if one.state == "committed" and one.why)
+        remember_seconds(self.store_path, {one.scan_id: one.seconds for one in done})
         self.written = time.monotonic()
         self.writing_seconds = self.written - began
 

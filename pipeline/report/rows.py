@@ -94,6 +94,8 @@ class ScanRow:
     score_counts: tuple[int, ...] | None = None
     """Number of proposals in each bin of `SCORE_EDGES`."""
     stored_bytes: int | None = None
+    seconds: float | None = None
+    """Time that it took to prepare it."""
     covered: float | None = None
     """Fraction of the body's voxels that at least one proposal contains."""
     outside: float | None = None

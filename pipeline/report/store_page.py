@@ -109,6 +109,10 @@ def _counts(store: StoreContents) -> list[tuple[str, str]]:
     stored = [row.stored_bytes for row in store.rows if row.stored_bytes is not None]
     if stored:
         counts.append((_bytes_text(sum(stored)), "on the disk"))
+    taken = [row.seconds for row in store.rows if row.seconds is not None]
+    if taken:
+        of_some = "" if len(taken) == len(store.rows) else f" {len(taken):,} of them"
+        counts.append((_time_text(sum(taken)), f"to prepare{of_some}"))
     if store.score is not None and store.score.overall is not None:
         overall = store.score.overall
         counts.append((f"{overall.iou[-1]:.3f}", "mean best IoU"))
@@ -141,6 +145,7 @@ def _charts(store: StoreContents) -> str:
             "MB",
             logarithmic=True,
         ),
+        "Time to prepare a scan": _spread(rows, lambda r: r.seconds, "seconds", logarithmic=True),
         "Body covered by proposals": _spread(
             rows, lambda r: 100 * r.covered if r.covered is not None else None, "percent"
         ),
@@ -349,6 +354,7 @@ def _rows_for_table(store: StoreContents, unusual: Sequence[Unusual]) -> list[li
             _rounded(row.mean_iou, 4),
             _rounded(row.stored_bytes / 1e6 if row.stored_bytes is not None else None, 2),
             reasons.get(row.scan_id, ""),
+            _rounded(row.seconds, 1),
         ]
         for row in sorted(store.rows, key=lambda row: row.scan_id)
     ]
@@ -356,6 +362,13 @@ def _rows_for_table(store: StoreContents, unusual: Sequence[Unusual]) -> list[li
 
 def _rounded(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
+
+
+def _time_text(seconds: float) -> str:
+    """Return a time as text: "8 s", "12 min", "3.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
 
 
 def _bytes_text(num_bytes: float) -> str:

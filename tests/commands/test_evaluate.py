@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import gzip
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from commands import evaluate as evaluating
 from commands.main import main
-from storage import commit_scan, create_store
+from commands.pages.predictions import WorstPredictions
+from storage import commit_scan, create_store, open_store
 from tests.training.evaluation.test_in_context import draw_scan
 from tests.training.like_intensity import LikeIntensity
+from training.evaluation import Score
+from training.inference import Structure
 from training.network.iris import Iris
 from training.network.preparation import TrainedOn
 
@@ -88,6 +95,57 @@ def test_fixed_random_and_ensembled_references(net: LikeIntensity, store: Path, 
         case for case in together["cases"] if (case["target"], case["structure"]) == ("lacking", "2")
     )
     assert (absent["state"], absent["dice"]) == ("absent", None)
+
+
+def test_the_page_carries_each_target_with_its_worst_prediction_beside_its_labels(
+    net: LikeIntensity, store: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "pages" / "page.html"
+    here = ("--dataset", "drawn", "--target", "d", "--target", "lacking", "--prompts", "2")
+    code, document = mass(store, tmp_path, *here, "--whole", "--page", str(page))
+    assert code == 0
+    text = page.read_text()
+    packs = dict(re.findall(r'class="pack" data-scan="(\w+)"[^>]*>([^<]+)<', text))
+    assert set(packs) == {"d", "lacking"}
+    stream = gzip.decompress(base64.b64decode(packs["lacking"]))
+    about = json.loads(stream[4 : 4 + int.from_bytes(stream[:4], "little")])["about"]
+    assert [label["name"] for label in about["labels"]] == ["organs", "prediction"]
+    by_name = {pair["name"]: pair for pair in about["pairs"]}
+    assert set(by_name) == {"liver"}  # the other is neither there nor drawn; "whole" has its parts here
+    assert (by_name["liver"]["dice"], by_name["liver"]["other"], by_name["liver"]["other_value"]) == (1, 1, 1)
+    assert (
+        len(re.findall(r'class="open"', text)) == len(document["cases"]) / 2 - 1
+    )  # of one prompt, not absent
+
+
+def test_of_several_prompts_the_worst_is_kept_and_masks_that_overlap_are_apart(store: Path) -> None:
+    worst = WorstPredictions(open_store(store), lambda done, total, name: None, most=1)
+    labels = open_store(store).scan("a").labels("organs")
+    liver, other = (Structure(name=str(value), values=(value,)) for value in (1, 2))
+
+    def scored(target: str, reference: str, structure: Structure, mask: np.ndarray) -> None:
+        expected = labels == structure.values[0]
+        score = Score(
+            dataset="drawn", label="organs", structure=structure.name, target=target, references=(reference,),
+            expected_voxels=int(expected.sum()), predicted_voxels=int(mask.sum()),
+            common_voxels=int((expected & mask).sum()),
+        )  # fmt: skip
+        worst.scored(score, structure, mask)
+
+    for target, reference, mask in (
+        ("a", "good", labels == 1),
+        ("a", "bad", labels > 0),
+        ("b", "none", labels == 1),
+    ):
+        scored(target, reference, liver, mask)
+        scored(target, reference, other, labels > 0 if reference == "bad" else labels == 2)
+        if reference != "good":
+            worst.begins(1, 2, "")
+    assert worst.shown == {"a": ("organs", "bad")}
+    (kept,) = worst._kept.values()
+    assert [pair.other for pair in kept.pairs] == [1, 2]
+    assert [int((layer > 0).sum()) for layer in kept.layers] == [int((labels > 0).sum())] * 2
+    assert worst.packs(0) == {}
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,11 @@ import pytest
 from numpy.typing import NDArray
 
 from commands.inspect import inspect_store
+from commands.pages.evaluation import compare_one, results_page
 from commands.serve import StoreServer
 from pipeline.report import ScanRow, StoreContents, index_row, store_page
 from storage import Store
-from tests.browser import Tab, browser, chromium
+from tests.browser import LOW_CONTRAST, Tab, browser, chromium
 from tests.drawn_store import drawn_store
 from tests.pipeline.drawn_scan import DrawnLabel, drawn_scan
 
@@ -73,6 +76,14 @@ def settle(tab: Tab) -> None:
     tab.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
+def enter(tab: Tab, selector: str, value: str, *, event: str = "input") -> None:
+    """Give a field a value, as a reader does."""
+    tab.run(
+        f"(() => {{ const s = document.querySelector({selector!r}); s.value = {value!r}; "
+        f"s.dispatchEvent(new Event({event!r})); }})()"
+    )
+
+
 def stage(tab: Tab) -> NDArray[np.uint8]:
     """A picture of the viewer, not covered by the navigation."""
     tab.run("document.querySelector('.stage').scrollIntoView({ block: 'end' })")
@@ -107,13 +118,9 @@ def test_the_viewer_draws_three_planes_and_a_rendering(tab: Tab, page: str) -> N
 
 def test_the_slider_goes_from_an_atom_to_the_largest_region_at_the_cross(tab: Tab, page: str) -> None:
     open_viewer(tab, page)
-    slide = (
-        "(() => { const s = document.querySelector('#ladder'); s.value = %s; "
-        "s.dispatchEvent(new Event('input')); })()"
-    )
     areas, words = [], []
-    for step in ("0", "s.max"):
-        tab.run(slide % step)
+    for step in ("0", tab.run("document.querySelector('#ladder').max")):
+        enter(tab, "#ladder", step)
         areas.append(blueish(stage(tab)))
         words.append(tab.run("document.querySelector('.rung').textContent"))
     assert 0 < areas[0] < areas[1] / 4
@@ -188,6 +195,70 @@ def test_chosen_proposals_are_listed_and_hidden_one_by_one(tab: Tab, page: str) 
     assert np.any(stage(tab) != shown)
 
 
+def test_a_proposal_is_gone_to_by_its_number(tab: Tab, page: str) -> None:
+    open_viewer(tab, page)
+    tab.click_on("#tab-proposals")
+    places = set()
+    for number in (1, 2):
+        tab.click_on(f".chosen li:nth-child({number}) button")
+        places.add(tab.run("document.querySelector('.readout').textContent.split(' · ')[0]"))
+    assert len(places) == 2
+
+
+def test_a_plane_alone_takes_the_whole_viewer(tab: Tab, page: str) -> None:
+    open_viewer(tab, page)
+    pictures = []
+    for layout in ("axial", "coronal", "render", "planes"):
+        enter(tab, "select[name=layout]", layout, event="change")
+        pictures.append(stage(tab))
+    for one, other in combinations(pictures, 2):
+        assert np.count_nonzero(np.any(one != other, axis=2)) > 5000
+
+
+def test_the_keys_a_and_l_switch_outlines(tab: Tab, page: str) -> None:
+    open_viewer(tab, page)
+    tab.run("document.querySelector('.stage canvas').focus()")
+    for key, name in (("a", "atoms"), ("l", "labels")):
+        for shown in (True, False):
+            tab.press(key, text=key)
+            assert tab.run(f"document.querySelector('input[name={name}]').checked") is shown
+
+
+def test_an_unusual_scan_opens_from_its_card(tab: Tab, page: str) -> None:
+    open_viewer(tab, page)
+    tab.click_on(".card a.open[data-scan=drawn_2]")
+    tab.wait("document.querySelector('h3.opened').textContent === 'drawn_2'")
+    tab.wait("!document.querySelector('[aria-busy]')")
+
+
+def test_a_result_is_shown_beside_its_label_and_its_colours_tell_both(
+    tab: Tab, store: Store, tmp_path: Path
+) -> None:
+    scan = store.scan("drawn_1")
+    (name,) = scan.label_names
+    drawn = np.roll(scan.labels(name), 2, axis=2)
+    compared = compare_one(scan, drawn)
+    out = tmp_path / "results.html"
+    out.write_text(results_page(store, tmp_path, [compared], 10**7), encoding="utf-8")
+    tab.size(1000, 620)
+    tab.open(out.as_uri())
+    tab.run("document.getElementById('viewer').scrollIntoView()")
+    tab.wait("document.querySelector('h3.opened')?.textContent === 'drawn_1'")
+    tab.wait("!document.querySelector('[aria-busy]')")
+    assert tab.run("document.getElementById('tab-ladder').hidden")  # it has no proposals
+    tab.click_on(".pairs li:nth-child(2) button")
+    before = tab.run("document.querySelector('.legend').innerText")
+    pair = compared.pairs[0]
+    assert f"{pair.name}: IoU {pair.iou:.3f}, Dice {pair.dice:.3f}" in before
+    figures = dict(re.findall(r"(both|missed|beyond the label): ([\d.]+)", before))
+    mask, other = scan.labels(name) == pair.value, drawn == pair.value
+    ml = float(np.prod(scan.spacing_zyx_mm)) / 1000
+    expected = {"both": mask & other, "missed": mask & ~other, "beyond the label": other & ~mask}
+    assert {k: float(v) for k, v in figures.items()} == pytest.approx(
+        {k: float(v.sum()) * ml for k, v in expected.items()}, rel=0.01
+    )
+
+
 def test_names_in_a_scan_stay_text(tab: Tab, page: str) -> None:
     open_viewer(tab, page, "hostile")
     tab.click_on("#tab-labels")
@@ -215,33 +286,6 @@ def test_text_has_contrast_in_both_themes_and_nothing_is_wider_than_the_window(t
         ".filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent)"
     )
     assert tab.run(cut) == []
-
-
-LOW_CONTRAST = """(() => {
-  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-  const light = (c) => {
-    const [r, g, b] = c.map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const ground = (e) => {
-    for (; e; e = e.parentElement) {
-      const c = parse(getComputedStyle(e).backgroundColor);
-      if (c.length < 4 || c[3] > 0) return c.slice(0, 3);
-    }
-    return parse(getComputedStyle(document.body).backgroundColor).slice(0, 3);
-  };
-  const poor = [];
-  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walk.nextNode()) {
-    const e = walk.currentNode.parentElement;
-    const words = walk.currentNode.data.trim();
-    if (!words || !e.checkVisibility() || e.closest('svg, script, option, .stage')) continue;
-    const ink = parse(getComputedStyle(e).color).slice(0, 3);
-    const [a, b] = [light(ink), light(ground(e))].sort((x, y) => x - y);
-    if ((b + 0.05) / (a + 0.05) < 4.5) poor.push(words.slice(0, 40));
-  }
-  return poor;
-})()"""
 
 
 def many_rows(store: Store, number: int) -> list[ScanRow]:
@@ -318,19 +362,19 @@ def test_the_table_sorts_by_a_heading_and_missing_values_come_last(tab: Tab, lon
 def test_search_and_filters_must_all_hold(tab: Tab, long_page: str) -> None:
     tab.size(1400, 1000)
     tab.open(long_page)
-    search = (
-        "(() => { const s = document.querySelector('input[type=search]'); s.value = %r; "
-        "s.dispatchEvent(new Event('input')); "
-        "return document.querySelector('.tools [role=status]').textContent; })()"
-    )
-    assert tab.run(search % "scan_000007") == "1 of 5,000 scans"
-    assert tab.run(search % "modality=ct proposals<300 iou>=0.5").endswith("of 5,000 scans")
+
+    def found(words: str) -> str:
+        enter(tab, "input[type=search]", words)
+        return str(tab.run("document.querySelector('.tools [role=status]').textContent"))
+
+    assert found("scan_000007") == "1 of 5,000 scans"
+    assert found("modality=ct proposals<300 iou>=0.5").endswith("of 5,000 scans")
     settle(tab)
     rows = list(zip(*(first_cells(tab, key, 20) for key in ("modality", "proposals", "iou")), strict=True))
     assert rows
     assert all(m == "CT" and int(p) < 300 and float(i) >= 0.5 for m, p, i in rows)
-    assert tab.run(search % "collection_3") == "714 of 5,000 scans"
-    assert tab.run(search % "nothing like it") == "0 of 5,000 scans"
+    assert found("collection_3") == "714 of 5,000 scans"
+    assert found("nothing like it") == "0 of 5,000 scans"
 
 
 def test_the_table_is_gone_through_by_keys(tab: Tab, long_page: str) -> None:

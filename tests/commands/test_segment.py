@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 
 from commands import segment as segmenting
 from commands.main import main
-from commands.progress import WindowProgress
+from commands.progress import TargetProgress
 from commands.segment import staged
 from tests.phantom import Phantom, phantom, write_dicom
 from tests.training.like_intensity import LikeInside
@@ -224,13 +225,28 @@ def test_a_signal_ends_it_with_nothing_half_written(folder: Path, number: int, c
 
 
 def test_progress_names_the_target_and_the_windows() -> None:
-    at = WindowProgress(target=2, num_targets=4, name="b", done=0, total=0, seconds=9.0)
+    at = TargetProgress(target=2, num_targets=4, name="b", done=0, total=0, seconds=9.0)
     assert (at.line(), at.fraction) == ("target 2/4 b: reading", 0.25)
-    later = WindowProgress(
-        target=2, num_targets=4, name="b", done=10, total=40, seconds=19.0, window_seconds=10.0
+    later = TargetProgress(
+        target=2, num_targets=4, name="b", done=10, total=40, seconds=19.0, step_seconds=10.0
     )
     assert later.line() == "target 2/4 b: window 10/40, 30 s left of this target"
     assert later.fraction == pytest.approx(0.3125)
+
+
+def test_progress_of_registration_names_the_reference_in_hand_and_never_goes_back() -> None:
+    drawn = TargetProgress(
+        target=1, num_targets=1, name="b", done=40, total=40, seconds=9.0, steps=("windows", "references")
+    )
+    begun = replace(drawn, step="references", done=0, total=2)
+    assert begun.fraction == drawn.fraction == 0.5
+    assert begun.later(12).line() == "target 1/1 b: registering reference 1/2, at it for 12 s"
+    half = replace(begun, done=1, step_seconds=20)
+    assert half.line() == "target 1/1 b: registering reference 2/2, 20 s left"
+    assert (half.fraction, replace(half, done=2).fraction) == (0.75, 1.0)
+    assert replace(half, done=2).line() == "target 1/1 b: drawing and writing"
+    early = replace(drawn, done=10, step_seconds=5)
+    assert early.line() == "target 1/1 b: window 10/40, 15 s left of these windows"
 
 
 # ---------------------------------------------------------------- wrong inputs: one sentence, nothing written

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,15 @@ import SimpleITK as sitk
 from PIL import Image
 
 from commands.arguments import EXAMPLES, parser
+from commands.caches import cache_folder
 from commands.demo import bundled_or_named
+from commands.inspect import inspect_store
 from commands.main import main
 from commands.prepare.command import prepare_store
+from commands.prepare.remembered import remember_seconds, remembered_seconds
 from commands.prepare.settings import Settings
 from commands.prepare.work import Options
+from commands.status import cases_line
 from storage import open_store
 from tests.flows.conftest import FAST
 from tests.phantom import phantom
@@ -65,6 +70,35 @@ def test_status_tells_what_there_is_and_what_failed(
     shown = capsys.readouterr().out
     assert "dud_ct" in shown
     assert "NIfTI" in shown
+    assert "cases (patients): 2; 2 scans with no case given, each a case of its own" in shown
+    assert told["num_cases"] == 2
+
+
+def test_cases_are_counted_and_those_with_several_scans(made: Path) -> None:
+    ann = open_store(made).entries["ann_ct"]
+    cases = {"a": "p", "b": "p", "c": "q", "d": ""}
+    entries = [replace(ann, scan_id=name, case=case) for name, case in cases.items()]
+    assert cases_line(entries).split("; ") == [
+        "cases (patients): 3, 1 of them with several scans (at most 2)",
+        "1 scan with no case given, each a case of its own",
+    ]
+
+
+def test_how_long_scans_took_is_remembered_beside_the_store_and_shown_on_its_page(
+    made: Path, tmp_path: Path
+) -> None:
+    seconds = remembered_seconds(made)
+    assert set(seconds) == {"ann_ct", "ben_ct"}
+    assert min(seconds.values()) > 0
+    page = tmp_path / "page.html"
+    inspect_store(made, [], page, full=0)
+    assert "Time to prepare a scan" in page.read_text()
+    remember_seconds(made, {"ben_ct": 7.25})
+    assert remembered_seconds(made) == {"ann_ct": seconds["ann_ct"], "ben_ct": 7.25}
+    (cache_folder() / "seconds").rename(cache_folder() / "elsewhere")
+    inspect_store(made, [], page, full=0)
+    assert "Time to prepare a scan" not in page.read_text()
+    (cache_folder() / "elsewhere").rename(cache_folder() / "seconds")
 
 
 def test_status_tells_what_is_stale(store: Path, tmp_path: Path) -> None:

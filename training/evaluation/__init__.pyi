@@ -1,4 +1,8 @@
-from .in_context import EvaluationConfig as EvaluationConfig, evaluate_in_context as evaluate_in_context
+from .in_context import (
+    EvaluationConfig as EvaluationConfig,
+    Listener as Listener,
+    evaluate_in_context as evaluate_in_context,
+)
 from .score_tables import NARROW_COLUMNS as NARROW_COLUMNS, TITLES as TITLES, Table as Table
 from .scores import (
     MEASURES as MEASURES,

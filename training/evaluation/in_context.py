@@ -15,7 +15,7 @@ Bounds: references and targets are of the same data set and label map. A target 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -80,13 +80,35 @@ class EvaluationConfig:
             raise ConfigError("whole or parts must be true: there is nothing to evaluate")
 
 
+class Listener:
+    """Follows an evaluation. These methods do nothing; a subclass overrides those that it needs."""
+
+    def begins(self, done: int, total: int, scan_id: str) -> None:
+        """A target is begun.
+
+        Args:
+            done: Targets done.
+            total: All targets.
+            scan_id: Id of the target; empty at the end.
+        """
+
+    def scored(self, score: Score, structure: Structure, predicted: NDArray[np.bool_]) -> None:
+        """A structure was predicted in a target and scored.
+
+        Args:
+            score: The score.
+            structure: The structure.
+            predicted: (z, y, x), on the target's grid.
+        """
+
+
 def evaluate_in_context(
     net: torch.nn.Module,
     store: Store,
     config: EvaluationConfig,
     *,
     device: torch.device | str = "cpu",
-    progress: Callable[[int, int, str], None] | None = None,
+    listener: Listener | None = None,
     ensemble: bool = False,
     distances: bool = False,
     keep_going: bool = False,
@@ -100,8 +122,7 @@ def evaluate_in_context(
         store: A store with labels.
         config: References, targets and structures.
         device: Device to compute on.
-        progress: Called with the number of targets done and of all targets, and the id of the next one
-            (empty at the end).
+        listener: Called for every target and every score.
         ensemble: Whether to average the probabilities of all prompts, instead of scoring each prompt.
         distances: Whether to measure surface distances also.
         keep_going: Whether to list a damaged target in `Evaluation.failed`, instead of raising an error.
@@ -110,6 +131,7 @@ def evaluate_in_context(
         DataError: No two scans of the store share a label map, or a chosen id is not in the store.
         CorruptStore: A reference is damaged, or a target without `keep_going`.
     """
+    listener = listener or Listener()
     cohorts = _cohorts(store, config)
     total, done = sum(len(cohort.targets) for cohort in cohorts), 0
     scores: list[Score] = []
@@ -122,10 +144,11 @@ def evaluate_in_context(
             structures = _structures(store, cohort, config)
             prompts = [_prompt(net, store, cohort, ids, structures, config, device) for ids in cohort.prompts]
             unprompted += _unprompted(cohort, prompts, structures)
-            scorer = _Scorer(net=net, cohort=cohort, config=config, device=device, distances=distances)
+            scorer = _Scorer(
+                net=net, cohort=cohort, config=config, device=device, distances=distances, listener=listener
+            )
             for scan_id in cohort.targets:
-                if progress is not None:
-                    progress(done, total, scan_id)
+                listener.begins(done, total, scan_id)
                 try:
                     target = _Target.read(store.scan(scan_id), cohort.label)
                     usable = _prompts_for(scan_id, cohort, prompts, store.entries)
@@ -135,8 +158,7 @@ def evaluate_in_context(
                         raise
                     failed.append(Failed(target=scan_id, label=cohort.label, reason=str(error)))
                 done += 1
-        if progress is not None:
-            progress(done, total, "")
+        listener.begins(done, total, "")
     finally:
         net.train(training)
     return Evaluation(scores=tuple(scores), unprompted=tuple(unprompted), failed=tuple(failed))
@@ -295,6 +317,7 @@ class _Scorer:
     config: EvaluationConfig
     device: torch.device | str
     distances: bool
+    listener: Listener
 
     def _predict(
         self, target: _Target, prompts: Sequence[Prompt]
@@ -346,7 +369,7 @@ class _Scorer:
         distances: SurfaceDistances = UNKNOWN
         if self.distances:
             distances = surface_distances(predicted, expected, target.spacing_zyx_mm)
-        return Score(
+        score = Score(
             dataset=self.cohort.dataset,
             label=self.cohort.label,
             structure=structure.name,
@@ -358,3 +381,5 @@ class _Scorer:
             hd95_mm=distances.hd95_mm,
             asd_mm=distances.asd_mm,
         )
+        self.listener.scored(score, structure, predicted)
+        return score

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ Priors: TypeAlias = tuple[Tensor, ...]
 """Of K masks, deepest stage first: (K, 11, C) each."""
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with windows done and windows in all."""
+StepProgress: TypeAlias = Callable[[Literal["windows", "references"], int, int], None]
+"""Called with what is counted, how many are done, and how many there are."""
 
 
 class InContextNet(Protocol):

@@ -179,11 +179,13 @@ def carry_structures(
         structures: K of them; a reference counts for those that it shows.
         target: (z, y, x).
         seen: As for `carry`.
-        progress: Called with references done and references in all.
+        progress: Called with references done and references in all: before the first, and after each.
     """
     sums = np.zeros((len(structures), *target.shape), np.float32)
     weights = np.zeros(len(structures), np.float32)
     best: Carried | None = None
+    if progress is not None:
+        progress(0, len(references))
     for done, reference in enumerate(references, start=1):
         masks = np.stack([structure.mask(reference.labels) for structure in structures])
         carried = carry(reference.image, masks, target, seen=seen)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -34,6 +35,7 @@ from training.inference.prompts import (
     Progress,
     Prompt,
     Reference,
+    StepProgress,
     Structure,
     encode_references,
 )
@@ -226,14 +228,15 @@ class Segmenter:
         target: RawScan,
         *,
         on_probability: ProbabilitySink | None = None,
-        progress: Progress | None = None,
+        progress: StepProgress | None = None,
     ) -> Segmentation:
         """Segment one target.
 
         Args:
             target: Prepared with the settings of the references.
             on_probability: Given each structure's probability on the target's own grid, in turn.
-            progress: Called with windows done and windows in all.
+            progress: Called with the step, "windows" of the network or "references" that are registered, how
+                many are done, and how many there are.
 
         Raises:
             DataError: The target is of another modality than the references.
@@ -258,18 +261,20 @@ class Segmenter:
         return self._result(target, places, carried)
 
     def _passes(
-        self, target: RawScan, progress: Progress | None
+        self, target: RawScan, progress: StepProgress | None
     ) -> tuple[Iterable[tuple[int, slice, NDArray[np.float32]]], Carried | None]:
         """The probabilities (k, z, y, x) of some structures after the other, and what was carried over."""
+        windows = partial(progress, "windows") if progress else None
         if self.config.by == "network":
-            return self._drawn(target, progress), None
+            return self._drawn(target, windows), None
         seen = None
         if self.config.by == "both" and self.prompt:
             seen = np.zeros(target.image.shape, np.float32)
-            for _, _, probabilities in self._drawn(target, progress):
+            for _, _, probabilities in self._drawn(target, windows):
                 np.maximum(seen, probabilities.max(axis=0), out=seen)
+        registered = partial(progress, "references") if progress else None
         carried = carry_structures(
-            self.references, self.structures, target.image, seen=seen, progress=progress
+            self.references, self.structures, target.image, seen=seen, progress=registered
         )
         return [(0, slice(0, len(self.structures)), carried.probabilities)], carried
 

@@ -24,6 +24,7 @@ export const COLUMNS = [
   { key: "structures", name: "struc­tures", ...figure(10) },
   { key: "iou", name: "best IoU", ...figure(11, (iou) => (iou === null ? "" : iou.toFixed(3))) },
   { key: "mb", name: "MB", ...figure(12, (mb) => (mb === null ? "" : mb.toFixed(1))) },
+  { key: "seconds", name: "time (s)", ...figure(14) },
   { key: "unusual", name: "unusual", value: at(13), words: (row) => (row[13] ? `unusual ${row[13]}` : ""), show: at(13) },
 ];
 
@@ -144,6 +145,6 @@ export class ScanTable {
 
 const WIDTHS = {
   scan: "minmax(180px, 3fr)", dataset: "minmax(104px, 1fr)", modality: "84px", split: "minmax(56px, .5fr)", size: "154px",
-  voxel: "72px", proposals: "98px", atoms: "74px", covered: "84px", outside: "78px", structures: "70px", iou: "84px", mb: "64px",
+  voxel: "72px", proposals: "98px", atoms: "74px", covered: "84px", outside: "78px", structures: "70px", iou: "84px", mb: "64px", seconds: "64px",
   unusual: "minmax(150px, 2fr)",
 };

@@ -16,7 +16,7 @@ from storage import CorruptStore, LabelVolume, Store, commit_scan, create_store,
 from tests.storage.drawn_record import draw_record
 from tests.training.like_intensity import LikeIntensity
 from training.errors import ConfigError, DataError
-from training.evaluation.in_context import EvaluationConfig, evaluate_in_context
+from training.evaluation.in_context import EvaluationConfig, Listener, evaluate_in_context
 from training.inference.prompts import InferenceConfig
 
 SHAPE = (20, 25, 41)
@@ -164,6 +164,11 @@ def test_draws_depend_on_the_seed_alone_and_disturb_nothing(store):
     assert all(len(ids) == CONFIG.num_targets for ids in targets)
 
 
+class Failing(Listener):
+    def begins(self, done, total, scan_id):
+        raise ZeroDivisionError
+
+
 def test_a_network_in_training_mode_is_put_back_even_after_an_error(store):
     net = LikeIntensity().train()
     with pytest.raises(DataError, match="no two scans"):
@@ -171,7 +176,7 @@ def test_a_network_in_training_mode_is_put_back_even_after_an_error(store):
     with pytest.raises(DataError, match="'zz'"):
         evaluate_in_context(net, store, replace(CONFIG, targets=("zz",)))
     with pytest.raises(ZeroDivisionError):
-        evaluate_in_context(net, store, CONFIG, progress=lambda done, total, name: 1 // 0)
+        evaluate_in_context(net, store, CONFIG, listener=Failing())
     assert net.training
 
 
