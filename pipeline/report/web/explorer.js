@@ -64,7 +64,7 @@ export class Explorer {
     this.tabs.labels.hidden = !scan.labels.length;
     // Outlines of a whole atlas would cover the picture.
     this.showLabels.checked = scan.about.pairs.length <= MOST_OUTLINED;
-    this.viewer.moveTo(this.#start());
+    this.#go(this.#start());
     this.setMode(scan.numProposals ? this.mode : "labels");
     this.#outline();
   }
@@ -96,12 +96,22 @@ export class Explorer {
     if (mode === "labels") this.#compare(this.pair ?? null);
   }
 
+  /** Move the cross to a voxel [z, y, x], and tell what is there. */
+  #go(point) {
+    this.viewer.moveTo(point);
+    this.#read(point);
+  }
+
   #moved(point) {
+    this.#read(point);
+    if (this.mode === "ladder") this.#climb();
+  }
+
+  #read(point) {
     const voxel = this.scan.index(...point);
     const { unit } = this.scan.about;
     const here = this.scan.labels.map((label) => label.values[voxel] && (label.names[label.values[voxel]] ?? `${label.name} ${label.values[voxel]}`)).filter(Boolean);
     this.readout.textContent = `voxel ${point.join(", ")} (z, y, x) · ${number(this.scan.intensity(voxel), 4)}${unit && unit !== "arbitrary" ? ` ${unit}` : ""}${here.length ? ` · ${here.join(", ")}` : ""}`;
-    if (this.mode === "ladder") this.#climb();
   }
 
   // --- from atom to organ
@@ -167,7 +177,7 @@ export class Explorer {
       const only = new Uint8Array(this.paint.length);
       this.scan.eachVoxel(row, (voxel) => (only[voxel] = 1));
       const middle = this.scan.middle(only);
-      if (middle) this.viewer.moveTo(middle);
+      if (middle) this.#go(middle);
     } }, `#${row + 1}`);
     return element("li", {}, element("label", {}, box, swatch(this.settings.palette[k]), ` ${volume(ml)} · ${source} `), go);
   }
@@ -195,7 +205,7 @@ export class Explorer {
         ...parts.map(([value, text]) => element("p", {}, swatch(settings.comparison[value - 1]), ` ${text}`)),
       );
       const middle = scan.middle(this.paint);
-      if (middle) this.viewer.moveTo(middle);
+      if (middle) this.#go(middle);
       this.viewer.setPaint(this.paint, settings.comparison);
     } else {
       scan.labels.forEach((_, map) => scan.paintLabels(this.paint, map, (value) => 1 + ((value - 1) % MOST_SHOWN)));
