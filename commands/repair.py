@@ -1,8 +1,10 @@
 """Make again what `mass verify` finds damaged, from the sources it was made from; nothing else is touched.
 
-    verify ─┬─ the index                written again from the scans that are whole
+    verify ─┬─ the index, the ledger    written again from what is whole
             ├─ a file of no scan        removed
-            └─ a damaged scan           made again, where its source still has the bytes of then
+            ├─ a scan's COMMIT.json     written again, where its other files are whole
+            └─ a damaged scan           made again, where its source still has the bytes of then; imported
+                                        masks are kept where their own files are whole
 
 Reads:  the store; the folders or manifests that it was prepared from (`prepare.remembered`).
 Writes: damaged scans, the index. With the same settings and code a scan has the bytes of before.
@@ -30,13 +32,16 @@ from commands.verify import verified
 from pipeline.discovery import Discovery, Source, discover, source_digest
 from pipeline.errors import Failure, UnreadableFile
 from storage import (
+    COMMIT_FILE,
     IndexEntry,
     Problem,
     Store,
     imported_sources,
+    mend_ledger,
     open_store,
     read_ledger,
     remove_stray,
+    restore_commit,
     sweep,
     verify_scan,
 )
@@ -48,12 +53,14 @@ def run_repair(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     store = open_store(arguments.store)
     store.require_current()
     num_scans, problems = verified(store.path)
-    damaged = sorted({p.scan_id for p in problems if p.scan_id is not None and p.cure == "make again"})
-    searches = _searches(arguments) if damaged else ()
     entries = read_index(store.path).entries  # before the sweep, which forgets scans without a COMMIT.json
-    removed = _remove_strays(store, problems, damaged)
     warn_of_locks(store.path)
+    restored = _restore_commits(store, problems, entries)
+    damaged = _damaged(store, problems, restored)
+    searches = _searches(arguments) if damaged else ()
+    removed = _remove_strays(store, problems, damaged)
     sweep(store.path)
+    mend_ledger(store.path)
     failures: list[Failure] = []
     report: RunReport | None = None
     if damaged:
@@ -62,9 +69,7 @@ def run_repair(arguments: Namespace) -> tuple[int, dict[str, Any]]:
             report = _make_again(store, jobs, Path(searches[0].raw), arguments)
             print_report(report)
     made = [outcome.scan_id for outcome in report.committed] if report else []
-    for scan_id in made:
-        if scan_id in entries and (names := imported_sources(entries[scan_id].digests)):
-            print(f"{scan_id} had imported masks of {', '.join(names)}: import those again that a note drops")
+    lost = _lost_imports(store, made, entries)
     left = _problems_left(store, problems)
     if left:
         rows = [(problem.scan_id or "(the store)", problem.key, problem.what) for problem in left]
@@ -75,15 +80,50 @@ def run_repair(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         f"{len(removed)} files removed, {len(left)} problems left"
     )
     failed = [*failures, *(report.failed if report else ())]
-    return report.exit_code if report and report.interrupted else int(bool(left or failed)), {
+    return report.exit_code if report and report.interrupted else int(bool(left or failed or lost)), {
         "store": str(arguments.store),
         "num_scans": num_scans,
         "problems": [asdict(problem) for problem in problems],
         "made_again": made,
+        "commit_written_again": restored,
+        "lost_imports": lost,
         "removed": removed,
         "failed": failure_values(failed),
         "left": [asdict(problem) for problem in left],
     }
+
+
+def _restore_commits(
+    store: Store, problems: Sequence[Problem], entries: Mapping[str, IndexEntry]
+) -> list[str]:
+    """Write damaged COMMIT.json files again where the scan is whole otherwise; return the scans' ids."""
+    ids = {problem.scan_id for problem in problems if problem.key.endswith(COMMIT_FILE)} & set(entries)
+    restored = [scan_id for scan_id in sorted(ids) if restore_commit(store.path, entries[scan_id])]
+    for scan_id in restored:
+        print(f"{scan_id}: {COMMIT_FILE} written again")
+    return restored
+
+
+def _damaged(store: Store, problems: Sequence[Problem], restored: Sequence[str]) -> list[str]:
+    """The scans that have to be made again, sorted."""
+    now = [problem for problem in problems if problem.scan_id not in restored]
+    now += [problem for scan_id in restored for problem in verify_scan(store.path, scan_id)]
+    return sorted({p.scan_id for p in now if p.scan_id is not None and p.cure == "make again"})
+
+
+def _lost_imports(
+    store: Store, made: Sequence[str], before: Mapping[str, IndexEntry]
+) -> dict[str, list[str]]:
+    """The imported sources that scans have lost by being made again, told and by scan."""
+    after = read_index(store.path).entries
+    lost = {}
+    for scan_id in made:
+        had = imported_sources(before[scan_id].digests) if scan_id in before else ()
+        gone = [name for name in had if name not in imported_sources(after[scan_id].digests)]
+        if gone:
+            lost[scan_id] = gone
+            print(f"{scan_id}: imported masks of {', '.join(gone)} are lost: mass import-masks them again")
+    return lost
 
 
 def _searches(arguments: Namespace) -> Sequence[Search]:

@@ -8,6 +8,12 @@ from .access import (
     store_name as store_name,
     with_cache as with_cache,
 )
+from .checksums import (
+    sealed as sealed,
+    sealed_line as sealed_line,
+    unsealed as unsealed,
+    unsealed_line as unsealed_line,
+)
 from .errors import (
     CorruptScan as CorruptScan,
     CorruptStore as CorruptStore,
@@ -27,6 +33,7 @@ from .errors import (
     StoreUnreachable as StoreUnreachable,
 )
 from .layout import (
+    COMMIT_FILE as COMMIT_FILE,
     FORMAT_VERSION as FORMAT_VERSION,
     PROPOSAL_COLUMNS as PROPOSAL_COLUMNS,
     digest_of as digest_of,
@@ -42,6 +49,7 @@ from .reading import (
     open_store as open_store,
     scan_bytes as scan_bytes,
     stored_bytes as stored_bytes,
+    undamaged_imports as undamaged_imports,
 )
 from .records import (
     OWN as OWN,
@@ -69,10 +77,12 @@ from .writing import (
     commit_scan as commit_scan,
     finish as finish,
     lift_scan as lift_scan,
+    mend_ledger as mend_ledger,
     read_failed as read_failed,
     read_ledger as read_ledger,
     remove_scan as remove_scan,
     remove_stray as remove_stray,
+    restore_commit as restore_commit,
     scans_to_lift as scans_to_lift,
     sweep as sweep,
     verify as verify,

@@ -130,10 +130,10 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def replace_file(store: Path, name: str, data: bytes) -> None:
-    """Replace STORE/name by `data` in one step. The caller holds the store's lock."""
+    """Replace STORE/name (a path in it) by `data` in one step. The caller holds the store's lock."""
     folder = store / TEMPORARY_FOLDER
     folder.mkdir(exist_ok=True)
-    temporary = folder / name
+    temporary = folder / Path(name).name
     try:
         temporary.unlink(missing_ok=True)
         write_file(temporary, data)
@@ -143,7 +143,7 @@ def replace_file(store: Path, name: str, data: bytes) -> None:
         raise
     finally:
         remove_if_empty(folder)
-    sync_folder(store)
+    sync_folder((store / name).parent)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ Bounds: a curve has at most 400 points, each the mean of the lines that it stand
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -90,11 +89,11 @@ def read_run(folder: Path) -> RunContents:
     Raises:
         CommandError: A file of it is damaged.
     """
-    from training.engine import CONFIG, METRICS, PICTURES, read_metrics
+    from training.engine import METRICS, PICTURES, read_metrics
+    from training.files import read_record, read_settings
 
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        settings = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        record, settings = read_record(folder), read_settings(folder)
         metrics = read_metrics(folder / METRICS) if (folder / METRICS).exists() else []
         report_file = folder / "report.json"
         report = json.loads(report_file.read_text(encoding="utf-8")) if report_file.exists() else {}

@@ -21,7 +21,6 @@ from pipeline.formats import is_transient, until_stalled
 from pipeline.ingest import StandardScan, read_source, standardize
 from pipeline.proposals import propose
 from storage import (
-    CorruptScan,
     LabelVolume,
     Scan,
     ScanNotFound,
@@ -30,10 +29,9 @@ from storage import (
     Store,
     StoreFull,
     commit_scan,
-    imported_sources,
-    imports_of,
     own_digests,
     own_record,
+    undamaged_imports,
     with_imports,
 )
 
@@ -154,27 +152,30 @@ def prepare_one(store: Store, setup: Setup, job: Job) -> tuple[str, int, tuple[s
 def with_kept_imports(before: Scan | None, record: ScanRecord) -> tuple[ScanRecord, tuple[str, ...]]:
     """A scan made anew, with the imported masks that it had, and a note on what became of them.
 
-    Masks belong to places in the patient, so they are kept where the stored grid is the same as before.
+    Masks belong to places in the patient, so they are kept where the stored grid is the same as before. Of a
+    damaged scan those are kept whose own files are whole.
 
     Args:
         before: The scan as it is in the store; None where it is new.
         record: The scan as it is going to be, without imported masks.
     """
-    names = ", ".join(imported_sources(before.digests)) if before is not None else ""
-    if before is None or not names:
+    if before is None:
         return record, ()
+    imports, lost = undamaged_imports(before)
+    names = ", ".join(masks.name for masks in imports)
+    notes = [f"imported masks of {name} lost: {what}. Import them again" for name, what in lost.items()]
+    if not imports:
+        return record, tuple(notes)
+    grid = record.attributes.get("grid")
+    if grid is None or before.attributes.get("grid") != grid:
+        notes.append(f"imported masks of {names} dropped, the grid has changed: import them again")
+        return record, tuple(notes)
     try:
-        old = before.record()
-        grid = record.attributes.get("grid")
-        if grid is None or old.attributes.get("grid") != grid:
-            return record, (f"imported masks of {names} dropped, the grid has changed: import them again",)
-        return with_imports(record, imports_of(old)), (
-            f"imported masks of {names} kept, the grid is the same",
-        )
-    except CorruptScan as error:
-        return record, (f"imported masks of {names} dropped, the stored scan was damaged: {error}",)
+        record = with_imports(record, imports)
+        notes.append(f"imported masks of {names} kept, the grid is the same")
     except StorageError as error:
-        return record, (f"imported masks of {names} dropped, they do not fit any more: {error}",)
+        notes.append(f"imported masks of {names} dropped, they do not fit any more: {error}")
+    return record, tuple(notes)
 
 
 def _fresh_record(before: Scan | None, setup: Setup, job: Job, digests: Mapping[str, str]) -> ScanRecord:

@@ -21,6 +21,9 @@ from .object_index import (
     read_object_index as read_object_index,
     read_pointer as read_pointer,
 )
+from .salvage import (
+    undamaged_imports as undamaged_imports,
+)
 from .scans import (
     Crop as Crop,
     Scan as Scan,

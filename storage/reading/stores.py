@@ -22,6 +22,7 @@ from storage.access import (
     update_file,
     update_object,
 )
+from storage.checksums import sealed, unsealed
 from storage.errors import (
     CorruptScan,
     FormatVersionError,
@@ -144,7 +145,7 @@ class Store:
         """Replace the config (and target spacing) in store.json, in one step."""
         spacing_mm = self.info.spacing_mm if spacing_mm is None else spacing_mm
         info = _checked_info(config, spacing_mm, self.info.format_version)
-        update_file(self.path, STORE_FILE, lambda _: _dump_info(info), doing="set_config")
+        update_file(self.path, STORE_FILE, lambda old: _dump_info(info, old), doing="set_config")
         self.info = info
 
     def require_current(self) -> None:
@@ -159,7 +160,7 @@ class Store:
     def raise_version(self) -> None:
         """Allow scans of the current format version in the store; existing scans are unchanged."""
         info = replace(self.info, format_version=FORMAT_VERSION)
-        update_file(self.path, STORE_FILE, lambda _: _dump_info(info), doing="raise_version")
+        update_file(self.path, STORE_FILE, lambda old: _dump_info(info, old), doing="raise_version")
         self.info = info
 
 
@@ -257,11 +258,16 @@ def open_store(path: str | StorePath) -> Store:
             f"{READ_VERSIONS[-1]}. Use the mass3d that wrote it, or prepare the store anew"
         )
     try:
-        return Store(root, _checked_info(document["config"], float(document["spacing_mm"]), version))
+        document = unsealed(document)
+        info = _checked_info(document["config"], float(document["spacing_mm"]), version)
+        if info.config_digest != document["config_digest"]:
+            raise ValueError("config_digest is not that of config")
     except (KeyError, TypeError, ValueError) as error:
         raise FormatVersionError(
-            f"{root / STORE_FILE}: damaged ({error!r}). Restore it, or prepare the store anew"
+            f"{root / STORE_FILE}: damaged ({error!r}). Restore it from a copy, or take that of an empty "
+            "store with the same settings: mass prepare EMPTY-FOLDER NEW-STORE --config C.toml"
         ) from error
+    return Store(root, info)
 
 
 def _checked_info(config: Mapping[str, Any], spacing_mm: float, format_version: int) -> StoreInfo:
@@ -276,7 +282,8 @@ def _checked_info(config: Mapping[str, Any], spacing_mm: float, format_version: 
     )
 
 
-def _dump_info(info: StoreInfo) -> bytes:
+def _dump_info(info: StoreInfo, before: bytes | None = None) -> bytes:
+    """Return store.json; the present one where that says the same, with or without a checksum."""
     document = {
         "format": FORMAT,
         "format_version": info.format_version,
@@ -284,4 +291,5 @@ def _dump_info(info: StoreInfo) -> bytes:
         "config": info.config,
         "config_digest": info.config_digest,
     }
-    return dump_document(document)
+    same = before is not None and unsealed(json.loads(before)) == document
+    return before if before is not None and same else dump_document(sealed(document))

@@ -4,6 +4,7 @@ from .imported_masks import (
     about_imports as about_imports,
     check_source_name as check_source_name,
     import_digest as import_digest,
+    imported_rows as imported_rows,
     imported_sources as imported_sources,
     imports_of as imports_of,
     own_digests as own_digests,

@@ -15,7 +15,7 @@ which they were imported.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -112,25 +112,42 @@ def imports_of(record: ScanRecord) -> tuple[ImportedMasks, ...]:
     first_code = len(record.sources) - len(names)
     about = record.attributes.get(_ATTRIBUTE, {})
     assert isinstance(about, Mapping)
-    layer_of_order = record.proposals.layer_of_order
+    num_orders = [len(rows) for rows in record.orders]
     found = []
     for code, name in enumerate(names, start=first_code):
-        table = record.table[record.table[:, -1] == code].copy()
-        layers = np.unique(layer_of_order[table[:, 0]])
-        first, last = int(layers[0]), int(layers[-1]) + 1
-        table[:, 0] -= sum(len(rows) for rows in record.orders[:first])
-        table[:, -1] = 0
+        table, layers = imported_rows(record.table, code, num_orders)
         found.append(
             ImportedMasks(
                 name=name,
                 digest=record.digests[_DIGEST + name],
-                atoms=record.atoms[first:last],
-                orders=record.orders[first:last],
+                atoms=record.atoms[layers.start : layers.stop],
+                orders=record.orders[layers.start : layers.stop],
                 table=table,
                 about=about[name],
             )
         )
     return tuple(found)
+
+
+def imported_rows(
+    table: NDArray[np.int32], code: int, num_orders: Sequence[int]
+) -> tuple[NDArray[np.int32], range]:
+    """Return the rows of an imported source, and its atom layers.
+
+    Args:
+        table: int32 (N, 11) of a scan.
+        code: Of the source.
+        num_orders: Trees over each atom layer of the scan.
+
+    Returns:
+        int32 (M, 11), in which orders are counted from the source's first layer and the code is 0.
+    """
+    rows = table[table[:, -1] == code].copy()
+    layers = np.repeat(np.arange(len(num_orders)), num_orders)[rows[:, 0]]
+    first = int(layers.min())
+    rows[:, 0] -= sum(num_orders[:first])
+    rows[:, -1] = 0
+    return rows, range(first, int(layers.max()) + 1)
 
 
 def with_imports(record: ScanRecord, imports: Iterable[ImportedMasks]) -> ScanRecord:

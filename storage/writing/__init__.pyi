@@ -2,11 +2,13 @@ from .committing import (
     commit_scan as commit_scan,
     finish as finish,
     remove_scan as remove_scan,
+    restore_commit as restore_commit,
     sweep as sweep,
 )
 from .ledger import (
     LedgerEntry as LedgerEntry,
     LedgerFile as LedgerFile,
+    mend_ledger as mend_ledger,
     read_failed as read_failed,
     read_ledger as read_ledger,
     write_ledger as write_ledger,

@@ -7,6 +7,8 @@ the folder to its final path and append its line to the index. What a crash leav
     between rename and line   a committed folder without an index line     sweep writes the line
     within the line           a line without newline                       readers skip it, writers cut it
     while replacing a scan    the old folder in tmp/, none at its path     sweep moves the old one back
+
+A COMMIT.json that is damaged or lost is made anew, where the index and all other files of the scan are whole.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from storage.files import (
     full_disk_named,
     remove_if_empty,
     remove_tree,
+    replace_file,
     store_lock,
     sync_folder,
     sync_tree,
@@ -51,8 +54,14 @@ from storage.reading import (
     write_index,
 )
 from storage.records import ScanRecord
-from storage.writing.commit_documents import commit_document
-from storage.writing.object_commits import commit_objects, remove_objects, sweep_objects, write_object_index
+from storage.writing.commit_documents import commit_document, rebuilt_commit
+from storage.writing.object_commits import (
+    commit_objects,
+    remove_objects,
+    restore_pointer,
+    sweep_objects,
+    write_object_index,
+)
 
 _OLD, _LOCK = ".old", ".lock"
 
@@ -210,8 +219,9 @@ def remove_scan(store: str | StorePath, scan_id: str) -> None:
 def sweep(store: str | StorePath) -> int:
     """Repair what crashed writers have left; running writers are not affected.
 
-    Removes their temporary folders, moves back a scan that was being replaced, and makes the index agree with
-    the committed folders: a missing or outdated line is written, a line without a committed scan is removed.
+    Removes their temporary folders, moves back a scan that was being replaced, writes a damaged COMMIT.json
+    again where all else is whole, and makes the index agree with the committed folders: a missing or outdated
+    line is written, a line without a committed scan is removed.
 
     Returns:
         Number of repairs.
@@ -249,16 +259,51 @@ def _sweep_temporary(root: Path) -> int:
     return repaired
 
 
+def restore_commit(store: str | StorePath, entry: IndexEntry) -> bool:
+    """Write a scan's COMMIT.json again if it is damaged or lost and all other files are whole.
+
+    Args:
+        store: The store.
+        entry: The scan's line in the index, which names the digest of COMMIT.json.
+
+    Returns:
+        Whether it was written.
+    """
+    root = open_store(store).path
+    if isinstance(root, StoreUrl):
+        return restore_pointer(root, entry)
+    with full_disk_named(root, f"scan {entry.scan_id}"), store_lock(root):
+        return _restore_commit(root, entry)
+
+
+def _restore_commit(root: Path, entry: IndexEntry) -> bool:
+    """See `restore_commit`; the caller holds the store's lock."""
+    folder = root / entry.path
+    present = _read_commit(folder)
+    if not folder.is_dir() or (present is not None and present.entry.digest == entry.digest):
+        return False
+    data = rebuilt_commit(folder, entry)
+    if data is not None:
+        replace_file(root, f"{entry.path}/{COMMIT_FILE}", data)
+    return data is not None
+
+
 def _sweep_index(root: Path) -> int:
     index = read_index(root)
     truth = {commit.entry.scan_id: commit.entry for commit in committed_scans(root)}
+    restored = 0
+    for scan_id, entry in index.entries.items():
+        differs = scan_id not in truth or truth[scan_id].digest != entry.digest
+        if differs and _restore_commit(root, entry):
+            truth[scan_id] = entry
+            restored += 1
     differing = [
         scan_id for scan_id in {*truth, *index.entries} if truth.get(scan_id) != index.entries.get(scan_id)
     ]
     repaired = len(differing) + len(index.damaged_lines)
     if repaired or index.torn:
         write_index(root, truth.values())
-    return repaired
+    return repaired + restored
 
 
 def committed_scans(root: Path) -> Iterator[Commit]:

@@ -1,7 +1,8 @@
 """The ledger: one line per known source, committed or failed with the reason.
 
 So every source is reported. Sorted by id, replaced in one step. Under the store's lock it is merged with what
-other processes have written. It holds no time of writing, so the same work gives the same bytes.
+other processes have written. It holds no time of writing, so the same work gives the same bytes. Each line
+has a checksum (`storage.checksums`), except those that older versions wrote.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from storage.access import StorePath, StoreUrl, read_if_there, update_file
+from storage.checksums import sealed_line, unsealed_line
 from storage.errors import CorruptStore, InvalidRecord
 from storage.files import collector_paused
 from storage.layout import LEDGER_FILE, dump_line
 from storage.reading import open_store
 from storage.writing.object_commits import write_object_index
+from storage.writing.problems import Problem
 
 State = Literal["committed", "failed"]
 
@@ -98,7 +101,7 @@ def write_ledger(
             merged = {entry.scan_id: line for line, entry in _lines(before or b"", root)}
         for scan_id in forgotten:
             merged.pop(scan_id, None)
-        merged |= {scan_id: dump_line(entry.to_json()) for scan_id, entry in added.items()}
+        merged |= {scan_id: sealed_line(dump_line(entry.to_json())) for scan_id, entry in added.items()}
         return b"".join(merged[scan_id] for scan_id in sorted(merged))
 
     if added or read_if_there(root, LEDGER_FILE) is not None:
@@ -118,13 +121,48 @@ def read_failed(store: str | StorePath) -> dict[str, LedgerEntry]:
 def _lines(data: bytes, root: StorePath, *, holding: bytes = b"") -> Iterator[tuple[bytes, LedgerEntry]]:
     """Yield every line of a ledger that holds some bytes, with its newline, and what it says."""
     for number, line in enumerate(data.splitlines(), start=1):
-        if holding not in line:
-            continue
-        try:
-            entry = LedgerEntry.from_json(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
+        entry = _parsed(line, holding)
+        if isinstance(entry, Exception):
             raise CorruptStore(
-                f"{root / LEDGER_FILE}: line {number} is damaged ({error!r}). Remove the file and run "
-                "`mass prepare` again: it looks at every source anew and keeps the finished scans"
-            ) from error
-        yield line + b"\n", entry
+                f"{root / LEDGER_FILE}: line {number} is damaged ({entry!r}). `mass repair` removes it: the "
+                "next `mass prepare` looks at that source anew and keeps the finished scans"
+            ) from entry
+        if entry is not None:
+            yield line + b"\n", entry
+
+
+def _parsed(line: bytes, holding: bytes = b"") -> LedgerEntry | Exception | None:
+    """Return what a line says, or why it is damaged; None if it does not hold some bytes."""
+    try:
+        text = unsealed_line(line)
+        return LedgerEntry.from_json(json.loads(text)) if holding in text else None
+    except (ValueError, KeyError, TypeError) as error:
+        return error
+
+
+def ledger_problems(root: StorePath) -> Iterator[Problem]:
+    """Yield every damaged line of a store's ledger."""
+    for number, line in enumerate((read_if_there(root, LEDGER_FILE) or b"").splitlines(), start=1):
+        if isinstance(_parsed(line), Exception):
+            what = f"line {number} is damaged; `mass repair` removes it, `mass prepare` writes it again"
+            yield Problem(scan_id=None, key=LEDGER_FILE, what=what, cure="sweep")
+
+
+def mend_ledger(store: str | StorePath) -> int:
+    """Remove damaged lines from a store's ledger; return how many there were.
+
+    Nothing is lost with one: the next `mass prepare` looks at that source anew, or tries it again.
+    """
+    root = open_store(store).path
+    removed = 0
+
+    def without_damaged(before: bytes | None) -> bytes:
+        nonlocal removed
+        lines = (before or b"").splitlines(keepends=True)
+        kept = [line for line in lines if not isinstance(_parsed(line.rstrip(b"\n")), Exception)]
+        removed = len(lines) - len(kept)
+        return b"".join(kept)
+
+    if any(ledger_problems(root)):
+        update_file(root, LEDGER_FILE, without_damaged, doing="ledger")
+    return removed

@@ -14,6 +14,7 @@ So readers that have opened the old commit of a scan can still read it for a day
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import tempfile
@@ -127,6 +128,28 @@ def _point_to(root: StoreUrl, entry: IndexEntry, commit: bytes, *, replace: bool
         f"{root}: scan {entry.scan_id} was replaced by others {_MOST_CONFLICTS} times while it was being "
         "stored. Run one command at a time on it"
     )
+
+
+def restore_pointer(root: StoreUrl, entry: IndexEntry) -> bool:
+    """Put a scan's COMMIT.json again, in whichever of its two places it is damaged; see `restore_commit`."""
+    client = client_of(root)
+    places = [root / scan_key(entry.scan_id) / COMMIT_FILE, root / entry.path / COMMIT_FILE]
+    found = {}
+    for place in places if entry.addressed else ():
+        with suppress(FileNotFoundError):
+            found[place] = client.get(place.key)
+    whole = next(
+        (data for data, _ in found.values() if hashlib.sha256(data).hexdigest() == entry.digest), None
+    )
+    damaged = [place for place in places if place not in found or found[place][0] != whole]
+    if whole is None or not damaged:
+        return False
+    for place in damaged:
+        try:
+            client.put_if(place.key, whole, unchanged=found[place][1] if place in found else None)
+        except ObjectConflictError:  # another writer was faster
+            return False
+    return True
 
 
 def remove_objects(root: StoreUrl, scan_id: str) -> None:

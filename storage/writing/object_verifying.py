@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from storage.access import PART_BYTES, StoreUrl, client_of
 from storage.errors import CorruptScan, InvalidSelection
 from storage.layout import CHANGES_FOLDER, COMMIT_FILE, GARBAGE_FOLDER, INDEX_FILE, SCANS_FOLDER, scan_key
-from storage.reading import IndexEntry, find_entry, list_marks, parse_commit, read_object_index
+from storage.reading import REMOVED, IndexEntry, find_entry, list_marks, parse_commit, read_object_index
 from storage.writing.problems import Cure, Problem
 
 _REDO = "prepare the scan again"
@@ -138,7 +138,12 @@ def _scan_problems(
     committed = {**commit.keys, COMMIT_FILE: (len(data), digest)}
     for key, what in _file_problems(root / commit.entry.path, files, committed):
         yield problem(key, what)
-    for name in sorted(_others(listed, folder, set(committed)) - {f for s, f in known if s == scan_id}):
+    marks = {name for marked, name in known if marked == scan_id}
+    others = _others(listed, folder, set(committed)) - marks
+    if folder and marks - {REMOVED, *(key.split("/")[0] for key in listed.sizes)}:
+        # Of a replaced commit that was copied from disk the files lie beside COMMIT.json, for a day.
+        others = {name for name in others if "/" in name}
+    for name in sorted(others):
         yield problem(name, "not part of what was committed; remove it", "remove")
 
 

@@ -10,6 +10,7 @@ from storage.errors import CorruptScan, InvalidSelection
 from storage.files import checksum, list_files, reader_lock, remove_if_empty, remove_tree
 from storage.layout import COMMIT_FILE, INDEX_FILE, SCANS_FOLDER, scan_key
 from storage.reading import Index, IndexEntry, open_store, parse_commit, read_index
+from storage.writing.ledger import ledger_problems
 from storage.writing.object_verifying import remove_stray_object, verify_objects
 from storage.writing.problems import Cure, Problem
 
@@ -22,6 +23,7 @@ def verify(store: str | StorePath, *, on_scan: Callable[[str], None] | None = No
         on_scan: Called with the id of each scan before it is checked.
     """
     root = open_store(store).path
+    yield from ledger_problems(root)
     if isinstance(root, StoreUrl):
         yield from verify_objects(root, on_scan=on_scan)
         return

@@ -305,6 +305,40 @@ def test_new_proposals_keep_imported_masks_and_a_new_grid_drops_them(folder: Pat
     assert imported_sources(without.digests) == ()
 
 
+def test_of_a_damaged_scan_those_imported_masks_are_kept_whose_own_files_are_whole(folder: Path) -> None:
+    for source in ("one", "two"):
+        run("import-masks", folder / "store", folder / "raw" / "ann_label.nii.gz", "--source", source)
+    old = stored(folder).scan("ann").record()
+
+    def kept_without(*keys: str) -> tuple[list[str], tuple[str, ...]]:
+        scan = stored(folder).scan("ann")
+        paths = [scan.path / key for key in keys]  # type: ignore[operator]
+        whole = [path.read_bytes() for path in paths]
+        for path in paths:
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+        again, notes = with_kept_imports(scan, own_record(old))
+        for path, data in zip(paths, whole, strict=True):
+            path.write_bytes(data)
+        for masks in imports_of(again):
+            (same,) = [one for one in imports_of(old) if one.name == masks.name]
+            np.testing.assert_array_equal(masks.table, same.table)
+            np.testing.assert_array_equal(masks.atoms[0], same.atoms[0])
+        return [masks.name for masks in imports_of(again)], notes
+
+    both = ["one", "two"]
+    assert kept_without("0/c.0.0.0", "labels/atoms/0/c.0.0.0", "scores/c.0", "labels/zarr.json")[0] == both
+    names, notes = kept_without("labels/atoms_1/0/c.0.0.0")
+    assert names == ["two"]
+    assert "imported masks of one lost: 4 masks" in notes[0]
+    assert "labels/atoms_1/0" in notes[0]
+    assert "two kept" in notes[1]
+    assert kept_without("segments/2/c.0.0")[0] == ["one"]
+    for every in ("proposals/c.0.0", "zarr.json"):
+        names, notes = kept_without(every)
+        assert (names, len(notes)) == ([], 2)
+        assert every.split("/")[0] in notes[0]
+
+
 def test_status_tells_of_imports_and_calls_nothing_stale_because_of_them(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from commands.caches import cache_folder
@@ -44,6 +45,15 @@ def repair(store: Path, out: Path, *more: object) -> tuple[int, dict[str, object
     return code, json.loads(out.read_text()) if code < 2 else {}
 
 
+def import_box(store: Path, scan_id: str, source: str, folder: Path) -> None:
+    """Import one mask, a box on the stored grid."""
+    mask = np.zeros((1, *open_store(store).entries[scan_id].shape_zyx), dtype=bool)
+    mask[:, 2:6, 2:6, 2 : 5 + len(source)] = True
+    np.savez(folder / f"{source}.npz", mask)
+    words = ["import-masks", str(store), str(folder / f"{source}.npz"), "--scan", scan_id, "--source", source]
+    assert main([*words, "--grid", "stored"]) == 0
+
+
 @pytest.fixture
 def made(raw: Path, tmp_path: Path, settings: Settings) -> Path:
     assert prepare_store(raw, tmp_path / "store", settings, Options()).exit_code == 0
@@ -53,9 +63,12 @@ def made(raw: Path, tmp_path: Path, settings: Settings) -> Path:
 def test_damage_of_every_kind_is_mended_to_the_byte_and_the_rest_is_left_alone(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for source in ("one", "two"):
+        import_box(made, "ann_ct", source, tmp_path)
     before, then = store_bytes(made), times(made)
     flip(folder(made, "ann_ct") / "0" / "c.0.0.0")
     (folder(made, "ben_ct") / "COMMIT.json").write_bytes(b"{")
+    flip(folder(made, "ben_ct") / "scores" / "c.0")
     (folder(made, "cis_ct") / "0" / "notes.txt").write_text("mine")
     index = made / "index.jsonl"
     index.write_bytes(b"garbage\n" + index.read_bytes())
@@ -63,11 +76,33 @@ def test_damage_of_every_kind_is_mended_to_the_byte_and_the_rest_is_left_alone(
     assert (code, sorted(told["made_again"])) == (0, ["ann_ct", "ben_ct"])  # type: ignore[call-overload]
     assert told["removed"] == ["cis_ct/0/notes.txt"]
     assert list(verify(made)) == []
-    assert store_bytes(made) == before
+    assert store_bytes(made) == before, "with the imported masks"
     assert times(made)["cis_ct"] == then["cis_ct"]
     assert times(made)["ann_ct"] != then["ann_ct"]
     assert "2 scans made again, 1 files removed, 0 problems left" in capsys.readouterr().out
     assert repair(made, tmp_path / "r.json")[1]["made_again"] == []
+
+
+def test_what_is_known_from_elsewhere_is_written_again_and_no_scan_is_made(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import_box(made, "ann_ct", "one", tmp_path)
+    before = store_bytes(made)
+    for damage in (b"{", None, before[f"{open_store(made).entries['ann_ct'].path}/COMMIT.json"][:-1] + b" "):
+        commit = folder(made, "ann_ct") / "COMMIT.json"
+        commit.unlink() if damage is None else commit.write_bytes(damage)
+        ledger = made / "ledger.jsonl"
+        ledger.write_bytes(ledger.read_bytes() + b"garbage\n")
+        code, told = repair(made, tmp_path / "r.json")
+        assert (code, told["made_again"], told["commit_written_again"]) == (0, [], ["ann_ct"])
+        assert store_bytes(made) == before
+    flip(folder(made, "ann_ct") / "labels" / "atoms_1" / "0" / "c.0.0.0")
+    code, told = repair(made, tmp_path / "r.json")
+    assert (code, told["made_again"], told["lost_imports"]) == (1, ["ann_ct"], {"ann_ct": ["one"]})
+    shown = capsys.readouterr().out
+    assert "imported masks of one lost: 1 masks" in shown
+    assert "ann_ct: imported masks of one are lost: mass import-masks them again" in shown
+    assert list(verify(made)) == []
 
 
 def test_a_source_that_is_gone_or_changed_is_told_and_the_others_are_made(

@@ -1,8 +1,9 @@
 """Records the metrics of a training (JSON lines, TensorBoard) and its progress (one line for the terminal).
 
 *Writes* RUN/metrics.jsonl, with one JSON object per line: "kind" ("train" or "evaluation"), "step" (steps
-done), and numbers by name; and RUN/tensorboard/. A run that resumes at step s first removes what was written
-for later steps, so that every step is recorded once. Only the first process writes.
+done), numbers by name, and "checksum" (`storage.sealed_line`); and RUN/tensorboard/. A run that resumes at
+step s first removes what was written for later steps, so that every step is recorded once. Only the first
+process writes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from storage import sealed_line, unsealed_line
 from training.engine.precision import ChosenPrecision
+from training.errors import RunError
 from training.files import write_atomically
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
@@ -123,7 +126,8 @@ class Monitor:
             values: Numbers by name.
         """
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        self._file.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
+        line = json.dumps({"kind": kind, "step": step, **finite}) + "\n"
+        self._file.write(sealed_line(line.encode()).decode())
         self._file.flush()
         for name, value in finite.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
@@ -146,16 +150,35 @@ class Monitor:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the objects in a metrics file, without an incomplete last line of a killed process."""
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    """Return the objects in a metrics file, without an incomplete last line of a killed process.
+
+    Raises:
+        RunError: A line is damaged.
+    """
+    return [values for _, values in _lines(path)]
 
 
 def drop_lines_after(path: Path, step: int) -> None:
     """Remove the lines for steps after `step` from a metrics file, atomically."""
-    kept = [line for line in read_metrics(path) if line["step"] <= step]
-    data = "".join(json.dumps(line) + "\n" for line in kept).encode()
+    data = b"".join(line + b"\n" for line, values in _lines(path) if values["step"] <= step)
     write_atomically(path, lambda file: file.write(data))
+
+
+def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """Return each whole line of a metrics file, and what it says."""
+    data = path.read_bytes()
+    found = []
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            values = json.loads(unsealed_line(line))
+            if "step" not in values:
+                raise ValueError("no step")
+            found.append((line, values))
+        except (ValueError, TypeError) as error:
+            raise RunError(
+                f"{path}: line {number} is damaged ({error}). Remove that line: no weight depends on it"
+            ) from error
+    return found
 
 
 def _duration(seconds: float) -> str:

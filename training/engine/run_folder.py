@@ -12,9 +12,9 @@
         MODEL_CARD.md         what they were trained on and how
         report.json           of a fine-tuning: Dice, HD95, ASD on held-out labelled scans
 
-*Writes* config.toml and run.json once, when a run begins. *Reads* them when the run is resumed: settings that
-change the weights must be equal; settings that do not (the table [run]) may differ. A lock on the folder
-keeps other processes out; it is released when the process that holds it ends.
+*Writes* config.toml and run.json once, when a run begins; run.json has checksums of both. *Reads* them when
+the run is resumed: settings that change the weights must be equal; settings that do not (the table [run]) may
+differ. A lock on the folder keeps other processes out; it is released when the process that holds it ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,14 +35,18 @@ from training.engine.checkpoints import list_checkpoints
 from training.engine.distributed import Ranks, common_support
 from training.engine.precision import ChosenPrecision, Precision, precision_of_run
 from training.errors import ConfigError, RunError
-from training.files import write_atomically
+from training.files import (
+    CHANGEABLE,
+    CONFIG as CONFIG,
+    RECORD as RECORD,
+    read_record,
+    read_settings,
+    write_record,
+)
 from training.network import TrainedOn
 
-CONFIG, RECORD, CHECKPOINTS, LOCK = "config.toml", "run.json", "checkpoints", ".lock"
+CHECKPOINTS, LOCK = "checkpoints", ".lock"
 PICTURES = "pictures"
-
-CHANGEABLE = "run"
-"""The table of settings that may differ when a run is resumed, because none of them changes a weight."""
 
 _MAX_NAMES = 5
 """Largest number of names that one message lists."""
@@ -147,11 +150,7 @@ def begin_run(folder: Path, record: RunRecord, precision: ChosenPrecision | None
         "trained_on": record.trained_on.to_json(),
         "scans": dict(record.scans),
     }
-    write_atomically(folder / CONFIG, lambda file: file.write(to_toml(record.settings).encode()))
-    # run.json is written last: a folder that has it is a run.
-    write_atomically(
-        folder / RECORD, lambda file: file.write(json.dumps(document, indent=1).encode() + b"\n")
-    )
+    write_record(folder, document, to_toml(record.settings))
 
 
 def check_run(folder: Path, record: RunRecord) -> None:
@@ -162,19 +161,19 @@ def check_run(folder: Path, record: RunRecord) -> None:
         record: Present settings and scans.
 
     Raises:
-        RunError: There is no run in the folder.
+        RunError: There is no run in the folder, or its record is damaged.
         ConfigError: Settings or scans differ; the message says which.
     """
     if not (folder / RECORD).exists():
         raise RunError(f"{folder}: there is no run here to go on with. Leave out --resume to begin one")
-    before = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    before = read_settings(folder)
     changed = describe_differences(before, record.settings)
     if changed:
         raise ConfigError(
             f"{folder}: the run was begun with other settings: {_listed(changed)}. Go on with those in "
             f"{folder / CONFIG} (leave --config and --recipe out), or begin a new run"
         )
-    scans: Mapping[str, str] = json.loads((folder / RECORD).read_text(encoding="utf-8"))["scans"]
+    scans: Mapping[str, str] = read_record(folder)["scans"]
     if scans != dict(record.scans):
         raise ConfigError(
             f"{folder}: the store is not what the run was begun on: "
@@ -184,10 +183,9 @@ def check_run(folder: Path, record: RunRecord) -> None:
 
 def begun_precision(folder: Path) -> Precision | None:
     """Return the precision that the run in a folder began with; None if no run or no precision is there."""
-    path = folder / RECORD
-    if not path.exists():
+    if not (folder / RECORD).exists():
         return None
-    name: Precision | None = json.loads(path.read_text(encoding="utf-8")).get("precision", {}).get("name")
+    name: Precision | None = read_record(folder).get("precision", {}).get("name")
     return name
 
 

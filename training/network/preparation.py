@@ -6,14 +6,14 @@ run's run.json. A published checkpoint has no such record: spacing and crop are 
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from storage import Store
+from training.errors import RunError
+from training.files import CONFIG, RECORD, read_record, read_settings
 
 PUBLISHED_SPACING_MM = 1.5
 """Voxel edge of the scans that the published weights were trained on (Gao et al., CVPR 2026)."""
@@ -131,18 +131,22 @@ def recorded_beside(path: Path) -> TrainedOn | None:
 
     Args:
         path: RUN/weights.safetensors, or RUN/checkpoints/step-N.pt.
+
+    Raises:
+        RunError: The record is damaged.
     """
     for folder in (path.absolute().parent, path.absolute().parent.parent):
-        record, config = folder / "run.json", folder / "config.toml"
-        if not (record.is_file() and config.is_file()):
+        if not ((folder / RECORD).is_file() and (folder / CONFIG).is_file()):
             continue
         try:
-            trained_on = TrainedOn.from_json(json.loads(record.read_text(encoding="utf-8")).get("trained_on"))
+            trained_on = TrainedOn.from_json(read_record(folder).get("trained_on"))
             if trained_on is not None:
                 return trained_on
             # Runs older than this record have at least the crop, in their settings.
-            crop = tomllib.loads(config.read_text(encoding="utf-8"))["data"]["crop_voxels"]
+            crop = read_settings(folder)["data"]["crop_voxels"]
             return TrainedOn(crop_voxels=_size(crop))
+        except RunError:  # damaged: not the same as without a record
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
     return None

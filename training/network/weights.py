@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from training.errors import CheckpointError, ConfigError
-from training.files import write_atomically
+from training.files import read_record, write_atomically
 from training.network.encoder import Widths
 from training.network.iris import Iris
 from training.network.preparation import TrainedOn, recorded_beside
@@ -197,7 +197,7 @@ def _card_of(source: Path, net: Iris, weights: WhichWeights) -> ModelCard:
     run: Mapping[str, Any] = {}
     for folder in (source.absolute().parent, source.absolute().parent.parent):
         if (folder / "run.json").is_file() and not run:
-            run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            run = read_record(folder)
             recipe = folder / "config.toml"
             document["recipe"] = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
     # Tables that other rooms keep in a checkpoint's settings, as that of a fine-tuning's structures.

@@ -105,6 +105,31 @@ def test_no_store_is_told_from_another_version(tmp_path: Path, store: Path) -> N
             open_store(store)
 
 
+def test_a_flipped_bit_of_store_json_is_an_error_or_changes_nothing(store: Path) -> None:
+    path, info = store / "store.json", open_store(store).info
+    whole, found = path.read_bytes(), 0
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            assert open_store(store).info == info
+        except FormatVersionError:
+            found += 1
+    assert found > 0.9 * len(whole), "all but a few spaces"
+
+
+def test_a_store_json_of_an_older_version_is_read_and_its_config_is_checked(store: Path) -> None:
+    path, info = store / "store.json", open_store(store).info
+    document = json.loads(path.read_text())
+    del document["checksum"]
+    path.write_text(json.dumps(document))
+    assert open_store(store).info == info
+    path.write_text(json.dumps(document | {"config": {"max_atoms": 101}}))
+    with pytest.raises(FormatVersionError, match="config_digest is not that of config"):
+        open_store(store)
+
+
 def test_an_unknown_scan_is_named(store: Path) -> None:
     with pytest.raises(ScanNotFound, match=r"scan 'nobody': not in .* which has 1 scans"):
         open_store(store).scan("nobody")

@@ -24,6 +24,7 @@ from storage import (
     parse_store_path,
     read_ledger,
     remove_scan,
+    restore_commit,
     stored_bytes,
     sweep,
     verify,
@@ -297,6 +298,43 @@ def test_verify_finds_every_kind_of_damage(url: str, small: ScanRecord) -> None:
     assert open_store(url).scan("scan-1").shape == SMALL, "the commit's folder has a COMMIT.json of its own"
     commit_scan(url, small)
     assert {problem.key for problem in verify(url)} == {f"{commit_folder(entry.digest)}/more"}
+
+
+def test_files_that_were_copied_from_disk_wait_for_the_sweep_when_they_are_replaced(
+    url: str, small: ScanRecord, tmp_path: Path
+) -> None:
+    local = create_store(tmp_path / "store", spacing_mm=1.5, config=CONFIG).path
+    commit_scan(local, small)
+    place = place_of(url)
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            key = (place / str(path.relative_to(tmp_path / "store"))).key
+            client_of(place).put(key, path.read_bytes())
+    commit_scan(place, differently(small), replace=True)
+    finish(place)
+    assert list(verify(place)) == []
+
+
+def test_a_damaged_commit_of_either_place_is_written_again_from_the_other(
+    url: str, small: ScanRecord
+) -> None:
+    place = made(url)
+    commit_scan(place, small)
+    finish(place)
+    before = objects_of(place)
+    entry = open_store(place).entries[small.scan_id]
+    scan = place / f"{entry.path.rsplit('/', 1)[0]}"
+    for damaged in (scan / "COMMIT.json", place / entry.path / "COMMIT.json"):
+        for bad in (b"{", before_of(before, damaged, place) + b" ", None):
+            client_of(place).delete([damaged.key]) if bad is None else client_of(place).put(damaged.key, bad)
+            assert list(verify(place))
+            assert restore_commit(place, entry)
+            assert (objects_of(place), list(verify(place))) == (before, [])
+    assert not restore_commit(place, entry)
+
+
+def before_of(objects: dict[str, bytes], url: StoreUrl, store: StoreUrl) -> bytes:
+    return objects[url.key.removeprefix(f"{store.key}/")]
 
 
 def test_a_long_list_of_changes_is_written_into_the_index_while_scans_are_stored(

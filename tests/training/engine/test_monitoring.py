@@ -6,12 +6,14 @@ import json
 import math
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training.engine.monitoring import METRICS, Monitor, TrainingProgress, drop_lines_after, read_metrics
+from training.errors import RunError
 
 
 def test_a_run_that_goes_on_tells_no_step_twice(tmp_path: Path) -> None:
@@ -39,12 +41,32 @@ def test_half_a_line_of_a_killed_process_is_dropped(tmp_path: Path) -> None:
     assert path.read_text() == '{"step": 1}\n'
 
 
+def test_any_flipped_bit_of_the_metrics_is_an_error_or_changes_no_number(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path, step=0)
+    for step in (1, 2):
+        monitor.record("train", step, {"loss": 1 / step})
+    monitor.close()
+    path = tmp_path / METRICS
+    whole, lines = path.read_bytes(), read_metrics(path)
+    for place in range(len(whole) - 1):  # without its newline a last line is one that was cut off
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with suppress(RunError):
+            read = [{name: line[name] for name in ("kind", "step", "loss")} for line in read_metrics(path)]
+            assert read == lines, place
+    path.write_bytes(whole.replace(b"0.5", b"0.4"))
+    with pytest.raises(RunError, match="line 2 is damaged"):
+        read_metrics(path)
+
+
 def test_a_number_that_is_none_is_left_out_so_that_any_reader_of_json_can_read(tmp_path: Path) -> None:
     monitor = Monitor(tmp_path, step=0)
     monitor.record("evaluation", 1, {"dice": math.nan, "dice/a": 0.5})
     monitor.close()
     text = (tmp_path / METRICS).read_text()
     assert json.loads(text, parse_constant=lambda name: 1 / 0) == {
+        "checksum": text[13:21],
         "kind": "evaluation",
         "step": 1,
         "dice/a": 0.5,

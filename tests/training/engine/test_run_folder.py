@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from training.engine.run_folder import (
     to_toml,
 )
 from training.errors import ConfigError, RunError
+from training.files import read_settings
 from training.pretraining.config import published, small
 
 RECORD = RunRecord(
@@ -63,6 +66,34 @@ def test_a_setting_that_only_watches_may_differ(tmp_path: Path) -> None:
     config = small()
     other = replace(config, run=replace(config.run, num_workers=7, keep_last=9))
     check_run(tmp_path / "run", replace(RECORD, settings=other.values()))
+
+
+def test_any_flipped_bit_of_settings_or_record_is_an_error_or_changes_no_weight(tmp_path: Path) -> None:
+    settings = {"data": {"crop_voxels": 32, "label": "liver"}, "run": {"num_workers": 4}}
+    record = replace(RECORD, settings=settings)
+    begin_run(tmp_path, record)
+    for name in ("config.toml", "run.json"):
+        path = tmp_path / name
+        whole = path.read_bytes()
+        for place in range(len(whole)):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << place % 8
+            path.write_bytes(damaged)
+            with suppress(RunError):
+                check_run(tmp_path, record)
+                assert read_settings(tmp_path)["data"] == settings["data"], damaged
+        path.write_bytes(whole)
+    (tmp_path / "config.toml").write_text(to_toml(settings).replace("32", "48"))
+    with pytest.raises(RunError, match=r"config.toml: damaged, or changed by hand"):
+        check_run(tmp_path, record)
+
+
+def test_a_run_of_an_older_version_has_no_checksum_and_goes_on(tmp_path: Path) -> None:
+    begin_run(tmp_path, RECORD)
+    document = json.loads((tmp_path / "run.json").read_text())
+    del document["checksum"], document["settings_digest"]
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    check_run(tmp_path, RECORD)
 
 
 @pytest.mark.parametrize(
