@@ -97,8 +97,9 @@ def _restore_commits(
     store: Store, problems: Sequence[Problem], entries: Mapping[str, IndexEntry]
 ) -> list[str]:
     """Write damaged COMMIT.json files again where the scan is whole otherwise; return the scans' ids."""
-    ids = {problem.scan_id for problem in problems if problem.key.endswith(COMMIT_FILE)} & set(entries)
-    restored = [scan_id for scan_id in sorted(ids) if restore_commit(store.path, entries[scan_id])]
+    named = {p.scan_id for p in problems if p.scan_id in entries and p.key.endswith(COMMIT_FILE)}
+    ids = sorted(scan_id for scan_id in named if scan_id is not None)
+    restored = [scan_id for scan_id in ids if restore_commit(store.path, entries[scan_id])]
     for scan_id in restored:
         print(f"{scan_id}: {COMMIT_FILE} written again")
     return restored

@@ -20,8 +20,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-SERVICES = {"pypi": "https://pypi.org/pypi/pip/json", "osv": "https://api.osv.dev/v1/vulns/PYSEC-2023-228"}
-"""An address of each database that answers where it can be reached."""
+SERVICES = {
+    "pypi": "https://pypi.org/pypi/jinja2/2.4.1/json",
+    "osv": "https://api.osv.dev/v1/vulns/PYSEC-2023-228",
+}
+"""An address of each database that names a known vulnerability. Mirrors of PyPI may answer for packages, but
+not for versions; pip-audit would then find nothing, and say that nothing is wrong."""
 
 ANSWER_SECONDS = 10
 
@@ -31,7 +35,7 @@ def reachable(services: Mapping[str, str] = SERVICES) -> str:
     for name, url in services.items():
         try:
             with urllib.request.urlopen(url, timeout=ANSWER_SECONDS) as answer:
-                if answer.status == 200:
+                if answer.status == 200 and b"PYSEC-" in answer.read():
                     return name
         except OSError:  # refused, no such name, 404 of a mirror without that database
             continue

@@ -1,10 +1,12 @@
 """Pin every package of a release, with the checksum of the file that pip takes.
 
-    python release/pins.py            release/requirements-3.11.txt, for the Python that runs it
-    python release/pins.py --tools    release/tools.txt: what `make audit` and `make sbom` run
+    python release/pins.py                  release/requirements-3.11.txt, for the Python that runs it
+    python release/pins.py --python 3.13    for another one; which packages, says the metadata of those here
+    python release/pins.py --tools          release/tools.txt: what `make audit` and `make sbom` run
 
 *Reads* pyproject.toml and constraints.txt, and asks pip, which asks the index that it is set up for; nothing
-is installed. *Writes* a file for this kind of machine, to install with
+is installed. For another Python it needs an environment with all packages (.venv), and takes wheels only.
+*Writes* a file for this kind of machine, to install with
 
     pip install --require-hashes --no-deps -r release/requirements-3.11.txt
 
@@ -23,8 +25,12 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,12 +43,41 @@ BUILDS_OF_TORCH = re.compile(r"torch|triton|nvidia-.*|cuda-.*")
 """Packages whose files differ from machine to machine."""
 
 
-def resolve(requirements: Iterable[str], python: str = "") -> list[Mapping[str, Any]]:
+def needed(requirements: Iterable[str], python: str) -> list[str]:
+    """Return the packages that others need on a Python, by the metadata of those installed here, sorted.
+
+    Args:
+        requirements: Of the project.
+        python: Version, such as 3.13.
+    """
+    surroundings = {"python_version": python, "python_full_version": f"{python}.99"}
+    waiting = [(Requirement(text), frozenset[str]()) for text in requirements]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    while waiting:
+        requirement, extras = waiting.pop()
+        marker, name = requirement.marker, canonicalize_name(requirement.name)
+        applies = marker is None or any(
+            marker.evaluate({**surroundings, "extra": extra}) for extra in extras or {""}
+        )
+        wanted = (name, frozenset(requirement.extras))
+        if not applies or wanted in seen:
+            continue
+        seen.add(wanted)
+        try:
+            more = metadata.requires(name) or ()
+        except metadata.PackageNotFoundError:  # a package that only that Python needs
+            more = ()
+        waiting += [(Requirement(text), wanted[1]) for text in more]
+    return sorted({name for name, _ in seen})
+
+
+def resolve(requirements: Iterable[str], python: str = "", *, alone: bool = False) -> list[Mapping[str, Any]]:
     """Return what pip would install, as its report has it.
 
     Args:
         requirements: As on pip's command line.
         python: Version that the packages are for, where it is not this one; wheels only.
+        alone: Whether nothing is added that these need.
 
     Raises:
         subprocess.CalledProcessError: pip finds no set of packages.
@@ -53,6 +88,7 @@ def resolve(requirements: Iterable[str], python: str = "") -> list[Mapping[str, 
         command += ["--constraint", str(ROOT / "constraints.txt"), "--report", str(report)]
         if python:
             command += ["--python-version", python, "--only-binary", ":all:", "--target", folder]
+        command += ["--no-deps"] if alone else []
         subprocess.run([*command, *requirements], check=True)
         found: list[Mapping[str, Any]] = json.loads(report.read_text())["install"]
     return found
@@ -88,12 +124,18 @@ def pinned(packages: Iterable[Mapping[str, Any]], *, title: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _without_file(name: str) -> Mapping[str, Any]:
+    """What pip would report of an installed package, without the file that it comes from."""
+    return {"metadata": {"name": name, "version": metadata.version(name)}, "download_info": {}}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the files."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tools", action="store_true")
+    parser.add_argument("--python", choices=PYTHONS, default="")
     arguments = parser.parse_args(argv)
     folder = ROOT / "release"
     if arguments.tools:
@@ -102,8 +144,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         (folder / "tools.txt").write_text(pinned(found, title=title))
         return 0
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    python = ".".join(platform.python_version_tuple()[:2])
-    found = resolve(project["dependencies"])
+    here = ".".join(platform.python_version_tuple()[:2])
+    python = arguments.python or here
+    if python == here:
+        found = resolve(project["dependencies"])
+    else:
+        names = needed(project["dependencies"], python)
+        found = resolve([name for name in names if not BUILDS_OF_TORCH.fullmatch(name)], python, alone=True)
+        found += [_without_file(name) for name in names if BUILDS_OF_TORCH.fullmatch(name)]
     what = f"mass3d {project['version']} on Python {python}, {platform.system()}, {platform.machine()}"
     path = folder / f"requirements-{python}.txt"
     path.write_text(pinned(found, title=f"Made by `python release/pins.py`: {what}"))

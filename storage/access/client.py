@@ -232,11 +232,7 @@ class ObjectClient:
             try:
                 return call()
             except FileNotFoundError as error:
-                if _code(error) == "NoSuchBucket" or "ContainerNotFound" in str(error):
-                    raise StoreUnreachable(
-                        f"{self._name}: there is no such bucket{_endpoint_shown(self._name)}. Make it, or "
-                        "check the URL and the endpoint"
-                    ) from None
+                self._raise_if_no_bucket(error)
                 raise
             except (self._exceptions.BaseError, _ShortAnswerError, TimeoutError, ConnectionError) as error:
                 self._raise_if_lasting(doing, key, error)
@@ -251,8 +247,16 @@ class ObjectClient:
             time.sleep(wait * random.uniform(0.5, 1.0))
         raise AssertionError("unreachable")
 
+    def _raise_if_no_bucket(self, error: Exception) -> None:
+        if _code(error) in ("NoSuchBucket", "ContainerNotFound"):
+            raise StoreUnreachable(
+                f"{self._name}: there is no such bucket{_endpoint_shown(self._name)}. Make it, or check the "
+                "URL and the endpoint"
+            ) from None
+
     def _raise_if_lasting(self, doing: str, key: str, error: Exception) -> None:
         """Raise what another try would not change; the causes are left out, since they may hold a key."""
+        self._raise_if_no_bucket(error)
         exceptions, where = self._exceptions, f"{self._name}/{key}"
         status, code = _status(error), _code(error)
         if status == 507 or code in _FULL_CODES:

@@ -135,9 +135,19 @@ def test_a_file_that_was_never_committed_is_not_read(store: Path, scan: Scan, ke
     document = json.loads(path.read_bytes())
     del document["keys"][key]
     path.write_bytes(dump_document(document))
-    assert sweep(store) == 1  # the index names this COMMIT.json from now on
+    (store / "index.jsonl").unlink()
+    sweep(store)  # the index names this COMMIT.json from now on
     with pytest.raises(CorruptScan, match=f"scan-1: COMMIT.json lacks {key}"):
         open_store(store).scan("scan-1").image_codes()
+
+
+def test_a_commit_with_a_flipped_bit_is_not_taken_for_a_new_state(store: Path, scan: Scan) -> None:
+    path = scan.path / "COMMIT.json"
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b"sha256", b"sha257", 1).replace(b'"split": "', b'"split": "x'))
+    assert sweep(store) == 1
+    assert path.read_bytes() == before
+    assert list(verify(store)) == []
 
 
 def test_a_store_without_its_lock_file_can_be_verified(store: Path, scan: Scan) -> None:
