@@ -13,7 +13,7 @@ from commands.main import main
 from commands.prepare.command import prepare_store
 from commands.prepare.settings import Settings
 from commands.prepare.work import Options
-from storage import StoreUrl, open_store, parse_store_path, read_ledger
+from storage import StoreUrl, parse_store_path, read_ledger
 from storage.access import client_of
 from tests.storage.access.object_server import (
     ACCESS_KEY,
@@ -114,16 +114,6 @@ def test_prepare_and_pretrain_give_the_same_bytes_as_on_disk(
         assert weights == (tmp_path / "a" / "weights.safetensors").read_bytes()
         if name == "d":
             assert proxy.bytes_sent < 20_000, "all but the index comes from the cache"
-
-    mask = raw / "ann_ct_label.nii.gz"
-    for store in (local, url):
-        assert main(["import-masks", str(store), str(mask), "--scan", "ann_ct"]) == 0
-    assert scan_objects(url) == scan_files(local)
-    damaged = url / open_store(url).entries["ann_ct"].path / "0" / "c.0.0.0"
-    client_of(url).put(damaged.key, b"damaged")
-    assert main(["verify", str(url)]) == 1
-    assert main(["repair", str(url)]) == 0
-    assert scan_objects(url) == scan_files(local), "with the imported masks"
 
     for words in (["status"], ["verify"], ["score", "--scan", "ann*"], ["lift"]):
         result = tmp_path / "result.json"
