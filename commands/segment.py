@@ -33,6 +33,7 @@ from training.engine import choose_device
 from training.errors import TrainingError
 from training.inference import (
     Found,
+    InferenceConfig,
     Segmentation,
     SegmentConfig,
     Segmenter,
@@ -161,6 +162,8 @@ def ended_by_sigterm() -> Iterator[None]:
 def settings(arguments: Namespace, trained_on: TrainedOn) -> tuple[SegmentConfig, IngestConfig]:
     """How targets are prepared and segmented: as the network was trained, unless an option says otherwise."""
     changes: dict[str, Any] = {"mirror": arguments.mirror, "overlap_fraction": arguments.overlap}
+    if arguments.finetuned:
+        changes["threshold"] = InferenceConfig.threshold
     inference = inference_for(trained_on, **changes)
     if arguments.window:
         z, y, x = arguments.window

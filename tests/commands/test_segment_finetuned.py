@@ -11,11 +11,15 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from commands.arguments import parser
 from commands.main import main
+from commands.segment import settings
 from tests.phantom import phantom
 from tests.training.finetuning.test_run import TINY, export
 from tests.training.phantom_store import make_phantom_store
 from training.finetuning.run import finetune
+from training.inference import WHOLE_SCAN_THRESHOLD, InferenceConfig
+from training.network import TrainedOn
 from training.pretraining.config import ModelConfig
 
 
@@ -89,3 +93,11 @@ def test_what_cannot_be_is_said_in_a_sentence(
     assert segment(folder, tmp_path / "out", *options, checkpoint=checkpoint) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_network_fine_tuned_on_whole_scans_keeps_the_threshold_of_its_training() -> None:
+    trained_on = TrainedOn(crop_voxels=(16, 32, 32), whole_scans=True)
+    arguments = parser().parse_args(["segment", "RUN", "scan.nii.gz", "--out", "OUT"])
+    assert settings(arguments, trained_on)[0].inference.threshold == WHOLE_SCAN_THRESHOLD
+    arguments = parser().parse_args(["segment", "RUN", "--finetuned", "scan.nii.gz", "--out", "OUT"])
+    assert settings(arguments, trained_on)[0].inference.threshold == InferenceConfig.threshold

@@ -15,6 +15,7 @@ from .prompted import (
     weights_file as weights_file,
 )
 from .prompts import (
+    WHOLE_SCAN_THRESHOLD as WHOLE_SCAN_THRESHOLD,
     InContextNet as InContextNet,
     InferenceConfig as InferenceConfig,
     Prompt as Prompt,

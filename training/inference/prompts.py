@@ -60,6 +60,14 @@ class InContextNet(Protocol):
         """Return logits (B, K, Z, Y, X)."""
 
 
+WHOLE_SCAN_THRESHOLD = 0.2
+"""Least probability of a labelled voxel where a network is shown whole scans and one reference.
+
+What the reference leaves open makes every probability low: with 0.5 two thirds of the voxels are drawn, with
+0.2 as many as there are (docs/results.md).
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class InferenceConfig:
     """How prompts are made and images tiled; checked when made."""

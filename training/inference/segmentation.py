@@ -30,6 +30,7 @@ from training.inference.label_maps import claim, in_whole, keep_largest
 from training.inference.prediction import predict
 from training.inference.prompted import Finetuned
 from training.inference.prompts import (
+    WHOLE_SCAN_THRESHOLD,
     InContextNet,
     InferenceConfig,
     Progress,
@@ -40,7 +41,7 @@ from training.inference.prompts import (
     encode_references,
 )
 from training.inference.raw_scans import RawScan, installed_reader
-from training.inference.registration import LOW_CONFIDENCE, Carried, carry_structures
+from training.inference.registration import LOW_CONFIDENCE, THRESHOLD, Carried, carry_structures
 from training.inference.results import Found, Segmentation
 from training.network import TrainedOn, load_checkpoint
 
@@ -69,7 +70,7 @@ class SegmentConfig:
 
 
 def inference_for(trained_on: TrainedOn, **changes: Any) -> InferenceConfig:
-    """Windows as large as the crops that a network was trained on, 128 voxels cubed where that is not known.
+    """How to ask a network about references: windows as in its training, 128 voxels cubed where not known.
 
     Args:
         trained_on: What is known of its training.
@@ -78,8 +79,10 @@ def inference_for(trained_on: TrainedOn, **changes: Any) -> InferenceConfig:
     crop = trained_on.crop_voxels or (128, 128, 128)
     z, y, x = (max(STRIDE_VOXELS, side - side % STRIDE_VOXELS) for side in crop)
     z_most, y_most, x_most = (min(side, _MAX_REFERENCE_VOXELS) for side in (z, y, x))
-    sizes: dict[str, Any] = {"window_voxels": (z, y, x), "reference_voxels": (z_most, y_most, x_most)}
-    return InferenceConfig(**{**sizes, "whole_scans": trained_on.whole_scans, **changes})
+    own: dict[str, Any] = {"window_voxels": (z, y, x), "reference_voxels": (z_most, y_most, x_most)}
+    if trained_on.whole_scans:
+        own |= {"whole_scans": True, "threshold": WHOLE_SCAN_THRESHOLD}
+    return InferenceConfig(**{**own, **changes})
 
 
 class Segmenter:
@@ -242,7 +245,7 @@ class Segmenter:
             DataError: The target is of another modality than the references.
         """
         self._check_modality(target)
-        threshold = self.config.inference.threshold
+        threshold = self.config.inference.threshold if self.config.by == "network" else THRESHOLD
         places = np.zeros(target.own_shape, np.uint16)
         best = np.full(target.own_shape, threshold, np.float32)
         passes, carried = self._passes(target, progress)

@@ -13,7 +13,7 @@ from training.data import AugmentationConfig, DataConfig, ViewAugmentation
 from training.engine import OptimisationConfig, RunConfig
 from training.errors import ConfigError
 from training.evaluation import EvaluationConfig
-from training.inference import InferenceConfig
+from training.inference import WHOLE_SCAN_THRESHOLD, InferenceConfig
 from training.network import PUBLISHED_CHANNELS, PUBLISHED_NUM_TASKS, Iris
 
 Recipe = Literal["published", "small", "whole"]
@@ -139,5 +139,8 @@ def whole() -> PretrainConfig:
             max_mask_fraction=0.6,
         ),
         optimisation=replace(base.optimisation, num_steps=4000),
+        evaluation=replace(
+            base.evaluation, inference=replace(base.evaluation.inference, threshold=WHOLE_SCAN_THRESHOLD)
+        ),
         run=replace(base.run, max_evaluation_voxels=30_000_000),
     )

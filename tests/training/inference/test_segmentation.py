@@ -22,7 +22,7 @@ from tests.storage.drawn_record import draw_record
 from tests.training.like_intensity import LikeInside
 from training.data.whole_scans import labels_to_window
 from training.errors import ConfigError, DataError
-from training.inference.prompts import InferenceConfig, Reference
+from training.inference.prompts import WHOLE_SCAN_THRESHOLD, InferenceConfig, Reference
 from training.inference.raw_scans import installed_reader
 from training.inference.results import Segmentation
 from training.inference.segmentation import SegmentConfig, Segmenter, inference_for, segment
@@ -273,6 +273,24 @@ def test_windows_are_those_of_the_training() -> None:
     config = inference_for(TrainedOn(crop_voxels=(32, 48, 160)), mirror=True)
     assert (config.window_voxels, config.reference_voxels) == ((32, 48, 160), (32, 48, 128))
     assert config.mirror
+
+
+def test_a_network_shown_whole_scans_draws_from_a_lower_probability_on() -> None:
+    whole = TrainedOn(crop_voxels=(16, 64, 64), whole_scans=True)
+    assert inference_for(whole).whole_scans
+    assert inference_for(whole).threshold == WHOLE_SCAN_THRESHOLD < inference_for(TrainedOn()).threshold
+    assert inference_for(whole, threshold=0.5).threshold == 0.5
+
+
+@pytest.mark.usefixtures("quick_registration")
+def test_what_is_carried_over_keeps_its_threshold(reference) -> None:
+    shown = read(*reference)
+    drawn = {}
+    for threshold in (0.2, 0.5):
+        config = SegmentConfig(inference=replace(WINDOW, threshold=threshold), by="registration")
+        drawn[threshold] = Segmenter.from_references(None, [shown], config).segment(shown).labels
+    assert drawn[0.5].any()
+    np.testing.assert_array_equal(drawn[0.2], drawn[0.5])
 
 
 def test_a_label_that_no_mask_has_is_named_with_those_there_are(reference: tuple[Path, Path]) -> None:
