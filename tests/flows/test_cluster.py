@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
+from distributed import Client
 
 from commands.main import main
 from commands.prepare.cluster import check_cluster, tasks_at_once
@@ -34,12 +35,29 @@ def wait_for(holds: Callable[[], object], *, what: str) -> None:
         time.sleep(0.05)
 
 
+HANGING = """
+import sys
+if "distributed.cli.dask_worker" in sys.orig_argv:
+    import time
+    import storage.writing.scan_writer as writer
+    whole, written = writer.write_scan, []
+    def write_scan(folder, record):
+        whole(folder, record)
+        written.append(record)
+        if len(written) == 3:
+            time.sleep(3600)
+    writer.write_scan = write_scan
+"""
+"""For a worker: stand still when the third scan is written, and not committed yet."""
+
+
 class Cluster:
     """A scheduler and workers, each a process of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.started = 0
         told = folder / "scheduler.json"
         self.start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(told))
         wait_for(told.exists, what="the scheduler started")
@@ -47,8 +65,8 @@ class Cluster:
         self.address = json.loads(told.read_text())["address"]
 
     def start(self, kind: str, *more: str, **environment: str) -> subprocess.Popen[bytes]:
-        name = f"{kind}{len(self.processes)}"
-        log = (self.folder / f"{name}.log").open("wb")
+        self.started += 1
+        log = (self.folder / f"{kind}{self.started}.log").open("wb")
         command = [sys.executable, "-m", "distributed.cli.dask_" + kind, *more, "--no-dashboard"]
         path = {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
         with log:
@@ -62,17 +80,34 @@ class Cluster:
         place = ("--host", "127.0.0.1", "--local-directory", str(self.folder))
         return self.start("worker", self.address, "--no-nanny", *place, *more, **environment)
 
+    def end_workers(self) -> None:
+        """Kill all but the scheduler, and wait until it knows that they are gone."""
+        for process in self.processes[1:]:
+            process.kill()
+            process.wait()
+        del self.processes[1:]
+        with Client(self.address, set_as_default=False) as client:
+            wait_for(lambda: not client.scheduler_info()["workers"], what="the workers are gone")
+
     def end(self) -> None:
         for process in self.processes:
             process.kill()
             process.wait()
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    made = Cluster(tmp_path)
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    made = Cluster(tmp_path_factory.mktemp("cluster"))
     yield made
     made.end()
+
+
+@pytest.fixture
+def cluster(scheduler: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A scheduler that all tests share, without workers."""
+    monkeypatch.setattr("commands.prepare.cluster.CONNECT_SECONDS", PATIENT_SECONDS)
+    yield scheduler
+    scheduler.end_workers()
 
 
 def store_bytes(store: Path) -> dict[str, bytes]:
@@ -96,24 +131,27 @@ def test_after_a_worker_is_killed_its_scan_is_done_and_no_finished_one_again(
     mass: Callable[..., subprocess.Popen[str]],
 ) -> None:
     raw, store = tmp_path / "raw", tmp_path / "store"
-    for number in range(12):
+    for number in range(9):  # more than a batch
         phantom(seed=number).write(raw / f"scan{number:02}_ct.nii")
     prepare_store(raw, tmp_path / "alone", settings, Options())
-    victim = cluster.worker("--nthreads", "1")
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(HANGING)
+    path = os.pathsep.join([str(tmp_path / "hook"), str(ROOT), *sys.path])
+    victim = cluster.worker("--nthreads", "1", PYTHONPATH=path)
     running = mass("prepare", raw, store, "--config", config, "--scheduler", cluster.address)
     # a scan is being written, and others are finished: in the middle of a batch
     wait_for(
-        lambda: (commits(store) and list(store.glob("tmp/*.lock"))) or running.poll() is not None,
+        lambda: (len(commits(store)) == 2 and list(store.glob("tmp/*.lock"))) or running.poll() is not None,
         what="it began",
     )
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     finished = commits(store)
-    assert 0 < len(finished) < 12
+    assert len(finished) == 2
     cluster.worker("--nthreads", "1")
     told, _ = running.communicate(timeout=PATIENT_SECONDS)
     assert running.returncode == 0, told
-    assert "12 committed" in told
+    assert "9 committed" in told
     assert finished.items() <= commits(store).items(), "a finished scan was done again"
     assert not (store / "tmp").exists()
     assert store_bytes(store) == store_bytes(tmp_path / "alone")
