@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import sys
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import nbformat
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from nbclient import NotebookClient
 from PIL import Image
 
 from tests.pipeline.drawn_scan import drawn_scan
+from tests.running_prefect import running_prefect
 from tests.waits import PATIENT_SECONDS
 
 ROOT = Path(__file__).parents[2]
@@ -22,26 +25,58 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SCANS = ("example_mr_sm", "sarcoma_pet", *(f"hippocampus_{n:03}" for n in (1, 3, 4, 7)))
 """Of the bundled ones: with many structures, without labels, with two structures."""
 
-QUICK = {"pretrain_and_use": ("STEPS = 60", "STEPS = 4")}
-"""What is shortened, by notebook: a training is as right after few steps."""
+QUICK = {
+    "pretrain_and_use": [
+        ("STEPS = 60", "STEPS = 4"),
+        ("number=60", "number=20"),
+        ("TSNE(", "TSNE(max_iter=250, "),
+    ]
+}
+"""What is shortened, by notebook: a training, and a map, is as right after few steps and of fewer points."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server for all that the notebooks prepare."""
+    with running_prefect(tmp_path_factory.mktemp("cache")) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
 def prepared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of some bundled scans, with the default settings."""
+    """A store of some bundled scans, of the larger two a part, with the default settings."""
+    folder = tmp_path_factory.mktemp("bundled")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [str(ROOT / "notebooks"), *sys.path])
-        from notebooks.bundled import prepare_examples
+        from notebooks import bundled
 
-        return prepare_examples(tmp_path_factory.mktemp("bundled"), SCANS)
+        patch.setattr(bundled, "EXAMPLES", smaller_examples(folder / "examples"))
+        return bundled.prepare_examples(folder, SCANS)
+
+
+def smaller_examples(folder: Path) -> Path:
+    """The bundled scans, of the larger two a sixth and a third of the voxels."""
+    whole = ROOT / "examples"
+    (folder / "totalseg").mkdir(parents=True)
+    (folder / "dicom" / "sarcoma_pet").mkdir(parents=True)
+    for name in ("manifest.csv", "hippocampus"):
+        (folder / name).symlink_to(whole / name)
+    for path in whole.glob("totalseg/example_mr_sm*"):
+        if path.name.endswith(".nii.gz"):
+            part = sitk.ReadImage(str(path))[30:90, 25:65, 3:17]
+            sitk.WriteImage(part, str(folder / "totalseg" / path.name))
+        else:
+            (folder / "totalseg" / path.name).symlink_to(path)
+    for path in sorted(whole.glob("dicom/sarcoma_pet/*"))[16:32]:
+        (folder / "dicom" / "sarcoma_pet" / path.name).symlink_to(path)
+    return folder
 
 
 @pytest.fixture(scope="module", params=[path.stem for path in NOTEBOOKS])
 def executed(request: pytest.FixtureRequest, prepared_store: Path) -> tuple[str, Any]:
     """Name and contents of each notebook after a run on them."""
     notebook = nbformat.read(ROOT / "notebooks" / f"{request.param}.ipynb", as_version=4)
-    if request.param in QUICK:
-        long, short = QUICK[request.param]
+    for long, short in QUICK.get(request.param, []):
         assert sum(cell.source.count(long) for cell in notebook.cells) == 1
         for cell in notebook.cells:
             cell.source = cell.source.replace(long, short)
