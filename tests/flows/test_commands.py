@@ -13,6 +13,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
+from benchmarks.many_scans import FAST
 from commands.arguments import EXAMPLES, parser
 from commands.caches import cache_folder
 from commands.demo import bundled_or_named
@@ -24,7 +25,6 @@ from commands.prepare.settings import Settings
 from commands.prepare.work import Options
 from commands.status import cases_line
 from storage import open_store
-from tests.flows.conftest import FAST
 from tests.phantom import phantom
 
 OLD_STORE = Path(__file__).parents[1] / "storage" / "fixtures" / "v1" / "store"
@@ -225,6 +225,7 @@ def test_an_unknown_scan_is_an_error_that_names_it(
     assert not (tmp_path / "x.html").exists()
 
 
+@pytest.mark.usefixtures("quick_registration")
 def test_the_demo_ends_with_the_segmentation_of_a_scan_it_never_saw(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
