@@ -11,11 +11,10 @@ import torch
 
 import benchmarks.finetune_curves as script
 from storage import Store, commit_scan, create_store, finish, open_store
+from tests.training.drawn_checkpoint import drawn_net, export
 from tests.training.phantom_store import phantom_record
 from training.engine.run_folder import to_toml
 from training.network.preparation import TrainedOn
-from training.network.weights import ModelCard, export_weights
-from training.pretraining.config import ModelConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -41,19 +40,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def command(store: Store, folder: Path, *more: str) -> list[str]:
-    torch.manual_seed(0)
-    net = ModelConfig(channels=(8, 8, 16, 16, 32), num_tasks=1, position_std=0.02).make()
-    card = ModelCard(
-        title="t",
-        recipe="",
-        store_digest="",
-        num_scans=0,
-        num_steps=0,
-        weights="ema",
-        trained_on=TrainedOn(spacing_mm=1.5, crop_voxels=(16, 16, 16), whole_scans=True),
-    )
-    folder.mkdir(exist_ok=True)
-    export_weights(net, folder / "weights.safetensors", card)
+    trained_on = TrainedOn(spacing_mm=1.5, crop_voxels=(16, 16, 16), whole_scans=True)
+    export(drawn_net(), folder / "weights.safetensors", trained_on)
     scans = {"p0_frame1": "", "p1_frame2": "", "p2_frame1": ""}
     (folder / "run.json").write_text(json.dumps({"scans": scans}))
     (folder / "C.toml").write_text(to_toml({"optimisation": {"batch_size": 1, "precision": "float32"}}))

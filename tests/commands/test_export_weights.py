@@ -11,13 +11,13 @@ import torch
 from safetensors import safe_open
 
 from commands.main import main
-from tests.training.finetuning.test_run import TINY, export
+from tests.training.drawn_checkpoint import drawn_net, export
+from tests.training.finetuning.test_run import TINY
 from tests.training.network.test_nnunet import PLANNED
 from tests.training.phantom_store import make_phantom_store
 from training.finetuning.run import finetune
 from training.inference import load_finetuned
 from training.network import load_checkpoint
-from training.pretraining.config import ModelConfig
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fine-tuning of a step, and the weights that it started from."""
     made = tmp_path_factory.mktemp("export")
     store = make_phantom_store(made / "store")
-    torch.manual_seed(0)
-    net = ModelConfig(channels=(8, 8, 16, 16, 32), num_tasks=1, position_std=0.02).make()
+    net = drawn_net()
     plain = export(net, made / "plain.safetensors")
     config = replace(TINY, optimisation=replace(TINY.optimisation, num_steps=1))
     finetune(plain, store.path, made / "run", config, device="cpu")

@@ -9,18 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
 
 from commands.arguments import parser
 from commands.main import main
 from commands.segment import settings
 from tests.phantom import phantom
-from tests.training.finetuning.test_run import TINY, export
+from tests.training.drawn_checkpoint import drawn_net, export
+from tests.training.finetuning.test_run import TINY
 from tests.training.phantom_store import make_phantom_store
 from training.finetuning.run import finetune
 from training.inference import WHOLE_SCAN_THRESHOLD, InferenceConfig
 from training.network import TrainedOn
-from training.pretraining.config import ModelConfig
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fine-tuning of a step, what it started from, and a raw scan."""
     made = tmp_path_factory.mktemp("finetuned")
     store = make_phantom_store(made / "store")
-    torch.manual_seed(0)
-    net = ModelConfig(channels=(8, 8, 16, 16, 32), num_tasks=1, position_std=0.02).make()
+    net = drawn_net()
     plain = export(net, made / "plain.safetensors")
     config = replace(TINY, optimisation=replace(TINY.optimisation, num_steps=1))
     finetune(plain, store.path, made / "run", config, device="cpu")

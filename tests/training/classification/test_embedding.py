@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from commands.main import main
 from storage import Store
-from tests.training.finetuning.test_run import export
+from tests.training.drawn_checkpoint import export
 from training.classification.embedding import (
     EmbeddingConfig,
     embedding_for,

@@ -18,7 +18,7 @@ import torch
 from commands.main import main
 from storage import Store
 from tests.training.blob_store import COUNTS, blob_image, kind_of, write_labels
-from tests.training.finetuning.test_run import export
+from tests.training.drawn_checkpoint import export
 from training.classification.config import ClassifyConfig, Mode, classify_config
 from training.classification.embedding import ScanFeatures, encode_store
 from training.classification.heads import AttentionHead, export_encoder, load_classifier, load_head

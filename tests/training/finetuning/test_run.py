@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,27 +12,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from commands.main import main
-from storage import Store, commit_scan, create_store, finish, open_store
-from tests.training.phantom_store import make_phantom_store, phantom_record
+from storage import Store
+from tests.training.drawn_checkpoint import drawn_net, export
 from training.data.augmentation import ViewAugmentation
 from training.data.windows import fit_window
 from training.engine.monitoring import METRICS, read_metrics
-from training.engine.run_folder import to_toml
 from training.engine.task import Task
-from training.errors import CheckpointError, ConfigError, DataError
+from training.errors import CheckpointError, ConfigError
 from training.evaluation.surfaces import surface_distances
-from training.finetuning.config import TOKEN_RATE, FinetuneConfig, finetune_recipe
+from training.finetuning.config import FinetuneConfig, finetune_recipe
 from training.finetuning.initial_tokens import initial_tokens
 from training.finetuning.report import evaluate_tokens, report_document
 from training.finetuning.run import finetune
-from training.finetuning.scans import FinetuneTaskConfig, choose_scans, find_structures
+from training.finetuning.scans import FinetuneTaskConfig, choose_scans
 from training.inference.prediction import predict_labels
 from training.inference.prompted import PromptedIris, TokenTable, load_finetuned, tokens_of
 from training.inference.prompts import InferenceConfig, Reference, Structure, encode_references
-from training.network.iris import Iris
-from training.network.preparation import TrainedOn
-from training.network.weights import ModelCard, export_weights, load_checkpoint
+from training.network.weights import load_checkpoint
 from training.pretraining.config import ModelConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,28 +44,6 @@ TINY = FinetuneConfig(
     inference=InferenceConfig(reference_voxels=(32, 32, 32), overlap_fraction=0.0),
     run=replace(SMALL.run, num_workers=0, log_every=1, checkpoint_every=2, evaluate_every=0, draw_every=0),
 )
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights, exported as pretraining does."""
-    torch.manual_seed(0)
-    net = ModelConfig(channels=(8, 8, 16, 16, 32), num_tasks=1, position_std=0.02).make()
-    return export(net, tmp_path_factory.mktemp("checkpoint") / "weights.safetensors")
-
-
-def export(net: Iris, path: Path, told: TrainedOn | None = None) -> Path:
-    card = ModelCard(
-        title="t",
-        recipe="",
-        store_digest="",
-        num_scans=0,
-        num_steps=0,
-        weights="ema",
-        trained_on=told or TrainedOn(),
-    )
-    export_weights(net, path, card)
-    return path
 
 
 def tuned(
@@ -262,10 +236,7 @@ def test_a_run_stopped_and_gone_on_with_ends_with_the_same_weights(
 def test_a_run_goes_on_from_its_own_checkpoint_only(
     phantom_store: Store, checkpoint: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    torch.manual_seed(1)
-    other = export(
-        ModelConfig(channels=(8, 8, 16, 16, 32), num_tasks=1).make(), tmp_path / "other.safetensors"
-    )
+    other = export(drawn_net(seed=1), tmp_path / "other.safetensors")
     with pytest.raises(ConfigError, match="checkpoint_digest"):
         finetune(other, phantom_store.path, undisturbed, TINY, resume=True, device="cpu")
 
@@ -376,159 +347,3 @@ def load_table(structures: tuple[Structure, ...]) -> TokenTable:
         window_voxels=(32, 32, 32),
         masks_at_once=2,
     )
-
-
-# ------------------------------------------------------------ which scans
-
-
-def test_fewer_scans_are_the_first_of_more_and_none_is_reported_on(phantom_store: Store) -> None:
-    one, three = (
-        choose_scans(phantom_store, FinetuneTaskConfig(num_scans=n, holdout_fraction=0.0, scan_seed=5))
-        for n in (1, 3)
-    )
-    assert set(one.training) < set(three.training)
-    for chosen in (one, three):
-        assert set(chosen.training).isdisjoint(chosen.held_out)
-        assert {*chosen.training, *chosen.held_out} == set(phantom_store.scan_ids)
-    named = choose_scans(phantom_store, FinetuneTaskConfig(scans=("phantom-2",), held_out=("phantom-0",)))
-    assert (named.training, named.held_out) == (("phantom-2",), ("phantom-0",))
-
-
-def test_a_case_is_never_on_both_sides(tmp_path: Path) -> None:
-    create_store(tmp_path / "store", spacing_mm=1.5, config={})
-    for k in range(6):
-        commit_scan(tmp_path / "store", replace(phantom_record(f"s{k}", seed=k), case=f"patient {k // 2}"))
-    store = open_store(tmp_path / "store")
-
-    def cases(ids: Sequence[str]) -> set[str]:
-        return {store.scan(scan_id).case for scan_id in ids}
-
-    for seed in range(4):
-        drawn = choose_scans(store, FinetuneTaskConfig(num_scans=2, holdout_fraction=0.0, scan_seed=seed))
-        assert len(cases(drawn.training)) == 2
-        assert drawn.held_out
-        assert cases(drawn.training).isdisjoint(cases(drawn.held_out))
-    for settings in ({"scans": ("s0",)}, {"held_out": ("s0",)}, {"holdout_fraction": 0.2}):
-        chosen = choose_scans(store, FinetuneTaskConfig(**settings))
-        assert chosen.held_out
-        assert cases(chosen.training).isdisjoint(cases(chosen.held_out))
-    with pytest.raises(ConfigError, match="another scan of its case 'patient 0' is to be trained on"):
-        choose_scans(store, FinetuneTaskConfig(scans=("s0",), held_out=("s1",)))
-
-
-@pytest.mark.parametrize(
-    ("settings", "error", "message"),
-    [
-        ({"label": "structure"}, DataError, "no scan has the label 'structure'; did you mean 'structures'?"),
-        ({"datasets": ("nothing",)}, DataError, "no scan has labels"),
-        ({"scans": ("phantom-9",)}, DataError, "there is no scan 'phantom-9'; did you mean 'phantom-"),
-        ({"num_scans": 9}, DataError, "9 scans with the label 'structures' are asked for, 4 are there"),
-        ({"values": (1, 8)}, DataError, "has value 8 in its label 'structures'"),
-        ({"scans": ("phantom-1",), "held_out": ("phantom-1",)}, ConfigError, "choose one"),
-        ({"scans": ("phantom-1",), "exclude": ("phantom-1",)}, DataError, "is excluded"),
-    ],
-)
-def test_what_the_store_lacks_is_said_in_a_sentence(
-    settings: dict[str, object], error: type[Exception], message: str, phantom_store: Store
-) -> None:
-    base: dict[str, object] = {"holdout_fraction": 0.0}
-    with pytest.raises(error) as raised:
-        choose_scans(phantom_store, FinetuneTaskConfig(**(base | settings)))
-    assert message in str(raised.value)
-
-
-def test_a_value_with_two_names_is_refused(tmp_path: Path) -> None:
-    store = make_phantom_store(tmp_path / "store", num_scans=1)
-    record = phantom_record("other", seed=1)
-    renamed = replace(record.labels[0], value_names={**record.labels[0].value_names, 2: "tumour"})
-    commit_scan(store.path, replace(record, labels=(renamed,)))
-    finish(store.path)
-    store = open_store(store.path)
-    with pytest.raises(DataError, match="value 2 of the label 'structures' is 'tumour' in scan"):
-        find_structures(store, "structures", store.scan_ids)
-    assert find_structures(store, "structures", store.scan_ids, (1,))[0].name == "organ"
-
-
-# ------------------------------------------------------------ the command
-
-
-def test_the_command_trains_tells_and_writes_its_report(
-    phantom_store: Store, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config, result = tmp_path / "c.toml", tmp_path / "result.json"
-    values = tuned(TINY, num_steps=2).values()
-    values["finetune"] |= {"num_scans": 0}
-    config.write_text(to_toml(values))
-    command = ["finetune", str(checkpoint), str(phantom_store.path), str(tmp_path / "run")]
-    options = ["--config", str(config), "--num", "1", "--seed", "3", "--mode", "tokens", "--device", "cpu"]
-    assert main([*command, *options, "--json", str(result)]) == 0
-    out = capsys.readouterr().out
-    for part in (
-        *("label structures: 1 organ, 3 lung", "trained on 1 scans", "on 1 scans not trained on"),
-        *("HD95 (mm)", "ASD (mm)", "missed"),
-    ):
-        assert part in out, part
-    assert "warning" not in out
-    document = json.loads(result.read_text())
-    assert (document["mode"], document["step"], document["complete"]) == ("tokens", 2, True)
-    assert [case["structure"] for case in document["report"]["cases"]] == ["organ", "lung"]
-    assert main([*command, "--resume", "--device", "cpu"]) == 0  # done already: reported on again
-    assert main([*command, "--resume", "--mode", "full", "--device", "cpu"]) == 2
-    assert "finetune.mode tokens -> full" in capsys.readouterr().err
-
-
-def test_a_store_of_another_voxel_size_is_warned_of_before_the_first_step(
-    phantom_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    net = ModelConfig(channels=(4, 4, 8, 8, 8), num_tasks=1).make()
-    path = export(net, tmp_path / "other.safetensors", TrainedOn(spacing_mm=1.0))
-    config, result = tmp_path / "c.toml", tmp_path / "result.json"
-    config.write_text(to_toml(tuned(TINY, num_steps=1).values()))
-    command = ["finetune", str(path), str(phantom_store.path), "--config", str(config), "--device", "cpu"]
-    assert main([*command, str(tmp_path / "run"), "--json", str(result)]) == 0
-    told = "voxels measure 1.5 mm, those that the network was trained on 1 mm"
-    out = capsys.readouterr().out
-    assert out.index(told) < out.index("fine-tuned")
-    (warning,) = json.loads(result.read_text())["warnings"]
-    assert told in warning
-    assert main([*command, str(tmp_path / "scratch"), "--from-scratch"]) == 0
-    assert "warning" not in capsys.readouterr().out, "of the checkpoint only the widths are taken"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--label", "liver"], "no scan has the label 'liver'"),
-        (["--mode", "tokens", "--from-scratch"], "from_scratch trains everything"),
-        (["--num", "0"], "--num must be at least 1"),
-    ],
-)
-def test_what_cannot_be_is_said_and_leaves_no_folder(
-    options: list[str],
-    message: str,
-    phantom_store: Store,
-    checkpoint: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    command = ["finetune", str(checkpoint), str(phantom_store.path), str(tmp_path / "run"), *options]
-    assert main(command) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_file_that_is_no_network_is_refused(
-    phantom_store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
-    command = ["finetune", str(tmp_path / "other.pth"), str(phantom_store.path), str(tmp_path / "run")]
-    assert main(command) == 2
-    assert "not a checkpoint of Iris" in capsys.readouterr().err
-
-
-def test_recipes_for_tokens_alone_differ_in_optimiser_and_rate_only() -> None:
-    full, tokens = finetune_recipe("small"), finetune_recipe("small", "tokens")
-    assert tokens.optimisation == replace(full.optimisation, optimiser="adamw", peak_rate=TOKEN_RATE)
-    of_tokens = full.optimisation.vector_rate_fraction * full.optimisation.peak_rate
-    assert of_tokens < TOKEN_RATE, "few weights, which start where they work, take larger steps"
-    assert replace(tokens, optimisation=full.optimisation, finetune=full.finetune) == full

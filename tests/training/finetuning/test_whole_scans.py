@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from commands.main import main
 from storage import Store
+from tests.training.drawn_checkpoint import drawn_net, export
 from training.data.augmentation import ViewAugmentation
 from training.data.whole_scans import ScanView, cut_around, level_window, window_for
 from training.engine.run_folder import to_toml
@@ -30,8 +30,6 @@ from training.inference.prediction import predict_labels
 from training.inference.prompted import load_finetuned
 from training.inference.segmentation import SegmentConfig, Segmenter, inference_for
 from training.network.preparation import TrainedOn
-from training.network.weights import ModelCard, export_weights
-from training.pretraining.config import ModelConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -58,27 +56,11 @@ def read(
     return [reader.read(index) for index in range(count)]
 
 
-def export(path: Path, trained_on: TrainedOn) -> Path:
-    torch.manual_seed(0)
-    net = ModelConfig(channels=(8, 8, 16, 16, 32), num_tasks=1, position_std=0.02).make()
-    card = ModelCard(
-        title="t",
-        recipe="",
-        store_digest="",
-        num_scans=0,
-        num_steps=0,
-        weights="ema",
-        trained_on=trained_on,
-    )
-    export_weights(net, path, card)
-    return path
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of a network that was trained on whole scans."""
     told = TrainedOn(spacing_mm=1.5, crop_voxels=WINDOW, whole_scans=True)
-    return export(tmp_path_factory.mktemp("checkpoint") / "weights.safetensors", told)
+    return export(drawn_net(), tmp_path_factory.mktemp("checkpoint") / "weights.safetensors", told)
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +209,9 @@ def test_the_command_takes_the_recipe_of_the_checkpoint(
         "run": {"num_workers": 0, "evaluate_every": 0, "draw_every": 0},
     }
     settings.write_text(to_toml(changed))
-    crops = export(tmp_path / "crops.safetensors", TrainedOn(spacing_mm=1.5, crop_voxels=(32, 32, 32)))
+    crops = export(
+        drawn_net(), tmp_path / "crops.safetensors", TrainedOn(spacing_mm=1.5, crop_voxels=(32, 32, 32))
+    )
     kept = {}
     for name, start, more in (
         ("whole", checkpoint, []),
