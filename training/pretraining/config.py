@@ -134,11 +134,13 @@ def whole() -> PretrainConfig:
         data=replace(
             base.data,
             max_window_voxels=65_536,
+            early_window_voxels=16_384,
+            early_fraction=0.75,
             whole_fraction=1.0,
             min_mask_voxels=50,
             max_mask_fraction=0.6,
         ),
-        optimisation=replace(base.optimisation, num_steps=4000),
+        optimisation=replace(base.optimisation, num_steps=2000),
         evaluation=replace(
             base.evaluation, inference=replace(base.evaluation.inference, threshold=WHOLE_SCAN_THRESHOLD)
         ),
