@@ -274,7 +274,9 @@ def segment_unseen(
     source = find_one(unseen.image, ingest)
     scan = load_source(source, ingest, modality=tuned.modalities[0] if len(tuned.modalities) == 1 else None)
     expected = read_own_labels(source, ingest, unseen.mask)
-    segmenter = Segmenter.from_finetuned(tuned, _as_trained(tuned.net.trained_on))
+    segmenter = Segmenter.from_finetuned(
+        tuned, SegmentConfig(inference=tuned.inference(), across_modalities=True)
+    )
     result = segmenter.segment(scan)
     one_shot = in_context(store, pretrained, done.scans, scan).dice(expected)
     return _tell(result, expected, one_shot, done.scans.training[0], out)

@@ -72,9 +72,7 @@ class SegmentConfig:
 def inference_for(trained_on: TrainedOn, **changes: Any) -> InferenceConfig:
     """How to ask a network about references: windows as in its training, 128 voxels cubed where not known.
 
-    Args:
-        trained_on: What is known of its training.
-        changes: Other fields of the config.
+    Of a fine-tuned network use `Finetuned.inference`; its tokens leave less open. `changes`: other fields.
     """
     crop = trained_on.crop_voxels or (128, 128, 128)
     z, y, x = (max(STRIDE_VOXELS, side - side % STRIDE_VOXELS) for side in crop)

@@ -18,7 +18,7 @@ from storage import (
 )
 from storage.access import ObjectConflictError, StoreUrl, client_of
 from storage.access.client import ObjectClient
-from tests.storage.access.object_server import ACCESS_KEY, SECRET, Fault, Proxy, new_url
+from tests.storage.access.object_server import ACCESS_KEY, SECRET, SLOW_SECONDS, Fault, Proxy, new_url
 
 DATA = bytes(range(256)) * 400
 
@@ -91,6 +91,8 @@ def test_what_went_wrong_is_said(
 ) -> None:
     proxy.rule = lambda one: fault
     monkeypatch.setenv("MASS_OBJECT_TRIES", "1")
+    if fault == "slow":
+        monkeypatch.setenv("MASS_OBJECT_TIMEOUT_SECONDS", str(SLOW_SECONDS / 3))
     with pytest.raises(StoreUnreachable, match=what):
         client_of(place).get((place / "x").key)
 

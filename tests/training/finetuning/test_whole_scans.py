@@ -164,9 +164,8 @@ def test_a_network_tuned_on_whole_scans_is_used_as_it_was_trained(phantom_store:
     places = predict_labels(found.net, scan.image(normalize=True), found.prompt(config), config)
     drawn = [case["predicted_voxels"] for case in report["cases"]]
     assert drawn == [int((places == 1).sum()), int((places == 2).sum())]
-    as_segment = Segmenter.from_finetuned(
-        found, SegmentConfig(inference=inference_for(found.net.trained_on))
-    ).config.inference
+    asked = inference_for(found.net.trained_on, threshold=config.threshold)
+    as_segment = Segmenter.from_finetuned(found, SegmentConfig(inference=asked)).config.inference
     assert replace(as_segment, reference_voxels=config.reference_voxels) == config
 
 
