@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from storage import IndexEntry, Proposals
 from storage.records import Rows
 from training.data.boxes import Box, Triple
+from training.data.windows import STRIDE_VOXELS
 from training.errors import ConfigError, DataError
 
 MAX_MASKS = 16
@@ -95,6 +96,11 @@ class DataConfig:
         for name in ("max_window_voxels", "early_window_voxels"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if 0 < self.early_window_voxels < STRIDE_VOXELS**3:
+            raise ConfigError(
+                f"early_window_voxels must be 0 or at least {STRIDE_VOXELS**3}, "
+                f"got {self.early_window_voxels}"
+            )
         if self.early_fraction and not self.early_window_voxels:
             raise ConfigError(
                 f"early_fraction is {self.early_fraction}, so early_window_voxels must be above 0"

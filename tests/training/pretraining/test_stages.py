@@ -62,6 +62,7 @@ def test_a_stage_without_steps_is_none(fraction: float, window: tuple[int, int, 
         ({"early_fraction": 0.5}, "early_window_voxels must be above 0"),
         ({"early_fraction": 1.5, "early_window_voxels": 4096}, "early_fraction must be 0 to 1"),
         ({"early_window_voxels": -1}, "early_window_voxels must be 0 or more"),
+        ({"early_window_voxels": 100}, "early_window_voxels must be 0 or at least 4096"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(change: dict[str, float], told: str) -> None:
