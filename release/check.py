@@ -1,10 +1,12 @@
 """Look for known vulnerabilities, and write the list of parts (SBOM), with tools in their own environment.
 
-    python release/check.py audit [--strict]      pip-audit on release/requirements-*.txt
+    python release/check.py audit                 the pins of release/*.txt
     python release/check.py sbom OUT.json         CycloneDX, of what is installed in .venv
 
-The audit needs a database that can be reached: that of PyPI, or OSV. Where none can, it says so and is
-skipped; with --strict that is an error. *Writes* .venv-release, with the versions of release/tools.txt.
+The audit asks the database of PyPI or OSV, with pip-audit. Where neither can be reached, as behind a mirror of
+PyPI, it asks for the newest releases only (`newest.py`), and names the pins that it could not compare. Nothing
+compared is an error; --allow-offline makes it a notice. Vulnerabilities that were looked at and do not concern
+us are in release/accepted.txt, with the reason. *Writes* .venv-release, with the versions of release/tools.txt.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import urllib.request
 import venv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from newest import NoDatabase, compare, read_accepted, read_pins
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,17 +60,40 @@ def tools() -> Path:
     return folder / "bin"
 
 
-def audit(*, strict: bool) -> int:
-    """Run pip-audit on the pinned packages; returns its exit code, 1 where it finds something."""
-    service = reachable()
-    if not service:
-        print(f"audit SKIPPED: no database of vulnerabilities can be reached ({', '.join(SERVICES)})")
-        return int(strict)
+def audit(*, allow_offline: bool) -> int:
+    """Look the pins up; returns 1 where something is found, or where nothing could be compared."""
+    files = [*sorted((ROOT / "release").glob("requirements-*.txt")), ROOT / "release" / "tools.txt"]
+    accepted = read_accepted(ROOT / "release" / "accepted.txt")
+    if service := reachable():
+        return _pip_audit(service, files, accepted)
+    try:
+        return _audit_newest(files, accepted)
+    except NoDatabase as error:
+        print(f"audit: NOTHING WAS COMPARED: {error}; nor can {' or '.join(SERVICES)} be asked for a version")
+        return int(not allow_offline)
+
+
+def _pip_audit(service: str, files: Sequence[Path], accepted: frozenset[str]) -> int:
     code = 0
-    for pins in sorted((ROOT / "release").glob("requirements-*.txt")):
-        command = [tools() / "pip-audit", "--vulnerability-service", service, "--disable-pip"]
+    ignored = [word for name in sorted(accepted) for word in ("--ignore-vuln", name)]
+    for pins in files:
+        command = [tools() / "pip-audit", "--vulnerability-service", service, "--disable-pip", *ignored]
         code |= subprocess.run([*command, "--require-hashes", "-r", pins], check=False).returncode
     return code
+
+
+def _audit_newest(files: Sequence[Path], accepted: frozenset[str]) -> int:
+    result = compare([pin for path in files for pin in read_pins(path)], accepted)
+    print(
+        f"audit: {len(result.compared)} pins are the newest release, and were compared with PyPI's database"
+    )
+    print(
+        f"NOT COMPARED, as a newer release is out ({len(result.older)}): {', '.join(result.older) or 'none'}"
+    )
+    for line in result.found:
+        print(f"FOUND {line}")
+    print(f"{len(result.found)} with known vulnerabilities")
+    return int(bool(result.found) or not result.compared)
 
 
 def sbom(out: Path, python: Path) -> int:
@@ -82,13 +109,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="what", required=True)
-    commands.add_parser("audit").add_argument("--strict", action="store_true")
+    commands.add_parser("audit").add_argument("--allow-offline", action="store_true")
     listing = commands.add_parser("sbom")
     listing.add_argument("out", type=Path)
     listing.add_argument("--python", type=Path, default=ROOT / ".venv" / "bin" / "python")
     arguments = parser.parse_args(argv)
     if arguments.what == "audit":
-        return audit(strict=arguments.strict)
+        return audit(allow_offline=arguments.allow_offline)
     return sbom(arguments.out, arguments.python)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +21,7 @@ def script(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -68,12 +71,88 @@ def test_packages_are_sorted_and_builds_of_torch_left_out() -> None:
     )
 
 
-def test_an_audit_without_a_database_is_skipped_visibly_and_with_strict_an_error(
+def told(version: str, *ids: str, yanked: bool = False, **more: object) -> dict[str, object]:
+    """What PyPI says of a package whose newest release has these vulnerabilities."""
+    files = [{"yanked": yanked, "yanked_reason": "broken"}]
+    return {
+        "info": {"version": version},
+        "vulnerabilities": [{"id": name, "aliases": [f"CVE-{name}"], **more} for name in ids],
+        "releases": {"1.0": files, version: files},
+    }
+
+
+def test_an_audit_without_a_database_fails_unless_that_is_allowed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.syspath_prepend(ROOT / "release")
     check = script("check")
+    newest = sys.modules["newest"]
     assert check.reachable({"nobody": "http://127.0.0.1:1/", "no name": "http://nobody.invalid/"}) == ""
     monkeypatch.setattr(check, "reachable", lambda: "")
-    assert check.main(["audit"]) == 0
-    assert "audit SKIPPED" in capsys.readouterr().out
-    assert check.main(["audit", "--strict"]) == 1
+    monkeypatch.setattr(newest, "ADDRESS", "http://127.0.0.1:1/{name}")
+    assert check.main(["audit"]) == 1
+    assert "NOTHING WAS COMPARED" in capsys.readouterr().out
+    assert check.main(["audit", "--allow-offline"]) == 0
+
+
+def test_pins_that_are_the_newest_release_are_compared_and_older_ones_named() -> None:
+    documents = {
+        "pycrypto": told("2.6.1", "PYSEC-1"),
+        "bad": told("2.0", "PYSEC-2", "PYSEC-3"),
+        "fixed": told("2.0", "PYSEC-4", withdrawn="2026-01-01"),
+        "old": told("2.0", "PYSEC-5"),
+        "gone": told("2.0", yanked=True),
+    }
+    pins = [("bad", "2.0"), ("fixed", "2.0"), ("gone", "1.0"), ("old", "1.0")]
+    compare = script("newest").compare
+    result = compare(pins, frozenset(), fetch=documents.__getitem__)
+    assert result.compared == ("bad==2.0", "fixed==2.0")
+    assert result.older == ("gone==1.0", "old==1.0")
+    assert result.found == ("bad==2.0: PYSEC-2, PYSEC-3", "gone==1.0: taken back (broken)")
+    accepted = compare(pins[:2], frozenset({"PYSEC-2", "CVE-PYSEC-3"}), fetch=documents.__getitem__)
+    assert accepted.found == ()
+
+
+def test_a_database_that_knows_no_vulnerability_at_all_is_none() -> None:
+    newest = script("newest")
+    with pytest.raises(newest.NoDatabase, match="pycrypto"):
+        newest.compare([("a", "1")], frozenset(), fetch=lambda name: told("1"))
+
+
+@pytest.mark.parametrize(
+    ("documents", "code"),
+    [
+        ({"a": told("1")}, 0),
+        ({"a": told("1", "PYSEC-9")}, 1),
+        ({"a": told("2")}, 1),  # no pin is the newest release: nothing was compared
+    ],
+)
+def test_an_audit_passes_only_where_it_compared_something(
+    documents: dict[str, dict[str, object]], code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "release")
+    check = script("check")
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release" / "accepted.txt").write_text("# none\n")
+    for name in ("requirements-3.11.txt", "tools.txt"):
+        (tmp_path / "release" / name).write_text("a==1 \\\n    --hash=sha256:00\n")
+    answers = {"pycrypto": told("2.6.1", "PYSEC-1"), **documents}
+    compare = partial(sys.modules["newest"].compare, fetch=answers.__getitem__)
+    for name, value in (("ROOT", tmp_path), ("reachable", lambda: ""), ("compare", compare)):
+        monkeypatch.setattr(check, name, value)
+    assert check.main(["audit"]) == code
+
+
+def test_the_torch_that_is_installed_beside_is_a_pin_too(tmp_path: Path) -> None:
+    path = tmp_path / "pins.txt"
+    path.write_text(
+        "# t\n# To install beside it, the build that fits the machine: torch==3\nb-c==1.2 \\\n    --hash=x\n"
+    )
+    assert script("newest").read_pins(path) == [("torch", "3"), ("b-c", "1.2")]
+
+
+def test_accepted_vulnerabilities_are_the_first_words_of_lines(tmp_path: Path) -> None:
+    path = tmp_path / "accepted.txt"
+    path.write_text("# none\n\nPYSEC-1  # not used\nGHSA-2 why\n")
+    assert script("newest").read_accepted(path) == {"PYSEC-1", "GHSA-2"}
+    assert script("newest").read_accepted(ROOT / "release" / "accepted.txt") == frozenset()
