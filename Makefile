@@ -6,7 +6,7 @@
 #   make test-without-bfloat16   the tests of training on a CPU whose newer instructions are hidden
 #   make coverage   branches of pipeline and storage that their tests take
 #   make lint    ruff and mypy
-#   make audit   known vulnerabilities in the pinned packages; skipped where no database can be reached
+#   make audit   known vulnerabilities in the pinned packages; fails where nothing could be compared
 #   make sbom OUT=sbom.json   the list of parts (CycloneDX) of what is installed
 #   make pins    release/requirements-*.txt: every package of a release with its checksum
 #   make docs    the site of docs/ in site/, with every link checked

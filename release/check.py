@@ -3,10 +3,11 @@
     python release/check.py audit                 the pins of release/*.txt
     python release/check.py sbom OUT.json         CycloneDX, of what is installed in .venv
 
-The audit asks the database of PyPI or OSV, with pip-audit. Where neither can be reached, as behind a mirror of
-PyPI, it asks for the newest releases only (`newest.py`), and names the pins that it could not compare. Nothing
-compared is an error; --allow-offline makes it a notice. Vulnerabilities that were looked at and do not concern
-us are in release/accepted.txt, with the reason. *Writes* .venv-release, with the versions of release/tools.txt.
+The audit asks the database of PyPI or OSV, with pip-audit. Where neither can be reached, as behind a mirror
+of PyPI, it asks for the newest releases only (`newest.py`), and names the pins that it could not compare.
+Nothing compared is an error; --allow-offline makes it a notice. What was looked at and does not
+concern us is in release/accepted.txt, with the reason. *Writes* .venv-release, with the versions of
+release/tools.txt.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import venv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from newest import NoDatabase, compare, read_accepted, read_pins
+from newest import NoDatabaseError, compare, read_accepted, read_pins
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,7 +69,7 @@ def audit(*, allow_offline: bool) -> int:
         return _pip_audit(service, files, accepted)
     try:
         return _audit_newest(files, accepted)
-    except NoDatabase as error:
+    except NoDatabaseError as error:
         print(f"audit: NOTHING WAS COMPARED: {error}; nor can {' or '.join(SERVICES)} be asked for a version")
         return int(not allow_offline)
 
@@ -84,12 +85,9 @@ def _pip_audit(service: str, files: Sequence[Path], accepted: frozenset[str]) ->
 
 def _audit_newest(files: Sequence[Path], accepted: frozenset[str]) -> int:
     result = compare([pin for path in files for pin in read_pins(path)], accepted)
-    print(
-        f"audit: {len(result.compared)} pins are the newest release, and were compared with PyPI's database"
-    )
-    print(
-        f"NOT COMPARED, as a newer release is out ({len(result.older)}): {', '.join(result.older) or 'none'}"
-    )
+    print(f"audit: {len(result.compared)} pins are the newest release, and were compared with PyPI's data")
+    older = ", ".join(result.older) or "none"
+    print(f"NOT COMPARED, as a newer release is out ({len(result.older)}): {older}")
     for line in result.found:
         print(f"FOUND {line}")
     print(f"{len(result.found)} with known vulnerabilities")

@@ -1,9 +1,9 @@
 """Known vulnerabilities of pinned packages, of those that are pinned to their newest release.
 
-PyPI tells the vulnerabilities of a release under /pypi/NAME/VERSION/json. Mirrors often lack that address, but
-have /pypi/NAME/json, which tells those of the newest release: current, from the same database. A pin that is
-older than the newest release cannot be compared so, and is named; all that is known of it is whether it was
-taken back ("yanked").
+PyPI tells the vulnerabilities of a release under /pypi/NAME/VERSION/json. Mirrors often lack that address,
+but have /pypi/NAME/json, which tells those of the newest release, from the same database. A pin that is older
+than the newest release cannot be compared so, and is named; all that is known of it is whether it was taken
+back ("yanked").
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 CONTROL = "pycrypto"
-"""A package that nobody keeps any more; its newest release has known vulnerabilities for ever. A database that
-knows none of it knows nothing."""
+"""A package that nobody keeps any more: its newest release has known vulnerabilities for ever. A database
+that knows none of them knows nothing."""
 
 ADDRESS = "https://pypi.org/pypi/{name}/json"
 ANSWER_SECONDS = 15
@@ -43,18 +43,18 @@ class Compared:
     """Lines `name==version: ID, ...` of known vulnerabilities, and of releases that were taken back."""
 
 
-class NoDatabase(OSError):
+class NoDatabaseError(OSError):
     """The database does not answer, or does not know what every database knows."""
 
 
 def read_pins(path: Path) -> list[tuple[str, str]]:
-    """Return names and versions of a file of requirements, and of the package that is to be installed beside."""
+    """Return names and versions of a file of requirements, and of what is to be installed beside it."""
     beside = r"(?:# To install beside it.*: )?"
     return re.findall(rf"(?m)^{beside}([A-Za-z0-9._-]+)==([^\s\\]+)", path.read_text(encoding="utf-8"))
 
 
 def read_accepted(path: Path) -> frozenset[str]:
-    """Return the IDs that were looked at and do not concern us: the first word of each line, `#` is a comment."""
+    """Return the IDs that were looked at and do not concern us: the first word of each line."""
     lines = [line.partition("#")[0].split() for line in path.read_text(encoding="utf-8").splitlines()]
     return frozenset(words[0] for words in lines if words)
 
@@ -63,7 +63,7 @@ def ask(name: str) -> Document:
     """Return what PyPI says of a package.
 
     Raises:
-        NoDatabase: It does not answer, after `TRIES` tries.
+        NoDatabaseError: It does not answer, after `TRIES` tries.
     """
     for remaining in reversed(range(TRIES)):
         try:
@@ -72,7 +72,7 @@ def ask(name: str) -> Document:
                 return document
         except (OSError, ValueError) as error:
             if not remaining:
-                raise NoDatabase(f"PyPI does not answer for {name}: {error}") from error
+                raise NoDatabaseError(f"PyPI does not answer for {name}: {error}") from error
     raise AssertionError("unreachable")
 
 
@@ -87,10 +87,10 @@ def compare(
         fetch: Returns what PyPI says of a package.
 
     Raises:
-        NoDatabase: It does not answer, or knows no vulnerability of `CONTROL`.
+        NoDatabaseError: It does not answer, or knows no vulnerability of `CONTROL`.
     """
     if not fetch(CONTROL).get("vulnerabilities"):
-        raise NoDatabase(f"the database knows no vulnerability of {CONTROL}, which has some")
+        raise NoDatabaseError(f"the database knows no vulnerability of {CONTROL}, which has some")
     wanted = sorted(set(pins))
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
         documents = dict(zip(wanted, threads.map(lambda pin: fetch(pin[0]), wanted), strict=True))

@@ -115,7 +115,7 @@ def test_pins_that_are_the_newest_release_are_compared_and_older_ones_named() ->
 
 def test_a_database_that_knows_no_vulnerability_at_all_is_none() -> None:
     newest = script("newest")
-    with pytest.raises(newest.NoDatabase, match="pycrypto"):
+    with pytest.raises(newest.NoDatabaseError, match="pycrypto"):
         newest.compare([("a", "1")], frozenset(), fetch=lambda name: told("1"))
 
 
