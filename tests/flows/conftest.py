@@ -15,10 +15,10 @@ from benchmarks.many_scans import FAST
 from commands.prepare.command import prepare_store
 from commands.prepare.settings import Settings
 from commands.prepare.work import Options
+from tests.flows.dask_cluster import ROOT, Cluster
 from tests.phantom import phantom
 from tests.running_prefect import running_prefect
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.waits import PATIENT_SECONDS
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -86,3 +86,18 @@ def mass() -> Callable[..., subprocess.Popen[str]]:
         )
 
     return start
+
+
+@pytest.fixture(scope="session")
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    made = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def cluster(scheduler: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A scheduler that all tests share, without workers at first."""
+    monkeypatch.setattr("commands.prepare.cluster.CONNECT_SECONDS", PATIENT_SECONDS)
+    yield scheduler
+    scheduler.end_workers()

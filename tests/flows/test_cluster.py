@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
-from distributed import Client
 
 from commands.main import main
 from commands.prepare.cluster import check_cluster, tasks_at_once
@@ -23,17 +20,9 @@ from commands.prepare.settings import Settings
 from commands.prepare.work import Options
 from commands.terminal import CommandError
 from storage import verify
-from tests.flows.conftest import ROOT
+from tests.flows.dask_cluster import ROOT, Cluster, wait_for
 from tests.phantom import phantom
 from tests.waits import PATIENT_SECONDS
-
-
-def wait_for(holds: Callable[[], object], *, what: str) -> None:
-    deadline = time.monotonic() + PATIENT_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
 
 HANGING = """
 import sys
@@ -49,65 +38,6 @@ if "distributed.cli.dask_worker" in sys.orig_argv:
     writer.write_scan = write_scan
 """
 """For a worker: stand still when the third scan is written, and not committed yet."""
-
-
-class Cluster:
-    """A scheduler and workers, each a process of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self.started = 0
-        told = folder / "scheduler.json"
-        self.start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(told))
-        wait_for(told.exists, what="the scheduler started")
-        wait_for(lambda: told.read_text().strip().endswith("}"), what="it told its address")
-        self.address = json.loads(told.read_text())["address"]
-
-    def start(self, kind: str, *more: str, **environment: str) -> subprocess.Popen[bytes]:
-        self.started += 1
-        log = (self.folder / f"{kind}{self.started}.log").open("wb")
-        command = [sys.executable, "-m", "distributed.cli.dask_" + kind, *more, "--no-dashboard"]
-        path = {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-        with log:
-            process = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd=self.folder, env=os.environ | path | environment
-            )
-        self.processes.append(process)
-        return process
-
-    def worker(self, *more: str, **environment: str) -> subprocess.Popen[bytes]:
-        place = ("--host", "127.0.0.1", "--local-directory", str(self.folder))
-        return self.start("worker", self.address, "--no-nanny", *place, *more, **environment)
-
-    def end_workers(self) -> None:
-        """Kill all but the scheduler, and wait until it knows that they are gone."""
-        for process in self.processes[1:]:
-            process.kill()
-            process.wait()
-        del self.processes[1:]
-        with Client(self.address, set_as_default=False) as client:
-            wait_for(lambda: not client.scheduler_info()["workers"], what="the workers are gone")
-
-    def end(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait()
-
-
-@pytest.fixture(scope="module")
-def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("cluster"))
-    yield made
-    made.end()
-
-
-@pytest.fixture
-def cluster(scheduler: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A scheduler that all tests share, without workers."""
-    monkeypatch.setattr("commands.prepare.cluster.CONNECT_SECONDS", PATIENT_SECONDS)
-    yield scheduler
-    scheduler.end_workers()
 
 
 def store_bytes(store: Path) -> dict[str, bytes]:
