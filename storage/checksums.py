@@ -36,6 +36,11 @@ def unsealed(document: Mapping[str, Any]) -> dict[str, Any]:
     return rest
 
 
+def is_sealed(line: bytes) -> bool:
+    """Whether a line has a checksum."""
+    return line.startswith(_START)
+
+
 def sealed_line(line: bytes) -> bytes:
     """Return a JSON object that is one line, with its checksum; a newline at the end does not count."""
     return _start_of(line.rstrip(b"\n")) + line[1:]
@@ -43,7 +48,7 @@ def sealed_line(line: bytes) -> bytes:
 
 def unsealed_line(line: bytes) -> bytes:
     """Return a line (no newline at its end) without its checksum; raises ValueError if it is of another."""
-    if not line.startswith(_START):
+    if not is_sealed(line):
         return line
     rest = b"{" + line[_LENGTH:]
     if line[:_LENGTH] != _start_of(rest):

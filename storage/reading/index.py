@@ -2,7 +2,8 @@
 
 A line is appended when a scan's folder has its final path; a later line with the same id replaces an earlier
 one. A line without newline at the end of the file was cut off by a crash: readers skip it, the next writer
-removes it, `sweep` writes it again from the scan's COMMIT.json.
+removes it, `sweep` writes it again from the scan's COMMIT.json. Each line has a checksum
+(`storage.checksums`), except those that older versions wrote.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.access import StorePath
+from storage.checksums import is_sealed, sealed_line, unsealed_line
 from storage.errors import CorruptScan, CorruptStore
 from storage.files import collector_paused, replace_file
 from storage.layout import FORMAT_VERSION, INDEX_FILE, READ_VERSIONS, commit_folder, dump_line, scan_key
@@ -52,6 +54,8 @@ class IndexEntry:
     """Bytes of all its files; 0 if not known, in lines that older versions wrote."""
     addressed: bool = False
     """Whether its files lie in a folder named after its digest, as on object stores."""
+    sealed: bool = field(default=True, compare=False)
+    """Whether its line has a checksum; lines that older versions wrote have none, and stay as they are."""
 
     @property
     def case_key(self) -> str:
@@ -65,7 +69,7 @@ class IndexEntry:
         return f"{own}/{commit_folder(self.digest)}" if self.addressed else own
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> IndexEntry:
+    def from_json(cls, value: Mapping[str, Any], *, sealed: bool = True) -> IndexEntry:
         """Return the entry in a parsed line; raises KeyError, TypeError or ValueError if it is not one."""
         depth, height, width = (int(size) for size in value["shape"])
         dz, dy, dx = (float(size) for size in value["spacing_zyx_mm"])
@@ -83,6 +87,7 @@ class IndexEntry:
             format_version=int(value.get("format_version", 1)),
             case=str(value.get("case", "")),
             num_bytes=int(value.get("num_bytes", 0)),
+            sealed=sealed,
         )
         if entry.format_version not in READ_VERSIONS:
             raise ValueError(f"format version of {entry.scan_id} is {entry.format_version}")
@@ -101,6 +106,16 @@ class IndexEntry:
             return line
         known = {"num_bytes": self.num_bytes} if self.num_bytes else {}
         return line | known | {"format_version": self.format_version}
+
+    @classmethod
+    def from_line(cls, line: bytes) -> IndexEntry:
+        """Return the entry in a line (no newline); raises KeyError, TypeError or ValueError if damaged."""
+        return cls.from_json(json.loads(unsealed_line(line)), sealed=is_sealed(line))
+
+    def to_line(self) -> bytes:
+        """Return the line, with its newline."""
+        line = dump_line(self.to_json())
+        return sealed_line(line) if self.sealed and self.format_version > 1 else line
 
     def summary(self) -> dict[str, object]:
         """Return the part of the entry that COMMIT.json repeats, so that a lost line can be written again."""
@@ -188,7 +203,7 @@ def parse_index(data: bytes) -> Index:
     with collector_paused():
         for number, line in enumerate(lines, start=1):
             try:
-                entry = IndexEntry.from_json(json.loads(line))
+                entry = IndexEntry.from_line(line)
             except (ValueError, KeyError, TypeError, AttributeError):
                 damaged.append(number)
             else:
@@ -245,7 +260,7 @@ class IndexTail:
         ids = []
         for line in whole.splitlines():
             try:
-                ids.append(IndexEntry.from_json(json.loads(line)).scan_id)
+                ids.append(IndexEntry.from_line(line).scan_id)
             except (ValueError, KeyError, TypeError):
                 continue
         return ids
@@ -253,7 +268,7 @@ class IndexTail:
 
 def append_entry(store: Path, entry: IndexEntry) -> None:
     """Add a line to the index, completely or not at all. The caller holds the store's lock."""
-    line = dump_line(entry.to_json())
+    line = entry.to_line()
     handle = os.open(store / INDEX_FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         end = _cut_torn_line(handle)
@@ -292,4 +307,4 @@ def write_index(store: Path, entries: Iterable[IndexEntry]) -> None:
 def dump_index(entries: Iterable[IndexEntry]) -> bytes:
     """Return the index of these entries, sorted by id."""
     ordered = sorted(entries, key=lambda entry: entry.scan_id)
-    return b"".join(dump_line(entry.to_json()) for entry in ordered)
+    return b"".join(entry.to_line() for entry in ordered)

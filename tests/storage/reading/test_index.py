@@ -9,7 +9,7 @@ import pytest
 import storage.reading.index
 from storage import CorruptStore, ScanRecord, StoreFull, commit_scan, finish, open_store, sweep
 from storage.layout import dump_line
-from storage.reading.index import IndexTail, append_entry, read_index_file
+from storage.reading.index import IndexTail, append_entry, parse_index, read_index_file
 from tests.storage.drawn_record import SMALL, draw_record, store_bytes
 
 
@@ -119,7 +119,7 @@ def test_a_torn_line_longer_than_a_block_is_cut_off(store: Path) -> None:
         file.write(b"x" * 20_000)
     append_entry(store, entry)
     assert read_index_file(store).damaged_lines == ()
-    assert (store / "index.jsonl").read_bytes() == dump_line(entry.to_json()) * 2
+    assert (store / "index.jsonl").read_bytes() == entry.to_line() * 2
 
 
 @pytest.mark.parametrize(
@@ -159,3 +159,35 @@ def test_a_line_knows_the_bytes_of_its_scan_and_an_older_line_stays_as_it_is(two
     assert sweep(two) == 0
     finish(two)
     assert (two / "index.jsonl").read_bytes() == older
+
+
+def test_a_flipped_bit_anywhere_in_a_line_is_found_before_a_scan_is_read(store: Path) -> None:
+    whole = (store / "index.jsonl").read_bytes()
+    (entry,) = parse_index(whole).entries.values()
+    name = len(b'{"checksum"')  # under another name it is no checksum, and the rest is whole
+    for position in range(len(whole) - 1):
+        data = bytearray(whole)
+        data[position] ^= 1 << position % 8
+        index = parse_index(bytes(data))
+        if position >= name or index.damaged_lines:
+            assert index.damaged_lines == (1,), (position, bytes(data))
+        else:
+            assert list(index.entries.values()) == [entry]
+    (store / "index.jsonl").write_bytes(data)
+    with pytest.raises(CorruptStore, match="is damaged"):
+        _ = open_store(store).entries
+
+
+def test_a_line_without_a_checksum_stays_as_it_is_and_new_ones_have_one(two: Path) -> None:
+    finish(two)
+    sealed = (two / "index.jsonl").read_bytes()
+    older = b"".join(dump_line(entry.to_json()) for entry in open_store(two).entries.values())
+    (two / "index.jsonl").write_bytes(older)
+    assert open_store(two).scan_ids == ("a", "scan-1")
+    assert sweep(two) == 0
+    commit_scan(two, draw_record("z", shape=SMALL))
+    finish(two)
+    lines = (two / "index.jsonl").read_bytes().splitlines(keepends=True)
+    assert lines[:2] == older.splitlines(keepends=True)
+    assert lines[2].startswith(b'{"checksum":"')
+    assert all(line.startswith(b'{"checksum":"') for line in sealed.splitlines())

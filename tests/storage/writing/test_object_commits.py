@@ -32,6 +32,7 @@ from storage import (
     write_ledger,
 )
 from storage.access import client_of
+from storage.checksums import sealed_line, unsealed_line
 from storage.layout import commit_folder
 from storage.reading import read_object_index
 from storage.writing import object_commits
@@ -85,9 +86,9 @@ def as_on_disk(objects: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def _line_on_disk(line: bytes) -> bytes:
-    start, _, rest = line.partition(b'"path":"')
+    start, _, rest = unsealed_line(line.rstrip(b"\n")).partition(b'"path":"')
     path, _, end = rest.partition(b'"')
-    return start + b'"path":"' + b"/".join(path.split(b"/")[:3]) + b'"' + end
+    return sealed_line(start + b'"path":"' + b"/".join(path.split(b"/")[:3]) + b'"' + end + b"\n")
 
 
 def test_a_scan_has_the_bytes_that_it_has_on_disk(url: str, record: ScanRecord, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from storage import CorruptScan, Scan, ScanRecord, commit_scan, open_store, sweep, verify, verify_scan
+from storage.checksums import sealed_line, unsealed_line
 from storage.layout import dump_document
 from tests.storage.drawn_record import SMALL, draw_record, store_bytes
 
@@ -95,8 +96,9 @@ def test_what_does_not_belong_is_named(store: Path, scan: Scan) -> None:
 
 
 def test_index_and_folders_must_agree(store: Path, scan: Scan) -> None:
-    lines = (store / "index.jsonl").read_bytes().splitlines(keepends=True)
-    (store / "index.jsonl").write_bytes(lines[1].replace(b'"digest":"', b'"digest":"0') + b"{}\n" + b'{"id"')
+    line = unsealed_line((store / "index.jsonl").read_bytes().splitlines()[1])
+    other = sealed_line(line.replace(b'"digest":"', b'"digest":"0') + b"\n")
+    (store / "index.jsonl").write_bytes(other + b"{}\n" + b'{"id"')
     found = {(problem.scan_id, problem.key): problem.what for problem in verify(store)}
     assert "cut off" in found.pop((None, "index.jsonl"))
     assert set(found) == {("healthy", "COMMIT.json"), ("scan-1", "COMMIT.json")}
