@@ -5,7 +5,7 @@ head, segmented from one labelled head.
 
 *Reads* a store with labels, pretrained weights, and the raw file of a scan that is not in the store, with the
 label map that an expert drew of it. *Writes* the run of the fine-tuning; NAME_seg with the labels on the
-scan's own grid, and NAME_seg.png, where green is what was expected and red what was drawn.
+scan's own grid, and NAME_seg.png, where blue is what was expected and orange what was drawn.
 """
 
 from __future__ import annotations
@@ -325,7 +325,7 @@ def _tell(
         )
     if mean < _LOW_DICE:
         print(f"Fine-tuned as briefly it reaches {mean:.2f}: look at the picture, and train longer.")
-    print(f"labels: {labels}\npicture: {picture} (green: the expert's, red: drawn)")
+    print(f"labels: {labels}\npicture: {picture} (blue: the expert's, orange: drawn)")
     return {
         "scan": name,
         "dice": {names[value]: dice[value] for value in dice},

@@ -43,7 +43,7 @@ _LOW_DICE = 0.5
 
 _COLORS = (
     "Under <b>Labels</b>: each structure of the expert with what was predicted for it. Blue: both; "
-    "orange: missed; purple: drawn beyond the label."
+    "orange: missed; purple: drawn beyond the label. Outlines: yellow the label's, white what was drawn."
 )
 
 

@@ -39,8 +39,8 @@ _MOST_CURVES = 3
 """Structures with a curve of their own: those whose Dice is lowest at the end."""
 _COLOURS = (
     "One row for each mask, in three planes. In each pair of pictures the left one is the reference with its "
-    "mask (red), the right one the target: <b>green</b> is the mask that was expected, <b>red</b> what the "
-    "network drew."
+    "mask (orange), the right one the target: <b>blue</b> is the mask that was expected, <b>orange</b> what "
+    "the network drew."
 )
 
 

@@ -17,7 +17,7 @@ from importlib.resources import files
 from typing import Any
 
 from pipeline.quality import SIZE_CLASS_NAMES, SIZE_CLASSES_MM3
-from pipeline.report.slices import COMPARISON_COLORS, LABEL_COLOR, PROPOSAL_COLOR, VIEWER_PALETTE
+from pipeline.report.slices import COMPARISON_COLORS, LABEL_COLOR, PALETTE, PROPOSAL_COLOR
 
 MODULES = ("dom", "data", "scan", "outlines", "viewer", "explorer", "query", "table", "main")
 """Names of our modules."""
@@ -88,7 +88,7 @@ def viewer_settings(*, served: bool, packed: list[str]) -> dict[str, Any]:
     """Return the settings of the viewer: colours, size classes, and where packs come from."""
     bounds = [0.0, *(mm3 / 1000 for mm3 in SIZE_CLASSES_MM3), None]
     return {
-        "palette": VIEWER_PALETTE,
+        "palette": PALETTE,
         "label": LABEL_COLOR,
         "proposal": PROPOSAL_COLOR,
         "comparison": COMPARISON_COLORS,

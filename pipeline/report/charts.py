@@ -17,7 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 _WIDTH, _HEIGHT = 420, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 22, 12, 42  # margins around the plotting area
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 22, 12, 44  # margins around the plotting area
+_LETTER = 8.4
+"""Width of a letter of the page's charts (14 px, wide fonts), at most."""
+_MOST_NAME = 214
+"""Width of the names beside bars, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,18 +87,23 @@ def _columns(counts: NDArray[Any], edges: NDArray[Any], *, label: str, logarithm
 
 
 def bars(names: Sequence[str], values: Sequence[float], *, label: str) -> str:
-    """Return horizontal bars, one per name, with their values at the end."""
+    """Return horizontal bars, one per name, with their values at the end. Long names are narrowed."""
     row = 24
     height = row * len(names) + 8
     top = max([*values, 1e-12])
+    left = min(_LETTER * max((len(name) for name in names), default=0), _MOST_NAME)
+    most = _WIDTH - left - 14 - _LETTER * max((len(_number(value)) for value in values), default=0)
     parts = []
     for k, (name, value) in enumerate(zip(names, values, strict=True)):
-        y, width = 4 + k * row, 190 * value / top
+        y, width = 4 + k * row, most * value / top
+        narrowed = (
+            f' textLength="{left:.0f}" lengthAdjust="spacingAndGlyphs"' if _LETTER * len(name) > left else ""
+        )
         parts.append(
-            f'<text x="150" y="{y + 15}" text-anchor="end">{escape(name)}</text>'
-            f'<rect class="s0" x="158" y="{y + 3}" width="{max(width, 1):.1f}" height="{row - 7}" rx="2">'
-            f"<title>{escape(name)}: {_number(value)}</title></rect>"
-            f'<text x="{164 + width:.1f}" y="{y + 15}">{_number(value)}</text>'
+            f'<text x="{left:.0f}" y="{y + 15}" text-anchor="end"{narrowed}>{escape(name)}</text>'
+            f'<rect class="s0" x="{left + 8:.0f}" y="{y + 3}" width="{max(width, 1):.1f}" height="{row - 7}" '
+            f'rx="2"><title>{escape(name)}: {_number(value)}</title></rect>'
+            f'<text x="{left + 13 + width:.1f}" y="{y + 15}">{_number(value)}</text>'
         )
     return _svg(label, height, "".join(parts))
 

@@ -41,20 +41,15 @@ EDGES: dict[Plane, tuple[str, str, str, str]] = {
 """Letters at the left, right, upper and lower edge of each plane."""
 
 PALETTE: tuple[Color, ...] = (
-    (86, 180, 233), (240, 146, 45), (96, 211, 148), (238, 90, 122), (170, 140, 245), (232, 214, 75),
-    (62, 205, 198), (245, 145, 205), (163, 200, 70), (205, 145, 100), (125, 155, 245), (255, 130, 110),
+    (86, 180, 233), (230, 159, 0), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121,
+    167), (235, 235, 235), (128, 62, 32), (150, 220, 90), (120, 94, 220), (255, 176, 160),
 )  # fmt: skip
-"""Colours that are easy to distinguish from each other and from grey."""
+"""Colours of regions, in pictures and in the viewer. The first seven are those of Okabe and Ito (2008), which
+people without one kind of cone tell apart too."""
 LABEL_COLOR: Color = (255, 221, 51)
 """Outlines of expert labels."""
 PROPOSAL_COLOR: Color = (64, 196, 255)
 """Fill of the proposal that is compared with a label."""
-VIEWER_PALETTE: tuple[Color, ...] = (
-    (86, 180, 233), (230, 159, 0), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121,
-    167), (235, 235, 235), (128, 62, 32), (150, 220, 90), (120, 94, 220), (255, 176, 160),
-)  # fmt: skip
-"""Colours of regions in the viewer. The first seven are those of Okabe and Ito (2008), which people without
-one kind of cone tell apart too."""
 COMPARISON_COLORS: tuple[Color, Color, Color] = ((86, 180, 233), (230, 159, 0), (204, 121, 167))
 """What a label and a proposal both have, what is missed, what is beyond the label: colours 3, 2 and 8 of
 Okabe and Ito (2008), which people without one kind of cone tell apart too."""

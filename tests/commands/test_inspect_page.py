@@ -24,6 +24,10 @@ from tests.pipeline.drawn_scan import DrawnLabel, drawn_scan
 
 SCANS = "[...document.querySelectorAll('.vtable [data-key=scan]')].map((cell) => cell.textContent)"
 ROWS = "[...document.querySelectorAll('.vtable .spacer .tr')]"
+CUT = """[...document.querySelectorAll('.vtable, .vtable .head > div, .vtable .spacer :is(.tr, .tr > div)')]
+.filter((e) => e.checkVisibility() && (e.scrollWidth > e.clientWidth + 1
+  || !e.classList.contains('vtable') && e.scrollHeight > e.clientHeight + 1)).map((e) => e.textContent)"""
+"""Texts of the table of which a part cannot be seen."""
 HOSTILE = '<img src=x onerror="globalThis.harmed = 1">'
 
 
@@ -94,6 +98,11 @@ def stage(tab: Tab) -> NDArray[np.uint8]:
 def blueish(picture: NDArray[np.uint8]) -> int:
     """Number of pixels in the colour of the region at the cross: more blue than red."""
     return int(np.count_nonzero(picture[..., 2].astype(int) - picture[..., 0] > 40))
+
+
+def white(picture: NDArray[np.uint8]) -> int:
+    """Number of white pixels."""
+    return int(np.count_nonzero((picture > 252).all(axis=2)))
 
 
 def test_the_page_loads_nothing_but_itself_and_has_no_error(tab: Tab, page: str) -> None:
@@ -230,6 +239,10 @@ def test_an_unusual_scan_opens_from_its_card(tab: Tab, page: str) -> None:
     tab.click_on(".card a.open[data-scan=drawn_2]")
     tab.wait("document.querySelector('h3.opened').textContent === 'drawn_2'")
     tab.wait("!document.querySelector('[aria-busy]')")
+    reasons = tab.run("document.querySelector('.reasons').textContent")
+    assert re.fullmatch(r"Unusual: \d+% of the proposals outside the body", reasons)
+    for name in ("clientWidth", "title"):  # the table has the kind only where a value follows it
+        assert tab.run(f"document.querySelector('.vtable [data-key=unusual]').{name}")
 
 
 def test_a_result_is_shown_beside_its_label_and_its_colours_tell_both(
@@ -247,7 +260,8 @@ def test_a_result_is_shown_beside_its_label_and_its_colours_tell_both(
     tab.wait("document.querySelector('h3.opened')?.textContent === 'drawn_1'")
     tab.wait("!document.querySelector('[aria-busy]')")
     assert tab.run("document.getElementById('tab-ladder').hidden")  # it has no proposals
-    tab.click_on(".pairs li:nth-child(2) button")
+    # The worst structure is shown at once.
+    assert tab.run("document.querySelector('.pairs li:nth-child(2) button').ariaPressed") == "true"
     before = tab.run("document.querySelector('.legend').innerText")
     pair = compared.pairs[0]
     assert f"{pair.name}: IoU {pair.iou:.3f}, Dice {pair.dice:.3f}" in before
@@ -258,6 +272,12 @@ def test_a_result_is_shown_beside_its_label_and_its_colours_tell_both(
     assert {k: float(v) for k, v in figures.items()} == pytest.approx(
         {k: float(v.sum()) * ml for k, v in expected.items()}, rel=0.01
     )
+    # All labels: what was drawn has outlines in white.
+    tab.click_on(".pairs li:first-child button")
+    assert "White outlines" in tab.run("document.querySelector('.legend').innerText")
+    outlined = white(stage(tab))
+    tab.run("document.querySelector('input[name=labels]').click()")
+    assert white(stage(tab)) < outlined - 20
 
 
 def test_names_in_a_scan_stay_text(tab: Tab, page: str) -> None:
@@ -276,17 +296,11 @@ def test_text_has_contrast_in_both_themes_and_nothing_is_wider_than_the_window(t
         for mode in ("ladder", "proposals", "labels"):
             tab.run(f"document.getElementById('tab-{mode}').click()")
             assert tab.run(LOW_CONTRAST) == []
-    for width in (1400, 1024, 390):
+    for width in (1600, 1400, 1366, 1280, 1024, 800, 390, 320):
         tab.size(width, 800)
         settle(tab)
         assert tab.run("document.documentElement.scrollWidth") <= width
-    tab.size(1400, 800)
-    settle(tab)
-    cut = (
-        "[...document.querySelectorAll('.vtable, .vtable .head > div')]"
-        ".filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent)"
-    )
-    assert tab.run(cut) == []
+        assert tab.run(CUT) == [], width
 
 
 def many_rows(store: Store, number: int) -> list[ScanRow]:
@@ -331,11 +345,7 @@ def test_5000_scans_take_less_than_3_seconds_of_work(tab: Tab, long_page: str) -
     tab.open(long_page)
     tab.wait(f"{ROWS}.length > 0")
     assert tab.run(f"{ROWS}.length") < 80
-    cut = (
-        "[...document.querySelectorAll('.vtable .spacer .tr > div')]"
-        ".filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent)"
-    )
-    assert tab.run(cut) == []
+    assert tab.run(CUT) == []
     tab.run("document.querySelector('.vtable').scrollTop = 1e9")
     tab.wait(f"{SCANS}.includes('scan_004999')")
 

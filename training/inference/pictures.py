@@ -3,7 +3,7 @@
     one row per case, one block per plane:   reference + its mask | target + prediction (+ expected mask)
 
 Reads:  images float (z, y, x), masks bool (z, y, x), spacing in mm.
-Writes: RGB images (Pillow), or a PNG. Outlines of mask and prediction are red, of the expected mask green.
+Writes: RGB images (Pillow), or a PNG. Outlines of mask and prediction are orange, of the expected mask blue.
 Bounds: each plane shows one slice only, the one with the largest area of the mask.
 """
 
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 _GAP = 4
-_RED, _GREEN = (255, 70, 60), (70, 235, 90)
+DRAWN_COLOR, EXPECTED_COLOR = (255, 150, 20), (86, 180, 233)
+"""Orange and sky blue, which colour-blind people tell apart (after Okabe and Ito, 2008)."""
 _PLANES = ("axial", "coronal", "sagittal")
 EDGES = (("R", "L"), ("R", "L"), ("A", "P"))
 """Letters at the left and right edge of slices along z, y and x."""
@@ -95,11 +96,11 @@ def _draw_case(case: Case, height: int) -> Image.Image:
     shown = case.prediction if case.expected is None or not case.expected.any() else case.expected
     for axis in range(3):
         panels.append(
-            _panel(case.reference, [(case.mask, _RED)], case.mask, axis, case.spacing_zyx_mm, height)
+            _panel(case.reference, [(case.mask, DRAWN_COLOR)], case.mask, axis, case.spacing_zyx_mm, height)
         )
-        outlines = [(case.prediction, _RED)]
+        outlines = [(case.prediction, DRAWN_COLOR)]
         if case.expected is not None:
-            outlines.insert(0, (case.expected, _GREEN))
+            outlines.insert(0, (case.expected, EXPECTED_COLOR))
         panels.append(_panel(case.target, outlines, shown, axis, case.spacing_zyx_mm, height))
     title = case.title + ("" if case.dice is None else f"  Dice {case.dice:.2f}")
     head = 14
@@ -111,7 +112,7 @@ def _draw_case(case: Case, height: int) -> Image.Image:
     for number, panel in enumerate(panels):
         row.paste(panel, (left, head))
         name = "target" if number % 2 else f"{_PLANES[number // 2]} {case.reference_name}"
-        draw.text((left + 2, head), name, fill="yellow")
+        draw.text((left + 2, head), name, fill=(200, 200, 200))
         left += panel.width + _GAP
     return row
 

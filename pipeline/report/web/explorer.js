@@ -27,6 +27,7 @@ export class Explorer {
   constructor(box, packs, settings) {
     this.packs = packs;
     this.settings = settings;
+    this.unusual = new Map(); // By scan, what is unlike the others of its data set.
     this.mode = "ladder";
     this.wantedMl = FIRST_ML;
     this.#build(box);
@@ -51,10 +52,13 @@ export class Explorer {
   }
 
   async #show(scan) {
+    this.root.classList.remove("empty");
     this.scan = scan;
     this.paint = new Uint8Array(scan.image.length);
     this.title.textContent = scan.about.scan_id;
     this.subtitle.textContent = [scan.about.dataset, scan.about.modality.toUpperCase(), `${scan.shape.join(" × ")} voxels of ${scan.spacing.map((mm) => number(mm)).join(" × ")} mm`].join(" · ");
+    const reasons = this.unusual.get(scan.about.scan_id);
+    this.reasons.textContent = reasons ? `Unusual: ${reasons}` : "";
     this.#fillLevels();
     this.#fillSources();
     this.#fillPairs();
@@ -110,7 +114,8 @@ export class Explorer {
   #read(point) {
     const voxel = this.scan.index(...point);
     const { unit } = this.scan.about;
-    const here = this.scan.labels.map((label) => label.values[voxel] && (label.names[label.values[voxel]] ?? `${label.name} ${label.values[voxel]}`)).filter(Boolean);
+    const name = (label, map) => label.values[voxel] && `${this.predicted.has(map) ? "predicted: " : ""}${label.names[label.values[voxel]] ?? `${label.name} ${label.values[voxel]}`}`;
+    const here = this.scan.labels.map(name).filter(Boolean);
     this.readout.textContent = `voxel ${point.join(", ")} (z, y, x) · ${number(this.scan.intensity(voxel), 4)}${unit && unit !== "arbitrary" ? ` ${unit}` : ""}${here.length ? ` · ${here.join(", ")}` : ""}`;
   }
 
@@ -208,15 +213,18 @@ export class Explorer {
       if (middle) this.#go(middle);
       this.viewer.setPaint(this.paint, settings.comparison);
     } else {
-      scan.labels.forEach((_, map) => scan.paintLabels(this.paint, map, (value) => 1 + ((value - 1) % MOST_SHOWN)));
-      this.legend.replaceChildren(element("p", { className: "quiet" }, "Each value of the labels in a colour; colours repeat after twelve."));
+      scan.labels.forEach((_, map) => this.predicted.has(map) || scan.paintLabels(this.paint, map, (value) => 1 + ((value - 1) % MOST_SHOWN)));
+      const outlined = this.predicted.size ? " White outlines: what was predicted." : "";
+      this.legend.replaceChildren(element("p", { className: "quiet" }, `Each value of the labels in a colour; colours repeat after twelve.${outlined}`));
       this.viewer.setPaint(this.paint, settings.palette);
     }
   }
 
   #fillPairs() {
     const { pairs } = this.scan.about;
-    this.pair = null;
+    // Label maps that are predictions, beside those of experts.
+    this.predicted = new Set(pairs.map(({ other }) => other).filter((map) => map >= 0));
+    this.pair = this.predicted.size ? pairs[0] : null;
     const button = (pair, ...content) => {
       const made = element("button", { type: "button", className: "row", onclick: () => this.#compare(pair) }, ...content);
       made.pair = pair;
@@ -236,7 +244,7 @@ export class Explorer {
   #outline() {
     const outlines = [];
     if (this.showAtoms.checked) for (const ids of this.scan.layers) outlines.push({ ids, color: "rgba(255, 255, 255, 0.45)", width: 1 });
-    if (this.showLabels.checked) for (const { values } of this.scan.labels) outlines.push({ ids: values, color: css(this.settings.label), width: 1.5 });
+    if (this.showLabels.checked) this.scan.labels.forEach(({ values }, map) => outlines.push({ ids: values, color: this.predicted.has(map) ? "white" : css(this.settings.label), width: 1.5 }));
     this.viewer.setOutlines(outlines);
   }
 
@@ -274,12 +282,13 @@ export class Explorer {
     this.stage.addEventListener("keydown", (event) => this.#key(event), { capture: true });
     this.title = element("h3", { className: "opened" });
     this.subtitle = element("p", { className: "quiet" });
+    this.reasons = element("p", { className: "reasons" });
     this.status = element("p", { className: "status", role: "status" });
     this.readout = element("p", { className: "readout" });
     this.facts = element("dl", { className: "facts" });
     const help = "Click in a plane to move the cross; drag in the 3D picture to turn it; wheel or pinch for slices. Keys in the picture: arrows and Page Up / Down move the cross, [ and ] go to a smaller or larger region, a and l switch outlines.";
-    this.controls = element("div", { className: "controls" }, this.title, this.subtitle, this.status, this.#buildModes(), this.readout, this.#buildDisplay(), element("p", { className: "note" }, help), element("details", {}, element("summary", {}, "About this scan"), this.facts));
-    this.root = element("div", { className: "explorer" }, this.stage, this.controls);
+    this.controls = element("div", { className: "controls" }, this.title, this.subtitle, this.reasons, this.status, this.#buildModes(), this.readout, this.#buildDisplay(), element("p", { className: "note" }, help), element("details", {}, element("summary", {}, "About this scan"), this.facts));
+    this.root = element("div", { className: "explorer empty" }, this.stage, this.controls);
     box.replaceChildren(this.root);
   }
 

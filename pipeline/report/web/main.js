@@ -11,6 +11,9 @@ const viewerBox = document.getElementById("explorer");
 const tableBox = document.getElementById("scan-table");
 const note = document.getElementById("viewer-note");
 
+const rows = tableBox ? readJson("rows") : [];
+const unusual = new Map(rows.map((row) => [row[0], row[13]]));
+
 let explorer = null;
 
 /** Show a scan in the viewer. */
@@ -19,6 +22,7 @@ async function open(scanId, scroll = true) {
     note.textContent = `${scanId} is not in this page: run mass inspect STORE --serve, or mass inspect STORE --scan ${scanId} --out scan.html`;
   } else {
     explorer ??= new Explorer(viewerBox, packs, settings);
+    explorer.unusual = unusual;
     if (settings.served) note.textContent = "";
   }
   if (scroll) document.getElementById("viewer").scrollIntoView({ behavior: "instant" });
@@ -31,7 +35,7 @@ for (const link of document.querySelectorAll("a.open"))
     open(link.dataset.scan);
   });
 
-if (tableBox) new ScanTable(tableBox, readJson("rows"), open, (scanId) => packs.has(scanId));
+if (tableBox) new ScanTable(tableBox, rows, open, (scanId) => packs.has(scanId));
 
 // The first scan that the page carries opens when the viewer comes into sight.
 const [first] = packs.inPage;

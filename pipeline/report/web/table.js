@@ -25,8 +25,13 @@ export const COLUMNS = [
   { key: "iou", name: "best IoU", ...figure(11, (iou) => (iou === null ? "" : iou.toFixed(3))) },
   { key: "mb", name: "MB", ...figure(12, (mb) => (mb === null ? "" : mb.toFixed(1))) },
   { key: "seconds", name: "time (s)", ...figure(14) },
-  { key: "unusual", name: "unusual", value: at(13), words: (row) => (row[13] ? `unusual ${row[13]}` : ""), show: at(13) },
+  { key: "unusual", name: "unusual", value: at(13), words: (row) => (row[13] ? `unusual ${row[13]}` : ""), show: (row) => kinds(row[13]) },
 ];
+
+/** Return what of a scan is unusual, without the values: they are in the viewer, and seen when the pointer rests. */
+function kinds(reasons) {
+  return reasons.split("; ").map((reason) => reason.split(": ")[0]).join(", ");
+}
 
 export class ScanTable {
   /** Args: box to fill; rows; called with the id of a scan that is opened; tells whether a scan can be opened. */
@@ -38,9 +43,11 @@ export class ScanTable {
     this.columns = COLUMNS.filter((column) => rows.some((row) => ![null, ""].includes(column.value(row))));
     this.sorting = null;
     this.active = 0;
+    this.box = box;
     this.#build(box);
     this.#select();
-    new ResizeObserver(() => this.#draw(true)).observe(this.body);
+    this.#fit();
+    new ResizeObserver(() => this.#fit()).observe(this.body);
   }
 
   #build(box) {
@@ -58,7 +65,9 @@ export class ScanTable {
     this.head = element("div", { className: "tr head", role: "row" }, ...this.columns.map((column) => this.#heading(column)));
     this.spacer = element("div", { className: "spacer", role: "rowgroup" });
     this.body = element("div", { className: "vtable", role: "table", tabIndex: 0, aria: { label: "Scans", rowcount: this.all.length + 1 } }, this.head, this.spacer);
-    this.body.style.setProperty("--columns", this.columns.map((column) => WIDTHS[column.key]).join(" "));
+    const widths = this.columns.map((column) => this.#width(column));
+    this.least = widths.reduce((sum, [least]) => sum + least, 2);
+    this.body.style.setProperty("--columns", widths.map(([least, share]) => (share ? `minmax(${least}px, ${share}fr)` : `${least}px`)).join(" "));
     this.body.addEventListener("scroll", () => this.#draw(), { passive: true });
     this.body.addEventListener("keydown", (event) => this.#key(event));
     // For narrow windows, where the headings are not seen.
@@ -72,6 +81,19 @@ export class ScanTable {
   #heading(column) {
     const button = element("button", { type: "button", onclick: () => this.#sortBy(column, this.sorting?.column === column ? !this.sorting.descending : false) }, column.name);
     return (column.head = element("div", { role: "columnheader", className: column.numeric ? "figure" : "" }, button));
+  }
+
+  /** Return least width and share of a column: a data set's name is not broken, unless it is very long. */
+  #width(column) {
+    if (column.key !== "dataset") return WIDTHS[column.key];
+    const longest = this.all.reduce((most, row) => Math.max(most, row[1].length), 0);
+    return [Math.min(Math.max(longest, 8), 18) * 9 + 20, 1];
+  }
+
+  /** Where a window is too narrow for all columns, each scan is a card. */
+  #fit() {
+    this.box.classList.toggle("as-cards", this.box.clientWidth < this.least);
+    this.#draw(true);
   }
 
   #sortBy(column, descending) {
@@ -114,7 +136,8 @@ export class ScanTable {
   #cell(column, row) {
     const shown = String(column.show(row) ?? "");
     const kind = column.numeric ? "figure" : shown.length > LONG ? "long" : "";
-    return element("div", { role: "cell", className: kind, title: shown, data: { key: column.key, name: column.name } }, shown);
+    const title = column.key === "unusual" ? row[13] : shown;
+    return element("div", { role: "cell", className: kind, title, data: { key: column.key, name: column.name } }, shown);
   }
 
   #open(place) {
@@ -143,8 +166,8 @@ export class ScanTable {
   }
 }
 
+// Least width of a column in pixels, and its share of what is left over.
 const WIDTHS = {
-  scan: "minmax(180px, 3fr)", dataset: "minmax(104px, 1fr)", modality: "84px", split: "minmax(56px, .5fr)", size: "154px",
-  voxel: "72px", proposals: "98px", atoms: "74px", covered: "84px", outside: "78px", structures: "70px", iou: "84px", mb: "64px", seconds: "64px",
-  unusual: "minmax(150px, 2fr)",
+  scan: [150, 3], modality: [84, 0], split: [56, 0.5], size: [148, 0], voxel: [72, 0], proposals: [92, 0], atoms: [72, 0],
+  covered: [80, 0], outside: [78, 0], structures: [70, 0], iou: [80, 0], mb: [62, 0], seconds: [62, 0], unusual: [170, 3],
 };

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pipeline.report.charts import line_chart
+from pipeline.report.charts import bars, line_chart
 
 
 def points(chart: str, style: int = 0) -> list[tuple[float, float]]:
@@ -36,3 +36,18 @@ def test_a_line_without_rise_is_drawn_in_the_middle() -> None:
     flat = points(line_chart({"a": ([1, 2], [5.0, 5.0])}, label="x"))
     rising = points(line_chart({"a": ([1, 2], [0.0, 1.0])}, label="x"))
     assert flat[0][1] == pytest.approx((rising[0][1] + rising[1][1]) / 2, abs=0.2)
+
+
+def test_names_beside_bars_lie_in_the_picture_and_values_too() -> None:
+    names = ["a", "coarse-contrast-2.2mm-balanced-rounded"]
+    chart = bars(names, [1.0, 123456.0], label="x")
+    (width,) = map(float, re.findall(r'viewBox="0 0 (\d+)', chart))
+    edge, other = map(float, re.findall(r'<text x="(\d+)" [^>]*text-anchor="end"', chart))
+    assert edge == other
+    assert (
+        f'textLength="{edge:g}"' in chart
+    )  # the long name is as wide as there is room, the short one is not
+    assert chart.count("textLength") == 1
+    for at, value in re.findall(r'<text x="([\d.]+)" y="\d+">([\d,]+)</text>', chart):
+        assert float(at) + 8.4 * len(value) <= width
+    assert "textLength" not in bars(["short"], [1.0], label="x")

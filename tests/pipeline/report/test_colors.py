@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 import pipeline.report.assets as assets
-from pipeline.report.slices import COMPARISON_COLORS, VIEWER_PALETTE
+from pipeline.report.slices import COMPARISON_COLORS, PALETTE
+from training.inference.pictures import DRAWN_COLOR, EXPECTED_COLOR
 
 CSS = (Path(assets.__file__).parent / "web" / "page.css").read_text(encoding="utf-8")
 THEMES = dict(zip(("light", "dark"), re.findall(r":root \{(.*?)\}", CSS, re.DOTALL), strict=True))
@@ -56,6 +57,22 @@ def test_every_colour_of_text_has_a_contrast_of_4_5_on_every_ground(theme: str) 
             assert contrast(colors[mark], colors[ground]) >= 3, (mark, ground)
 
 
+def of_charts(theme: str) -> tuple[tuple[int, int, int], ...]:
+    """Colours of the lines of a chart."""
+    found = re.findall(r"--s\d: #([0-9a-f]{2})([0-9a-f]{2})([0-9a-f]{2})", THEMES[theme])
+    assert len(found) == 3
+    return tuple((int(r, 16), int(g, 16), int(b, 16)) for r, g, b in found)
+
+
+COLORS = {
+    "comparison": COMPARISON_COLORS,
+    "palette": PALETTE[:7],
+    "charts, light": of_charts("light"),
+    "charts, dark": of_charts("dark"),
+    "samples": (DRAWN_COLOR, EXPECTED_COLOR),
+}
+
+
 def seen(color: tuple[int, int, int], without: str | None) -> NDArray[np.float64]:
     values = linear(np.array(color, dtype=np.float64))
     if without is not None:
@@ -65,7 +82,7 @@ def seen(color: tuple[int, int, int], without: str | None) -> NDArray[np.float64
 
 
 @pytest.mark.parametrize("without", [None, *WITHOUT])
-@pytest.mark.parametrize("colors", [COMPARISON_COLORS, VIEWER_PALETTE[:7]], ids=["comparison", "palette"])
+@pytest.mark.parametrize("colors", COLORS.values(), ids=COLORS)
 def test_colours_that_must_be_told_apart_are(
     colors: tuple[tuple[int, int, int], ...], without: str | None
 ) -> None:

@@ -10,9 +10,18 @@ from PIL import Image
 
 from pipeline.report import slices
 from pipeline.report.slices import PLANES, cut
-from training.inference.pictures import EDGES, Case, best_slice, draw_cases, turned, write_png
+from training.inference.pictures import (
+    DRAWN_COLOR,
+    EDGES,
+    EXPECTED_COLOR,
+    Case,
+    best_slice,
+    draw_cases,
+    turned,
+    write_png,
+)
 
-RED, GREEN = (255, 70, 60), (70, 235, 90)
+ORANGE, BLUE = DRAWN_COLOR, EXPECTED_COLOR
 
 
 @pytest.fixture
@@ -40,7 +49,7 @@ def test_the_slice_with_most_of_the_mask_is_shown():
 def test_what_lies_towards_the_head_is_drawn_towards_the_top(case):
     picture = draw_cases([replace(case, prediction=case.mask, expected=None)], height=200)
     coronal_reference = picture.crop((picture.width // 3, 14, picture.width // 2, 214))
-    rows = places(coronal_reference, RED)[:, 0]
+    rows = places(coronal_reference, ORANGE)[:, 0]
     # z from 12 to 17 of 20: the upper part of the panel.
     assert rows.min() == pytest.approx(200 * (20 - 18) / 20, abs=2)
     assert rows.max() == pytest.approx(200 * (20 - 12) / 20, abs=2)
@@ -49,11 +58,11 @@ def test_what_lies_towards_the_head_is_drawn_towards_the_top(case):
 def test_the_right_of_the_patient_is_on_the_left_as_in_reports(case):
     # The mask lies at x from 20 to 27 of 30, towards the patient's right, and at y from 4 to 9 of 24: behind.
     picture = draw_cases([replace(case, prediction=case.mask, expected=None)], height=240)
-    axial = places(picture.crop((0, 14, 300, 254)), RED)
+    axial = places(picture.crop((0, 14, 300, 254)), ORANGE)
     assert axial[:, 1].max() < 150
     assert axial[:, 0].min() > 120
     sagittal = picture.crop((picture.width - 288 - 4, 14, picture.width - 4, 254))
-    assert places(sagittal, RED)[:, 1].min() > 144, "the front is on the left"
+    assert places(sagittal, ORANGE)[:, 1].min() > 144, "the front is on the left"
 
 
 @pytest.mark.parametrize("axis", range(3))
@@ -75,12 +84,12 @@ def test_letters_stand_at_the_edges_of_every_panel(case):
     assert np.flatnonzero(lit).max() > picture.width - 4 - 14
 
 
-def test_the_prediction_is_red_and_the_expectation_green(case):
+def test_the_prediction_is_orange_and_the_expectation_blue(case):
     nothing = np.zeros_like(case.mask)
-    assert len(places(draw_cases([replace(case, mask=nothing, prediction=nothing)]), GREEN))
-    assert not len(places(draw_cases([replace(case, mask=nothing, prediction=nothing)]), RED))
-    assert len(places(draw_cases([replace(case, mask=nothing, expected=None)]), RED))
-    assert not len(places(draw_cases([replace(case, expected=None)]), GREEN))
+    assert len(places(draw_cases([replace(case, mask=nothing, prediction=nothing)]), BLUE))
+    assert not len(places(draw_cases([replace(case, mask=nothing, prediction=nothing)]), ORANGE))
+    assert len(places(draw_cases([replace(case, mask=nothing, expected=None)]), ORANGE))
+    assert not len(places(draw_cases([replace(case, expected=None)]), BLUE))
 
 
 def test_voxels_are_drawn_in_proportion_to_their_millimetres(case):
