@@ -1,7 +1,7 @@
 """Disturb everything that writes, at random moments and in every way we know, and compare with calm runs.
 
-    python -m benchmarks.torture                                     a short one, some minutes
-    python -m benchmarks.torture --kills 200 --faults 50 --inputs 500 --work DIR     the long one
+    python -m benchmarks.torture     a short one, some minutes; the long one:
+    python -m benchmarks.torture --kills 200 --faults 50 --full 10 --at-rest 3 --inputs 500 --work DIR
 
 It prints one table, and writes it as JSON (`DIR/torture.json`). Killed or stopped itself, the same command
 goes on from there: every life is a line of `DIR/lives.jsonl`. The exit code is 1 if anything was lost, wrong,
@@ -27,6 +27,7 @@ from typing import Any
 from benchmarks.torture_children import become_reaper
 from benchmarks.torture_company import clock_life, company_life
 from benchmarks.torture_kills import KILLS_A_LIFE, Life, count_calls, fault_life, full_life, kill_life
+from benchmarks.torture_rest import FAULTS, RUN_FILES, Damaged, kinds_of, run_rest_life, store_rest_life
 from benchmarks.torture_subjects import Subject, import_all, one_thread, subjects
 from commands.prepare.prefect_server import prefect_server
 
@@ -145,6 +146,24 @@ class Torture:
                     clock_life(self.made[name], self.undisturbed(name), folder, seed=self.seed, number=number)
                 )
 
+    def damage_at_rest(self, places: int) -> None:
+        """Damage every kind of file of a store and of a run in every way, in so many places each."""
+        store, run = self.undisturbed("prepare"), self.undisturbed("pretrain")
+        for key, fault in self._damages("store", kinds_of(store / "store"), places):
+            number, folder = self.life("at rest", "store")
+            damaged = Damaged(key=key, fault=fault, number=number)
+            raw = self.work / "inputs" / "raw"
+            self.record.add(store_rest_life(self.made["prepare"], store, folder, damaged, raw))
+        for key, fault in self._damages("run", kinds_of(run / "run", RUN_FILES), places):
+            number, folder = self.life("at rest", "run")
+            damaged = Damaged(key=key, fault=fault, number=number)
+            self.record.add(run_rest_life(self.made["pretrain"], run, folder, damaged))
+
+    def _damages(self, subject: str, keys: Sequence[str], places: int) -> list[tuple[str, str]]:
+        """Return every file with every fault, so many times, without those that were done."""
+        wanted = [(key, fault) for _ in range(places) for key in keys for fault in FAULTS]
+        return wanted[len(self.record.of("at rest", subject)) :]
+
     def mutate(self, inputs: int) -> None:
         """Read files with random faults, some hundred in a process."""
         while (done := self.record.disturbances("inputs", "all formats")) < inputs:
@@ -242,7 +261,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    defaults = {"kills": 20, "faults": 10, "full": 5, "at-once": 4, "clocks": 5, "inputs": 100, "seed": 0}
+    defaults = {"kills": 20, "faults": 10, "full": 5, "at-once": 4, "clocks": 5, "at-rest": 1, "inputs": 100}
+    defaults["seed"] = 0
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--work", type=Path, help="folder to work in, and to go on from (default: a new one)")
@@ -265,6 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         torture.fill(arguments.full)
         torture.crowd(arguments.at_once)
         torture.set_clocks_back(arguments.clocks)
+        torture.damage_at_rest(arguments.at_rest)
     torture.mutate(arguments.inputs)
     print_table(record.lines)
     document = {"columns": COLUMNS, "rows": table_of(record.lines), "lives": record.lines}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from dataclasses import replace
 from errno import EIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.torture import Record, empty, shared, table_of
@@ -19,8 +22,19 @@ from benchmarks.torture_children import become_reaper, run_child
 from benchmarks.torture_company import clock_life, clock_set_back, company_life
 from benchmarks.torture_faults import Fault, can_mount, injected
 from benchmarks.torture_kills import Life, count_calls, fault_life, full_life, kill_life
+from benchmarks.torture_rest import (
+    Damaged,
+    damage,
+    digest,
+    kinds_of,
+    run_contents,
+    store_contents,
+    store_rest_life,
+)
 from benchmarks.torture_subjects import Subject, commit_subject, run_undisturbed, tree_digests
-from storage import open_store
+from storage import commit_scan, open_store
+from storage.checksums import sealed_line, unsealed_line
+from tests.storage.drawn_record import SMALL, draw_record
 from tests.waits import PATIENT_SECONDS
 
 
@@ -146,7 +160,8 @@ def test_a_scan_with_other_bytes_is_seen(commit: Subject, tmp_path: Path) -> Non
     shard.write_bytes(shard.read_bytes()[:-1])
     assert len(commit.damage(tmp_path)) == 1
     lines = index.read_bytes().splitlines(keepends=True)
-    index.write_bytes(lines[0].replace(b'"digest":"', b'"digest":"0') + b"".join(lines[1:]))
+    other = unsealed_line(lines[0].rstrip(b"\n")).replace(b'"digest":"', b'"digest":"0')
+    index.write_bytes(sealed_line(other + b"\n") + b"".join(lines[1:]))
     assert any("other bytes" in words for words in commit.damage(tmp_path))
 
 
@@ -201,3 +216,38 @@ def test_a_number_is_shared_out_to_the_last() -> None:
 def test_the_store_of_the_undisturbed_run_is_whole(commit: Subject, undisturbed: Path) -> None:
     assert commit.damage(undisturbed) == []
     assert len(open_store(undisturbed / "store")) == 6
+
+
+def test_damage_at_rest_is_named_mended_and_never_read_as_something_else(
+    commit: Subject, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.torture_rest.main", lambda words: commit.run(Path(words[1]).parent))
+    keys = kinds_of(undisturbed / "store")
+    assert {"store.json", "index.jsonl"} < set(keys)
+    assert {Path(key).name for key in keys} >= {"COMMIT.json", "zarr.json", "c.0.0.0"}
+    (key,) = (key for key in keys if key.endswith("proposals/c.0.0"))
+    for number, fault in enumerate(("flipped bit", "cut", "lost")):
+        damaged = Damaged(key=key, fault=fault, number=number)
+        life = store_rest_life(commit, undisturbed, empty(tmp_path / f"{number}"), damaged, tmp_path)
+        assert (life.wrong, life.told) == ([], 1)
+
+
+def test_what_is_read_as_something_else_is_seen(undisturbed: Path, commit: Subject, tmp_path: Path) -> None:
+    store = undisturbed / "store"
+    assert store_contents(store) == store_contents(store)
+    copy = shutil.copytree(store, tmp_path / "store")
+    commit_scan(copy, draw_record("scan-0", shape=SMALL, seed=9), replace=True)
+    changed = {name for name, value in store_contents(copy).items() if value != store_contents(store)[name]}
+    assert changed == {"scan scan-0"}
+    assert digest({"a": [1, 2.0]}) != digest({"a": [1, 2.5]})
+    assert digest(np.zeros(3)) != digest(np.zeros((3, 1)))
+    assert isinstance(run_contents(tmp_path)["weights.safetensors"], Exception)
+
+
+@pytest.mark.parametrize("fault", ["flipped bit", "cut", "lost"])
+def test_a_damaged_file_differs(fault: str, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"abcdef")
+    damage(path, fault, random.Random(0))
+    assert not path.exists() or path.read_bytes() != b"abcdef"
+    assert path.exists() == (fault != "lost")
