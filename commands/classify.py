@@ -1,4 +1,4 @@
-"""`mass embed` and `mass classify`: features of a store's scans, and classes told by them."""
+"""`mass embed` and `mass classify`: features of a store's scans, and classes predicted from them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _TABLES = ("classification", "embedding", "augmentation", "optimisation", "run")
 
 
 def run_embed(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """Mass embed."""
+    """Run `mass embed`; return the exit code and the results for --json."""
     path = check_features_path(arguments.out)
     store = open_store(arguments.store)
     if not store.scan_ids:
@@ -77,7 +77,7 @@ def run_embed(arguments: Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def run_classify(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """Mass classify."""
+    """Run `mass classify`; return the exit code and the results for --json."""
     store = open_store(arguments.store)
     net = load_checkpoint(arguments.checkpoint)
     config = read_settings(

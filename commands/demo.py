@@ -51,11 +51,11 @@ from training.network import TrainedOn, load_checkpoint
 _HEAD_MM = 3.0
 """Voxel edge at which the bundled heads are stored and segmented."""
 _LOW_DICE = 0.5
-"""Below it a result is called what it is."""
+"""Dice below which the demo says that so short a training does not segment yet."""
 
 
 def run_demo(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """Mass demo."""
+    """Run `mass demo`; return the exit code and the results for --json."""
     if not arguments.raw.exists():
         raise CommandError(
             f"{arguments.raw}: no bundled scans here. Run `mass demo` from a checkout, or give --raw"
@@ -237,7 +237,7 @@ def demonstrate_whole_scan(run: Path) -> dict[str, Any]:
 
 
 def _copied(labels: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """Return labels on a grid of another shape, the middles on each other: what costs nothing."""
+    """Return labels copied to a grid of another shape, centre on centre: the simplest rival."""
     pads = [
         (max(0, (new - old) // 2), max(0, new - old - (new - old) // 2))
         for old, new in zip(labels.shape, shape, strict=True)
@@ -299,7 +299,7 @@ def _as_trained(trained_on: TrainedOn) -> SegmentConfig:
 def _tell(
     result: Segmentation, expected: Labels, one_shot: dict[int, float], reference: str, out: Path
 ) -> dict[str, Any]:
-    """Write labels and picture; print what they are worth, the bad too."""
+    """Write labels and picture; print the Dice of each structure, also where it is low."""
     name, dice = result.scan.scan_id, result.dice(expected)
     labels, picture = out / f"{name}_seg{result.scan.suffix}", out / f"{name}_seg.png"
     out.mkdir(parents=True, exist_ok=True)

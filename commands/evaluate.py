@@ -36,7 +36,7 @@ class Question:
 
 
 def run_evaluate(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """Mass evaluate."""
+    """Run `mass evaluate`; return the exit code and the results for --json."""
     began = time.monotonic()
     store = open_store(arguments.store)
     device = choose_device(arguments.device)

@@ -31,7 +31,7 @@ _PUBLISHED_PROPOSALS = 100
 
 
 def run_export(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """Mass export."""
+    """Run `mass export`; return the exit code and the results for --json."""
     store = open_store(arguments.store)
     ids = chosen_ids(store, arguments.scan, arguments.dataset)
     _check(store, ids, arguments)

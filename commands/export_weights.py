@@ -31,7 +31,7 @@ PLANS_NAME = "massPlans"
 
 
 def run_export_weights(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """Mass export-weights."""
+    """Run `mass export-weights`; return the exit code and the results for --json."""
     _check_options(arguments)
     net = load_checkpoint(arguments.checkpoint, weights=arguments.weights)
     image_format = image_format_of(net)

@@ -35,7 +35,7 @@ _LISTED = 6
 
 
 def run_finetune(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """Mass finetune."""
+    """Run `mass finetune`; return the exit code and the results for --json."""
     config = read_finetune_settings(
         arguments.config,
         arguments.recipe or _recipe_for(arguments),
@@ -87,7 +87,7 @@ def _recipe_for(arguments: Namespace) -> FinetuneRecipe | None:
 
 
 def options(arguments: Namespace) -> dict[str, Any]:
-    """What the options say of the table [finetune]; what is not given is not there."""
+    """Return the settings of the table [finetune] that options give; the others are left out."""
     given = {
         "label": arguments.label,
         "datasets": arguments.dataset,

@@ -58,7 +58,7 @@ class Imported:
 
 
 def run_import_masks(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """Mass import-masks."""
+    """Run `mass import-masks`; return the exit code and the results for --json."""
     store = open_store(arguments.store)
     store.require_current()
     warn_of_locks(store.path)

@@ -29,7 +29,7 @@ UNUSUAL_FIRST = 8
 
 
 def run_inspect(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """Mass inspect."""
+    """Run `mass inspect`; return the exit code and the results for --json."""
     if is_run(arguments.store):
         return _inspect_run(arguments)
     if arguments.against is not None or str(arguments.store).lower().endswith(".json"):

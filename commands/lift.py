@@ -22,7 +22,7 @@ from storage import (
 
 
 def run_lift(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """Mass lift."""
+    """Run `mass lift`; return the exit code and the results for --json."""
     store = open_store(arguments.store)
     before = store.info.format_version
     warn_of_locks(store.path)

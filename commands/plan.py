@@ -42,7 +42,7 @@ class Predicted:
 
 
 def run_plan(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """Mass plan."""
+    """Run `mass plan`; return the exit code and the results for --json."""
     settings = Settings.read(arguments.config)
     raw: Path = arguments.raw
     print(f"looking for scans in {raw.name}", file=sys.stderr)

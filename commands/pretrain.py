@@ -25,7 +25,7 @@ from training.pretraining import (
 
 
 def run_pretrain(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """Mass pretrain."""
+    """Run `mass pretrain`; return the exit code and the results for --json."""
     if arguments.dry_run:
         return _dry_run(arguments)
     done = pretrain_with(

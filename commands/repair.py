@@ -49,7 +49,7 @@ from storage.reading import read_index
 
 
 def run_repair(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """Mass repair."""
+    """Run `mass repair`; return the exit code and the results for --json."""
     store = open_store(arguments.store)
     store.require_current()
     num_scans, problems = verified(store.path)

@@ -19,7 +19,7 @@ from storage import CorruptStore, Store, StorePath, open_store
 
 
 def run_score(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """Mass score."""
+    """Run `mass score`; return the exit code and the results for --json."""
     ids = chosen_ids(open_store(arguments.store), arguments.scan, arguments.dataset)
     scores, failed = score_scans(
         arguments.store, ids, slic=arguments.baseline == "slic", workers=arguments.workers

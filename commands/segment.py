@@ -88,7 +88,7 @@ class Written:
 
 
 def run_segment(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """Mass segment."""
+    """Run `mass segment`; return the exit code and the results for --json."""
     make = _segmenter_of_tokens if arguments.finetuned else _segmenter_of_references
     segmenter, ingest, trained_on = make(arguments)
     for name, note in _told_once(arguments, trained_on, segmenter):

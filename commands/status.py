@@ -15,7 +15,7 @@ from storage import IndexEntry, imported_sources, open_store, scans_to_lift, sto
 
 
 def run_status(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """Mass status."""
+    """Run `mass status`; return the exit code and the results for --json."""
     store = open_store(arguments.store)
     wanted = wanted_digests(store.info.config)
     failures = known_failures(store)

@@ -14,7 +14,7 @@ from storage.reading import read_index
 
 
 def run_verify(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """Mass verify."""
+    """Run `mass verify`; return the exit code and the results for --json."""
     num_scans, problems = verified(arguments.store)
     rows = [(problem.scan_id or "(the store)", problem.key, problem.what) for problem in problems]
     if rows:

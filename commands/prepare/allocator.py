@@ -1,8 +1,7 @@
-"""What is freed goes back to the system at once, so that peaks of one stage do not add to those of the next.
+"""Freed memory goes back to the system at once, so that peaks of one stage do not add to those of the next.
 
-The C library keeps freed blocks of up to 32 MB for itself, in an arena a thread, where they go to pieces:
-a few hundred MB of a scan's arrays. Threads come and go with every step, and few blocks are small: so two
-arenas do for all.
+The C library keeps freed blocks of up to 32 MB, in one arena per thread, and they fragment: a few hundred MB
+per scan. Threads come and go with every step, and few blocks are small, so two arenas are enough.
 
 Reads: nothing. Writes: nothing.
 Bounds: glibc (Linux); elsewhere nothing is changed.

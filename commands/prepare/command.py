@@ -24,7 +24,7 @@ from storage import StorePath
 
 
 def run_prepare(arguments: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    """Mass prepare."""
+    """Run `mass prepare`; return the exit code and the results for --json."""
     options = Options(
         workers=arguments.workers,
         scheduler=arguments.scheduler,

@@ -1,4 +1,4 @@
-"""The ends of `mass prepare`: settings, what the store knows, the plan, the ledger, what is told of it all.
+"""Before and after the work of `mass prepare`: settings, plan, ledger, and what is printed.
 
 What a task does is in `scan_task`, which tasks run where in `scheduler`.
 """
@@ -84,7 +84,7 @@ def wanted_digests(config: Mapping[str, Any], before: Mapping[str, Any] | None =
 
 
 def _counted(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that tell stored scans from stale ones: not those that came later, or change nothing."""
+    """Return the settings that make stored scans stale if they change; newer ones at their default do not."""
     return {
         name: value
         for name, value in settings.items()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline.compute import HOST, Backend, DeviceArray, summed_over_slabs
 
 NUM_HASHES = 32
-"""Places of a sketch."""
+"""Number of hashes of a sketch."""
 
 _BAND = 3
 """Pairs that agree in any run of this many places are compared (locality-sensitive hashing)."""

@@ -25,7 +25,7 @@ from pipeline.formats import (
     until_stalled,
 )
 from pipeline.ingest.config import IngestConfig
-from pipeline.ingest.dicom.series import plain_if_whole, read_slices, read_values
+from pipeline.ingest.dicom.pixels import plain_if_whole, read_slices, read_values
 from pipeline.ingest.dicom.suv import pet_scale
 from pipeline.ingest.image_checks import check_spacing, plain
 from pipeline.ingest.image_files import read_file, read_file_header

@@ -22,12 +22,12 @@ from .packs import (
     pack_scan as pack_scan,
     pairs_of as pairs_of,
 )
-from .page import explorer_page as explorer_page, scan_page as scan_page
 from .rows import (
     ScanRow as ScanRow,
     full_row as full_row,
     index_row as index_row,
     table_row as table_row,
 )
+from .scan_pages import explorer_page as explorer_page, scan_page as scan_page
 from .store_page import StoreContents as StoreContents, store_page as store_page
 from .stored import LeveledLabel as LeveledLabel, at_level as at_level

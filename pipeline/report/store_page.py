@@ -23,8 +23,8 @@ from pipeline.report.charts import bars, counted_histogram, histogram
 from pipeline.report.html import fact_list, figure, html_page, image, number_list, table
 from pipeline.report.outliers import Unusual, find_unusual, small_groups
 from pipeline.report.overview import Picture, ScanReport
-from pipeline.report.page import numbers_of, quality_curve, scan_body
 from pipeline.report.rows import SCORE_EDGES, ScanRow
+from pipeline.report.scan_pages import numbers_of, quality_curve, scan_body
 
 MOST_UNUSUAL = 24
 """Unusual scans shown one by one; the table has all."""

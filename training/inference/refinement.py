@@ -32,7 +32,7 @@ Image: TypeAlias = NDArray[np.float32]
 Window: TypeAlias = tuple[slice, slice, slice]
 
 SEARCH_VOXELS = 2
-"""How far around a voxel masks are looked for that fit better."""
+"""Largest distance from a voxel, along each axis, of the voxels whose masks vote for it."""
 PATCH_VOXELS = 3
 """Edge of the cubes whose intensities are compared."""
 LIKENESS = 0.5
@@ -41,28 +41,28 @@ vote counts 1/e."""
 MAX_VOTED_VOXELS = 2_000_000
 """Larger windows are not voted on: it takes a second for every 200,000 voxels."""
 BAND_VOXELS = 4
-"""How far around the placed masks a structure may grow."""
+"""Largest distance from the placed masks to which a structure may grow."""
 PRIOR_SIGMA = 1.0
-"""Smoothing of the placed masks, voxels: how far registrations are off."""
+"""Smoothing of the placed masks in voxels: the usual error of a registration."""
 PRIOR_SIGMA_RADIUS = 1 / 8
-"""The most of it, in parts of a structure's radius: a small one would be smoothed away."""
+"""Largest smoothing, as a fraction of a structure's radius: a small structure would be smoothed away."""
 LIKELIHOOD_POWER = 1.25
 """Weight of the intensities against the prior (docs/results.md)."""
 COUPLING = 1.0
 """Weight of the neighbours against both."""
 COUPLING_SIGMA = 0.8
-"""How far neighbours count, voxels."""
+"""Standard deviation in voxels of the weights of neighbours."""
 CONFIDENCE_VOXELS = 3
-"""How far around a structure the images are compared."""
+"""Width of the margin around a structure in which the two images are compared."""
 DETAIL_SIGMA = 4
-"""What is smoother than this, in voxels, is not fine detail."""
+"""Standard deviation in voxels of the blur that is subtracted to leave fine detail."""
 ITERATIONS = 5
 NUM_BINS = 32
 _BIN_SIGMA = 1.5
 _LEAST_PRIOR = 1e-4
 _LEAST_PLACED = 0.02
 _LEAST_VARIANCE = 1e-9
-"""Of z-scores, below which an image is constant but for rounding."""
+"""Variance of z-scores below which an image is constant, but for rounding."""
 _NOWHERE: Window = (slice(0, 0), slice(0, 0), slice(0, 0))
 _PLACED = 0.3
 """Sum of the masks from which a voxel counts as placed."""

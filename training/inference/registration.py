@@ -36,35 +36,37 @@ from training.inference.refinement import confidence, correlation, sharpen, vote
 Level: TypeAlias = tuple[int, float, int]
 
 PATCH_MARGIN = 0.3
-"""Of the structures' length along an axis: what is shown around them when they are looked for."""
+"""Margin of the patch that is searched for, on each side of the structures, as part of their length."""
 WINDOW_MARGIN = 0.5
-"""The same for the window that is registered."""
+"""Margin of the window that is registered, likewise."""
 SEEN_FRACTION = 0.3
-"""Of the highest probability: voxels below it do not count for the centre of what a network sees."""
+"""Voxels below this fraction of the network's highest probability do not count for its centre."""
 LEAST_SEEN_OVERLAP = 0.2
-"""Dice of the masks, carried over to where they were seen, with what was seen: below it the place is not
-taken. A network that has learnt another anatomy sees something anywhere (docs/decisions/0010)."""
+"""Least Dice of the masks, registered at the place that the network names, with the network's own masks;
+below it the place is dropped. A network that has learnt another anatomy finds something in any scan
+(docs/decisions/0010)."""
 THRESHOLD = 0.5
 """Probability from which a voxel is drawn."""
 NEAR_VOXELS = 3
-"""How far around the structures the images have to agree."""
+"""Width of the margin around the structures in which the two images are compared, in voxels."""
 LEAST_SHOWN = 0.7
-"""An answer of which the target shows a smaller part than this counts for less."""
+"""If the target shows a smaller fraction of the structures than this, the agreement is lowered."""
 AGREEMENT_POWER = 4
-"""Of several references each counts by this power of its agreement: one that was placed elsewhere hardly."""
+"""References are weighted by this power of their agreement, so that a badly placed one hardly counts."""
 LOW_CONFIDENCE = 0.5
-"""Of a structure; below it a mean Dice of 0.20, above it 0.68 (docs/results.md)."""
+"""Confidence of a structure below which it is called low. Mean Dice: 0.20 below it, 0.68 above it
+(docs/results.md)."""
 LEVELS: tuple[Level, ...] = ((4, 2.0, 60), (2, 1.0, 60), (1, 0.0, 30))
 """Shrink factor, Gaussian sigma (voxels) and iterations of demons at each resolution, coarse to fine."""
 BRIEF_LEVELS = LEVELS[:2]
-"""Enough to say which of several turns is the best, not which of several places (docs/results.md)."""
+"""Enough iterations to choose among several turns, not among several places (docs/results.md)."""
 MAX_BENT_VOXELS = 1_000_000
-"""Larger windows are bent at a coarser resolution only: else a liver at 1.5 mm takes minutes."""
+"""Larger windows are registered at a coarser resolution only; a liver at 1.5 mm would take minutes."""
 FIELD_SIGMA = 1.2
 """Smoothing of the displacement field after every iteration, voxels."""
 _LEAST_MARGIN = 3
 _LEAST_SIDE = 8
-"""Voxels along an axis below which no window is bent; an axis is not shrunk below twice as many."""
+"""Windows with fewer voxels along an axis are not registered; no axis is shrunk below twice as many."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,7 +119,7 @@ def carry(image: Image, masks: NDArray[np.bool_], target: Image, *, seen: Image 
 
 
 def _best(image: Image, together: NDArray[np.bool_], target: Image, seen: Image | None) -> _Registered | None:
-    """The registration that agrees best, of all places, and of turns and sizes at the best place."""
+    """Return the best registration: over all places first, then over turns and sizes at the best place."""
     part = _around(together, PATCH_MARGIN)
     tried = [_register(image, together, target, pose) for pose in places(image, part, target)]
     if seen is not None and (centre := _centre_of(seen)) is not None:

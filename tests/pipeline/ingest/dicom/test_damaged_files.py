@@ -84,7 +84,7 @@ def test_a_file_that_is_shorter_than_its_tags_say_is_refused_before_its_pixels_a
     def decode(*_: object) -> np.ndarray:
         raise AssertionError("memory would be taken")
 
-    monkeypatch.setattr("pipeline.ingest.dicom.series._decode", decode)
+    monkeypatch.setattr("pipeline.ingest.dicom.pixels._decode", decode)
     (source,) = discover(tmp_path, CONFIG.series_rules).sources
     with pytest.raises(ScanError, match="shorter than its own header says"):
         read_source(source, CONFIG)

@@ -11,7 +11,7 @@ from pipeline.quality.scoring import score_scan
 from pipeline.report.charts import Curve, bars, curves, histogram, scatter
 from pipeline.report.montages import foreground
 from pipeline.report.overview import InspectConfig, describe_scan, overview_scan, scan_facts
-from pipeline.report.page import scan_page
+from pipeline.report.scan_pages import scan_page
 from tests.pipeline.drawn_scan import DrawnLabel, drawn_scan
 from tests.pipeline.report.markup import Markup, checked
 
