@@ -61,13 +61,22 @@ class NormReluConv(nn.Sequential):
         return out
 
 
+def normal_numbers(*shape: int, std: float = 1.0) -> Tensor:
+    """Return normal random numbers, float32; on the meta device only their shape.
+
+    `torch.randn` on the meta device would import PyTorch's compiler, which takes a second.
+    """
+    numbers = torch.empty(shape)
+    return numbers if numbers.is_meta else numbers.normal_(0.0, std)
+
+
 class PositionVolume(nn.Module):
     """A learned value for every voxel of a crop, counted from the crop's first corner."""
 
     def __init__(self, std: float) -> None:
         super().__init__()
         side = MAX_CROP_VOXELS
-        self.embedding = nn.Parameter(std * torch.randn(1, 1, side, side, side))
+        self.embedding = nn.Parameter(normal_numbers(1, 1, side, side, side, std=std))
 
     def forward(self, grid: torch.Size) -> Tensor:
         """Return the values (1, 1, Z, Y, X) of a crop of this size."""
@@ -107,7 +116,7 @@ class TaskEncoding(nn.Module):
     def __init__(self, width: int, scale: int, position_std: float) -> None:
         super().__init__()
         self.scale = scale
-        self.task_query = nn.Parameter(torch.randn(NUM_QUERIES, width))
+        self.task_query = nn.Parameter(normal_numbers(NUM_QUERIES, width))
         self.attn_layers = nn.ModuleList(TaskQueryBlock(width) for _ in range(2))
         self.norm_foreground = LayerNorm(width, eps=NORM_EPS)
         self.norm_query = LayerNorm(width, eps=NORM_EPS)
