@@ -19,8 +19,8 @@ FINETUNE = """
 [finetune]
 holdout_fraction = 0.0
 [data]
-crop_voxels = 32
-cut_voxels = 32
+crop_voxels = 16
+cut_voxels = 16
 [optimisation]
 num_steps = 1
 batch_size = 1

@@ -102,6 +102,26 @@ def test_prepare_on_a_dead_server_ends_with_one_message(
     assert "Traceback" not in told
 
 
+def test_the_embedded_server_passes_a_named_one_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    @contextmanager
+    def embedded(host: str, meanwhile: Callable[[], object]) -> Iterator[dict[str, str]]:
+        seen.extend(name for name in named if name in os.environ)
+        yield {"server": host}
+
+    named = {"PREFECT_API_URL": "http://127.0.0.1:1/api", "PREFECT_API_AUTH_STRING": "some:body"}
+    monkeypatch.setattr(servers, "_embedded_server", embedded)
+    monkeypatch.setattr(servers, "keep_prefect_quiet", lambda: None)
+    for name, value in named.items():
+        monkeypatch.setenv(name, value)
+    with servers.prefect_server(embedded=True) as settings:
+        assert settings == {"server": "127.0.0.1"}
+        assert not any(name in os.environ for name in named), "workers would follow it"
+    assert seen == []
+    assert {name: os.environ.get(name) for name in named} == named
+
+
 def test_a_machine_that_cannot_reach_itself_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     require_connection("127.0.0.1")
 

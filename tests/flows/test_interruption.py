@@ -162,21 +162,6 @@ def is_running(process: int) -> bool:
         return False
 
 
-def test_a_dask_scheduler_elsewhere_does_the_same_work(
-    many: Path, tmp_path: Path, settings: Settings, undisturbed: dict[str, bytes]
-) -> None:
-    import distributed
-
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", scheduler_port=0
-    ) as cluster:
-        report = prepare_store(
-            many, tmp_path / "store", settings, Options(scheduler=cluster.scheduler_address)
-        )
-    assert (report.exit_code, len(report.committed)) == (0, 9)
-    assert store_bytes(tmp_path / "store") == undisturbed
-
-
 def test_a_run_without_workers_ends_and_says_so(
     raw: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

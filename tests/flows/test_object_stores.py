@@ -29,10 +29,10 @@ PRETRAIN = """
 [model]
 channels = [4, 8, 8, 16, 16]
 [data]
-crop_voxels = 32
-cut_voxels = 36
+crop_voxels = 16
+cut_voxels = 20
 masks_per_sample = 4
-min_mask_voxels = 20
+min_mask_voxels = 1
 [optimisation]
 num_steps = 2
 batch_size = 1

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import os
 import subprocess
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from commands.prepare.prefect_server import prefect_server
 from storage import open_store
 from tests.waits import PATIENT_SECONDS
 
 DEAD = "http://127.0.0.1:1/api"
-
-
-def test_the_embedded_server_passes_a_named_one_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", DEAD)
-    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "some:body")
-    with prefect_server(embedded=True) as settings:
-        url, password = settings.values()
-        assert "PREFECT_API_URL" not in os.environ, "workers would follow it"
-        token = base64.b64encode(password.encode()).decode()
-        request = urllib.request.Request(f"{url}/flow_runs/count", b"{}", {"Authorization": f"Basic {token}"})
-        request.add_header("Content-Type", "application/json")
-        assert urllib.request.urlopen(request, timeout=PATIENT_SECONDS).read() == b"0"
-    assert (os.environ["PREFECT_API_URL"], os.environ["PREFECT_API_AUTH_STRING"]) == (DEAD, "some:body")
+"""Followed by the run or a worker, it would end the run."""
 
 
 def test_prepare_with_the_embedded_server_does_its_work_all_the_same(

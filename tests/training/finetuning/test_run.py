@@ -39,7 +39,7 @@ TINY = FinetuneConfig(
     data=replace(SMALL.data, crop_voxels=32, cut_voxels=32, foreground_fraction=1.0),
     augmentation=ViewAugmentation(affine_probability=0.0, intensity_probability=0.0),
     optimisation=replace(
-        SMALL.optimisation, num_steps=4, batch_size=1, peak_rate=3e-3, ema_decay=0.8, precision="float32"
+        SMALL.optimisation, num_steps=4, batch_size=2, peak_rate=3e-3, ema_decay=0.8, precision="float32"
     ),
     inference=InferenceConfig(reference_voxels=(32, 32, 32), overlap_fraction=0.0),
     run=replace(SMALL.run, num_workers=0, log_every=1, checkpoint_every=2, evaluate_every=0, draw_every=0),
@@ -76,7 +76,8 @@ def undisturbed(phantom_store: Store, checkpoint: Path, tmp_path_factory: pytest
 def test_a_few_dozen_steps_raise_the_dice_of_an_unseen_scan_from_nothing(
     phantom_store: Store, checkpoint: Path, tmp_path: Path
 ) -> None:
-    config = tuned(TINY, from_scratch=True, num_steps=36)
+    config = tuned(TINY, from_scratch=True, num_steps=28)
+    config = replace(config, optimisation=replace(config.optimisation, peak_rate=1e-2))
     before = finetune(
         checkpoint, phantom_store.path, tmp_path / "before", tuned(config, num_steps=1), device="cpu"
     )

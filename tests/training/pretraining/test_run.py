@@ -45,7 +45,7 @@ ROOT = Path(__file__).parents[3]
 CONFIG_SMALL = small()
 TINY = PretrainConfig(
     model=replace(CONFIG_SMALL.model, channels=(4, 8, 8, 16, 16)),
-    data=DataConfig(crop_voxels=32, cut_voxels=36, masks_per_sample=4, min_mask_voxels=50),
+    data=DataConfig(crop_voxels=16, cut_voxels=20, masks_per_sample=4, min_mask_voxels=20),
     augmentation=CONFIG_SMALL.augmentation,
     optimisation=OptimisationConfig(
         optimiser="adamw", peak_rate=3e-4, num_steps=6, batch_size=2, precision="float32"
@@ -176,10 +176,8 @@ def test_a_run_leaves_weights_a_card_metrics_and_pictures(undisturbed: Path, pha
 def test_one_batch_is_learned_in_few_steps(phantom_store: Store) -> None:
     """The first test of a recipe: network, loss, optimiser and clipping on one sample, without a schedule."""
     plain = ViewAugmentation(affine_probability=0.0, intensity_probability=0.0)
-    data = replace(TINY.data, crop_voxels=16, cut_voxels=20)
-    loader = make_loader(
-        phantom_store.path, phantom_store.scan_ids, data, Share(batch_size=1, num_samples=1), seed=0
-    )
+    share = Share(batch_size=1, num_samples=1)
+    loader = make_loader(phantom_store.path, phantom_store.scan_ids, TINY.data, share, seed=0)
     views = augment(next(iter(loader)), AugmentationConfig(reference=plain, target=plain))
     torch.manual_seed(0)
     net = TINY.model.make()
@@ -289,8 +287,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits_in_both_precisions(
 ) -> None:
     """Begun where the device chose; gone on where it would choose the other: the run keeps what it has."""
     muon = replace(CONFIG_SMALL.optimisation, num_steps=4, batch_size=1)
-    data = replace(TINY.data, crop_voxels=16, cut_voxels=20)
-    config = replace(TINY, optimisation=muon, data=data, run=replace(TINY.run, num_workers=0))
+    config = replace(TINY, optimisation=muon, run=replace(TINY.run, num_workers=0))
     choose(monkeypatch, name)
     whole_run = pretrain(phantom_store.path, tmp_path / "undisturbed", config, device="cpu")
 
