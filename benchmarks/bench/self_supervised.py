@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -34,11 +34,9 @@ from training.engine import (
     choose_device,
     has_begun,
     open_run,
-    scan_digests,
     settle_precision,
-    to_toml,
 )
-from training.network import WEIGHTS, Iris, ModelCard, TrainedOn, export_weights, installed_versions
+from training.network import WEIGHTS, Iris, ModelCard, TrainedOn, export_weights
 from training.network.blocks import ResidualBlock
 from training.network.encoder import Encoder
 from training.pretraining import PretrainConfig
@@ -75,13 +73,8 @@ def pretrain_encoder(
     """
     scans = tuple(scan_id for scan_id in sorted(store.entries) if scan_id not in config.data.exclude)
     trained_on = TrainedOn.of_store(store, config.data.crop_zyx, whole_scans=config.data.whole_fraction > 0)
-    record = RunRecord(
-        settings={**config.values(), "arm": {"name": arm.name}},
-        store_name=store.name,
-        scans=scan_digests(store, scans),
-        versions=installed_versions(),
-        trained_on=trained_on,
-    )
+    settings = {**config.values(), "arm": {"name": arm.name}}
+    record = RunRecord.of_store(store, scans, settings, trained_on)
     device = choose_device("auto")
     resume = has_begun(folder)
     precision = settle_precision(folder, config.optimisation.precision, device, resume=resume)
@@ -150,15 +143,9 @@ def export_encoder(encoder: Encoder, config: PretrainConfig, path: Path, card: M
 
 
 def _card(name: str, record: RunRecord, steps: int) -> ModelCard:
-    return ModelCard(
-        title=f"Encoder of Iris, pretrained by {name} on {len(record.scans)} scans of {record.store_name}",
-        recipe=to_toml(record.settings),
-        store_digest=record.store_digest,
-        num_scans=len(record.scans),
-        num_steps=steps,
-        weights="ema",
-        versions=record.versions,
-        trained_on=record.trained_on,
+    title = f"Encoder of Iris, pretrained by {name} on {len(record.scans)} scans of {record.store_name}"
+    return replace(
+        record.card(title, steps),
         summary="A baseline of the test bench. Only the encoder is trained: it cannot segment in context.",
         metadata={"mass3d_bench": json.dumps({"arm": name})},
     )

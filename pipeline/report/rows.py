@@ -17,42 +17,22 @@ import numpy as np
 
 from pipeline.quality import SIZE_CLASSES_MM3, SOURCE, VOXELS, IntArray
 from pipeline.report.overview import ScanOverview
-from pipeline.report.stored import StoredScan
+from pipeline.report.stored import DescribedScan, StoredScan
 
 SCORE_EDGES = tuple(float(edge) for edge in np.logspace(-4, 0, 25))
 """Edges of the bins in which scores are counted; the outer bins have what lies beyond."""
 
 
-class IndexLine(Protocol):
+class IndexLine(DescribedScan, Protocol):
     """What a store's index says about a scan."""
 
     @property
     def scan_id(self) -> str:
-        """Its id."""
-
-    @property
-    def dataset(self) -> str:
-        """Name of its data set."""
-
-    @property
-    def modality(self) -> str:
-        """Modality."""
-
-    @property
-    def split(self) -> str:
-        """Part of its data set."""
-
-    @property
-    def case(self) -> str:
-        """Patient or study."""
+        """Its id, unique in its store."""
 
     @property
     def shape_zyx(self) -> tuple[int, int, int]:
-        """Voxels of level 0."""
-
-    @property
-    def spacing_zyx_mm(self) -> tuple[float, float, float]:
-        """Voxel size of level 0."""
+        """Voxels of level 0 along z, y, x."""
 
     @property
     def num_proposals(self) -> int:

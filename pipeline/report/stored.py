@@ -50,12 +50,8 @@ class StoredProposals(Protocol):
         """Name of each code in the table's source column."""
 
 
-class StoredScan(Protocol):
-    """A stored scan, of which each method reads what it gives."""
-
-    @property
-    def id(self) -> str:
-        """Its id, unique in its store."""
+class DescribedScan(Protocol):
+    """What both the index of a store and a stored scan know about the scan."""
 
     @property
     def dataset(self) -> str:
@@ -74,12 +70,20 @@ class StoredScan(Protocol):
         """Patient or study; empty if the scan is a case of its own."""
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Voxels along z, y, x."""
+    def spacing_zyx_mm(self) -> tuple[float, float, float]:
+        """Voxel size of level 0 along z, y, x, in mm."""
+
+
+class StoredScan(DescribedScan, Protocol):
+    """A stored scan, of which each method reads what it gives."""
 
     @property
-    def spacing_zyx_mm(self) -> tuple[float, float, float]:
-        """Voxel size along z, y, x, in mm."""
+    def id(self) -> str:
+        """Its id, unique in its store."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along z, y, x."""
 
     @property
     def scale(self) -> float:

@@ -63,12 +63,11 @@ from training.engine import (
     has_begun,
     open_run,
     read_checkpoint,
-    scan_digests,
     settle_precision,
 )
 from training.errors import ConfigError
 from training.files import write_atomically
-from training.network import Iris, installed_versions
+from training.network import Iris
 
 RESULTS, TABLE, PREDICTIONS, LABELS = "results.json", "results.md", "predictions.csv", "labels.csv"
 
@@ -183,12 +182,7 @@ def _record(net: Iris, scans: ClassScans, config: ClassifyConfig) -> RunRecord:
         **{f"num_{part}": len(rows) for part, rows in used.items()},
     }
     ids = sorted(table.ids[row] for row in (*split.train, *split.validation, *split.test))
-    return RunRecord(
-        settings=config.values() | {"data": data},
-        store_name=store.name,
-        scans=scan_digests(store, ids),
-        versions=installed_versions(),
-    )
+    return RunRecord.of_store(store, ids, config.values() | {"data": data})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

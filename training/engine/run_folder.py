@@ -43,7 +43,7 @@ from training.files import (
     read_settings,
     write_record,
 )
-from training.network import TrainedOn
+from training.network import ModelCard, TrainedOn, installed_versions
 
 CHECKPOINTS, LOCK = "checkpoints", ".lock"
 PICTURES = "pictures"
@@ -109,10 +109,52 @@ class RunRecord:
     trained_on: TrainedOn = field(default_factory=TrainedOn)
     """How the scans were prepared and cropped."""
 
+    @classmethod
+    def of_store(
+        cls,
+        store: Store,
+        scan_ids: Sequence[str],
+        settings: Mapping[str, Any],
+        trained_on: TrainedOn | None = None,
+    ) -> RunRecord:
+        """Return the record of a run that begins now.
+
+        Args:
+            store: Store of the scans.
+            scan_ids: Ids of the training scans.
+            settings: Settings by table, plain values.
+            trained_on: How the scans were prepared and cropped, if the network's weights are trained.
+        """
+        return cls(
+            settings=settings,
+            store_name=store.name,
+            scans=scan_digests(store, scan_ids),
+            versions=installed_versions(),
+            trained_on=trained_on or TrainedOn(),
+        )
+
     @property
     def store_digest(self) -> str:
         """One digest of all training scans."""
         return digest_of(dict(self.scans))
+
+    def card(self, title: str, num_steps: int) -> ModelCard:
+        """Return the model card of the run's averaged weights.
+
+        Args:
+            title: First line of the card.
+            num_steps: Steps that were done.
+        """
+        return ModelCard(
+            title=title,
+            recipe=to_toml(self.settings),
+            store_digest=self.store_digest,
+            num_scans=len(self.scans),
+            num_steps=num_steps,
+            weights="ema",
+            versions=self.versions,
+            trained_on=self.trained_on,
+        )
 
 
 def scan_digests(store: Store, scan_ids: Sequence[str]) -> dict[str, str]:

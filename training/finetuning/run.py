@@ -42,10 +42,8 @@ from training.engine import (
     has_begun,
     joined_processes,
     open_run,
-    scan_digests,
     segmentation_loss,
     settle_precision,
-    to_toml,
 )
 from training.evaluation import TITLES, Evaluation
 from training.files import write_atomically
@@ -68,7 +66,6 @@ from training.network import (
     ModelCard,
     TrainedOn,
     export_weights,
-    installed_versions,
     load_checkpoint,
     preparation_warning,
 )
@@ -166,15 +163,9 @@ def finetune(
 
 def _record(store: Store, scans: LabelledScans, config: FinetuneConfig) -> RunRecord:
     """Return the settings and scans that the run's folder records."""
-    return RunRecord(
-        settings=config.values(),
-        store_name=store.name,
-        scans=scan_digests(store, scans.training),
-        versions=installed_versions(),
-        trained_on=TrainedOn.of_store(
-            store, config.data.boxes.crop_zyx, whole_scans=config.data.whole_fraction > 0
-        ),
-    )
+    crop = config.data.boxes.crop_zyx
+    views = TrainedOn.of_store(store, crop, whole_scans=config.data.whole_fraction > 0)
+    return RunRecord.of_store(store, scans.training, config.values(), views)
 
 
 def _announce(callbacks: Callbacks, precision: ChosenPrecision, warning: str) -> None:
@@ -289,15 +280,9 @@ class _Job:
     def _card(self, result: TrainingResult) -> ModelCard:
         names = ", ".join(part.name for part in self.table.structures)
         start = "from random weights" if self.config.finetune.from_scratch else "from a checkpoint"
-        return ModelCard(
-            title=f"Iris, fine-tuned on {len(self.scans.training)} scans of {self.record.store_name}",
-            recipe=to_toml(self.record.settings),
-            store_digest=self.record.store_digest,
-            num_scans=len(self.scans.training),
-            num_steps=result.step,
-            weights="ema",
-            versions=self.record.versions,
-            trained_on=self.record.trained_on,
+        title = f"Iris, fine-tuned on {len(self.scans.training)} scans of {self.record.store_name}"
+        return replace(
+            self.record.card(title, result.step),
             summary=f"Trained {start} on labels ({self.table.label}: {names}); needs no references.",
             use=_USE,
             metadata={FINETUNED: json.dumps(self.table.to_json())},

@@ -44,10 +44,8 @@ from training.engine import (
     joined_processes,
     open_run,
     rehearse,
-    scan_digests,
     segmentation_loss,
     settle_precision,
-    to_toml,
 )
 from training.evaluation import EvaluationConfig, evaluate_in_context
 from training.inference import Case, write_png
@@ -55,10 +53,8 @@ from training.network import (
     MODEL_CARD,
     WEIGHTS,
     Iris,
-    ModelCard,
     TrainedOn,
     export_weights,
-    installed_versions,
 )
 from training.pretraining.config import PretrainConfig
 from training.pretraining.stages import Stage, stages_of, with_window
@@ -114,15 +110,8 @@ def pretrain(
     store = open_store(store_path)
     split = split_scans(store.entries, config.data)
     config = with_chosen_window(config, [store.entries[scan_id].shape_zyx for scan_id in split.training])
-    record = RunRecord(
-        settings=config.values(),
-        store_name=store.name,
-        scans=scan_digests(store, split.training),
-        versions=installed_versions(),
-        trained_on=TrainedOn.of_store(
-            store, config.data.crop_zyx, whole_scans=config.data.whole_fraction > 0
-        ),
-    )
+    views = TrainedOn.of_store(store, config.data.crop_zyx, whole_scans=config.data.whole_fraction > 0)
+    record = RunRecord.of_store(store, split.training, config.values(), views)
     with joined_processes(device) as (ranks, where):
         wanted = config.optimisation.precision
         precision = settle_precision(folder, wanted, where, resume=resume, ranks=ranks)
@@ -252,16 +241,8 @@ class _Job:
     def _export(self, result: TrainingResult) -> Path:
         """Write the averaged weights and their card; return the path of the weights."""
         record, weights = self.record, self.folder / WEIGHTS
-        card = ModelCard(
-            title=f"Iris, pretrained on {len(record.scans)} scans of {record.store_name}",
-            recipe=to_toml(record.settings),
-            store_digest=record.store_digest,
-            num_scans=len(record.scans),
-            num_steps=result.step,
-            weights="ema",
-            versions=record.versions,
-            trained_on=record.trained_on,
-        )
+        title = f"Iris, pretrained on {len(record.scans)} scans of {record.store_name}"
+        card = record.card(title, result.step)
         assert isinstance(result.average, Iris)
         export_weights(result.average, weights, card).replace(self.folder / MODEL_CARD)
         return weights
