@@ -81,13 +81,13 @@ def commands() -> tuple[Command, ...]:
         ),
         Command(
             name="pretrain",
-            text="`mass pretrain STORE RUN --recipe small --config C.toml`. The columns are the recipes. "
+            text="`mass pretrain STORE RUN --recipe whole --config C.toml`. The columns are the recipes. "
             "Without `--recipe` it is `published`.",
             recipes={name: recipe(name) for name in ("published", "small", "whole")},
         ),
         Command(
             name="finetune",
-            text="`mass finetune CHECKPOINT STORE RUN --recipe small --config C.toml`. An option of the "
+            text="`mass finetune CHECKPOINT STORE RUN --recipe whole --config C.toml`. An option of the "
             "command wins over the file. With `--mode tokens` all recipes have "
             '`optimiser = "adamw"` and `peak_rate = 0.003`.',
             recipes={name: finetune_recipe(name) for name in ("published", "small", "whole")},
