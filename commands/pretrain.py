@@ -23,18 +23,19 @@ from training.pretraining import (
     rehearse_pretraining,
 )
 
+PAIR_FRACTION = 0.5
+"""Of the samples, with --pairs and no other setting: as measured (docs/decisions/0026)."""
+
 
 def run_pretrain(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     """Run `mass pretrain`; return the exit code and the results for --json."""
     if arguments.dry_run:
         return _dry_run(arguments)
-    done = pretrain_with(
+    done = pretrain_shown(
         arguments.store,
         arguments.run_folder,
-        arguments.recipe,
-        arguments.config,
+        _config_of(arguments),
         resume=arguments.resume,
-        workers=arguments.workers,
         device=arguments.device,
         watch=arguments.watch,
     )
@@ -46,10 +47,7 @@ def run_pretrain(arguments: Namespace) -> tuple[int, dict[str, Any]]:
 
 def _dry_run(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     """Tell what the training would take, from a few steps."""
-    config = read_settings(arguments.config, arguments.recipe)
-    if arguments.workers is not None:
-        config = replace(config, run=replace(config.run, num_workers=arguments.workers))
-    found = rehearse_pretraining(arguments.store, config, device=arguments.device)
+    found = rehearse_pretraining(arguments.store, _config_of(arguments), device=arguments.device)
     if not found.is_first:
         arguments.json = None
         return 0, {}
@@ -62,6 +60,19 @@ def _dry_run(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         "device": found.device,
         "precision": found.precision.to_json(),
     }
+
+
+def _config_of(arguments: Namespace) -> PretrainConfig:
+    """The settings that the options name."""
+    resumed = arguments.run_folder if arguments.resume else None
+    config = read_settings(arguments.config, arguments.recipe, resumed=resumed)
+    if arguments.workers is not None:
+        config = replace(config, run=replace(config.run, num_workers=arguments.workers))
+    if arguments.pairs is not None:
+        fraction = config.data.pair_fraction or PAIR_FRACTION
+        data = replace(config.data, pairs=str(arguments.pairs), pair_fraction=fraction)
+        config = replace(config, data=data)
+    return config
 
 
 def tell_dry_run(found: DryRun) -> None:
@@ -102,7 +113,7 @@ def pretrain_with(
     device: DeviceName = "auto",
     watch: bool = False,
 ) -> Pretraining:
-    """Pretrain with the settings of a recipe and a file; for the command and the flow.
+    """Pretrain with the settings of a recipe and a file, as the flow does.
 
     Args:
         store: The store.

@@ -21,7 +21,7 @@ from commands.arguments.store import (
     add_status,
     add_verify,
 )
-from commands.arguments.train import add_classify, add_embed, add_finetune, add_pretrain
+from commands.arguments.train import add_classify, add_embed, add_finetune, add_pair, add_pretrain
 from commands.arguments.use import (
     EXAMPLES as EXAMPLES,
     add_demo,
@@ -80,6 +80,11 @@ COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] 
         "commands.export:run_export",
         "write scans, labels and proposals of a store for other tools",
         add_export,
+    ),
+    "pair": (
+        "commands.pair:run_pair",
+        "find by registration which regions of two patients are the same, for pretrain",
+        add_pair,
     ),
     "pretrain": (
         "commands.pretrain:run_pretrain",

@@ -5,7 +5,31 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from commands.arguments.shared import add_cache, add_device, add_store, add_training
+from commands.arguments.shared import (
+    add_cache,
+    add_device,
+    add_store,
+    add_training,
+    add_workers,
+    at_least,
+)
+
+
+def add_pair(add: argparse.ArgumentParser) -> None:
+    """The options of `mass pair`."""
+    add_store(add)
+    add_cache(add)
+    add.add_argument(
+        "pairs_folder", type=Path, metavar="PAIRS", help="the folder to fill; run again to go on"
+    )
+    add.add_argument(
+        "--partners",
+        type=at_least(1),
+        metavar="N",
+        help="scans of other cases to register each to (3)",
+    )
+    add.add_argument("--most", type=at_least(1), metavar="N", help="most pairs in all; seconds each (600)")
+    add_workers(add, "processes that register", default=1)
 
 
 def add_pretrain(add: argparse.ArgumentParser) -> None:
@@ -19,6 +43,12 @@ def add_pretrain(add: argparse.ArgumentParser) -> None:
         "--dry-run",
         action="store_true",
         help="print parameters, memory, time of a step (over ten) and of the run; write nothing",
+    )
+    add.add_argument(
+        "--pairs",
+        type=Path,
+        metavar="PAIRS",
+        help="of `mass pair`: half of the samples are of two patients",
     )
     add_training(add, ("published", "small", "whole"))
 

@@ -17,7 +17,16 @@ from .loader import (
     make_loader as make_loader,
     stack as stack,
 )
-from .sample_reader import cut_out as cut_out, digest_scans as digest_scans
+from .region_pairs import (
+    LEAST_REGIONS as LEAST_REGIONS,
+    PairTable as PairTable,
+    RegionPairs as RegionPairs,
+    file_name as file_name,
+    read_pair_table as read_pair_table,
+    read_pairs as read_pairs,
+    write_pairs as write_pairs,
+)
+from .sample_reader import digest_scans as digest_scans
 from .sampling import (
     MAX_MASKS as MAX_MASKS,
     DataConfig as DataConfig,
@@ -29,6 +38,7 @@ from .sampling import (
     of_other_cases as of_other_cases,
     split_scans as split_scans,
 )
+from .view_pairs import cut_out as cut_out
 from .whole_scans import (
     ResampledCut as ResampledCut,
     ScanView as ScanView,

@@ -34,9 +34,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from storage import StorageError, StorePath, open_store
 from training.data.batches import Batch
-from training.data.sample_reader import Sample, SampleReader, digest_scans
+from training.data.sample_reader import SampleReader, digest_scans
 from training.data.sampling import DataConfig, make_choice
 from training.data.source_weights import scans_with_weight
+from training.data.view_pairs import Sample
 from training.errors import ConfigError, DataError
 
 _SECONDS_TO_SAVE = 30

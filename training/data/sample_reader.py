@@ -1,9 +1,11 @@
-"""Reads sample i of a run from the store: two cuts of image codes and words of one scan.
+"""Reads sample i of a run from the store: two cuts of image codes and words of one scan, or of two.
 
 *Reads* of one scan: image codes and atoms in the smallest box around both cuts, the proposals, the orders.
 *Gives* a Sample, which depends on the seed and i only. The visible voxels of each mask are counted exactly:
 first the proposals' boxes exclude most proposals without reading voxels; then one histogram of the atoms in
 each view, and prefix sums along the orders, give the voxel counts of all the others.
+
+With pairs of regions (`region_pairs`), a part of the samples are of two scans (`paired_samples`).
 
 Where it stops being valid: a scan that was replaced after the run began causes an error.
 """
@@ -14,7 +16,6 @@ import hashlib
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -22,7 +23,6 @@ from numpy.typing import NDArray
 
 from storage import (
     IndexEntry,
-    Level,
     Scan,
     StorageError,
     StorePath,
@@ -30,8 +30,9 @@ from storage import (
     imported_sources,
     open_store,
 )
-from storage.records import build_lookup
-from training.data.boxes import Box, draw_crop_views, whole
+from training.data.boxes import draw_crop_views, whole
+from training.data.paired_samples import draw_paired_sample
+from training.data.region_pairs import PairTable, read_pair_table
 from training.data.sampling import (
     DataConfig,
     ScanChoice,
@@ -39,9 +40,9 @@ from training.data.sampling import (
     draw_masks,
     generator_of,
     make_choice,
-    visible_voxels,
 )
 from training.data.source_weights import SourceGroups, draw_by_group, groups_of, scans_with_weight
+from training.data.view_pairs import Sample, ViewPair, visible_in, words_of
 from training.data.whole_scans import ResampledCut, draw_scan_views, level_window
 from training.errors import DataError
 
@@ -53,64 +54,6 @@ _MAX_SCANS = 16
 
 _MAX_CACHED_BYTES = 128 * 2**20
 """Limit on the orders of opened scans that a reader keeps; opening a scan takes 2 to 4 ms."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Sample:
-    """Two cuts of one scan."""
-
-    index: int
-    """Number of the sample in the run."""
-    scan_id: str
-    """The scan it is from."""
-    cuts: tuple[NDArray[np.int16], NDArray[np.int16]]
-    """Image codes of the reference's and the target's cut, (z, y, x)."""
-    words: tuple[NDArray[np.int16], NDArray[np.int16]]
-    """Words of both cuts, (z, y, x)."""
-    scale: float
-    """Z-score units per code step."""
-    offset: float
-    """Z-score of code 0."""
-    padding_code: int
-    """Value of `cuts` outside the scan."""
-    views: tuple[Box, Box]
-    """Unwarped views of the reference and the target, in voxels of the level that was read."""
-    masks: tuple[int, ...]
-    """The proposal of each bit; proposals are repeated where too few are visible."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ViewPair:
-    """The views of the reference and the target, and the proposals that are visible in both."""
-
-    level: Level
-    """Level of the scan that is read."""
-    views: tuple[Box, Box]
-    """Unwarped views of the reference and the target, in voxels of the level."""
-    cuts: tuple[Box, Box] | tuple[ResampledCut, ResampledCut]
-    """The views with the margins that warping needs."""
-    region: Box
-    """The smallest box around both cuts, clipped to the scan, in voxels of the level."""
-    atoms: dict[int, NDArray[np.uint16]]
-    """Atoms in the region, (z, y, x), of each layer that a visible proposal needs."""
-    ids: NDArray[np.int64]
-    """Visible proposals, (n,)."""
-    voxels: NDArray[np.int64]
-    """Visible voxels of each, (n,), in the view that shows fewer of them."""
-
-    def cut(self, number: int, array: NDArray[np.int16], *, padding: int, image: bool) -> NDArray[np.int16]:
-        """Return one cut of an array of the region.
-
-        Args:
-            number: 0 for the reference, 1 for the target.
-            array: (z, y, x) in the region.
-            padding: Value outside the scan.
-            image: Whether to interpolate; words are sampled by nearest neighbour.
-        """
-        cut = self.cuts[number]
-        if isinstance(cut, Box):
-            return cut_out(array, self.region, cut, padding)
-        return cut.take(array, self.region, padding=padding, image=image)
 
 
 def digest_scans(entries: Mapping[str, IndexEntry], scan_ids: Sequence[str]) -> str:
@@ -159,6 +102,12 @@ class SampleReader:
             DataError: A scan that it needs is damaged, missing or replaced, or no scan shows a mask.
         """
         generator = generator_of(self._seed, index, "scan")
+        table = self._pairs
+        # No number is drawn without pairs, so that samples are those of versions without this setting.
+        if table is not None and generator.random() < self._config.pair_fraction:
+            paired = self._read_paired(table, index, generator)
+            if paired is not None:
+                return paired
         drawn = []
         for _ in range(_MAX_SCANS):
             scan_id = self._choice.draw(generator)
@@ -177,6 +126,27 @@ class SampleReader:
             f"{self._config.min_mask_voxels} voxels in both views: {', '.join(sorted(set(drawn)))}. Lower "
             "min_mask_voxels, enlarge the crop, or leave these scans out"
         )
+
+    def _read_paired(self, table: PairTable, index: int, generator: np.random.Generator) -> Sample | None:
+        """Return a sample of two scans, or None if no pair that was drawn shows enough regions."""
+        try:
+            return draw_paired_sample(table, self._config, self._scan, index, generator)
+        except (StorageError, OSError) as error:
+            raise DataError(
+                f"sample {index} needs two scans of {self._config.pairs}, one of which cannot be read: "
+                f"{error}\nRepair the scan and resume"
+            ) from error
+
+    @cached_property
+    def _pairs(self) -> PairTable | None:
+        """The pairs to draw from; checked once that they are those that the run began with."""
+        config = self._config
+        if not config.pairs:
+            return None
+        table = read_pair_table(config.pairs, self._entries, self._ids)
+        if config.pairs_digest and config.pairs_digest != table.digest:
+            raise DataError(f"{config.pairs}: pairs were made anew since the run began. Begin a new run")
+        return table
 
     @cached_property
     def _choice(self) -> ScanChoice:
@@ -211,7 +181,7 @@ class SampleReader:
     def _read_from(self, scan: Scan, index: int, generator: np.random.Generator) -> Sample | None:
         """Return a sample of this scan, or None if no pair of views that was drawn shows any mask."""
         wanted = self._config.masks_per_sample - 1
-        best: _ViewPair | None = None
+        best: ViewPair | None = None
         for _ in range(_MAX_VIEW_PAIRS):
             pair = self._draw_view_pair(scan, generator)
             if pair is not None and (best is None or len(pair.ids) > len(best.ids)):
@@ -223,7 +193,7 @@ class SampleReader:
         chosen = self._draw_masks(scan, best, wanted, generator)
         # If too few are visible, they are repeated in the same order, so that K is the same in every sample.
         masks = np.resize(best.ids[chosen], wanted)
-        words = _words(scan, masks, best)
+        words = words_of(scan, masks, best)
         intensity = scan.intensity
         low = int(np.clip(round((intensity.low - scan.offset) / scan.scale), -32_768, 32_767))
         codes = scan.image_codes(best.region.slices, level=best.level)
@@ -246,7 +216,7 @@ class SampleReader:
         )
 
     def _draw_masks(
-        self, scan: Scan, pair: _ViewPair, count: int, generator: np.random.Generator
+        self, scan: Scan, pair: ViewPair, count: int, generator: np.random.Generator
     ) -> NDArray[np.int64]:
         """Return indices into the visible proposals of a pair of views, at most `count`."""
         sources = scan.proposals.source[pair.ids]
@@ -265,7 +235,7 @@ class SampleReader:
         groups = self._groups(scan)
         return ids if groups is None else ids[groups.may_be_drawn(scan.proposals.source[ids])]
 
-    def _draw_view_pair(self, scan: Scan, generator: np.random.Generator) -> _ViewPair | None:
+    def _draw_view_pair(self, scan: Scan, generator: np.random.Generator) -> ViewPair | None:
         """Draw a pair of views and find the proposals visible in both; None if there are none."""
         fraction = self._config.whole_fraction
         # No number is drawn if the fraction is 0, so that samples are those of versions without this setting.
@@ -273,7 +243,7 @@ class SampleReader:
             return self._draw_whole_scan_pair(scan, generator)
         return self._draw_crop_pair(scan, generator)
 
-    def _draw_whole_scan_pair(self, scan: Scan, generator: np.random.Generator) -> _ViewPair | None:
+    def _draw_whole_scan_pair(self, scan: Scan, generator: np.random.Generator) -> ViewPair | None:
         """Draw two views of the whole scan, or of large parts of it, that are resampled to the window."""
         config, window = self._config, self._config.crop_zyx
         drawn = draw_scan_views(
@@ -297,12 +267,12 @@ class SampleReader:
         ids = self._drawable(scan, np.arange(len(scan.proposals.voxels), dtype=np.int64))
         atoms = {layer: scan.atoms(layer, region.slices, level=level) for layer in range(scan.num_layers)}
         ratios = np.array([[view.voxel_ratio(window, factors)] for view in drawn])
-        voxels = np.rint(_visible(scan, ids, atoms, clipped, region) * ratios).astype(np.int64)
+        voxels = np.rint(visible_in(scan, ids, atoms, clipped, region) * ratios).astype(np.int64)
         most = config.max_mask_fraction * math.prod(window)
         visible = (voxels >= config.min_mask_voxels).all(axis=0) & (voxels <= most).any(axis=0)
         if not visible.any():
             return None
-        return _ViewPair(
+        return ViewPair(
             level=level,
             views=views,
             cuts=(first, second),
@@ -312,7 +282,7 @@ class SampleReader:
             voxels=voxels.min(axis=0)[visible],
         )
 
-    def _draw_crop_pair(self, scan: Scan, generator: np.random.Generator) -> _ViewPair | None:
+    def _draw_crop_pair(self, scan: Scan, generator: np.random.Generator) -> ViewPair | None:
         """Draw two overlapping crops at the stored resolution."""
         config = self._config
         views = draw_crop_views(
@@ -326,12 +296,12 @@ class SampleReader:
         region = cuts[0].enclose(cuts[1]).intersect(whole(scan.shape))
         layers = {int(layer) for layer in np.unique(scan.proposals.layer[ids])}
         atoms = {layer: scan.atoms(layer, region.slices) for layer in sorted(layers)}
-        voxels = _visible(scan, ids, atoms, clipped, region)
+        voxels = visible_in(scan, ids, atoms, clipped, region)
         most = config.max_mask_fraction * np.array([[view.voxels] for view in clipped])
         visible = (voxels >= config.min_mask_voxels).all(axis=0) & (voxels <= most).any(axis=0)
         if not visible.any():
             return None
-        return _ViewPair(
+        return ViewPair(
             level=scan.level(0),
             views=views,
             cuts=(cuts[0], cuts[1]),
@@ -340,55 +310,6 @@ class SampleReader:
             ids=ids[visible],
             voxels=voxels.min(axis=0)[visible],
         )
-
-
-def _visible(
-    scan: Scan,
-    ids: NDArray[np.int64],
-    atoms: Mapping[int, NDArray[np.uint16]],
-    boxes: Sequence[Box],
-    region: Box,
-) -> NDArray[np.int64]:
-    """Return the voxel counts of proposals in each of two boxes, (2, n), from the atoms of a region."""
-    layers = range(scan.num_layers)
-    counts = [_histograms(atoms[layer], boxes, region) if layer in atoms else None for layer in layers]
-    return visible_voxels(ids, scan.proposals, [scan.orders(layer) for layer in layers], counts)
-
-
-def _histograms(atoms: NDArray[np.uint16], views: Sequence[Box], region: Box) -> NDArray[np.int64]:
-    """Return the voxels of each atom id in the first view plus 2^32 times those in the second, (65536,)."""
-    first, second = (
-        np.bincount(atoms[view.within(region).slices].ravel(), minlength=65_536) for view in views
-    )
-    return first + (second << 32)
-
-
-def _words(scan: Scan, masks: NDArray[np.int64], pair: _ViewPair) -> NDArray[np.int16]:
-    """Return the words in the region of a pair of views, int16 (z, y, x): bit k is proposal masks[k]."""
-    runs: dict[int, list[tuple[int, NDArray[np.uint16]]]] = {}
-    for bit, (proposal, layer) in enumerate(zip(masks, scan.proposals.layer[masks], strict=True)):
-        runs.setdefault(int(layer), []).append((bit, scan.atom_ids(int(proposal))))
-    words: NDArray[np.uint16] | None = None
-    for layer, members in runs.items():
-        layer_words = np.take(build_lookup(members), pair.atoms[layer])
-        words = layer_words if words is None else words | layer_words
-    assert words is not None
-    return words.view(np.int16)  # at most 15 bits are used, so no value is negative
-
-
-def cut_out(array: NDArray[np.int16], region: Box, cut: Box, padding: int) -> NDArray[np.int16]:
-    """Return the part of an array in a cut, with `padding` outside the region.
-
-    Args:
-        array: int16 (z, y, x) in the region.
-        region: The box that the array covers, voxels of the scan.
-        cut: The box to return.
-        padding: Value outside the region.
-    """
-    result = np.full(cut.shape, padding, dtype=np.int16)
-    shared = cut.intersect(region)
-    result[shared.within(cut).slices] = array[shared.within(region).slices]
-    return result
 
 
 def _order_bytes(scan: Scan) -> int:

@@ -63,6 +63,12 @@ class DataConfig:
     wide_fraction: float = 0.0
     """Fraction of the whole-scan samples whose views are independent boxes of 0.4 to 1.3 of the scan along
     each axis, centred anywhere in the scan, so that the position of a mask alone does not predict it."""
+    pairs: str = ""
+    """Folder that `mass pair` has written, for samples of two scans of different cases; empty for none."""
+    pair_fraction: float = 0.0
+    """Fraction of samples that are of two scans; `--pairs` sets it to 0.5 where it is 0."""
+    pairs_digest: str = ""
+    """Of the pairs; a run sets it when it begins, so that it goes on with the same ones only."""
     min_mask_voxels: int = 100
     """A mask is visible if it has at least this many voxels in each of the two views."""
     max_mask_fraction: float = 0.9
@@ -113,9 +119,18 @@ class DataConfig:
             "whole_move_fraction",
             "wide_fraction",
             "early_fraction",
+            "pair_fraction",
         ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be 0 to 1, got {getattr(self, name)}")
+        if bool(self.pairs) != bool(self.pair_fraction):
+            raise ConfigError(
+                f"pairs is {self.pairs!r} and pair_fraction {self.pair_fraction}: set both, or neither"
+            )
+        if self.pairs and not self.whole_fraction:
+            raise ConfigError(
+                "pairs of scans are shown whole: choose --recipe whole, or set whole_fraction above 0"
+            )
         weights = self.dataset_weights.values()
         if any(weight < 0 for weight in weights) or (weights and not any(weights)):
             raise ConfigError(f"dataset_weights must be >= 0 and not all 0, got {self.dataset_weights}")

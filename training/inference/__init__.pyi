@@ -23,7 +23,13 @@ from .prompts import (
     Structure as Structure,
     encode_references as encode_references,
 )
-from .registration import Carried as Carried, carry as carry, carry_structures as carry_structures
+from .registration import (
+    Carried as Carried,
+    Registration as Registration,
+    carry as carry,
+    carry_structures as carry_structures,
+    register_labels as register_labels,
+)
 from .results import Found as Found, Labels as Labels, Segmentation as Segmentation
 from .segmentation import (
     SegmentConfig as SegmentConfig,

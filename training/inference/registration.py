@@ -97,6 +97,43 @@ class _Registered:
     agreement: float
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Registration:
+    """One scan registered to another, as far as a region of it reaches."""
+
+    agreement: float
+    """Correlation of both images around the region after registration, -1..1."""
+    labels: NDArray[np.int32]
+    """(z, y, x) of the target: the reference's labels, by nearest neighbour; -1 where they do not reach."""
+
+
+def register_labels(
+    image: Image,
+    region: NDArray[np.bool_],
+    labels: NDArray[np.int32],
+    target: Image,
+    *,
+    levels: Sequence[Level] = BRIEF_LEVELS,
+) -> Registration | None:
+    """Return an image's labels where a target shows the same; None where nothing could be registered.
+
+    Args:
+        image: The reference, (z, y, x), z-scores.
+        region: (z, y, x): what is looked for, with its surroundings.
+        labels: (z, y, x), 0 and above, such as atoms.
+        target: (z, y, x), of any size, z-scores.
+        levels: Resolutions of the demons.
+    """
+    best = _best(image, region, target, None, levels)
+    if best is None:
+        return None
+    found = np.full(target.shape, -1, dtype=np.int32)
+    moving = sitk.GetImageFromArray(np.ascontiguousarray(labels, dtype=np.int32))
+    carried = sitk.Resample(moving, best.fixed, best.transform, sitk.sitkNearestNeighbor, -1.0)
+    found[best.window] = sitk.GetArrayFromImage(carried)
+    return Registration(agreement=best.agreement, labels=found)
+
+
 def carry(image: Image, masks: NDArray[np.bool_], target: Image, *, seen: Image | None = None) -> Carried:
     """Return masks of an image where a target shows the same.
 
@@ -118,12 +155,18 @@ def carry(image: Image, masks: NDArray[np.bool_], target: Image, *, seen: Image 
     return Carried(probabilities=probabilities, agreement=best.agreement, warped=warped)
 
 
-def _best(image: Image, together: NDArray[np.bool_], target: Image, seen: Image | None) -> _Registered | None:
+def _best(
+    image: Image,
+    together: NDArray[np.bool_],
+    target: Image,
+    seen: Image | None,
+    levels: Sequence[Level] = LEVELS,
+) -> _Registered | None:
     """Return the best registration: over all places first, then over turns and sizes at the best place."""
     part = _around(together, PATCH_MARGIN)
-    tried = [_register(image, together, target, pose) for pose in places(image, part, target)]
+    tried = [_register(image, together, target, pose, levels) for pose in places(image, part, target)]
     if seen is not None and (centre := _centre_of(seen)) is not None:
-        led = _register(image, together, target, on_centre(together, centre))
+        led = _register(image, together, target, on_centre(together, centre), levels)
         if led is not None and _overlap(_mask_carried(together, led), led.window, seen) >= LEAST_SEEN_OVERLAP:
             tried.append(led)  # else what was seen is something else
     best = _highest(tried)
@@ -131,7 +174,7 @@ def _best(image: Image, together: NDArray[np.bool_], target: Image, seen: Image 
         return None
     poses = turned(image, part, target, best.pose.offset)
     other = _highest([_register(image, together, target, pose, BRIEF_LEVELS) for pose in poses])
-    return _highest([best, other and _register(image, together, target, other.pose)])
+    return _highest([best, other and _register(image, together, target, other.pose, levels)])
 
 
 def _highest(tried: Sequence[_Registered | None]) -> _Registered | None:
@@ -144,14 +187,14 @@ def _register(
     together: NDArray[np.bool_],
     target: Image,
     pose: Pose,
-    levels: Sequence[Level] | None = None,
+    levels: Sequence[Level],
 ) -> _Registered | None:
     """Register the reference to the target from a pose; None where the target shows too little of it."""
     window = _moved(_around(together, WINDOW_MARGIN), pose, target.shape)
     if window is None:
         return None
     fixed = _cut(target, window)
-    transform = _bent(fixed, _itk(image), pose.transform(), float(image.min()), levels or LEVELS)
+    transform = _bent(fixed, _itk(image), pose.transform(), float(image.min()), levels)
     near = ndimage.binary_dilation(together, iterations=NEAR_VOXELS)
     agreement = _agreement(target[window], fixed, image, near, transform)
     return _Registered(pose=pose, window=window, fixed=fixed, transform=transform, agreement=agreement)

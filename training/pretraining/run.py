@@ -25,6 +25,7 @@ from training.data import (
     Views,
     augment,
     make_loader,
+    read_pair_table,
     split_scans,
     window_for,
 )
@@ -110,6 +111,7 @@ def pretrain(
     store = open_store(store_path)
     split = split_scans(store.entries, config.data)
     config = with_chosen_window(config, [store.entries[scan_id].shape_zyx for scan_id in split.training])
+    config = with_known_pairs(config, store, split)
     views = TrainedOn.of_store(store, config.data.crop_zyx, whole_scans=config.data.whole_fraction > 0)
     record = RunRecord.of_store(store, split.training, config.values(), views)
     with joined_processes(device) as (ranks, where):
@@ -269,6 +271,16 @@ def with_chosen_window(config: PretrainConfig, shapes: Sequence[tuple[int, int, 
         data=with_window(config.data, window),
         evaluation=replace(config.evaluation, inference=inference),
     )
+
+
+def with_known_pairs(config: PretrainConfig, store: Store, split: ScanSplit) -> PretrainConfig:
+    """Return the settings with the digest of the pairs of scans that the run will draw; else unchanged."""
+    if not config.data.pairs or config.data.pairs_digest:
+        return config
+    table = read_pair_table(config.data.pairs, store.entries, split.training)
+    # The path is that of a resumed run, too, which may be begun from another folder.
+    pairs = str(Path(config.data.pairs).absolute())
+    return replace(config, data=replace(config.data, pairs=pairs, pairs_digest=table.digest))
 
 
 def pretraining_task(
