@@ -26,6 +26,7 @@ from commands.prepare.work import Options
 from commands.status import cases_line
 from storage import open_store
 from tests.phantom import phantom
+from training.inference.pictures import EXPECTED_COLOR
 
 OLD_STORE = Path(__file__).parents[1] / "storage" / "fixtures" / "v1" / "store"
 
@@ -263,7 +264,7 @@ def test_the_demo_ends_with_the_segmentation_of_a_scan_it_never_saw(
         assert dice == pytest.approx(2 * (there & found).sum() / (there.sum() + found.sum())), name
     with Image.open(unseen["picture"]) as picture:
         colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-    assert (colours == (70, 235, 90)).all(axis=1).any(), "what the expert drew is in the picture"
+    assert (colours == EXPECTED_COLOR).all(axis=1).any(), "what the expert drew is in the picture"
     assert "so short a pretraining does not segment yet" in " ".join(shown.split())
     assert f"{unseen['mean_dice']:.3f}" in shown
     assert unseen["picture"] in shown
