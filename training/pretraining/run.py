@@ -274,13 +274,14 @@ def with_chosen_window(config: PretrainConfig, shapes: Sequence[tuple[int, int, 
 
 
 def with_known_pairs(config: PretrainConfig, store: Store, split: ScanSplit) -> PretrainConfig:
-    """Return the settings with the digest of the pairs of scans that the run will draw; else unchanged."""
-    if not config.data.pairs or config.data.pairs_digest:
+    """Return the settings with the whole path and the digest of the run's pairs; without pairs unchanged."""
+    data = config.data
+    if not data.pairs:
         return config
-    table = read_pair_table(config.data.pairs, store.entries, split.training)
-    # The path is that of a resumed run, too, which may be begun from another folder.
-    pairs = str(Path(config.data.pairs).absolute())
-    return replace(config, data=replace(config.data, pairs=pairs, pairs_digest=table.digest))
+    digest = data.pairs_digest or read_pair_table(data.pairs, store.entries, split.training).digest
+    # The whole path, because a run may be resumed from another folder, or with the option said again.
+    pairs = str(Path(data.pairs).absolute())
+    return replace(config, data=replace(data, pairs=pairs, pairs_digest=digest))
 
 
 def pretraining_task(

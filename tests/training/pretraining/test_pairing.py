@@ -148,7 +148,10 @@ def test_a_scan_that_cannot_be_read_is_told_and_the_others_go_on(store: Store, t
 
 @pytest.mark.usefixtures("quick")
 def test_from_the_command_to_a_training_that_draws_them(
-    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: Store,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pairs, run = tmp_path / "pairs", tmp_path / "run"
     assert main(["pair", str(store.path), str(pairs)]) == 0
@@ -165,6 +168,10 @@ def test_from_the_command_to_a_training_that_draws_them(
     begin = ["pretrain", str(store.path), str(run), "--recipe", "whole", "--config", str(settings)]
     assert main([*begin, "--pairs", str(pairs), "--device", "cpu"]) == 0
     assert "pairs_digest" in (run / "config.toml").read_text()
+    monkeypatch.chdir(tmp_path)
+    for more in ([], ["--pairs", "pairs"], ["--recipe", "whole", "--config", "c.toml", "--pairs", "pairs"]):
+        resumed = ["pretrain", str(store.path), str(run), "--resume", *more, "--device", "cpu"]
+        assert main(resumed) == 0, more
     shutil.rmtree(pairs)
     begin[2] = str(tmp_path / "another")
     assert main([*begin, "--pairs", str(pairs), "--device", "cpu"]) == 2
