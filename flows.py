@@ -120,7 +120,7 @@ def publish_scans(report: RunReport, store: StorePath) -> None:
 def pretrain(
     store: str | Path,
     run: Path,
-    recipe: Literal["published", "small", "whole"] = "small",
+    recipe: Literal["whole", "large", "small", "published"] = "whole",
     config: Path | None = None,
     resume: bool = False,
     workers: int | None = None,
@@ -174,7 +174,7 @@ def run_all(
     store: str | Path,
     run: Path,
     config: Path | None = None,
-    recipe: Literal["published", "small", "whole"] = "small",
+    recipe: Literal["whole", "large", "small", "published"] = "whole",
     pretrain_config: Path | None = None,
     workers: int = 1,
 ) -> Path | None:

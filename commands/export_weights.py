@@ -25,7 +25,13 @@ from training.network import (
     load_checkpoint,
 )
 
-OWN_OPTIONS = {"plans": "nnunet", "name": "nnunet", "modality": "monai", "finetuned": "monai"}
+OWN_OPTIONS = {
+    "plans": "nnunet",
+    "name": "nnunet",
+    "modality": "monai",
+    "finetuned": "monai",
+    "compact": "safetensors",
+}
 """Options that only one format takes."""
 PLANS_NAME = "massPlans"
 
@@ -90,7 +96,7 @@ def _free(*paths: Path) -> None:
 def _safetensors(arguments: Namespace, net: Iris, image_format: ImageFormat) -> Written:
     path = arguments.out / "weights.safetensors"
     _free(path, path.with_suffix(".md"))
-    card = convert_weights(arguments.checkpoint, path, weights=arguments.weights)
+    card = convert_weights(arguments.checkpoint, path, weights=arguments.weights, compact=arguments.compact)
     return [path, card], ""
 
 

@@ -14,6 +14,7 @@ from pipeline.toml_settings import parse_config, read_tables
 from storage import StorePath
 from training.engine import CONFIG, RECORD, Callbacks, DeviceName
 from training.pretraining import (
+    DEFAULT_RECIPE,
     DryRun,
     PretrainConfig,
     Pretraining,
@@ -118,7 +119,7 @@ def pretrain_with(
     Args:
         store: The store.
         folder: The run's.
-        name: The recipe; None for the published one, or a resumed run's own settings.
+        name: The recipe; None for the default one, or a resumed run's own settings.
         file: TOML, with settings that differ.
         resume: Go on with the run in `folder`.
         workers: Processes that read samples, where not the recipe's.
@@ -132,7 +133,7 @@ def pretrain_with(
 
 
 def read_settings(path: Path | None, name: Recipe | None, *, resumed: Path | None = None) -> PretrainConfig:
-    """A recipe (the published one where none is named), with what a TOML file says differently.
+    """A recipe (the default one where none is named), with what a TOML file says differently.
 
     Args:
         path: The file, if there is one.
@@ -143,7 +144,7 @@ def read_settings(path: Path | None, name: Recipe | None, *, resumed: Path | Non
         path = resumed / CONFIG
         if not path.exists():
             raise CommandError(f"{resumed}: no run here to go on with. Leave out --resume to begin one")
-    base = recipe(name or "published")
+    base = recipe(name or DEFAULT_RECIPE)
     if not path:
         return base
     tables = read_tables(path, [table.name for table in fields(base)])

@@ -82,8 +82,8 @@ def commands() -> tuple[Command, ...]:
         Command(
             name="pretrain",
             text="`mass pretrain STORE RUN --recipe whole --config C.toml`. The columns are the recipes. "
-            "Without `--recipe` it is `published`.",
-            recipes={name: recipe(name) for name in ("published", "small", "whole")},
+            "Without `--recipe` it is `whole`.",
+            recipes={name: recipe(name) for name in ("whole", "large", "small", "published")},
         ),
         Command(
             name="finetune",

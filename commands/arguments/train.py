@@ -50,7 +50,7 @@ def add_pretrain(add: argparse.ArgumentParser) -> None:
         metavar="PAIRS",
         help="of `mass pair`: half of the samples are of two patients",
     )
-    add_training(add, ("published", "small", "whole"))
+    add_training(add, ("whole", "large", "small", "published"), default="whole")
 
 
 def add_finetune(add: argparse.ArgumentParser) -> None:

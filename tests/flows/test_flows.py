@@ -78,7 +78,7 @@ def test_a_flow_has_a_form_of_its_parameters(flow: Any) -> None:
 
 def test_the_choices_of_a_parameter_are_in_its_form() -> None:
     assert prepare.parameters.properties["device"]["enum"] == ["auto", "cpu", "numpy", "gpu"]
-    assert pretrain.parameters.properties["recipe"]["enum"] == ["published", "small", "whole"]
+    assert pretrain.parameters.properties["recipe"]["enum"] == ["whole", "large", "small", "published"]
 
 
 def test_prepare_from_python_leaves_a_table_of_scans_and_a_link_to_the_report(

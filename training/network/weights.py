@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from training.errors import CheckpointError, ConfigError
@@ -29,6 +29,7 @@ from training.network.encoder import Widths
 from training.network.iris import Iris
 from training.network.preparation import TrainedOn, recorded_beside
 from training.network.sealing import SEAL, check_archive, check_seal, in_fixed_order
+from training.network.task_encoding import MAX_CROP_VOXELS
 
 WhichWeights = Literal["ema", "model"]
 StateDict = dict[str, Tensor]
@@ -37,7 +38,15 @@ MODEL_CARD = "MODEL_CARD.md"
 WEIGHTS = "weights.safetensors"
 """Names of the two files that a complete run exports."""
 
+POSITION_VOLUMES = ".pos_embed.embedding"
+"""End of the names of the position volumes: three of 128^3 values, half of a small network's numbers."""
+
 _ARCHITECTURE = "mass3d"
+_LEFT_OUT = "left_out"
+_COMPACT = (
+    "float16, without the position volumes (learned offsets by place, close to 0 in the small networks), "
+    "which are read as zeros. Written by `mass export-weights --compact`."
+)
 _WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DDP, weight averaging and torch.compile add to every key."""
 _IN_CONTEXT = """\
@@ -132,6 +141,11 @@ def export_weights(net: Iris, path: Path | str, card: ModelCard) -> Path:
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ConfigError(f"{path}: the name of exported weights ends in .safetensors")
+    return _write(path, *_packed(net, path, card))
+
+
+def _packed(net: Iris, path: Path, card: ModelCard) -> tuple[bytes, str]:
+    """Return the bytes of the safetensors file, and the text of its card."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     architecture: dict[str, Any] = {
         "channels": net.channels,
@@ -141,15 +155,20 @@ def export_weights(net: Iris, path: Path | str, card: ModelCard) -> Path:
     if card.trained_on != TrainedOn():
         architecture["trained_on"] = card.trained_on.to_json()
     metadata = {"format": "pt", _ARCHITECTURE: json.dumps(architecture), **card.metadata}
-    written = in_fixed_order(save(tensors, metadata=metadata))
-    write_atomically(path, lambda file: file.write(written))
-    card_path = path.with_suffix(".md")
     text = card.to_markdown(net).replace("FILE.safetensors", path.name)
-    write_atomically(card_path, lambda file: file.write(text.encode()))
+    return in_fixed_order(save(tensors, metadata=metadata)), text
+
+
+def _write(path: Path, content: bytes, card: str) -> Path:
+    write_atomically(path, lambda file: file.write(content))
+    card_path = path.with_suffix(".md")
+    write_atomically(card_path, lambda file: file.write(card.encode()))
     return card_path
 
 
-def convert_weights(source: Path | str, path: Path, *, weights: WhichWeights = "ema") -> Path:
+def convert_weights(
+    source: Path | str, path: Path, *, weights: WhichWeights = "ema", compact: bool = False
+) -> Path:
     """Write the weights of any checkpoint as safetensors, with what is recorded of their origin.
 
     Exported weights are copied as they are. Of a run's checkpoint, the steps, settings and scans are
@@ -159,25 +178,46 @@ def convert_weights(source: Path | str, path: Path, *, weights: WhichWeights = "
         source: As for `load_checkpoint`.
         path: Ends in .safetensors; the card has the same name with .md.
         weights: Which set of weights to write; ignored for files that have only one.
+        compact: Write float16, without the position volumes, which are read as zeros: of a small network a
+            quarter of the bytes. The answers change a little.
 
     Returns:
         Path of the card.
 
     Raises:
-        CheckpointError: As for `load_checkpoint`.
+        CheckpointError: As for `load_checkpoint`; or a weight is too large for float16.
     """
     source = Path(source)
+    content, card = _converted(source, path, weights)
+    if compact:
+        content, card = _compacted(content, source), f"{card.rstrip()}\n\n## Bytes\n\n{_COMPACT}\n"
+    return _write(path, content, card)
+
+
+def _converted(source: Path, path: Path, weights: WhichWeights) -> tuple[bytes, str]:
+    """Return the file to write and its card; those beside the source as they are, if they are there."""
     net = load_checkpoint(source, weights=weights)
     folder = source if source.is_dir() else source.parent
     if source.is_dir() or source.suffix == ".safetensors":
         file = source / WEIGHTS if source.is_dir() else source
         card = folder / MODEL_CARD if file.name == WEIGHTS else file.with_suffix(".md")
         if card.is_file():
-            copies = {path: file.read_bytes(), path.with_suffix(".md"): card.read_bytes()}
-            for copy, content in copies.items():
-                write_atomically(copy, lambda opened, content=content: opened.write(content))  # type: ignore[misc]
-            return path.with_suffix(".md")
-    return export_weights(net, path, _card_of(source, net, weights))
+            return file.read_bytes(), card.read_text(encoding="utf-8")
+    return _packed(net, path, _card_of(source, net, weights))
+
+
+def _compacted(content: bytes, source: Path) -> bytes:
+    """Return a safetensors file as float16, without the position volumes."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    metadata: dict[str, str] = json.loads(content[8:start]).get("__metadata__", {})
+    tensors = {
+        name: tensor.half() for name, tensor in load(content).items() if not name.endswith(POSITION_VOLUMES)
+    }
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{source}: {name} has values beyond float16. Leave out --compact")
+    about = json.loads(metadata.get(_ARCHITECTURE, "{}")) | {_LEFT_OUT: [POSITION_VOLUMES]}
+    return in_fixed_order(save(tensors, metadata={**metadata, _ARCHITECTURE: json.dumps(about)}))
 
 
 def _card_of(source: Path, net: Iris, weights: WhichWeights) -> ModelCard:
@@ -295,6 +335,11 @@ def _read_safetensors(path: Path) -> tuple[StateDict, TrainedOn | None]:
         raise CheckpointError(f"{path}: not a safetensors file, or a damaged one: {error}") from error
     try:
         about = json.loads(metadata.get(_ARCHITECTURE, "{}"))
+        if POSITION_VOLUMES in about.get(_LEFT_OUT, ()):
+            side = MAX_CROP_VOXELS
+            stages = {name.split(".")[1] for name in state if name.startswith("task_embedding.")}
+            for stage in sorted(stages):
+                state[f"task_embedding.{stage}{POSITION_VOLUMES}"] = torch.zeros(1, 1, side, side, side)
         return state, TrainedOn.from_json(about.get("trained_on"))
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: its metadata are damaged: {error}") from error

@@ -1,4 +1,5 @@
 from .config import (
+    DEFAULT_RECIPE as DEFAULT_RECIPE,
     ModelConfig as ModelConfig,
     PretrainConfig as PretrainConfig,
     Recipe as Recipe,

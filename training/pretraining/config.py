@@ -1,4 +1,4 @@
-"""Settings of a pretraining, and its recipes: "published" (large GPUs), "small" and "whole" (two CPU cores).
+"""Settings of a pretraining, and its recipes: "whole" and "small" for CPUs, "large" and "published" for GPUs.
 
 Each table of a TOML file is a field of `PretrainConfig`; settings that the file lacks keep the recipe's
 value. Reads and writes nothing.
@@ -16,7 +16,10 @@ from training.evaluation import EvaluationConfig
 from training.inference import WHOLE_SCAN_THRESHOLD, InferenceConfig
 from training.network import PUBLISHED_CHANNELS, PUBLISHED_NUM_TASKS, Iris
 
-Recipe = Literal["published", "small", "whole"]
+Recipe = Literal["whole", "large", "small", "published"]
+
+DEFAULT_RECIPE: Recipe = "whole"
+"""Without --recipe: it shows whole scans, and ends on a machine without a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +81,8 @@ class PretrainConfig:
 
 def recipe(name: Recipe) -> PretrainConfig:
     """Return the settings of a recipe."""
-    match name:
-        case "published":
-            return published()
-        case "small":
-            return small()
-        case "whole":
-            return whole()
+    recipes = {"whole": whole, "large": large, "small": small, "published": published}
+    return recipes[name]()
 
 
 def published() -> PretrainConfig:
@@ -128,21 +126,37 @@ def whole() -> PretrainConfig:
     A crop does not show where in the body it is. On whole scans, networks trained with this recipe find
     structures that networks trained on crops do not (docs/results.md).
     """
-    base = small()
+    config = _on_whole_scans(small(), 65_536)
+    return replace(
+        config,
+        optimisation=replace(config.optimisation, num_steps=2000),
+        run=replace(config.run, max_evaluation_voxels=30_000_000),
+    )
+
+
+def large() -> PretrainConfig:
+    """Return the published network and optimiser for views of whole scans, in windows of 1,048,576 voxels.
+
+    For one GPU. A window has half of the published crop's voxels, a run a fifth of its steps. No network has
+    been trained with it yet.
+    """
+    config = _on_whole_scans(published(), 1_048_576)
+    return replace(config, optimisation=replace(config.optimisation, num_steps=20_000))
+
+
+def _on_whole_scans(base: PretrainConfig, max_window_voxels: int) -> PretrainConfig:
+    """Return settings whose samples are views of whole scans; the first three quarters in small windows."""
+    inference = replace(base.evaluation.inference, threshold=WHOLE_SCAN_THRESHOLD)
     return replace(
         base,
         data=replace(
             base.data,
-            max_window_voxels=65_536,
-            early_window_voxels=16_384,
+            max_window_voxels=max_window_voxels,
+            early_window_voxels=max_window_voxels // 4,
             early_fraction=0.75,
             whole_fraction=1.0,
             min_mask_voxels=50,
             max_mask_fraction=0.6,
         ),
-        optimisation=replace(base.optimisation, num_steps=2000),
-        evaluation=replace(
-            base.evaluation, inference=replace(base.evaluation.inference, threshold=WHOLE_SCAN_THRESHOLD)
-        ),
-        run=replace(base.run, max_evaluation_voxels=30_000_000),
+        evaluation=replace(base.evaluation, inference=inference),
     )

@@ -16,7 +16,9 @@ from torch import Tensor
 from training.errors import CheckpointError, ConfigError
 from training.network.iris import Iris
 from training.network.weights import (
+    POSITION_VOLUMES,
     ModelCard,
+    convert_weights,
     export_weights,
     in_fixed_order,
     installed_versions,
@@ -182,3 +184,44 @@ def test_a_file_of_weights_has_the_same_bytes_whatever_the_order_of_its_metadata
 def test_exported_weights_must_be_called_safetensors(nets: tuple[Iris, Iris], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"ends in \.safetensors"):
         export_weights(nets[0], tmp_path / "tiny.pt", CARD)
+
+
+def test_compact_weights_are_a_quarter_of_the_bytes_and_nearly_the_same_network(
+    nets: tuple[Iris, Iris], tmp_path: Path
+) -> None:
+    net = nets[0]
+    export_weights(net, tmp_path / "all.safetensors", CARD)
+    card = convert_weights(tmp_path / "all.safetensors", tmp_path / "compact.safetensors", compact=True)
+    loaded = load_checkpoint(tmp_path / "compact.safetensors")
+    wanted = net.state_dict()
+    for name, tensor in loaded.state_dict().items():
+        if name.endswith(POSITION_VOLUMES):
+            assert tensor.shape == wanted[name].shape
+            assert not tensor.any()
+        else:
+            assert torch.equal(tensor, wanted[name].half().float()), name
+    assert len([name for name in wanted if name.endswith(POSITION_VOLUMES)]) == 3
+    volumes = 4 * sum(tensor.numel() for name, tensor in wanted.items() if name.endswith(POSITION_VOLUMES))
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("all", "compact")]
+    assert sizes[1] < 0.6 * (sizes[0] - volumes)
+    assert "float16" in card.read_text()
+    assert CARD.title in card.read_text()
+
+
+def test_a_file_without_position_volumes_that_does_not_say_so_is_refused(
+    nets: tuple[Iris, Iris], tmp_path: Path
+) -> None:
+    state = {name: t for name, t in nets[0].state_dict().items() if not name.endswith(POSITION_VOLUMES)}
+    (tmp_path / "cut.safetensors").write_bytes(save(state))
+    with pytest.raises(CheckpointError, match="does not fit Iris"):
+        load_checkpoint(tmp_path / "cut.safetensors")
+
+
+def test_weights_beyond_float16_are_not_made_compact(tmp_path: Path) -> None:
+    net = Iris(CHANNELS, 1)
+    with torch.no_grad():
+        next(iter(net.encoder.parameters())).fill_(1e6)
+    export_weights(net, tmp_path / "large.safetensors", CARD)
+    with pytest.raises(CheckpointError, match="beyond float16"):
+        convert_weights(tmp_path / "large.safetensors", tmp_path / "compact.safetensors", compact=True)
+    assert not (tmp_path / "compact.safetensors").exists()

@@ -37,7 +37,7 @@ from training.evaluation.in_context import EvaluationConfig
 from training.inference.prompts import InferenceConfig
 from training.inference.segmentation import inference_for
 from training.network.weights import load_checkpoint
-from training.pretraining.config import PretrainConfig, published, small
+from training.pretraining.config import PretrainConfig, large, published, small, whole
 from training.pretraining.run import choose_evaluation, in_context_loss, pretrain
 
 ROOT = Path(__file__).parents[3]
@@ -254,10 +254,19 @@ def test_a_config_file_says_only_what_differs_from_the_recipe(tmp_path: Path) ->
         data=replace(recipe.data, dataset_weights={"ct": 2.0, "mr": 1.5}),
         augmentation=replace(recipe.augmentation, target=target),
     )
-    assert read_settings(None, None) == published()
+    assert read_settings(None, None) == whole()
 
 
-def test_the_published_recipe_is_the_default() -> None:
+def test_the_recipes_of_whole_scans_begin_with_small_windows_and_end_with_their_own() -> None:
+    for config, base, window in ((whole(), small(), 65_536), (large(), published(), 1_048_576)):
+        assert config.model == base.model
+        assert config.data.whole_fraction == 1
+        assert (config.data.max_window_voxels, config.data.early_window_voxels) == (window, window // 4)
+        assert config.evaluation.inference.threshold < base.evaluation.inference.threshold
+        assert base.data.whole_fraction == 0
+
+
+def test_the_settings_themselves_are_the_published_recipe() -> None:
     values: dict[str, Any] = published().values()
     assert (values["data"]["crop_voxels"], values["data"]["cut_voxels"]) == (128, 168)
     assert values["data"]["masks_per_sample"] == 13
