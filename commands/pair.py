@@ -46,11 +46,12 @@ def _make(store: StorePath, folder: Path, pairs: list[tuple[str, str]], workers:
     began = time.monotonic()
     made: list[PairedScans] = []
     with shown("pair") as show:
-        show(Progress.of_equals(0, len(pairs), 0.0))
+        show(Progress.of_equals(0, len(pairs), 0.0, unit="pair"))
         for one in make_pairs(store, folder, pairs, workers=workers):
             made.append(one)
             failed = sum(bool(each.error) for each in made)
-            show(Progress.of_equals(len(made), len(pairs), time.monotonic() - began, failed=failed))
+            seconds = time.monotonic() - began
+            show(Progress.of_equals(len(made), len(pairs), seconds, failed=failed, unit="pair"))
     return sorted(made, key=lambda one: (one.reference, one.target))
 
 

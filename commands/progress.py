@@ -13,6 +13,9 @@ from typing import Literal, TypeAlias
 Step: TypeAlias = Literal["windows", "references"]
 """What is done to a target: the network draws it window by window, references are registered to it."""
 
+Unit: TypeAlias = Literal["scan", "pair"]
+"""What a work consists of; a pair is of two scans."""
+
 _LEAST_SECONDS = 3.0
 """Time left is not told before."""
 
@@ -44,12 +47,21 @@ class Progress:
     """The scan that is worked on; of several the one that was begun first."""
     in_hand_seconds: float = 0.0
     """Since that was begun."""
+    unit: Unit = "scan"
+    """What is counted."""
 
     @classmethod
     def of_equals(
-        cls, done: int, total: int, seconds: float, *, failed: int = 0, in_hand: str = ""
+        cls,
+        done: int,
+        total: int,
+        seconds: float,
+        *,
+        failed: int = 0,
+        in_hand: str = "",
+        unit: Unit = "scan",
     ) -> Progress:
-        """A state, just after a scan ended or was begun, of a work of scans that count alike."""
+        """A state, just after a scan ended or was begun, of a work of scans (or pairs) that count alike."""
         return cls(
             done=done,
             total=total,
@@ -58,6 +70,7 @@ class Progress:
             weight_total=total,
             seconds=seconds,
             in_hand=in_hand,
+            unit=unit,
         )
 
     def later(self, seconds: float) -> Progress:
@@ -89,7 +102,7 @@ class Progress:
 
     def line(self) -> str:
         """The state in one line: "37/261 scans, 2 failed, 12.3 a minute, 9 min left, in hand: ann (5 s)"."""
-        parts = [f"{self.done}/{self.total} scans"]
+        parts = [f"{self.done}/{self.total} {self.unit}s"]
         if self.failed:
             parts.append(f"{self.failed} failed")
         if self.done and self.seconds > 0:
@@ -98,7 +111,7 @@ class Progress:
             if self.seconds_left is not None:
                 parts.append(f"{duration(self.seconds_left)} left")
             elif self.is_still:
-                parts.append(f"no scan has ended for {duration(self.still_seconds)}")
+                parts.append(f"no {self.unit} has ended for {duration(self.still_seconds)}")
             if self.in_hand:
                 parts.append(f"in hand: {self.in_hand} ({duration(self.in_hand_seconds)})")
         return ", ".join(parts)

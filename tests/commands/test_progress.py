@@ -54,6 +54,8 @@ def test_where_every_scan_takes_minutes_one_more_minute_is_nothing_unusual() -> 
 def test_a_state_goes_on_while_no_scan_ends() -> None:
     begun = Progress.of_equals(1, 4, 10.0, in_hand="ann")
     assert begun.line() == "1/4 scans, 6.0 a minute, 30 s left, in hand: ann (0 s)"
+    pairs = Progress.of_equals(2, 4, 100.0, unit="pair").later(80)
+    assert pairs.line() == "2/4 pairs, 40 an hour, 3 min left"
     assert begun.later(5).line() == "1/4 scans, 4.0 a minute, 45 s left, in hand: ann (5 s)"
     assert begun.later(90).line() == (
         "1/4 scans, 36 an hour, no scan has ended for 1 min 30 s, in hand: ann (1 min 30 s)"
