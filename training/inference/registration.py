@@ -53,6 +53,9 @@ LEAST_SHOWN = 0.7
 """If the target shows a smaller fraction of the structures than this, the agreement is lowered."""
 AGREEMENT_POWER = 4
 """References are weighted by this power of their agreement, so that a badly placed one hardly counts."""
+CONSENSUS_POWER = 4
+"""Likewise of the mean Dice of their masks with those of all references together: where most of several are
+placed well, one that is not disagrees with them."""
 LOW_CONFIDENCE = 0.5
 """Confidence of a structure below which it is called low. Mean Dice: 0.20 below it, 0.68 above it
 (docs/results.md)."""
@@ -215,9 +218,9 @@ def carry_structures(
 ) -> Carried:
     """Return what several references say of a target: their answers' mean, moved onto its own boundaries.
 
-    Each answer is corrected by its reference's image (`vote`) and counts by how far the images agree; their
-    mean is corrected by the target's intensities (`sharpen`). The agreement and the warped image are those of
-    the reference that agrees best.
+    Each answer is corrected by its reference's image (`vote`) and counts by how far the images agree, and how
+    far it agrees with the other answers; their mean is corrected by the target's intensities (`sharpen`). The
+    agreement and the warped image are those of the reference that agrees best.
 
     Args:
         references: At least one.
@@ -226,32 +229,78 @@ def carry_structures(
         seen: As for `carry`.
         progress: Called with references done and references in all: before the first, and after each.
     """
-    sums = np.zeros((len(structures), *target.shape), np.float32)
-    weights = np.zeros(len(structures), np.float32)
+    answers: list[_Answer] = []
     best: Carried | None = None
     if progress is not None:
         progress(0, len(references))
     for done, reference in enumerate(references, start=1):
         masks = np.stack([structure.mask(reference.labels) for structure in structures])
         carried = carry(reference.image, masks, target, seen=seen)
-        weight = np.float32(max(carried.agreement, 1e-3) ** AGREEMENT_POWER)
-        shown = masks.any(axis=(1, 2, 3))
-        sums[shown] += weight * vote(carried.probabilities, carried.warped, target)[shown]
-        weights[shown] += weight
+        weight = max(carried.agreement, 1e-3) ** AGREEMENT_POWER
+        voted = vote(carried.probabilities, carried.warped, target)
+        answers.append(_Answer.of(voted, np.asarray(masks.any(axis=(1, 2, 3))), weight))
         if best is None or carried.agreement > best.agreement:
             best = carried
         if progress is not None:
             progress(done, len(references))
-    sums /= np.maximum(weights, np.float32(1e-6))[:, None, None, None]
     if best is None:
         raise ValueError("at least one reference is needed")
-    sharp = sharpen(sums, target)
+    sharp = sharpen(_mean(_by_consensus(answers, target.shape), target.shape), target)
     drawn = [probability >= THRESHOLD for probability in sharp]
     confidences = (
         confidence(probability, mask, best.warped, target, agreement=best.agreement)
         for probability, mask in zip(sharp, drawn, strict=True)
     )
     return replace(best, probabilities=sharp, confidences=tuple(confidences))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Answer:
+    """What one reference says: masks of K structures in the box that they reach."""
+
+    box: Window
+    masks: NDArray[np.float32]
+    """(K, z, y, x) of the box, 0..1."""
+    shown: NDArray[np.bool_]
+    """(K,): which structures the reference shows."""
+    weight: float
+
+    @classmethod
+    def of(cls, masks: NDArray[np.float32], shown: NDArray[np.bool_], weight: float) -> _Answer:
+        """Keep of masks (K, z, y, x) the box that is not empty."""
+        box = box_of_mask(np.asarray(masks.any(axis=0))) or (slice(0, 0),) * 3
+        return cls(box=box, masks=masks[(slice(None), *box)].copy(), shown=shown, weight=weight)
+
+
+def _mean(answers: Sequence[_Answer], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The weighted mean (K, z, y, x) of the answers; each counts for what its reference shows."""
+    sums = np.zeros((len(answers[0].shown), *shape), np.float32)
+    weights = np.zeros(len(sums), np.float32)
+    for answer in answers:
+        weight = np.float32(answer.weight)
+        for k in np.flatnonzero(answer.shown):
+            sums[k][answer.box] += weight * answer.masks[k]
+        weights[answer.shown] += weight
+    sums /= np.maximum(weights, np.float32(1e-6))[:, None, None, None]
+    return sums
+
+
+def _by_consensus(answers: Sequence[_Answer], shape: tuple[int, ...]) -> list[_Answer]:
+    """The answers, weighted also by the mean Dice of their masks with the masks of all together."""
+    if len(answers) < 2:
+        return list(answers)
+    together = _mean(answers, shape) >= THRESHOLD
+    sizes = together.sum(axis=(1, 2, 3))
+    weighted = []
+    for answer in answers:
+        dice = []
+        for k in np.flatnonzero(answer.shown):
+            own = answer.masks[k] >= THRESHOLD
+            both = float((own & together[k][answer.box]).sum())
+            dice.append(2 * both / max(float(own.sum() + sizes[k]), 1.0))
+        likeness = max(float(np.mean(dice)) if dice else 0.0, 1e-3)
+        weighted.append(replace(answer, weight=answer.weight * likeness**CONSENSUS_POWER))
+    return weighted
 
 
 def _centre_of(seen: Image) -> tuple[float, float, float] | None:

@@ -8,7 +8,8 @@ from scipy import ndimage
 
 from training.inference import registration
 from training.inference.prompts import Reference, Structure
-from training.inference.registration import carry, carry_structures
+from training.inference.refinement import sharpen, vote
+from training.inference.registration import _Answer, _by_consensus, _mean, carry, carry_structures
 
 
 def scene(
@@ -206,3 +207,42 @@ def test_of_several_references_each_counts_for_what_it_shows() -> None:
     assert dice(carried.probabilities[0] >= 0.5, alone.probabilities[0] >= 0.5) > 0.9
     assert (carried.probabilities[1] != alone.probabilities[1]).any()
     assert dice(carried.probabilities[1] >= 0.5, expected == 2) > 0.7
+
+
+def test_one_reference_is_its_own_answer() -> None:
+    image, labels = scene(0, (9, 20, 22))
+    target, _ = scene(1, (9, 16, 26))
+    structures = [Structure(name="shell", values=(1,)), Structure(name="core", values=(2,))]
+    found = carry_structures([Reference(image=image, labels=labels)], structures, target)
+    alone = carry(image, np.stack([labels == 1, labels == 2]), target)
+    expected = sharpen(vote(alone.probabilities, alone.warped, target), target)
+    np.testing.assert_allclose(found.probabilities, expected, atol=1e-5)
+
+
+def answer(start: int, weight: float = 1.0, shown: tuple[bool, bool] = (True, True)) -> _Answer:
+    """Two cubes side by side that begin at a place, in a volume of 4 x 12 x 12."""
+    masks = np.zeros((2, 4, 12, 12), np.float32)
+    masks[0, 1:3, start : start + 4, 2:5] = shown[0]
+    masks[1, 1:3, start : start + 4, 6:9] = 0.8 * shown[1]
+    return _Answer.of(masks, np.array(shown), weight)
+
+
+def test_of_several_answers_one_that_is_elsewhere_counts_less() -> None:
+    answers = [answer(2), answer(2), answer(3), answer(8)]
+    weights = [one.weight for one in _by_consensus(answers, (4, 12, 12))]
+    assert weights[0] == weights[1] > 0.7
+    assert 0.2 < weights[2] < 0.5, "three quarters of it lie where the others are"
+    assert weights[3] < 1e-6
+    before, after = _mean(answers, (4, 12, 12)), _mean(_by_consensus(answers, (4, 12, 12)), (4, 12, 12))
+    assert before[0, 1, 9, 3] == pytest.approx(0.25)
+    assert after[0, 1, 9, 3] < 1e-6
+    assert after[0, 1, 4, 3] == pytest.approx(1.0)
+    assert after[1, 1, 4, 7] == pytest.approx(0.8)
+
+
+def test_a_reference_is_judged_by_what_it_shows_only() -> None:
+    answers = [answer(2), answer(2), answer(2, shown=(True, False)), answer(2, 0.5, shown=(False, False))]
+    weighted = _by_consensus(answers, (4, 12, 12))
+    assert [one.weight for one in weighted[:3]] == [1.0, 1.0, 1.0]
+    assert _mean(weighted, (4, 12, 12))[1, 1, 3, 7] == pytest.approx(0.8), "not thinned by who lacks it"
+    assert _by_consensus(answers[:1], (4, 12, 12)) == answers[:1]
