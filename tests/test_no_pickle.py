@@ -65,9 +65,11 @@ def faults_of(code: str, name: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=[path.relative_to(ROOT).as_posix() for path in FILES])
-def test_no_file_of_ours_runs_code_from_another_file(path: Path) -> None:
-    assert faults_of(path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix()) == []
+def test_no_file_of_ours_runs_code_from_another_file() -> None:
+    assert len(FILES) > 100
+    names = {path: path.relative_to(ROOT).as_posix() for path in FILES}
+    faults = {name: faults_of(path.read_text(encoding="utf-8"), name) for path, name in names.items()}
+    assert {name: found for name, found in faults.items() if found} == {}
 
 
 @pytest.mark.parametrize(

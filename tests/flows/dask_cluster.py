@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from distributed import Client
-
 from tests.waits import PATIENT_SECONDS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -59,6 +57,8 @@ class Cluster:
             process.kill()
             process.wait()
         del self.processes[1:]
+        from distributed import Client
+
         with Client(self.address, set_as_default=False) as client:
             wait_for(lambda: not client.scheduler_info()["workers"], what="the workers are gone")
 

@@ -13,7 +13,6 @@ import nbformat
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from nbclient import NotebookClient
 from PIL import Image
 
 from tests.pipeline.drawn_scan import drawn_scan
@@ -75,6 +74,8 @@ def smaller_examples(folder: Path) -> Path:
 @pytest.fixture(scope="module", params=[path.stem for path in NOTEBOOKS])
 def executed(request: pytest.FixtureRequest, prepared_store: Path) -> tuple[str, Any]:
     """Name and contents of each notebook after a run on them."""
+    from nbclient import NotebookClient
+
     notebook = nbformat.read(ROOT / "notebooks" / f"{request.param}.ipynb", as_version=4)
     for long, short in QUICK.get(request.param, []):
         assert sum(cell.source.count(long) for cell in notebook.cells) == 1

@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training.engine.monitoring import METRICS, Monitor, TrainingProgress, drop_lines_after, read_metrics
 from training.errors import RunError
@@ -28,6 +27,8 @@ def test_a_run_that_goes_on_tells_no_step_twice(tmp_path: Path) -> None:
     lines = read_metrics(tmp_path / METRICS)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert [line["loss"] for line in lines] == [1, 1 / 2, 1 / 3, 2 / 4, 2 / 5, 2 / 6]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     curve = EventAccumulator(str(tmp_path / "tensorboard"))
     curve.Reload()
     assert [point.step for point in curve.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from training.errors import ConfigError
 from training.network import graphs
 from training.network.graphs import OUTPUTS, export_onnx, export_torchscript, features_metadata
 from training.network.iris import Iris
+
+if TYPE_CHECKING:  # seconds, which only the process that runs these tests pays
+    import onnxruntime
 
 CHANNELS = (4, 8, 16, 32, 64)
 METADATA = {"image": {"spacing_mm": [1.5] * 3}}
@@ -48,6 +51,8 @@ def loaded(path: Path, extra: dict[str, str] | None = None) -> torch.jit.ScriptM
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:
+    import onnxruntime
+
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
-from monai.data import MetaTensor
-from monai.transforms import Compose
 from safetensors.torch import load_file
 
 from training.inference.prediction import predict_labels
@@ -28,6 +25,11 @@ from training.network.monai_bundle import (
     write_features,
 )
 from training.network.plain import finetuned_unet
+
+if TYPE_CHECKING:  # seconds, which only the process that runs these tests pays
+    from monai.bundle import ConfigParser
+    from monai.data import MetaTensor
+    from monai.transforms import Compose
 
 CHANNELS = (4, 8, 8, 16, 32)
 FORMAT = ImageFormat(
@@ -51,6 +53,8 @@ def net() -> Iris:
 
 
 def parsed(folder: Path) -> ConfigParser:
+    from monai.bundle import ConfigParser
+
     parser = ConfigParser()
     parser.read_config(folder / "configs" / "inference.json")
     parser.read_meta(folder / "configs" / "metadata.json")
@@ -68,6 +72,9 @@ def loaded_network(folder: Path) -> Any:
 
 def transforms(folder: Path, *, without: set[str]) -> Compose:
     """The preparation in the config, without some transforms."""
+    from monai.bundle import ConfigParser
+    from monai.transforms import Compose
+
     steps = json.loads((folder / "configs" / "inference.json").read_text())["preprocessing"]["transforms"]
     parser = ConfigParser({"steps": [step for step in steps if step["_target_"] not in without]})
     return Compose(parser.get_parsed_content("steps"))
@@ -109,6 +116,8 @@ def test_the_metadata_have_every_key_of_monais_specification(net: Iris, tmp_path
 
 def scan_in_ras(values: np.ndarray[Any, Any], spacing_mm: float) -> MetaTensor:
     """An image (1, X, Y, Z) as MONAI reads it from a file whose axes grow to right, front and head."""
+    from monai.data import MetaTensor
+
     affine = torch.diag(torch.tensor([spacing_mm] * 3 + [1.0], dtype=torch.float64))
     return MetaTensor(torch.from_numpy(values)[None], affine=affine)
 
@@ -137,6 +146,8 @@ def test_an_mr_is_clipped_to_its_percentiles_and_not_cropped(net: Iris, tmp_path
 
 
 def test_features_of_each_image_are_a_file_with_five_arrays(net: Iris, tmp_path: Path) -> None:
+    from monai.data import MetaTensor
+
     image = MetaTensor(torch.randn(1, 16, 32, 16), meta={"filename_or_obj": "images/ann.nii.gz"})
     write_features(net.encoder, [{"image": image}], tmp_path / "out", "cpu")
     features = load_file(tmp_path / "out" / "ann.safetensors")
