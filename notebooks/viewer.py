@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Sequence
+from html import escape
 from typing import Any
 
 import anywidget
@@ -16,43 +17,68 @@ import numpy as np
 import traitlets
 from IPython.display import HTML, display
 
+from pipeline.quality.scoring import ScanScore
 from pipeline.quality.stored_scan import ScanLike, rows_by_origin
 from pipeline.report.browsing import Filter, ladder, ladder_strip, planes_at, rows_where
 from pipeline.report.montages import Point, disjoint_rows, slices_through
+from pipeline.report.overview import scan_facts
+from pipeline.report.packs import PackFacts, in_8_bits, pack_scan, pairs_of
+from pipeline.report.scan_pages import viewer_page
 from pipeline.report.slices import PLANES, Rgb, arrange_planes, beside, locate, to_png
+from pipeline.report.stored import thinned
 
-_CLICKABLE = """
+MOST_VOXELS = 1_500_000
+"""Of a larger scan the volume viewer has every second or third voxel: it lies in the notebook's output."""
+
+_CLICKS = """
 function render({ model, el }) {
-  const picture = document.createElement("img");
-  picture.style.cssText = "display:block; max-width:100%; cursor:crosshair";
-  picture.alt = model.get("alt");
-  let shown = null;
-  const show = () => {
-    if (shown) URL.revokeObjectURL(shown);
-    shown = URL.createObjectURL(new Blob([model.get("png")], { type: "image/png" }));
-    picture.src = shown;
-  };
-  picture.addEventListener("click", (event) => {
-    const box = picture.getBoundingClientRect();
-    model.set("click", [(event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width]);
+  el.style.cursor = "crosshair";
+  el.setAttribute("role", "img");
+  el.setAttribute("aria-label", model.get("alt"));
+  el.addEventListener("click", (event) => {
+    const box = el.parentElement.querySelector("img").getBoundingClientRect();
+    const place = [(event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width];
+    if (place.some((part) => part < 0 || part >= 1)) return;
+    model.set("place", place);
     model.save_changes();
   });
-  model.on("change:png", show);
-  show();
-  el.appendChild(picture);
 }
 export default { render };
 """
 
 
-class Picture(anywidget.AnyWidget):
-    """A picture that reports clicks."""
+class Clicks(anywidget.AnyWidget):
+    """Nothing to see: takes the clicks on a picture that it lies over."""
 
-    _esm = _CLICKABLE
-    png = traitlets.Bytes(b"").tag(sync=True)
+    _esm = _CLICKS
     alt = traitlets.Unicode("").tag(sync=True)
-    click = traitlets.List(trait=traitlets.Float()).tag(sync=True)
-    """Where it was last clicked: fractions of its height and width."""
+    place = traitlets.List(trait=traitlets.Float()).tag(sync=True)
+    """Where the picture was last clicked: fractions of its height and width."""
+
+
+class Picture(ipywidgets.Box):
+    """A picture that reports clicks.
+
+    The picture itself is a widget of ipywidgets, not of anywidget: a browser that needs more than two seconds
+    to load an anywidget's script throws away all that the kernel changes in it afterwards (anywidget 0.11).
+    """
+
+    def __init__(self, alt: str) -> None:
+        cell = {"grid_area": "1 / 1", "margin": "0"}
+        self._image = ipywidgets.Image(format="png", layout=ipywidgets.Layout(**cell))
+        self.clicks = Clicks(alt=alt, layout=ipywidgets.Layout(**cell))
+        layout = ipywidgets.Layout(display="grid", overflow="hidden", margin="0 2px 2px 0")
+        super().__init__([self._image, self.clicks], layout=layout)
+
+    @property
+    def png(self) -> bytes:
+        """The picture."""
+        png: bytes = self._image.value
+        return png
+
+    @png.setter
+    def png(self, png: bytes) -> None:
+        self._image.value = png
 
 
 class Panel(ipywidgets.VBox):
@@ -66,10 +92,43 @@ class Panel(ipywidgets.VBox):
         """Show the widgets, and folded below them the still picture, which exporters keep."""
         png = base64.b64encode(to_png(self._still(), colors=256)).decode("ascii")
         display({**self._repr_mimebundle_(), "image/png": png}, raw=True)
-        picture = f'<img alt="the panel as it was when the notebook ran" src="data:image/png;base64,{png}">'
-        display(
-            HTML(f"<details><summary>still picture, where widgets do not run</summary>{picture}</details>")
+        display(HTML(_folded(png)))
+
+
+def _folded(png: str) -> str:
+    """Return a still picture, folded, as markup; the picture is PNG in base64."""
+    picture = f'<img alt="the panel as it was when the notebook ran" src="data:image/png;base64,{png}">'
+    return f"<details><summary>still picture, where widgets do not run</summary>{picture}</details>"
+
+
+class Explorer:
+    """The viewer of `mass inspect` with one scan, in a frame: planes, rendering, proposals, labels.
+
+    All that it needs is in the frame: it turns without a kernel, and in an exported notebook too. Below it is
+    a still picture, for where scripts do not run.
+    """
+
+    def __init__(self, scan: ScanLike, score: ScanScore | None, still: Rgb, *, height: int) -> None:
+        part = thinned(scan, MOST_VOXELS)
+        facts = PackFacts(pairs=pairs_of(score, part.labels), facts=scan_facts(scan))
+        self.page = viewer_page(scan.scan_id, pack_scan(in_8_bits(part), facts))
+        self._still, self._height = still, height
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """What IPython shows."""
+        png = base64.b64encode(to_png(self._still, colors=256)).decode("ascii")
+        frame = (
+            f'<iframe title="volume viewer" srcdoc="{escape(self.page)}" '
+            f'style="width: 100%; height: {self._height}px; border: 0"></iframe>'
         )
+        return {"text/html": f"<div>{frame}{_folded(png)}</div>", "image/png": png}
+
+
+def explore(
+    scan: ScanLike, score: ScanScore | None, point: Point, *, label: Any = None, height: int = 620
+) -> Explorer:
+    """The viewer of `mass inspect` with a scan, `height` pixels high; `label` is for the still picture."""
+    return Explorer(scan, score, arrange_planes(planes_at(scan, point, label=label)), height=height)
 
 
 class PlaneViewer:
@@ -98,7 +157,7 @@ class PlaneViewer:
         for slider in self.sliders:
             slider.observe(self._slid, "value")
         for number, picture in enumerate(self.pictures):
-            picture.observe(lambda change, n=number: self._clicked(n, change["new"]), "click")
+            picture.clicks.observe(lambda change, n=number: self._clicked(n, change["new"]), "place")
         self.draw()
 
     @property

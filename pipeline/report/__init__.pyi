@@ -28,6 +28,10 @@ from .rows import (
     index_row as index_row,
     table_row as table_row,
 )
-from .scan_pages import explorer_page as explorer_page, scan_page as scan_page
+from .scan_pages import (
+    explorer_page as explorer_page,
+    scan_page as scan_page,
+    viewer_page as viewer_page,
+)
 from .store_page import StoreContents as StoreContents, store_page as store_page
-from .stored import LeveledLabel as LeveledLabel, at_level as at_level
+from .stored import LeveledLabel as LeveledLabel, at_level as at_level, thinned as thinned

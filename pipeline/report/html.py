@@ -33,17 +33,38 @@ def html_page(
         app: Scripts of a page with a table or a viewer, markup (`pipeline.report.assets`).
         refresh_seconds: How often the browser reads the page again; 0 for never.
     """
-    style = web_text("page.css") + (web_text("explorer.css") if app else "")
     refresh = f'<meta http-equiv="refresh" content="{refresh_seconds}">' if refresh_seconds else ""
     nav = "".join(f'<li><a href="{target}">{escape(name)}</a></li>' for target, name in links)
+    return _document(
+        title,
+        f'<body><header>{header}</header><nav aria-label="Sections"><ul>{nav}</ul></nav>\n'
+        f"<main>{body}</main>\n"
+        "<footer>Written by <code>mass inspect</code>. Not for clinical use.</footer>"
+        f"<script>\n{web_text('sorting.js')}</script>{app}</body>",
+        style=web_text("page.css") + (web_text("explorer.css") if app else ""),
+        refresh=refresh,
+    )
+
+
+def embedded_page(title: str, body: str, *, app: str) -> str:
+    """Return a page without header and navigation, to be shown as a frame inside another page.
+
+    Args:
+        title: Title of the page, text.
+        body: Contents, markup.
+        app: Scripts, markup (`pipeline.report.assets`).
+    """
+    style = web_text("page.css") + web_text("explorer.css")
+    return _document(title, f'<body class="embedded"><main>{body}</main>{app}</body>', style=style)
+
+
+def _document(title: str, body: str, *, style: str, refresh: str = "") -> str:
+    """Return a page of a body element and a style; `refresh` is markup."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">{refresh}'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style></head>\n<body><header>{header}</header>"
-        f'<nav aria-label="Sections"><ul>{nav}</ul></nav>\n<main>{body}</main>\n'
-        "<footer>Written by <code>mass inspect</code>. Not for clinical use.</footer>"
-        f"<script>\n{web_text('sorting.js')}</script>{app}</body></html>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style></head>\n{body}</html>\n"
     )
 
 

@@ -16,7 +16,7 @@ from html import escape
 from pipeline.quality import ScanScore, ScoreConfig, StoreScore, summarize
 from pipeline.report.assets import page_scripts
 from pipeline.report.charts import Curve, bars, curves, histogram, scatter
-from pipeline.report.html import fact_list, figure, html_page, number_list, table
+from pipeline.report.html import embedded_page, fact_list, figure, html_page, number_list, table
 from pipeline.report.overview import Match, ScanOverview, ScanReport, SizeGroup
 from pipeline.report.slices import volume_text
 
@@ -74,6 +74,12 @@ def explorer_page(
     )
     scripts = page_scripts(packs)
     return html_page(title, header, [("#viewer", "Viewer"), *links], viewer + body, app=scripts)
+
+
+def viewer_page(scan_id: str, pack: bytes) -> str:
+    """Return a page with the viewer of one scan alone, to be shown as a frame (`notebooks/viewer.py`)."""
+    viewer = '<section id="viewer" aria-label="Viewer"><div id="explorer"></div></section>'
+    return embedded_page(f"{scan_id} · viewer", viewer, app=page_scripts({scan_id: pack}))
 
 
 def scan_body(report: ScanReport, *, prefix: str, level: int) -> str:

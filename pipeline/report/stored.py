@@ -2,7 +2,7 @@
 
 `pipeline` may not import `storage`; `storage.Scan` has these attributes and methods.
 
-Reads: nothing by itself. Writes: a `LeveledScan`.
+Reads: nothing by itself. Writes: a `LeveledScan`, at a level of the store or thinned out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.quality import IntArray, Rows
+from pipeline.quality import IntArray, Rows, ScanLike
 from pipeline.report.packs import LeveledScan
 
 
@@ -164,4 +164,36 @@ def at_level(scan: StoredScan, level: int) -> LeveledScan:
         sources=scan.proposals.sources,
         attributes=scan.attributes,
         factors_zyx=chosen.factors_zyx,
+    )
+
+
+def thinned(scan: ScanLike, most_voxels: int) -> LeveledScan:
+    """Return a scan with at most about so many voxels: every n-th along each axis, with the least n.
+
+    Args:
+        scan: The scan, whose volumes are those of level 0.
+        most_voxels: Voxels of the image.
+    """
+    step = int(np.ceil((scan.image.size / most_voxels) ** (1 / 3)))
+    part = (slice(None, None, step),) * 3
+    z, y, x = (mm * step for mm in scan.spacing_zyx_mm)
+    return LeveledScan(
+        scan_id=scan.scan_id,
+        dataset=scan.dataset,
+        modality=scan.modality,
+        image=scan.image[part],
+        scale=scan.scale,
+        offset=scan.offset,
+        spacing_zyx_mm=(z, y, x),
+        labels=[
+            LeveledLabel(name=label.name, array=label.array[part], value_names=label.value_names)
+            for label in scan.labels
+        ],
+        atoms=[atoms[part] for atoms in scan.atoms],
+        orders=scan.orders,
+        table=scan.table,
+        scores=scan.scores,
+        sources=scan.sources,
+        attributes=scan.attributes,
+        factors_zyx=(step, step, step),
     )
