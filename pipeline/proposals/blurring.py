@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 @numba.njit(cache=True, nogil=True)
 def blur_of(sigma: float) -> Any:
-    """(stride, passes): blocks of `stride` voxels, then so many (1 2 1) / 4 passes, blur about as wide.
+    """(stride, passes): edge of the blocks in voxels, and number of (1 2 1) / 4 passes, for a blur.
 
     A pass adds half a block squared to the variance; blocks and interpolation add about a quarter together.
     From three on blocks are odd: every second voxel of them lies evenly about their middle.
@@ -75,7 +75,7 @@ def block_samples(
 def block_shares(
     samples: NDArray[np.uint16], box: Any, first: np.uint16, last: np.uint16
 ) -> NDArray[np.float32]:
-    """Share of each block's samples that lie in the region, for the blocks of a box."""
+    """Fraction of each block's samples that lie in the region, for the blocks of a box."""
     z0, y0, x0, z1, y1, x1 = box
     num, size = samples.shape[0], x1 - x0
     means = np.empty((z1 - z0, y1 - y0, size), np.float32)
@@ -95,7 +95,7 @@ def block_shares(
 
 @numba.njit(cache=True, nogil=True)
 def binomial_pass(field: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(1 2 1) / 4 along each axis; the ends are repeated, as a region cut by the scan's edge goes on."""
+    """Blur with (1 2 1) / 4 along each axis. Ends are repeated: a region continues past the scan's edge."""
     num_z, num_y, num_x = field.shape
     half, quarter = np.float32(0.5), np.float32(0.25)
     one, two, end = np.empty_like(field), np.empty_like(field), num_x - 1
@@ -183,7 +183,7 @@ def _count_above(
 
 @numba.njit(cache=True, nogil=True)
 def _shares(size: int, stride: int) -> NDArray[np.float32]:
-    """(size,) how far each voxel lies from the middle of the block before it towards that of the next."""
+    """(size,) position of each voxel between the middles of two blocks, 0..1: the weight of the second."""
     shares = np.empty(size, np.float32)
     for block in range(-1, (size - 1) // stride + 1):
         start, stop = _between(block, stride, size)
@@ -250,7 +250,7 @@ def paint_members(
     out: NDArray[np.uint16], labels: NDArray[np.int32], innermost: NDArray[np.uint16],
     first: np.uint16, last: np.uint16, around: np.uint16, value: np.uint16,
 ) -> None:  # fmt: skip
-    """Paint the region as its leaves are, where voxels so far belong to the region around."""
+    """Paint the region without blur, in voxels that so far belong to the region around it."""
     for z in range(out.shape[0]):
         for y in range(out.shape[1]):
             for x in range(out.shape[2]):

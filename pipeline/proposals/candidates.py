@@ -49,7 +49,8 @@ from pipeline.proposals.refinement import gathered
 from pipeline.proposals.selection import Candidates, Leaves, candidates_of
 
 _MANY = 4
-"""Times `max_regions`: more basins are first joined over their lowest pass, before there is a graph."""
+"""Multiple of `max_regions`: if there are more basins, they are merged over their lowest pass before
+a graph is made."""
 
 PartitionName = Literal["fine", "coarse", "voxels"]
 
@@ -79,7 +80,7 @@ class Scene:
     config: ProposalConfig
     backend: Backend
     one_large_graph: Lock = field(default_factory=Lock)
-    """Held while a graph of more than `max_regions` regions is in memory."""
+    """Lock, held while a graph of more than `max_regions` regions is in memory."""
 
 
 def grow_partition(name: PartitionName, scene: Scene) -> Grown | None:

@@ -81,7 +81,7 @@ class ProposalConfig:
     """The same for other scans, as percentiles of the voxels above the floor. Empty: no components."""
 
     min_volume_mm3: float = 100.0
-    """Smaller regions are dropped, in mm^3."""
+    """Smallest volume of a proposal, in mm^3."""
 
     max_volume_fraction: float = 0.6
     """Regions that fill a larger fraction of the scan are dropped."""

@@ -40,13 +40,13 @@ from pipeline.proposals.blurring import (
 )
 
 _BLOCKS_A_THREAD = 32
-"""Of the GPU: so that sums of many blocks cost one atomic."""
+"""Blocks whose sums a GPU thread adds up: they cost one atomic operation."""
 
 _SAMPLED_STRIDE = 3
-"""From this width of blocks on, regions are large: the whole partition is sampled once for all of them."""
+"""For blocks at least this wide, the whole partition is sampled once for all regions."""
 
 _LEAST_SIGMA = 0.75
-"""In voxels: narrower blurs would cut corners off regions of a few hundred voxels, and are left out."""
+"""Narrower blurs, in voxels, are left out: they would cut corners off regions of a few hundred voxels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +58,11 @@ class Outlines:
     max_sigma_voxels: float
     """The widest blur."""
     apart: float = 0.5
-    """Wider blurs than this fraction of the widest are painted apart from narrower ones; 1 for together."""
+    """Blurs wider than this fraction of the widest are painted apart from narrower ones; 1: all together."""
     least_iou: float = 0.6
     """A region that its blur would change more than this (a sheet, a net of vessels) stays as it is."""
     least_volume: float = 0.85
-    """A thin region, of which its blur would leave less than this share, is blurred half as often."""
+    """A region of which the blur would leave less than this fraction is blurred with half the passes."""
 
     def sigmas(self, voxels: NDArray[np.int64]) -> NDArray[np.float64]:
         """(N,) width of the blur of regions of these volumes, in voxels; 0 where they stay as they are."""

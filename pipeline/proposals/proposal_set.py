@@ -38,7 +38,7 @@ from pipeline.proposals.selection import Candidates, choose, with_second
 _log = logging.getLogger(__name__)
 
 ALGORITHM_VERSION = 5
-"""Of the code that makes proposals: raised when the same image and settings give others."""
+"""Version of the code that makes proposals: raised when the same image and settings give other proposals."""
 
 _SIDE_BY_SIDE_VOXELS = 64_000_000
 """Partitions of larger scans are grown, and their regions painted, one after the other, to save memory."""
@@ -49,13 +49,13 @@ class ProposalSet:
     """Mask proposals of one scan, as format version 1 stores them."""
 
     atoms: tuple[NDArray[np.uint16], ...]
-    """One layer (z, y, x): ids 0..A-1 in scan order, every voxel has one."""
+    """One layer (z, y, x): the atom of each voxel, 0..A-1 in scan order."""
     orders: tuple[NDArray[np.uint16], ...]
     """(T, A) for the layer; each row a permutation of the ids."""
     table: NDArray[np.int32]
     """(N, 11) order, start, stop, z0, y0, x0, z1, y1, x1 (half open), voxels, source; best first."""
     scores: NDArray[np.float32]
-    """(N,) share of the best one's gain, never rising."""
+    """(N,) gain of each proposal as a fraction of the best one's, descending."""
     sources: tuple[str, ...]
     """Name of each code in the source column: the tree that drew the region."""
 
@@ -192,7 +192,7 @@ def _choose_consuming(
 def _picked(
     found: Sequence[Candidates], hierarchies: Sequence[Hierarchy], config: ProposalConfig
 ) -> tuple[list[tuple[int, int]], NDArray[np.float64], NDArray[np.int8]]:
-    """(tree, node) of what is chosen, best first, the gain of each, and 1 for what is offered again.
+    """(tree, node) of each chosen region, best first; its gain; 1 for a second, rounder copy, else 0.
 
     Args:
         found: The candidates of each tree.

@@ -1,4 +1,4 @@
-"""Which of a million nested regions to keep: a few thousand that stand for all.
+"""Selection: a few thousand regions that represent a million nested ones.
 
     nodes of all trees --longest-lived of each size--> candidates --facility location--> ranked choice
 
@@ -28,19 +28,19 @@ from numpy.typing import NDArray
 from pipeline.hierarchies import Hierarchy, similar_pairs
 
 _LEAST_IOU = 0.4
-"""A region stands for another from this IoU on."""
+"""Least IoU at which a region represents another."""
 
 _AGREEMENT_IOU = 0.75
-"""Regions of two trees are the same region from this estimated IoU on."""
+"""Estimated IoU from which regions of two trees count as the same region."""
 
 _FAINT_EVIDENCE = 10.0
-"""Boundary evidence that tells nothing: about one in a hundred levels of a window."""
+"""Boundary evidence at noise level: about 1 % of the levels of a window."""
 
 _PLACES_AT_ONCE = 4
 """Places of the sketches that are made at once."""
 
 _SECOND_TREES = 4
-"""Trees of which regions are offered a second time."""
+"""Number of trees whose regions may get a second, rounder copy."""
 
 _LEAST_SURFACE = 4.0
 """Faces that a region has at least for each face of a cube of its volume, edges of the scan left out; a ball

@@ -15,7 +15,7 @@ from training.data import Size, box_of_mask
 def claim(
     places: NDArray[np.uint16], best: NDArray[np.float32], probability: NDArray[np.float32], place: int
 ) -> None:
-    """Give voxels to a structure where it reaches the threshold and more than any before it."""
+    """Give a structure the voxels where it reaches the threshold and exceeds all structures before it."""
     # ">=" for the first, so that a voxel at the threshold itself belongs to it.
     better = np.where(places == 0, probability >= best, probability > best)
     places[better] = place
@@ -23,7 +23,7 @@ def claim(
 
 
 def keep_largest(places: NDArray[np.uint16], place: int) -> None:
-    """Leave only the largest connected part of a structure, the first in scan order of several as large."""
+    """Keep the largest connected part of a structure only; of equally large ones the first in scan order."""
     mask = places == place
     box = box_of_mask(mask)
     if box is None:
@@ -38,7 +38,7 @@ def keep_largest(places: NDArray[np.uint16], place: int) -> None:
 def in_whole(
     placed: tuple[tuple[slice, slice, slice], NDArray[np.float32]] | None, shape: Size
 ) -> NDArray[np.float32]:
-    """Return values in their box, and 0 around it, float32 of `shape`."""
+    """Return a float32 volume of `shape` with the values in their box, and 0 elsewhere."""
     whole = np.zeros(shape, np.float32)
     if placed:
         whole[placed[0]] = placed[1]

@@ -38,7 +38,7 @@ class Case:
     prediction: NDArray[np.bool_]
     """Predicted mask of the target, (z, y, x)."""
     expected: NDArray[np.bool_] | None = None
-    """Mask of the target by its label, (z, y, x); None if it is not known."""
+    """Expected mask of the target, (z, y, x), from its label; None if it is not known."""
     spacing_zyx_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Voxel size of both images, mm."""
     title: str = ""

@@ -31,21 +31,22 @@ Matrix: TypeAlias = NDArray[np.float64]
 NUM_PEAKS = 3
 """Places tried beside middle on middle."""
 NUM_TURNED = 3
-"""Turns and sizes tried at the best place."""
+"""Pairs of rotation and size that are registered at the best place."""
 TURNS_DEGREES = ((-40, -20, 20, 40), (-20, 20), (-20, 20))
-"""About z, y and x, one axis at a time: in the plane of short slices structures are turned the most."""
+"""Rotations tried about z, y and x, one axis at a time. Structures are rotated most in the axial plane."""
 SIZES = (0.8, 1.0, 1.25)
-"""Of the target's structures, in parts of the reference's."""
+"""Sizes tried: a structure of the target, relative to the same one of the reference."""
 SLAB = 1.5
-"""So many times as long as the target along an axis, the part is looked for the other way round."""
+"""A part this many times as long as the target along an axis is not searched for in the target: the target
+is searched for in the part."""
 REACH_VOXELS = 10
-"""How far a turned part may move from the place where it was found as it is."""
+"""Largest distance between the place of a rotated part and the place where it was found without rotation."""
 _COARSE_SIDE = 64
 """Scans at least as long as this along an axis are searched at half their resolution along it."""
 _TURNED_SIDE = 32
-"""Turns are compared at a resolution at which an axis has at most so many voxels."""
+"""Rotations are compared at a resolution at which each axis has at most this many voxels."""
 _LEAST_SPREAD = 1e-3
-"""Of z-scores, below which a part shows nothing to look for."""
+"""Standard deviation of z-scores below which a part is constant: there is nothing to search for."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,11 +56,11 @@ class Pose:
     offset: Offset
     """Voxels (z, y, x) from the reference to the target."""
     matrix: Matrix
-    """(3, 3) for (z, y, x): the turn back, divided by the size."""
+    """(3, 3) for (z, y, x): the inverse rotation, divided by the size."""
     centre: tuple[float, float, float]
-    """About which the reference is turned, its voxels (z, y, x)."""
+    """Centre of the rotation, in voxels (z, y, x) of the reference."""
     size: float = 1.0
-    """Of the target's structures, in parts of the reference's."""
+    """Of a structure of the target, relative to the same one of the reference."""
 
     @classmethod
     def moved(cls, offset: Offset) -> Pose:
@@ -149,7 +150,7 @@ def _whole(image: Image) -> Window:
 
 
 def _turns_and_sizes() -> list[tuple[Matrix, float]]:
-    """Every turn about one axis with every size, but the part as it is."""
+    """Every rotation about one axis with every size, except the part unchanged."""
     turns = [np.eye(3)]
     for axis, degrees in enumerate(TURNS_DEGREES):
         turns += [_turn(axis, angle) for angle in degrees]

@@ -85,18 +85,18 @@ class InferenceConfig:
     overlap_fraction: float = 0.5
     """Least part of a window that its neighbour shares."""
     max_reference_windows: int = 4
-    """A structure larger than a window is shown in so many at most, those with most of it."""
+    """Most windows for a structure that is larger than a window; those that hold most of it are taken."""
     masks_at_once: int = 13
     """Most structures that are decoded together; the published training shows 13."""
     whole_mask: bool = True
-    """Whether an all-ones mask is decoded beside the structures, as in every training sample."""
+    """Whether a mask of all ones is decoded together with the structures, as in every training sample."""
     windows_at_once: int = 1
     """Fewest windows in one batch. A CUDA card takes up to 4 x 128^3 voxels at once, 64 windows at most, and
     half as many where its memory is not enough."""
     mirror: bool = False
     """Whether to average over the eight mirrored copies of references and image: eight times the work."""
     precision: Precision = "auto"
-    """Of the network's arithmetic (autocast); "auto" is bfloat16 where the device has it, else float32."""
+    """Of the network's arithmetic (autocast): "auto" is bfloat16 where the device has it, else float32."""
     threshold: float = 0.5
     """Least probability of a labelled voxel."""
     max_accumulator_bytes: int = 1 << 30
@@ -166,9 +166,9 @@ class Prompt:
     """References, encoded: the question put to a new image."""
 
     structures: tuple[Structure, ...]
-    """Those that at least one reference shows, in the order asked for; K of them."""
+    """K structures that at least one reference shows, in the order of the request."""
     missing: tuple[Structure, ...]
-    """Those that none shows."""
+    """Structures that no reference shows."""
     priors: tuple[Priors, ...]
     """One set for each of the config's flips: of the K structures, then, with `whole_mask`, of all ones."""
 

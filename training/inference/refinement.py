@@ -32,7 +32,7 @@ Image: TypeAlias = NDArray[np.float32]
 Window: TypeAlias = tuple[slice, slice, slice]
 
 SEARCH_VOXELS = 2
-"""Largest distance from a voxel, along each axis, of the voxels whose masks vote for it."""
+"""Largest distance, along each axis, between a voxel and the voxels whose masks vote for its value."""
 PATCH_VOXELS = 3
 """Edge of the cubes whose intensities are compared."""
 LIKENESS = 0.5
@@ -166,7 +166,7 @@ def _detail(image: Image) -> Image:
 
 
 def correlation(first: Image, second: Image) -> float:
-    """Return Pearson's correlation of two images, in float64; 0 where one of both is as good as constant."""
+    """Return Pearson's correlation of two images, in float64; 0 if one of them is almost constant."""
     if len(first) < 2:
         return 0.0
     a, b = (values.astype(np.float64) - values.mean(dtype=np.float64) for values in (first, second))
@@ -206,7 +206,7 @@ def _priors(masks: Image, near: NDArray[np.bool_]) -> list[_Part]:
 
 
 def _prior_sigma(mask: Image) -> float:
-    """Return how far a mask is smoothed, by the radius of the ball of its volume."""
+    """Return the standard deviation for smoothing a mask, from the radius of a ball of the same volume."""
     radius = (3 * float(mask.sum(dtype=np.float64)) / (4 * np.pi)) ** (1 / 3)
     return float(min(PRIOR_SIGMA, PRIOR_SIGMA_RADIUS * radius))
 
@@ -235,7 +235,7 @@ def _normal(parts: list[_Part], shape: tuple[int, ...]) -> list[Image]:
 
 
 def _likelihood(posterior: Image, codes: NDArray[np.intp], near: NDArray[np.bool_]) -> Image:
-    """How often a class has each voxel's intensity, by the smooth histogram of what belongs to it now."""
+    """The likelihood of each voxel's intensity in a class: the smoothed histogram of its present voxels."""
     counts = np.bincount(codes[near], weights=posterior[near], minlength=NUM_BINS)
     counts = ndimage.gaussian_filter1d(counts, _BIN_SIGMA, mode="nearest")
     total = counts.sum()
@@ -251,7 +251,7 @@ def _codes(image: Image, near: NDArray[np.bool_]) -> NDArray[np.intp]:
 
 
 def _window_of(masks: Image, margin: int) -> Window | None:
-    """The box of what is placed, longer by a margin on each side, inside the scan; None where nothing is."""
+    """The box of the placed masks with a margin on each side, inside the scan; None if all are empty."""
     box = box_of_mask(np.asarray((masks > _LEAST_PLACED).any(axis=0)))
     if box is None:
         return None
@@ -281,7 +281,7 @@ def _shifts() -> Iterator[tuple[int, int, int]]:
 
 
 def _shifted(image: Image, shift: tuple[int, int, int]) -> Image:
-    """The image moved by a step; the face that has moved in repeats the outermost slice."""
+    """The image moved by a step; the outermost slice is repeated where no voxel moves in."""
     rows = [
         np.clip(np.arange(size) - step, 0, size - 1) for size, step in zip(image.shape, shift, strict=True)
     ]

@@ -1,7 +1,7 @@
 """A reference's masks carried over to a target by registration, with how far the images then agree.
 
     places    middle on middle; where the surroundings of the structures correlate best with the target;
-              where a network sees the structures, if it is asked
+              where a network sees the structures, if there is one
     at each   demons in a window around the place -> correlation of both images around the structures
     answer    the masks through the best of them; that correlation is its agreement
     then      moved onto the target's own boundaries (`refinement`), for several references their mean
@@ -62,7 +62,7 @@ LOW_CONFIDENCE = 0.5
 LEVELS: tuple[Level, ...] = ((4, 2.0, 60), (2, 1.0, 60), (1, 0.0, 30))
 """Shrink factor, Gaussian sigma (voxels) and iterations of demons at each resolution, coarse to fine."""
 BRIEF_LEVELS = LEVELS[:2]
-"""Enough iterations to choose among several turns, not among several places (docs/results.md)."""
+"""Fewer iterations: enough to choose among rotations, but not among places (docs/results.md)."""
 MAX_BENT_VOXELS = 1_000_000
 """Larger windows are registered at a coarser resolution only; a liver at 1.5 mm would take minutes."""
 FIELD_SIGMA = 1.2
@@ -84,7 +84,7 @@ class Carried:
     warped: Image
     """(z, y, x): the reference's image, registered; the target's own values where that does not reach."""
     confidences: tuple[float, ...] = ()
-    """Of each of K structures an estimate of its Dice, 0..1, where they were drawn (`confidence`)."""
+    """(K,) estimate of each structure's Dice, 0..1, where masks were drawn (`confidence`)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -181,7 +181,7 @@ def _best(
 
 
 def _highest(tried: Sequence[_Registered | None]) -> _Registered | None:
-    """The one that agrees best, the first of equals."""
+    """The registration with the best agreement; of equal ones the first."""
     return max((one for one in tried if one is not None), key=lambda one: one.agreement, default=None)
 
 
@@ -304,7 +304,7 @@ def _by_consensus(answers: Sequence[_Answer], shape: tuple[int, ...]) -> list[_A
 
 
 def _centre_of(seen: Image) -> tuple[float, float, float] | None:
-    """Return the centre of what reaches a part of the highest value; None where nothing is seen."""
+    """Return the centre of mass of the voxels near the highest value; None if all are 0."""
     highest = float(seen.max())
     if highest <= 0:
         return None
@@ -313,7 +313,7 @@ def _centre_of(seen: Image) -> tuple[float, float, float] | None:
 
 
 def _around(mask: NDArray[np.bool_], margin: float) -> Window:
-    """The box of a mask that is not empty, longer by a part of its length on each side; inside the scan."""
+    """The box of a mask that is not empty, with a margin relative to its length; inside the scan."""
     box = box_of_mask(mask)
     assert box is not None
     parts = []
@@ -324,7 +324,7 @@ def _around(mask: NDArray[np.bool_], margin: float) -> Window:
 
 
 def _moved(window: Window, pose: Pose, shape: tuple[int, ...]) -> Window | None:
-    """A reference's window at its pose in the target, as far as it lies inside; None where it hardly does."""
+    """The part of a reference's window that lies in the target at a pose; None if it is too small."""
     parts = []
     for part, step, side in zip(window, pose.offset, shape, strict=True):
         length = part.stop - part.start
@@ -366,13 +366,13 @@ def _bent(
 
 
 def _overlap(mask: Image, there: Window, seen: Image) -> float:
-    """Return the Dice of a mask in a window of the target with what is seen there and elsewhere."""
+    """Return the Dice of a mask, in a window of the target, and the network's masks in the whole target."""
     drawn, own = mask >= THRESHOLD, seen >= THRESHOLD
     return 2 * float((drawn & own[there]).sum()) / max(float(drawn.sum() + own.sum()), 1.0)
 
 
 def _fitting(levels: Sequence[Level], fixed: sitk.Image) -> Sequence[Level]:
-    """Return the resolutions that are not too fine for a window of this size; the coarsest at least."""
+    """Return the resolutions that are coarse enough for a window of this size; at least the coarsest."""
     voxels = float(np.prod([float(size) for size in fixed.GetSize()]))
     return [level for level in levels if voxels / level[0] ** 3 <= MAX_BENT_VOXELS] or levels[:1]
 

@@ -34,7 +34,7 @@ class Found:
     volume_ml: float
     """The same in millilitres."""
     confidence: float | None = None
-    """Where masks were carried over: an estimate of the structure's Dice, 0..1
+    """Where masks were carried over: estimate of the structure's Dice, 0..1
     (`training.inference.refinement`)."""
 
 
@@ -56,7 +56,7 @@ class Segmentation:
     """Where masks were carried over: how far the images agree there, -1..1
     (`training.inference.registration`)."""
     notes: tuple[str, ...] = ()
-    """What is to be known of it."""
+    """Remarks for the user."""
 
     def save(self, path: Path | str) -> None:
         """Write the labels as an image file on the target's own grid; the suffix tells the format."""
@@ -72,7 +72,7 @@ class Segmentation:
         return found
 
     def cases_against(self, expected: Labels) -> list[Case]:
-        """The same beside what an expert drew (z, y, x) on the target's own grid."""
+        """The pictures of `cases` with the mask of an expert, (z, y, x) on the target's own grid."""
         dice, there = self.dice(expected), self.scan.from_own_grid(expected)
         return [
             replace(

@@ -264,7 +264,7 @@ class Segmenter:
     def _passes(
         self, target: RawScan, progress: StepProgress | None
     ) -> tuple[Iterable[tuple[int, slice, NDArray[np.float32]]], Carried | None]:
-        """The probabilities (k, z, y, x) of some structures after the other, and what was carried over."""
+        """The probabilities (k, z, y, x) of groups of structures in turn, and the masks carried over."""
         windows = partial(progress, "windows") if progress else None
         if self.config.by == "network":
             return self._drawn(target, windows), None
@@ -305,7 +305,7 @@ class Segmenter:
         )
 
     def _result(self, target: RawScan, places: NDArray[np.uint16], carried: Carried | None) -> Segmentation:
-        """Label values in place of the structures' places, and what there is of each."""
+        """Replace indices of structures by their label values, and measure each structure."""
         structures = self.structures
         counts = np.bincount(places.ravel(), minlength=len(structures) + 1)
         values = np.array([0, *(structure.values[0] for structure in structures)])
@@ -390,7 +390,7 @@ def segment(
 
 
 def _told(found: Sequence[Found]) -> str:
-    """Return a note on how far the structures are to be believed, the least first."""
+    """Return a note with the confidence of each structure, lowest first."""
     ranked = sorted(found, key=lambda one: one.confidence or 0.0)
     low = [one for one in ranked if (one.confidence or 0.0) < LOW_CONFIDENCE]
     if not low:
@@ -426,7 +426,7 @@ def _encoded(
     config: SegmentConfig,
     device: torch.device | str,
 ) -> Prompt | None:
-    """The prompt; None where the network is shown nothing, but the masks are carried over all the same."""
+    """The prompt; None where the references show the network nothing, but their masks can be carried over."""
     try:
         return encode_references(net, references, structures, config.inference, device=device)
     except DataError:
