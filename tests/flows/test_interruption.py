@@ -41,7 +41,9 @@ HELD = """
 import sys
 if "commands" in sys.orig_argv:
     import os, time
+    import commands.prepare.scheduler as scheduler
     import storage.writing.scan_writer as writer
+    scheduler.BATCH_SCANS = 4
     whole, written = writer.write_scan, []
     def write_scan(folder, record):
         whole(folder, record)
@@ -50,7 +52,8 @@ if "commands" in sys.orig_argv:
             time.sleep(0.02)
     writer.write_scan = write_scan
 """
-"""For `mass prepare`: with two scans committed wait for a file, however fast this machine is."""
+"""For `mass prepare`: with two scans committed wait for a file, however fast this machine is.
+Its batches are small: one is interrupted, another has not begun."""
 
 
 def store_bytes(store: Path) -> dict[str, bytes]:
@@ -75,9 +78,9 @@ def wait_for(holds: Callable[[], bool], *, seconds: float = PATIENT_SECONDS) -> 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine scans, which no test changes."""
+    """Six scans, which no test changes: of them a run that ends after two or four leaves some."""
     folder = tmp_path_factory.mktemp("many") / "raw"
-    for number in range(9):
+    for number in range(6):
         phantom(seed=number).write(folder / f"scan{number}_ct.nii.gz")
     return folder
 

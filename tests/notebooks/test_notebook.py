@@ -25,7 +25,7 @@ SCANS = ("example_mr_sm", "sarcoma_pet", *(f"hippocampus_{n:03}" for n in (1, 3,
 
 QUICK = {
     "pretrain_and_use": [
-        ("STEPS = 60", "STEPS = 4"),
+        ("STEPS = 60", "STEPS = 2"),
         ("number=60", "number=20"),
         ("TSNE(", "TSNE(max_iter=250, "),
     ]

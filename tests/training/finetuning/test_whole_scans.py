@@ -176,14 +176,14 @@ def test_a_few_dozen_steps_find_structures_of_an_unseen_scan(
         config = replace(
             WHOLE,
             finetune=replace(WHOLE.finetune, from_scratch=True),
-            optimisation=replace(WHOLE.optimisation, num_steps=num_steps, batch_size=2),
+            optimisation=replace(WHOLE.optimisation, num_steps=num_steps, batch_size=2, peak_rate=1e-2),
         )
         done = finetune(checkpoint, phantom_store.path, tmp_path / str(num_steps), config, device="cpu")
         assert done.report is not None
         return done.report.mean_dice
 
     assert dice(1) < 0.2
-    assert dice(100) > 0.5
+    assert dice(50) > 0.5
 
 
 def test_a_run_that_goes_on_has_the_weights_of_an_undisturbed_one(
