@@ -12,10 +12,6 @@ CACHE_GB = 50
 """Most gigabytes of a cache, unless said otherwise."""
 
 
-SHIPPED_WEIGHTS = Path(__file__).parents[2] / "examples" / "weights"
-"""Weights that come with a clone; a command takes them by name (`small-v1`)."""
-
-
 def at_least(least: int) -> Callable[[str], int]:
     """A type of whole numbers for argparse."""
 
@@ -38,12 +34,6 @@ def add_count(
 def add_workers(group: argparse._ActionsContainer, help: str, *, default: int | None = 1) -> None:
     """Give a command the option --workers."""
     group.add_argument("--workers", type=at_least(1), default=default, metavar="N", help=help)
-
-
-def checkpoint_path(text: str) -> Path:
-    """A type for argparse: a path of weights; where there is none, a name of those in examples/weights/."""
-    path, shipped = Path(text), SHIPPED_WEIGHTS / f"{text}.safetensors"
-    return shipped if path.name == text and not path.exists() and shipped.is_file() else path
 
 
 def store_path(text: str) -> StorePath:
@@ -117,15 +107,11 @@ def add_checkpoint(add: argparse.ArgumentParser, *, or_else: str = "") -> None:
     """
     add.add_argument(
         "checkpoint",
-        type=checkpoint_path,
+        type=Path,
         metavar="CHECKPOINT",
         help="; ".join(
             filter(
-                None,
-                (
-                    "a run's folder, its weights.safetensors, a .pt file, the published .pth, or small-v1",
-                    or_else,
-                ),
+                None, ("a run's folder, its weights.safetensors, a .pt file, or the published .pth", or_else)
             )
         ),
     )

@@ -12,7 +12,6 @@ from commands.arguments.shared import (
     add_training,
     add_workers,
     at_least,
-    checkpoint_path,
 )
 
 
@@ -58,9 +57,9 @@ def add_finetune(add: argparse.ArgumentParser) -> None:
     """The options of `mass finetune`."""
     add.add_argument(
         "checkpoint",
-        type=checkpoint_path,
+        type=Path,
         metavar="CHECKPOINT",
-        help="weights to start from (.safetensors, .pt, .pth), the folder of a run, or small-v1",
+        help="weights to start from (.safetensors, .pt, .pth), or the folder of a run",
     )
     add_store(add)
     add_cache(add)
@@ -96,10 +95,7 @@ def add_finetune(add: argparse.ArgumentParser) -> None:
 def add_embed(add: argparse.ArgumentParser) -> None:
     """The options of `mass embed`."""
     add.add_argument(
-        "checkpoint",
-        type=checkpoint_path,
-        metavar="CHECKPOINT",
-        help="a run's, exported, or published one, or small-v1",
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, exported, or published one"
     )
     add_store(add)
     add_cache(add)
@@ -117,10 +113,7 @@ def add_embed(add: argparse.ArgumentParser) -> None:
 def add_classify(add: argparse.ArgumentParser) -> None:
     """The options of `mass classify`."""
     add.add_argument(
-        "checkpoint",
-        type=checkpoint_path,
-        metavar="CHECKPOINT",
-        help="a run's, exported, or published one, or small-v1",
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, exported, or published one"
     )
     add_store(add)
     add_cache(add)

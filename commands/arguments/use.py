@@ -5,15 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from commands.arguments.shared import (
-    add_cache,
-    add_checkpoint,
-    add_count,
-    add_store,
-    add_workers,
-    at_least,
-    checkpoint_path,
-)
+from commands.arguments.shared import add_cache, add_checkpoint, add_count, add_store, add_workers, at_least
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples" / "manifest.csv"
 """The bundled scans, where this is a checkout."""
@@ -132,9 +124,9 @@ def add_export_weights(add: argparse.ArgumentParser) -> None:
     """The options of `mass export-weights`."""
     add.add_argument(
         "checkpoint",
-        type=checkpoint_path,
+        type=Path,
         metavar="RUN",
-        help="a run's folder, its weights.safetensors, a .pt file, the published .pth, or small-v1",
+        help="a run's folder, its weights.safetensors, a .pt file, or the published .pth",
     )
     add.add_argument("out", type=Path, metavar="OUT", help="folder to write to; no file is replaced")
     add.add_argument(
