@@ -20,8 +20,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,9 @@ ANSWER_SECONDS = 20.0
 
 CONNECTION_SECONDS = 5.0
 """Longest wait for this machine to reach itself."""
+
+_END_OF_TABLES = "-- end"
+"""Last line of kept tables that are whole."""
 
 _NAMED_SERVER = ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")
 
@@ -152,12 +155,62 @@ def serve_prefect(host: str) -> None:
         os._exit(0)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+    keep_tables()
     config = uvicorn.Config(
         "prefect.server.api.server:create_app", factory=True, host=host, port=0, log_level="error"
     )
     listening = config.bind_socket()
     print(listening.getsockname()[1], flush=True)
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def keep_tables() -> None:
+    """Let this process, a Prefect server with an empty database in memory, make its tables as they were kept.
+
+    A hundred migrations make them, in five seconds; what they left is kept as statements in the cache folder,
+    by version, before the first request: nothing of a run is in it. It is made anew where it is missing or
+    cut. Has to be called before the server starts.
+    """
+    from prefect import __version__
+    from prefect.server.database.interface import PrefectDBInterface
+
+    kept = cache_folder() / f"prefect-{__version__}.sql"
+    migrate: Callable[[Any], Awaitable[None]] = PrefectDBInterface.create_db
+
+    async def create_db(self: Any) -> None:
+        statements = read_tables(kept)
+        if not statements:
+            await migrate(self)
+        async with (await self.engine()).connect() as connection:
+            database = (await connection.get_raw_connection()).driver_connection
+            if statements:
+                await database.executescript(statements)
+            else:
+                write_tables(kept, [line async for line in database.iterdump()])
+
+    setattr(PrefectDBInterface, "create_db", create_db)  # noqa: B010
+
+
+def read_tables(path: Path) -> str:
+    """Return the kept statements; empty where there are none, or not all."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return text if text.rstrip().endswith(_END_OF_TABLES) else ""
+
+
+def write_tables(path: Path, lines: list[str]) -> None:
+    """Keep statements; a folder that cannot be written to is no error."""
+    text = "\n".join([*lines, _END_OF_TABLES, ""])
+    with suppress(OSError):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem)
+        try:
+            with open(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(name, path)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
 
 
 def wait_for_server(server: subprocess.Popen[str], host: str, log: Any) -> int:

@@ -153,3 +153,59 @@ def test_without_a_network_prepare_says_at_once_what_is_missing(tmp_path: Path) 
     assert run.returncode == 2, run.stderr
     assert "ip link set lo up" in run.stderr
     assert "embedded Prefect server (seconds" not in run.stderr, "it was not started"
+
+
+TABLES = """
+import asyncio
+from commands.prepare.prefect_server import keep_prefect_quiet, keep_tables
+
+keep_prefect_quiet()
+keep_tables()
+from prefect.server.database import provide_database_interface
+
+async def told():
+    database = provide_database_interface()
+    await database.create_db()
+    async with (await database.engine()).connect() as connection:
+        made = "SELECT type, name, sql FROM sqlite_master ORDER BY 1, 2"
+        for query in (made, "SELECT * FROM alembic_version"):
+            for row in await connection.exec_driver_sql(query):
+                print(*row)
+
+asyncio.run(told())
+"""
+
+
+def test_kept_tables_are_those_of_the_migrations(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
+    environment["PREFECT_API_DATABASE_CONNECTION_URL"] = "sqlite+aiosqlite:///:memory:"
+
+    def run() -> str:
+        command = [sys.executable, "-c", TABLES]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=PATIENT_SECONDS
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    migrated = run()
+    assert "table flow_run " in migrated
+    (kept,) = (tmp_path / "mass3d").glob("prefect-*.sql")
+    written = kept.read_bytes()
+    assert run() == migrated
+    assert kept.read_bytes() == written
+
+
+def test_kept_tables_that_are_cut_or_cannot_be_kept_are_as_good_as_none(tmp_path: Path) -> None:
+    kept = tmp_path / "prefect-1.sql"
+    assert servers.read_tables(kept) == ""
+    servers.write_tables(kept, ["CREATE TABLE a (b);", "COMMIT;"])
+    whole = kept.read_text()
+    assert servers.read_tables(kept) == whole
+    assert list(tmp_path.iterdir()) == [kept]
+    kept.write_text(whole[:-4])
+    assert servers.read_tables(kept) == ""
+    kept.write_bytes(b"\xff" + whole.encode())
+    assert servers.read_tables(kept) == ""
+    servers.write_tables(tmp_path / "nowhere" / "prefect-1.sql", ["COMMIT;"])
