@@ -175,7 +175,9 @@ def keep_tables() -> None:
     from prefect.server.database.interface import PrefectDBInterface
 
     kept = cache_folder() / f"prefect-{__version__}.sql"
-    migrate: Callable[[Any], Awaitable[None]] = PrefectDBInterface.create_db
+    migrate: Callable[[Any], Awaitable[None]] | None = getattr(PrefectDBInterface, "create_db", None)
+    if migrate is None:  # another version of Prefect: it makes its tables as it does
+        return
 
     async def create_db(self: Any) -> None:
         statements = read_tables(kept)
