@@ -56,9 +56,10 @@ def run_repair(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     entries = read_index(store.path).entries  # before the sweep, which forgets scans without a COMMIT.json
     warn_of_locks(store.path)
     restored = _restore_commits(store, problems, entries)
-    damaged = _damaged(store, problems, restored)
+    current = _current(store, problems, restored)
+    damaged = _damaged(current)
     searches = _searches(arguments) if damaged else ()
-    removed = _remove_strays(store, problems, damaged)
+    removed = _remove_strays(store, current, damaged)
     sweep(store.path)
     mend_ledger(store.path)
     failures: list[Failure] = []
@@ -105,11 +106,15 @@ def _restore_commits(
     return restored
 
 
-def _damaged(store: Store, problems: Sequence[Problem], restored: Sequence[str]) -> list[str]:
+def _current(store: Store, problems: Sequence[Problem], restored: Sequence[str]) -> list[Problem]:
+    """The problems that are left: a damaged COMMIT.json may have called a file of its scan no part of it."""
+    others = [problem for problem in problems if problem.scan_id not in restored]
+    return [*others, *(problem for scan_id in restored for problem in verify_scan(store.path, scan_id))]
+
+
+def _damaged(problems: Sequence[Problem]) -> list[str]:
     """The scans that have to be made again, sorted."""
-    now = [problem for problem in problems if problem.scan_id not in restored]
-    now += [problem for scan_id in restored for problem in verify_scan(store.path, scan_id)]
-    return sorted({p.scan_id for p in now if p.scan_id is not None and p.cure == "make again"})
+    return sorted({p.scan_id for p in problems if p.scan_id is not None and p.cure == "make again"})
 
 
 def _lost_imports(

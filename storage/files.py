@@ -111,7 +111,7 @@ def sync_folder(folder: Path) -> None:
 
 def sync_tree(root: Path) -> None:
     """Flush every file and name under `root` to disk, files first, so that they survive a power failure."""
-    for folder, _, names in os.walk(root, topdown=False):
+    for folder, _, names in os.walk(root, topdown=False, onerror=raise_unless_gone):
         for name in names:
             handle = os.open(os.path.join(folder, name), os.O_RDONLY)
             try:
@@ -182,9 +182,22 @@ def checksum(path: Path) -> tuple[int, str]:
         return file.tell(), digest
 
 
+def raise_unless_gone(error: OSError) -> None:
+    """For os.walk, which by itself passes over folders that cannot be listed, and all that is in them.
+
+    A folder that is not there has no files; another process may have removed it.
+    """
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
 def list_files(root: Path) -> list[str]:
-    """Return the keys (relative paths, / between parts) of all files under `root`, sorted."""
+    """Return the keys (relative paths, / between parts) of all files under `root`, sorted.
+
+    Raises:
+        OSError: A folder cannot be listed.
+    """
     keys = []
-    for folder, _, names in os.walk(root):
+    for folder, _, names in os.walk(root, onerror=raise_unless_gone):
         keys += [Path(folder, name).relative_to(root).as_posix() for name in names]
     return sorted(keys)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from storage.access import StoreUrl, client_of
+from storage.files import raise_unless_gone
 from storage.layout import SCANS_FOLDER
 from storage.reading.scans import Scan
 from storage.reading.stores import Store
@@ -37,7 +38,9 @@ def scan_bytes(scan: Scan) -> int:
 
 def _folder_bytes(folder: Path) -> int:
     return sum(
-        os.stat(os.path.join(parent, name)).st_size for parent, _, names in os.walk(folder) for name in names
+        os.stat(os.path.join(parent, name)).st_size
+        for parent, _, names in os.walk(folder, onerror=raise_unless_gone)
+        for name in names
     )
 
 

@@ -114,7 +114,14 @@ def _scan_problems(root: Path, scan_id: str, entry: IndexEntry | None) -> Iterat
         what = f"not the one that the index names; `mass prepare` repairs the index, or {redo}"
         yield problem(COMMIT_FILE, what, "sweep")
     yield from _file_problems(folder, scan_id, commit.keys.items())
-    for key in list_files(folder):
+    try:
+        keys = list_files(folder)
+    except OSError as error:
+        where = Path(error.filename or folder)
+        key = where.relative_to(folder).as_posix() if where.is_relative_to(folder) else COMMIT_FILE
+        yield problem(key, f"cannot be listed ({error.strerror}); check the disk")
+        return
+    for key in keys:
         if key not in commit.keys and key != COMMIT_FILE:
             yield problem(key, "not part of what was committed; remove it", "remove")
 

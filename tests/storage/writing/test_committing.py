@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -295,3 +297,30 @@ def test_a_committed_folder_at_another_path_gets_no_line(store: Path) -> None:
     open_store(store).scan("scan-1").path.rename(store / "scans" / "zz" / "scan-1")
     assert sweep(store) == 1
     assert open_store(store).scan_ids == ()
+
+
+@pytest.mark.parametrize("folder", ["labels/atoms", "scores"])
+def test_a_folder_that_cannot_be_listed_is_an_error_and_not_an_empty_one(
+    store: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = store_bytes(store)
+    plain, failed = os.scandir, []
+
+    def scandir(path: Any = ".") -> Any:
+        if str(path).endswith(f"/{folder}") and not failed:
+            failed.append(path)
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return plain(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(OSError, match="Input/output error"):
+        commit_scan(store, draw_record("ann", shape=SMALL))
+    assert failed
+    assert store_bytes(store) == before
+    commit_scan(store, draw_record("ann", shape=SMALL))
+    assert list(verify(store)) == []
+    failed.clear()
+    problems = list(verify(store))
+    assert [(problem.key, problem.what) for problem in problems] == [
+        (folder, "cannot be listed (Input/output error); check the disk")
+    ]
