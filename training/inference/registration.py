@@ -286,21 +286,24 @@ def _mean(answers: Sequence[_Answer], shape: tuple[int, ...]) -> NDArray[np.floa
 
 
 def _by_consensus(answers: Sequence[_Answer], shape: tuple[int, ...]) -> list[_Answer]:
-    """The answers, weighted also by the mean Dice of their masks with the masks of all together."""
+    """The answers, weighted also by the mean Dice of their masks with the masks of all together.
+
+    The likest keeps its weight: where no two answers overlap, all count as before.
+    """
     if len(answers) < 2:
         return list(answers)
     together = _mean(answers, shape) >= THRESHOLD
     sizes = together.sum(axis=(1, 2, 3))
-    weighted = []
+    likenesses = []
     for answer in answers:
         dice = []
         for k in np.flatnonzero(answer.shown):
             own = answer.masks[k] >= THRESHOLD
             both = float((own & together[k][answer.box]).sum())
             dice.append(2 * both / max(float(own.sum() + sizes[k]), 1.0))
-        likeness = max(float(np.mean(dice)) if dice else 0.0, 1e-3)
-        weighted.append(replace(answer, weight=answer.weight * likeness**CONSENSUS_POWER))
-    return weighted
+        likenesses.append(max(float(np.mean(dice)) if dice else 0.0, 1e-3))
+    parts = [(likeness / max(likenesses)) ** CONSENSUS_POWER for likeness in likenesses]
+    return [replace(answer, weight=answer.weight * part) for answer, part in zip(answers, parts, strict=True)]
 
 
 def _centre_of(seen: Image) -> tuple[float, float, float] | None:

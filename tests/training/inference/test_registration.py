@@ -230,14 +230,21 @@ def answer(start: int, weight: float = 1.0, shown: tuple[bool, bool] = (True, Tr
 def test_of_several_answers_one_that_is_elsewhere_counts_less() -> None:
     answers = [answer(2), answer(2), answer(3), answer(8)]
     weights = [one.weight for one in _by_consensus(answers, (4, 12, 12))]
-    assert weights[0] == weights[1] > 0.7
-    assert 0.2 < weights[2] < 0.5, "three quarters of it lie where the others are"
+    assert weights[0] == weights[1] == 1.0
+    assert 0.4 < weights[2] < 0.7, "three quarters of it lie where the others are"
     assert weights[3] < 1e-6
     before, after = _mean(answers, (4, 12, 12)), _mean(_by_consensus(answers, (4, 12, 12)), (4, 12, 12))
     assert before[0, 1, 9, 3] == pytest.approx(0.25)
     assert after[0, 1, 9, 3] < 1e-6
     assert after[0, 1, 4, 3] == pytest.approx(1.0)
     assert after[1, 1, 4, 7] == pytest.approx(0.8)
+
+
+def test_answers_that_all_disagree_count_as_they_did() -> None:
+    answers = [answer(0, 1e-3), answer(4, 1e-3), answer(8, 1e-3)]
+    weighted = _by_consensus(answers, (4, 12, 12))
+    assert [one.weight for one in weighted] == [1e-3] * 3
+    assert _mean(weighted, (4, 12, 12))[0, 1, 5, 3] == pytest.approx(1 / 3)
 
 
 def test_a_reference_is_judged_by_what_it_shows_only() -> None:
