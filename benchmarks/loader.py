@@ -31,7 +31,7 @@ from training.data.augmentation import AugmentationConfig, augment
 from training.data.batches import Batch
 from training.data.boxes import whole
 from training.data.loader import SampleLoader, Share, make_loader
-from training.data.sample_reader import SampleReader, digest_scans
+from training.data.sample_reader import SampleReader
 from training.data.sampling import DataConfig, split_scans
 from training.pretraining.config import PretrainConfig, published, small
 
@@ -110,7 +110,7 @@ def measure_loading(loader: SampleLoader, workers: int) -> dict[str, float]:
 def measure_bytes(store: Path, ids: tuple[str, ...], config: DataConfig) -> dict[str, float]:
     """Bytes a sample: read from files, decoded, used, shipped."""
     opened = open_store(store)
-    reader = SampleReader(store, ids, config, seed=1, digest=digest_scans(opened.entries, ids))
+    reader = SampleReader(opened, ids, config, seed=1)
     reader.read(0)  # imports, and the index
     used, num_samples = 0, 32
     with counted_decoding() as decoded:

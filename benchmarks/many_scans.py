@@ -150,10 +150,10 @@ def first_batch(folder: Path) -> None:
     from storage import open_store
     from training.data import DataConfig, Share, make_loader
 
-    ids = open_store(folder / "store").scan_ids
+    store = open_store(folder / "store")
     config = DataConfig(crop_voxels=16, cut_voxels=16, masks_per_sample=3, min_mask_voxels=2)
     share = Share(batch_size=2, num_samples=100)
-    next(iter(make_loader(folder / "store", ids, config, share, seed=0, num_workers=2)))
+    next(iter(make_loader(store, store.scan_ids, config, share, seed=0, num_workers=2)))
 
 
 def steps(folder: Path) -> dict[str, Callable[[], None]]:

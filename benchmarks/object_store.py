@@ -38,7 +38,7 @@ from storage import (
     with_cache,
 )
 from storage.access import ObjectClient
-from training.data.sample_reader import SampleReader, digest_scans
+from training.data.sample_reader import SampleReader
 from training.pretraining.config import small
 
 MOTO = """
@@ -146,8 +146,7 @@ def compare_stores(local: Path, url: str, num_scans: int, num_samples: int) -> N
 
 def read_samples(place: StorePath, ids: tuple[str, ...], number: int) -> None:
     """Read the first samples of the small recipe."""
-    digest = digest_scans(open_store(place).entries, ids)
-    reader = SampleReader(place, ids, small().data, seed=0, digest=digest)
+    reader = SampleReader(place, ids, small().data, seed=0)
     for index in range(number):
         reader.read(index)
 

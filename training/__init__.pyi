@@ -17,7 +17,6 @@ from .data import (
     ViewAugmentation as ViewAugmentation,
     Views as Views,
     augment as augment,
-    digest_scans as digest_scans,
     make_loader as make_loader,
     split_scans as split_scans,
 )

@@ -113,7 +113,7 @@ def task_of(
     def batches(size: int, first: int, number: int) -> Iterable[Batch]:
         share = Share(first_sample=first, num_samples=number, batch_size=size)
         return make_loader(
-            store.path,
+            store,
             scans,
             config.data,
             share,

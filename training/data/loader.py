@@ -8,10 +8,10 @@ Sample i of a run depends on the seed and i only, not on workers or ranks. Of ev
 rank r of w takes the r-th batch_size samples. A resumed run starts at `first_sample`. The last samples, if
 they are fewer, are divided so that ranks differ by at most one sample; a rank without samples has no batch.
 
-*Workers* are started by a fork server (by spawn where there is none) and open the store themselves. They
-ignore SIGINT, and end 30 s after SIGTERM, so that the process that started them can save first. If a scan
-cannot be read or a worker dies, that process gets a DataError at this batch within seconds. If that process
-is killed, the workers end.
+*Workers* are started by a fork server (by spawn where there is none). They open scans themselves, and do not
+read the index. They ignore SIGINT, and end 30 s after SIGTERM, so that the process that started them can save
+first. If a scan cannot be read or a worker dies, that process gets a DataError at this batch within seconds.
+If that process is killed, the workers end.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -32,11 +33,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from storage import StorageError, StorePath, open_store
+from storage import Store, StorePath
 from training.data.batches import Batch
-from training.data.sample_reader import SampleReader, digest_scans
-from training.data.sampling import DataConfig, make_choice
-from training.data.source_weights import scans_with_weight
+from training.data.sample_reader import SampleReader
+from training.data.sampling import DataConfig
 from training.data.view_pairs import Sample
 from training.errors import ConfigError, DataError
 
@@ -138,7 +138,7 @@ class SampleLoader(Generic[BatchT]):
 
 
 def make_loader(
-    store: str | StorePath,
+    store: str | StorePath | Store,
     scan_ids: Sequence[str],
     config: DataConfig,
     share: Share,
@@ -150,7 +150,7 @@ def make_loader(
     """Return a loader of the batches of one rank.
 
     Args:
-        store: Path of the store.
+        store: The store, or its path or URL.
         scan_ids: Scans to train on (see `split_scans`).
         config: Which samples are drawn, and their sizes.
         share: Which samples, in batches of which size.
@@ -162,14 +162,9 @@ def make_loader(
         DataError: The store cannot be opened, is empty, or lacks a scan.
         ConfigError: A number is outside its range.
     """
-    try:
-        entries = open_store(store).entries
-    except (StorageError, OSError) as error:
-        raise DataError(f"the store cannot be opened: {error}") from error
-    digest = digest_scans(entries, scan_ids)
-    chosen = scans_with_weight((entries[scan_id] for scan_id in scan_ids), config.source_weights)
-    make_choice(chosen, config.dataset_weights)  # to raise errors early
-    reader = SampleReader(store, scan_ids, config, seed=seed, digest=digest)
+    if num_workers:
+        _start_fork_server()
+    reader = SampleReader(store, scan_ids, config, seed=seed)
     batches = BatchReader(reader, partial(collate, config=config, seed=seed), share)
     return SampleLoader(batches, num_workers=num_workers, pin=pin_memory)
 
@@ -270,3 +265,9 @@ def _context() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training.data.loader"])  # imports torch once, not once per worker
     return context
+
+
+def _start_fork_server() -> None:
+    """Let the fork server import its modules while this process reads the index."""
+    if _context().get_start_method() == "forkserver":
+        forkserver.ensure_running()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage import IndexEntry
 from training.errors import DataError
 from training.files import write_atomically
 
@@ -107,15 +106,12 @@ def read_pairs(path: Path) -> RegionPairs:
     return pairs
 
 
-def read_pair_table(
-    folder: str | Path, entries: Mapping[str, IndexEntry], scan_ids: Collection[str]
-) -> PairTable:
+def read_pair_table(folder: str | Path, digests: Mapping[str, str]) -> PairTable:
     """Return the pairs of a folder of which both scans are among some.
 
     Args:
         folder: That `mass pair` has written.
-        entries: The index of the store, by scan id.
-        scan_ids: Scans that may be drawn.
+        digests: Digest of each scan that may be drawn, as in the index, by scan id.
 
     Raises:
         DataError: There is no such folder, a file is damaged or out of date, or no pair can be drawn.
@@ -123,15 +119,14 @@ def read_pair_table(
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no folder of pairs. `mass pair STORE {folder}` makes it")
-    known = set(scan_ids)
     digest = hashlib.sha256()
     found = []
     for path in sorted(folder.glob(f"*{_BETWEEN}*.npz")):
         reference, _, target = path.name.removesuffix(".npz").partition(_BETWEEN)
-        if reference not in known or target not in known:
+        if reference not in digests or target not in digests:
             continue
         pairs = read_pairs(path)
-        if pairs.digests != (entries[reference].digest, entries[target].digest):
+        if pairs.digests != (digests[reference], digests[target]):
             raise DataError(
                 f"{path}: {reference} or {target} was prepared anew since. Run `mass pair` again, which "
                 "makes only such pairs anew"

@@ -12,7 +12,6 @@ Where it stops being valid: a scan that was replaced after the run began causes 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -22,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import (
+    CorruptScan,
     IndexEntry,
     Scan,
     StorageError,
+    Store,
     StorePath,
     absolute_store_path,
     imported_sources,
@@ -35,7 +36,6 @@ from training.data.paired_samples import draw_paired_sample
 from training.data.region_pairs import PairTable, read_pair_table
 from training.data.sampling import (
     DataConfig,
-    ScanChoice,
     candidates,
     draw_masks,
     generator_of,
@@ -56,43 +56,98 @@ _MAX_CACHED_BYTES = 128 * 2**20
 """Limit on the orders of opened scans that a reader keeps; opening a scan takes 2 to 4 ms."""
 
 
-def digest_scans(entries: Mapping[str, IndexEntry], scan_ids: Sequence[str]) -> str:
-    """Return a digest of all data of these scans, computed from their digests in the index.
+class KnownScans:
+    """The scans of a run as they were when it began; each is opened without reading the index again.
+
+    So a worker of the loader neither parses nor keeps the index lines of 100,000 scans.
 
     Args:
-        entries: The index of the store, by scan id.
-        scan_ids: Scans to include, in any order.
+        store: The opened store.
+        scan_ids: Scans of the run.
 
     Raises:
-        DataError: A scan is not in the index.
+        DataError: A scan is not in the store.
     """
-    digest = hashlib.sha256()
-    for scan_id in sorted(scan_ids):
-        if scan_id not in entries:
-            raise DataError(
-                f"scan {scan_id!r}: the run trains on it, but the store has it no longer. Prepare it again, "
-                "or begin a new run without it"
+
+    def __init__(self, store: Store, scan_ids: Sequence[str]) -> None:
+        entries = store.entries
+        for scan_id in scan_ids:
+            if scan_id not in entries:
+                raise DataError(
+                    f"scan {scan_id!r}: the run trains on it, but the store has it no longer. Prepare it "
+                    "again, or begin a new run without it"
+                )
+        self.digests: Mapping[str, str] = {scan_id: entries[scan_id].digest for scan_id in scan_ids}
+        """Digest of each scan, as in the index, by scan id."""
+        self._store = Store(absolute_store_path(store.path), store.info)
+        self._opened: dict[str, IndexEntry] = {}
+
+    def open(self, scan_id: str) -> Scan:
+        """Return a scan.
+
+        Raises:
+            CorruptScan: It is missing, damaged, or another one than when the run began.
+            OSError: It cannot be read.
+        """
+        if scan_id not in self._opened:
+            self._opened[scan_id] = self._find(scan_id)
+        return Scan(self._store.path, self._opened[scan_id])
+
+    def _find(self, scan_id: str) -> IndexEntry:
+        scan = self._store.committed_now(scan_id)
+        if scan is None:
+            raise CorruptScan(
+                f"scan {scan_id}: COMMIT.json is missing or damaged. Run `mass verify`, then prepare the "
+                "scan again"
             )
-        digest.update(f"{scan_id} {entries[scan_id].digest}\n".encode())
-    return digest.hexdigest()
+        if scan.entry.digest != self.digests[scan_id]:
+            raise CorruptScan(f"scan {scan_id}: it was replaced since the run began")
+        return scan.entry
+
+
+def opened(store: str | StorePath | Store) -> Store:
+    """Return a store, opened if it is not.
+
+    Raises:
+        DataError: It cannot be opened, or its index cannot be read.
+    """
+    try:
+        found = store if isinstance(store, Store) else open_store(store)
+        _ = found.entries
+    except (StorageError, OSError) as error:
+        raise DataError(f"the store cannot be opened: {error}") from error
+    return found
 
 
 class SampleReader:
-    """Reads samples of a run. Opens the store at the first read; can be pickled at any time."""
+    """Reads samples of a run. Can be pickled at any time; the copy does not read the index again.
+
+    Args:
+        store: The store, or its path or URL.
+        scan_ids: Scans to train on.
+        config: Which samples are drawn, and their sizes.
+        seed: Of the run, >= 0.
+
+    Raises:
+        DataError: The store cannot be opened, is empty, or lacks a scan.
+        ConfigError: A number is outside its range.
+    """
 
     def __init__(
-        self, store: str | StorePath, scan_ids: Sequence[str], config: DataConfig, *, seed: int, digest: str
+        self, store: str | StorePath | Store, scan_ids: Sequence[str], config: DataConfig, *, seed: int
     ) -> None:
-        self._path = absolute_store_path(store)
-        self._ids = tuple(scan_ids)
+        found = opened(store)
+        self._known = KnownScans(found, scan_ids)
+        entries = [found.entries[scan_id] for scan_id in scan_ids]
+        drawable = scans_with_weight(entries, config.source_weights)
+        self._choice = make_choice(drawable, config.dataset_weights)
         self._config = config
         self._seed = seed
-        self._digest = digest
         self._scans: OrderedDict[str, Scan] = OrderedDict()
         self._kept_bytes = 0
 
     def __getstate__(self) -> dict[str, object]:
-        settings = {name: self.__dict__[name] for name in ("_path", "_ids", "_config", "_seed", "_digest")}
+        settings = {name: self.__dict__[name] for name in ("_known", "_choice", "_config", "_seed")}
         return settings | {"_scans": OrderedDict(), "_kept_bytes": 0}
 
     def read(self, index: int) -> Sample:
@@ -143,34 +198,14 @@ class SampleReader:
         config = self._config
         if not config.pairs:
             return None
-        table = read_pair_table(config.pairs, self._entries, self._ids)
+        table = read_pair_table(config.pairs, self._known.digests)
         if config.pairs_digest and config.pairs_digest != table.digest:
             raise DataError(f"{config.pairs}: pairs were made anew since the run began. Begin a new run")
         return table
 
-    @cached_property
-    def _choice(self) -> ScanChoice:
-        entries = (self._entries[scan_id] for scan_id in self._ids)
-        drawable = scans_with_weight(entries, self._config.source_weights)
-        return make_choice(drawable, self._config.dataset_weights)
-
-    @cached_property
-    def _entries(self) -> Mapping[str, IndexEntry]:
-        """The index; checked once that the scans of the run are those that it began with."""
-        try:
-            entries = open_store(self._path).entries
-        except (StorageError, OSError) as error:
-            raise DataError(f"the store cannot be opened: {error}") from error
-        if digest_scans(entries, self._ids) != self._digest:
-            raise DataError(
-                f"{self._path}: scans were replaced since the loader was made. Resume the run to go on with "
-                "the new ones"
-            )
-        return entries
-
     def _scan(self, scan_id: str) -> Scan:
         if scan_id not in self._scans:
-            scan = Scan(self._path, self._entries[scan_id])
+            scan = self._known.open(scan_id)
             self._kept_bytes += _order_bytes(scan)
             self._scans[scan_id] = scan
             while self._kept_bytes > _MAX_CACHED_BYTES and len(self._scans) > 1:

@@ -21,23 +21,23 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from storage import IndexEntry, Scan, StorageError, StorePath, absolute_store_path, open_store
+from storage import Scan, StorageError, Store, StorePath
 from training.data import (
     MAX_MASKS,
     BatchReader,
     Box,
     Cuts,
     DataConfig,
+    KnownScans,
     ResampledCut,
     SampleLoader,
-    ScanChoice,
     ScanView,
     Share,
     Slices,
@@ -46,7 +46,6 @@ from training.data import (
     apply_drawn,
     box_of_mask,
     cut_out,
-    digest_scans,
     draw,
     draw_scan_views,
     fine_views,
@@ -54,6 +53,7 @@ from training.data import (
     jittered,
     level_window,
     make_choice,
+    opened,
     stack,
     unpack_words,
     whole,
@@ -185,7 +185,7 @@ class LabelReader:
 
     def __init__(
         self,
-        store: str | StorePath,
+        store: str | StorePath | Store,
         scan_ids: Sequence[str],
         label: str,
         structures: Sequence[Structure],
@@ -193,13 +193,13 @@ class LabelReader:
         *,
         seed: int,
     ) -> None:
-        self._path = absolute_store_path(store)
-        self._ids = tuple(scan_ids)
+        found = opened(store)
+        self._known = KnownScans(found, scan_ids)
+        self._choice = make_choice((found.entries[scan_id] for scan_id in scan_ids), config.dataset_weights)
         self._label = label
         self._structures = tuple(structures)
         self._config = config
         self._seed = seed
-        self._digest = digest_scans(open_store(self._path).entries, self._ids)
         self._places: dict[str, _Places] = {}
 
     def read(self, index: int) -> LabelledSample:
@@ -211,25 +211,12 @@ class LabelReader:
         generator = generator_of(self._seed, index, "scan")
         scan_id = self._choice.draw(generator)
         try:
-            return self._read_from(Scan(self._path, self._entries[scan_id]), index, generator)
+            return self._read_from(self._known.open(scan_id), index, generator)
         except (StorageError, OSError) as error:
             raise DataError(
                 f"sample {index} needs scan {scan_id}, which cannot be read: {error}\nRepair the scan and "
                 "resume, or begin a new run without it"
             ) from error
-
-    @cached_property
-    def _choice(self) -> ScanChoice:
-        return make_choice((self._entries[scan_id] for scan_id in self._ids), self._config.dataset_weights)
-
-    @cached_property
-    def _entries(self) -> Mapping[str, IndexEntry]:
-        entries = open_store(self._path).entries
-        if digest_scans(entries, self._ids) != self._digest:
-            raise DataError(
-                f"{self._path}: scans were replaced since the run began. Begin a new run with the new ones"
-            )
-        return entries
 
     def _read_from(self, scan: Scan, index: int, generator: np.random.Generator) -> LabelledSample:
         """Return a sample of this scan: a view if whole scans are shown, else a crop."""

@@ -329,7 +329,7 @@ def finetuning_task(
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     seed = config.optimisation.seed
-    reader = LabelReader(store.path, scans.training, scans.label, scans.structures, config.data, seed=seed)
+    reader = LabelReader(store, scans.training, scans.label, scans.structures, config.data, seed=seed)
     validation = [
         scan_id
         for scan_id in scans.held_out

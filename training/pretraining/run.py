@@ -20,6 +20,7 @@ from torch import nn
 from storage import Store, StorePath, open_store
 from training.data import (
     Batch,
+    KnownScans,
     ScanSplit,
     Share,
     Views,
@@ -278,7 +279,8 @@ def with_known_pairs(config: PretrainConfig, store: Store, split: ScanSplit) -> 
     data = config.data
     if not data.pairs:
         return config
-    digest = data.pairs_digest or read_pair_table(data.pairs, store.entries, split.training).digest
+    known = KnownScans(store, split.training).digests
+    digest = data.pairs_digest or read_pair_table(data.pairs, known).digest
     # The whole path, because a run may be resumed from another folder, or with the option said again.
     pairs = str(Path(data.pairs).absolute())
     return replace(config, data=replace(data, pairs=pairs, pairs_digest=digest))
@@ -308,7 +310,7 @@ def pretraining_task(
             end = min(first + number, stage.last_step * config.optimisation.batch_size)
             if begin < end:
                 yield from make_loader(
-                    store.path,
+                    store,
                     split.training,
                     stage.data,
                     Share(

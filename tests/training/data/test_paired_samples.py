@@ -20,7 +20,7 @@ from training.data.region_pairs import (
     read_pairs,
     write_pairs,
 )
-from training.data.sample_reader import Sample, SampleReader, digest_scans
+from training.data.sample_reader import KnownScans, Sample, SampleReader
 from training.data.sampling import DataConfig
 from training.data.whole_scans import ResampledCut, whole_view
 from training.errors import ConfigError, DataError
@@ -62,7 +62,7 @@ def reader(store: Store, folder: Path | None, **changes: object) -> SampleReader
         CONFIG, **{"pairs": str(folder or ""), "pair_fraction": 1.0 if folder else 0.0, **changes}
     )
     ids = store.scan_ids
-    return SampleReader(store.path, ids, config, seed=0, digest=digest_scans(store.entries, ids))
+    return SampleReader(store.path, ids, config, seed=0)
 
 
 def test_pairs_come_back_from_their_file_and_write_the_same_bytes(store: Store, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_part_of_the_samples_is_paired_and_without_pairs_none(
 
 def test_a_folder_that_cannot_be_used_is_told(store: Store, tmp_path: Path) -> None:
     def table(folder: Path, ids: tuple[str, ...] = store.scan_ids) -> object:
-        return read_pair_table(folder, store.entries, ids)
+        return read_pair_table(folder, KnownScans(store, ids).digests)
 
     with pytest.raises(DataError, match="mass pair STORE"):
         table(tmp_path / "none")
@@ -173,11 +173,11 @@ def test_a_damaged_file_is_named(store: Store, folder: Path, damage: str) -> Non
         flipped = good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :]
         path.write_bytes({"cut": good[:-100], "flip": flipped, "empty": b""}[damage])
     with pytest.raises(DataError, match=r"damaged .*mass pair"):
-        read_pair_table(folder, store.entries, store.scan_ids)
+        read_pair_table(folder, KnownScans(store, store.scan_ids).digests)
 
 
 def test_a_run_goes_on_with_the_pairs_that_it_began_with(store: Store, folder: Path) -> None:
-    digest = read_pair_table(folder, store.entries, store.scan_ids).digest
+    digest = read_pair_table(folder, KnownScans(store, store.scan_ids).digests).digest
     reader(store, folder, pairs_digest=digest).read(0)
     write_pairs(folder, pairs_of(store, SECOND, "phantom-2"))
     with pytest.raises(DataError, match="made anew since the run began"):

@@ -22,7 +22,7 @@ from storage import (
 from storage.layout import BACKGROUND_ATOM
 from tests.storage.drawn_record import draw_record
 from training.data import sample_reader
-from training.data.sample_reader import SampleReader, digest_scans
+from training.data.sample_reader import SampleReader
 from training.data.sampling import DataConfig
 from training.data.source_weights import draw_by_group, groups_of, scans_with_weight
 from training.errors import ConfigError, DataError
@@ -85,7 +85,7 @@ def drawn(
 ) -> Counter[str]:
     """Count the drawn masks by source, own ones together."""
     config = replace(CONFIG, source_weights=weights)
-    reader = SampleReader(store.path, [scan], config, seed=1, digest=digest_scans(store.entries, [scan]))
+    reader = SampleReader(store.path, [scan], config, seed=1)
     names = store.scan(scan).proposals.source_names
     imports = imported_sources(store.entries[scan].digests)
     counts: Counter[str] = Counter()

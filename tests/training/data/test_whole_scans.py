@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 
 from storage import Store
 from training.data.boxes import Box
-from training.data.sample_reader import SampleReader, digest_scans
+from training.data.sample_reader import SampleReader
 from training.data.sampling import DataConfig
 from training.data.whole_scans import (
     ScanView,
@@ -40,7 +40,7 @@ WHOLE = DataConfig(
 
 def reader(store: Store, config: DataConfig, seed: int = 0) -> SampleReader:
     ids = store.scan_ids
-    return SampleReader(store.path, ids, config, seed=seed, digest=digest_scans(store.entries, ids))
+    return SampleReader(store.path, ids, config, seed=seed)
 
 
 @given(shape=st.tuples(*[st.integers(1, 40)] * 3), window=st.tuples(*[st.sampled_from([4, 16, 32])] * 3))
