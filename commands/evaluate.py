@@ -13,10 +13,9 @@ from commands.pages.predictions import MOST_KEPT, WorstPredictions
 from commands.progress import Progress
 from commands.terminal import CommandError, print_failures, print_table, shown
 from pipeline.errors import Failure
-from storage import Store, open_store
+from storage import Store, open_store, write_atomically
 from training.engine import choose_device
 from training.evaluation import NARROW_COLUMNS, EvaluationConfig, Failed, Table, evaluate_in_context
-from training.files import write_atomically
 from training.inference import inference_for
 from training.network import TrainedOn, load_checkpoint, preparation_warning
 

@@ -10,11 +10,13 @@ import errno
 import fcntl
 import gc
 import hashlib
+import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from storage.errors import StoreFull, StoreLocksMissing
 from storage.layout import LOCK_FILE, TEMPORARY_FOLDER
@@ -146,6 +148,35 @@ def replace_file(store: Path, name: str, data: bytes) -> None:
     sync_folder((store / name).parent)
 
 
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file under a temporary name in the same folder, sync it to disk, and rename it to `path`.
+
+    Args:
+        path: The file to create or replace; its folder is created where it does not exist.
+        write: Called with the open binary file; writes the content.
+
+    Raises:
+        OSError: The disk is full, or failed; also where `write` says something else of it, as `torch.save`
+            does. The old file is unchanged.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    raw = _NotingFile(temporary, "wb")
+    try:
+        with io.BufferedWriter(raw) as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):  # a disk that is gone does not hide why it failed
+            temporary.unlink(missing_ok=True)
+        if raw.failure is not None and error is not raw.failure:
+            raise raw.failure from error
+        raise
+    sync_folder(path.parent)
+
+
 @contextmanager
 def collector_paused() -> Iterator[None]:
     """Keep the garbage collector still inside the block, which makes very many objects and no cycles.
@@ -201,3 +232,16 @@ def list_files(root: Path) -> list[str]:
     for folder, _, names in os.walk(root, onerror=raise_unless_gone):
         keys += [Path(folder, name).relative_to(root).as_posix() for name in names]
     return sorted(keys)
+
+
+class _NotingFile(io.FileIO):
+    """A file that remembers the first error of writing."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = self.failure or error
+            raise

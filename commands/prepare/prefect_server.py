@@ -27,6 +27,7 @@ from typing import Any
 
 from commands.caches import cache_folder
 from commands.terminal import CommandError
+from storage import write_atomically
 
 EVENTS_SECONDS = 20.0
 """Longest wait for the last events to reach the embedded server."""
@@ -205,14 +206,9 @@ def read_tables(path: Path) -> str:
 def write_tables(path: Path, lines: list[str]) -> None:
     """Keep statements; a folder that cannot be written to is no error."""
     text = "\n".join([*lines, _END_OF_TABLES, ""])
+    # Several servers that start at once write the same text.
     with suppress(OSError):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem)
-        try:
-            with open(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(name, path)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
+        write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def wait_for_server(server: subprocess.Popen[str], host: str, log: Any) -> int:

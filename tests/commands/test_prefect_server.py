@@ -208,4 +208,5 @@ def test_kept_tables_that_are_cut_or_cannot_be_kept_are_as_good_as_none(tmp_path
     assert servers.read_tables(kept) == ""
     kept.write_bytes(b"\xff" + whole.encode())
     assert servers.read_tables(kept) == ""
-    servers.write_tables(tmp_path / "nowhere" / "prefect-1.sql", ["COMMIT;"])
+    servers.write_tables(kept / "no folder" / "prefect-1.sql", ["COMMIT;"])
+    assert list(tmp_path.iterdir()) == [kept]

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from storage import Store
+from storage import Store, write_atomically
 from training.data import (
     STRIDE_VOXELS,
     Size,
@@ -41,7 +41,6 @@ from training.data import (
 )
 from training.engine import Precision, autocast, choose_precision
 from training.errors import ConfigError
-from training.files import write_atomically
 from training.network import Features, TrainedOn
 
 STAGE_SCALES = (1, 2, 4, 8, 16)

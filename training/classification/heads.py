@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from storage import write_atomically
 from training.classification.embedding import EmbeddingConfig, ScanFeatures, encode_scan, encoder_digest
 from training.errors import CheckpointError
-from training.files import write_atomically
 from training.network import Iris, check_seal, in_fixed_order, load_checkpoint
 
 HEAD, ENCODER = "head.safetensors", "encoder.safetensors"

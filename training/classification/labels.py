@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage import Store
+from storage import Store, write_atomically
 from training.errors import DataError
-from training.files import write_atomically
 
 SPLITS = {
     "train": "train",

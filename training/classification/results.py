@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storage import write_atomically
 from training.classification.labels import ClassTable
 from training.classification.scores import ClassScores
-from training.files import write_atomically
 
 
 def score_rows(scores: ClassScores) -> list[tuple[str, str, str]]:

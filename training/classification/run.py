@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from storage import Store, digest_of
+from storage import Store, digest_of, write_atomically
 from training.classification.config import ClassifyConfig
 from training.classification.embedding import Progress, ScanFeatures, encode_store, encoder_digest
 from training.classification.heads import (
@@ -66,7 +66,6 @@ from training.engine import (
     settle_precision,
 )
 from training.errors import ConfigError
-from training.files import write_atomically
 from training.network import Iris
 
 RESULTS, TABLE, PREDICTIONS, LABELS = "results.json", "results.md", "predictions.csv", "labels.csv"

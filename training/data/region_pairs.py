@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storage import write_atomically
 from training.errors import DataError
-from training.files import write_atomically
 
 LEAST_REGIONS = 12
 """Pairs of scans with fewer paired regions are not drawn: a sample needs some that both views show."""
@@ -131,6 +131,7 @@ def read_pair_table(folder: str | Path, digests: Mapping[str, str]) -> PairTable
                 f"{path}: {reference} or {target} was prepared anew since. Run `mass pair` again, which "
                 "makes only such pairs anew"
             )
+        # Hex: runs that began earlier have recorded the digest of this text.
         digest.update(f"{path.name} {pairs.proposals.tobytes().hex()}\n".encode())
         if len(pairs.overlaps) >= LEAST_REGIONS:
             found.append(pairs)

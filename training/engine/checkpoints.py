@@ -8,6 +8,7 @@ in the published release. *Reads* the same. Files are written atomically: each i
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -16,8 +17,8 @@ from typing import Any
 
 import torch
 
+from storage import write_atomically
 from training.errors import CheckpointError
-from training.files import write_atomically
 from training.network import check_archive
 
 FORMAT, FORMAT_VERSION = "mass3d checkpoint", 1
@@ -44,8 +45,12 @@ def step_of(path: Path) -> int:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints that a run can resume from, oldest first."""
-    return sorted((path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name)), key=step_of)
+    """Return the checkpoints that a run can resume from, oldest first; none where there is no such folder.
+
+    Raises:
+        CheckpointError: The folder cannot be listed, for example without permission.
+    """
+    return sorted((folder / name for name in _names(folder) if _NAME.fullmatch(name)), key=step_of)
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -80,5 +85,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def remove_old_checkpoints(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints, and incomplete files of killed processes."""
-    for path in [*list_checkpoints(folder)[:-keep], *folder.glob(".*.part")]:
+    incomplete = [folder / name for name in _names(folder) if name.startswith(".") and name.endswith(".part")]
+    for path in [*list_checkpoints(folder)[:-keep], *incomplete]:
         path.unlink(missing_ok=True)
+
+
+def _names(folder: Path) -> list[str]:
+    # Not Path.glob: it takes a folder that it cannot list for an empty one, and a run would begin anew.
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: cannot be listed ({error.strerror}). Check the disk, and who may read the folder"
+        ) from error

@@ -19,10 +19,9 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from storage import sealed_line, unsealed_line
+from storage import sealed_line, unsealed_line, write_atomically
 from training.engine.precision import ChosenPrecision
 from training.errors import RunError
-from training.files import write_atomically
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from storage import Store, StorePath, open_store
+from storage import Store, StorePath, open_store, write_atomically
 from training.data import Share
 from training.engine import (
     Callbacks,
@@ -46,7 +46,6 @@ from training.engine import (
     settle_precision,
 )
 from training.evaluation import TITLES, Evaluation
-from training.files import write_atomically
 from training.finetuning.config import FinetuneConfig, with_chosen_window
 from training.finetuning.initial_tokens import OnScan, initial_tokens, random_tokens
 from training.finetuning.labelled_samples import (

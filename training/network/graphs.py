@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
+from storage import write_atomically
 from training.errors import ConfigError
-from training.files import write_atomically
 from training.network.encoder import Encoder
 from training.network.iris import CROP_MULTIPLE, Iris
 

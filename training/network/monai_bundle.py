@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.files import write_atomically
+from storage import write_atomically
 from training.network.graphs import OUTPUTS
 from training.network.image_format import ImageFormat
 from training.network.iris import CROP_MULTIPLE, Iris

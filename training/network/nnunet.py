@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
+from storage import write_atomically
 from training.errors import ConfigError
-from training.files import write_atomically
 from training.network.image_format import ImageFormat
 from training.network.iris import CROP_MULTIPLE, Iris
 from training.network.plain import STRIDES, plain_unet_state

@@ -23,8 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file, save
 from torch import Tensor
 
+from storage import write_atomically
 from training.errors import CheckpointError, ConfigError
-from training.files import read_record, write_atomically
+from training.files import read_record
 from training.network.encoder import Widths
 from training.network.iris import Iris
 from training.network.preparation import TrainedOn, recorded_beside

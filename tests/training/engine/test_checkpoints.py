@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from storage import write_atomically
 from training.engine.checkpoints import (
     checkpoint_path,
     list_checkpoints,
@@ -15,7 +18,6 @@ from training.engine.checkpoints import (
     save_checkpoint,
 )
 from training.errors import CheckpointError
-from training.files import write_atomically
 
 STATE = {"step": 7, "model": {"weight": torch.arange(4.0)}, "window": {"loss": 0.1}, "best": None}
 
@@ -52,6 +54,26 @@ def test_the_newest_stay_in_the_order_of_their_steps_not_of_their_names(tmp_path
     remove_old_checkpoints(tmp_path, 2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000020.pt", "step-100000000.pt"]
     assert sorted(path.name for path in tmp_path.iterdir())[0] == "best.pt"
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_and_not_a_run_without_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "checkpoints"
+    assert list_checkpoints(folder) == []
+    save_checkpoint(checkpoint_path(folder, 1), STATE)
+
+    def refuse(path: object = ".") -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    # A refusal is simulated, as nothing is refused to root.
+    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
+    for look in (lambda: list_checkpoints(folder), lambda: remove_old_checkpoints(folder, 1)):
+        with pytest.raises(CheckpointError, match=r"checkpoints: cannot be listed \(Permission denied\)"):
+            look()
+    monkeypatch.undo()
+    assert list_checkpoints(folder) == [checkpoint_path(folder, 1)]
 
 
 @pytest.mark.parametrize("kind", ["absent", "cut short", "not ours", "newer", "code"])

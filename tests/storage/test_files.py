@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.files import write_atomically
+from storage import write_atomically
 
 
 @contextmanager
