@@ -127,7 +127,7 @@ def _module(cupy: Any) -> Any:
 
 
 def _for_atomics(array: DeviceArray) -> DeviceArray:
-    """Return a view that the scatters accept: they have no int64. uint64 gives the same sums and order."""
+    """Return int64 as uint64, with the same sums and order: CuPy's scatters do not accept int64."""
     return array.view(np.uint64) if array.dtype == np.int64 else array
 
 

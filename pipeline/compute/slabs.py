@@ -1,4 +1,4 @@
-"""Slabs: a volume is worked on a few planes at a time, by several threads, with the same bits as at once.
+"""Slabs: work on a volume a few planes at a time, in several threads; the result is the same to the bit.
 
 For integer kernels only: their sums and minima do not depend on the order of the slabs. A filter reads a halo
 of planes beyond its slab, and its results there are discarded.

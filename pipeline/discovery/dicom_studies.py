@@ -1,4 +1,4 @@
-"""What belongs together in DICOM studies: labels and their series, series and their patient.
+"""Pairing within DICOM studies: labels with their series, series with their patient.
 
 *Reads*: nothing. *Writes*: label sources by series, cases, and notes.
 
@@ -8,9 +8,9 @@ A structure of a DICOM-SEG or RTSTRUCT file belongs to
     2. the series that the file names (SeriesInstanceUID); else
     3. where the file names neither, the only series with its frame of reference.
 
-A file of which no structure finds a series is noted. A case is the patient (PatientID), or the study where
-the id is missing or says nothing ("ANONYMOUS"). It is written as a hash of the first StudyInstanceUID of the
-patient in the order of texts: a hash of the id itself could be reversed by trying all short ids.
+A file none of whose structures belongs to a series is noted. A case is the patient (PatientID), or the study
+where the id is missing or says nothing ("ANONYMOUS"). It is written as a hash of the first StudyInstanceUID
+of the patient in the order of texts: a hash of the id itself could be reversed by trying all short ids.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _owners(header: LabelHeader, series: Sequence[DicomSeries]) -> dict[int, lis
 def declared_label(path: Path, series: DicomSeries | None, scrubber: Scrubber) -> LabelSource:
     """Return the label of a scan that a manifest pairs with a DICOM-SEG or RTSTRUCT file.
 
-    All structures are taken if none refers to the scan: the manifest's word counts, and the grids are
+    All structures are taken if none refers to the scan: the manifest has priority, and the grids are
     compared.
 
     Args:
@@ -146,7 +146,7 @@ def cases(series: Sequence[DicomSeries | None]) -> list[str]:
 
 
 def _patient(series: DicomSeries | None) -> str:
-    """Return what all series of one patient have in common, never shown; "" if unknown."""
+    """Return a text that is the same for all series of one patient, never shown; "" if unknown."""
     if series is None:
         return ""
     known = "" if series.identity is None else series.identity.patient_key()

@@ -2,8 +2,8 @@
 
 *Reads*: folder entries, and the first 132 bytes of files with an unknown suffix. *Writes*: nothing.
 Links to files are followed, and links to folders within the searched folder, each real folder once; links to
-folders elsewhere only if asked for. Hidden files and folders are left out, and what is no file at all (named
-pipes, sockets, devices): nothing that is opened here can wait for ever.
+folders elsewhere only if asked for. Hidden files and folders are left out, and special files (named pipes,
+sockets, devices), on which a read could wait for ever.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ _TABLES = frozenset(["dataset.json", "dataset_description.json", "meta.csv", "pa
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tree:
+class FolderListing:
     """Files of a folder; every path is relative to it, and lists are sorted.
 
     Attributes:
@@ -105,7 +105,7 @@ class Tree:
         tables: Files that describe a data set, such as dataset.json.
         unreadable: Folders and files that cannot be opened, with the system's reason.
         other: Number of other files, by suffix.
-        special: What is neither a file nor a folder, with its kind ("named pipe").
+        special: Special files, which are neither file nor folder, each with its kind ("named pipe").
         links_out: Links to folders outside of the searched one, which were not followed.
     """
 
@@ -119,7 +119,7 @@ class Tree:
     links_out: tuple[Path, ...] = ()
 
 
-def walk(root: Path, *, recursive: bool = True, follow_links: bool = False) -> Tree:
+def walk(root: Path, *, recursive: bool = True, follow_links: bool = False) -> FolderListing:
     """Return all files below a folder, sorted by their possible format.
 
     Args:
@@ -132,7 +132,7 @@ def walk(root: Path, *, recursive: bool = True, follow_links: bool = False) -> T
     sets: list[Path] = []
     tables: list[Path] = []
     other: Counter[str] = Counter()
-    listing = _Listing(root=root, recursive=recursive, follow_links=follow_links)
+    listing = _Walk(root=root, recursive=recursive, follow_links=follow_links)
     unreadable = listing.unreadable
     for path in listing.files():
         relative = path.relative_to(root)
@@ -158,7 +158,7 @@ def walk(root: Path, *, recursive: bool = True, follow_links: bool = False) -> T
                 dicom.append(relative)
             else:
                 other[path.suffix.lower() or "no suffix"] += 1
-    return Tree(
+    return FolderListing(
         volumes=tuple(sorted(volumes)),
         dicom=tuple(sorted(dicom)),
         sets=tuple(sorted(sets)),
@@ -171,8 +171,8 @@ def walk(root: Path, *, recursive: bool = True, follow_links: bool = False) -> T
 
 
 @dataclass(kw_only=True)
-class _Listing:
-    """A search for all files below a folder, with what is left out on the way, relative to it."""
+class _Walk:
+    """A search for all files below a folder; lists what is left out, relative to the folder."""
 
     root: Path
     recursive: bool

@@ -69,7 +69,7 @@ class DicomSeries:
         frame_of_reference: Frame of reference UID.
         instances: SOP instances of its images.
         stack: Index of the stack in a multi-frame file that holds several.
-        later_rules: Rules by which its voxels are read now and were not at first.
+        later_rules: Rules for reading its voxels that were added after the first version of the ingest.
         error: Why it cannot be read.
     """
 
@@ -180,7 +180,7 @@ def _add_label(labels: list[LabelHeader], label: LabelHeader) -> None:
 
 
 def _without_copies(headers: Sequence[Header]) -> list[Header]:
-    """Return the headers without copies; all of them if a file cannot be read, which is told later."""
+    """Return the headers without copies; all of them if a file cannot be read, which is reported later."""
     try:
         return drop_copies(headers)
     except OSError:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.discovery.dicom_studies import cases, pair_dicom_labels
-from pipeline.discovery.folder_listing import Tree, walk
+from pipeline.discovery.folder_listing import FolderListing, walk
 from pipeline.discovery.from_dicom import DicomFind, find_dicom
 from pipeline.discovery.layouts.layout import Files
 from pipeline.discovery.layouts.table import Search, search
@@ -55,41 +55,41 @@ def discover_folder(
         rules: How regular DICOM series must be.
         only: A file in the folder, to be searched alone.
         follow_links: Whether links to folders elsewhere are followed.
-        layout: How its files lie (`layouts.table`); "auto" to recognise it.
+        layout: Name of the layout of its files (`layouts.table`); "auto" to recognise it.
 
     Raises:
         ConfigError: There is no such layout, or nothing of it.
     """
-    tree = walk(root, recursive=only is None, follow_links=follow_links)
+    listing = walk(root, recursive=only is None, follow_links=follow_links)
     if only is not None:
-        tree = _only_file(tree, only.relative_to(root))
-    dicom = find_dicom(root, tree.dicom, rules)
+        listing = _only_file(listing, only.relative_to(root))
+    dicom = find_dicom(root, listing.dicom, rules)
     scrubber = Scrubber(dicom.patients)
-    of_files = search(Files(root=root, volumes=tree.volumes, tables=tree.tables), layout)
+    of_files = search(Files(root=root, volumes=listing.volumes, tables=listing.tables), layout)
     notes = [*of_files.notes, *_orphan_notes(of_files.orphans, scrubber)]
     found = [
         *_volumes(root, of_files, scrubber),
         *_series(root, dicom, scrubber, notes),
-        *_sets(root, tree.sets, scrubber, notes, requested=only is not None),
-        *_unreadable(tree, scrubber),
+        *_sets(root, listing.sets, scrubber, notes, requested=only is not None),
+        *_unreadable(listing, scrubber),
     ]
     notes.extend(dicom.notes)
-    notes.extend(_left_out(tree, scrubber))
-    if tree.other:
-        listed = ", ".join(f"{suffix} {count}" for suffix, count in tree.other)
-        notes.append(f"{sum(n for _, n in tree.other)} files of other kinds left out: {listed}")
+    notes.extend(_left_out(listing, scrubber))
+    if listing.other:
+        listed = ", ".join(f"{suffix} {count}" for suffix, count in listing.other)
+        notes.append(f"{sum(n for _, n in listing.other)} files of other kinds left out: {listed}")
     return _with_ids(found, notes)
 
 
-def _only_file(tree: Tree, only: Path) -> Tree:
-    """Return the tree with one of its files only."""
-    return Tree(
-        volumes=tuple(p for p in tree.volumes if p == only),
-        dicom=tuple(p for p in tree.dicom if p == only),
-        sets=tuple(p for p in tree.sets if p == only),
+def _only_file(listing: FolderListing, only: Path) -> FolderListing:
+    """Return the listing with one of its files only."""
+    return FolderListing(
+        volumes=tuple(p for p in listing.volumes if p == only),
+        dicom=tuple(p for p in listing.dicom if p == only),
+        sets=tuple(p for p in listing.sets if p == only),
         tables=(),
-        unreadable=tuple(item for item in tree.unreadable if item[0] == only),
-        special=tuple(item for item in tree.special if item[0] == only),
+        unreadable=tuple(item for item in listing.unreadable if item[0] == only),
+        special=tuple(item for item in listing.special if item[0] == only),
         other=(),
     )
 
@@ -201,8 +201,8 @@ def _plain(folders: Sequence[str]) -> tuple[str, ...]:
     return tuple(f for f in folders if f.lower() not in IMAGE_FOLDERS)
 
 
-def _unreadable(tree: Tree, scrubber: Scrubber) -> Iterable[_FoundScan]:
-    for path, reason in tree.unreadable:
+def _unreadable(listing: FolderListing, scrubber: Scrubber) -> Iterable[_FoundScan]:
+    for path, reason in listing.unreadable:
         shown = scrubber.path(path)
         error = UnreadableFile(
             f"it cannot be opened ({reason})",
@@ -212,14 +212,14 @@ def _unreadable(tree: Tree, scrubber: Scrubber) -> Iterable[_FoundScan]:
         yield _FoundScan(shown=shown, id_parts=(*shown.split("/"), "unreadable"), result=error)
 
 
-def _left_out(tree: Tree, scrubber: Scrubber) -> list[str]:
-    """Return notes on what is no file, and on links to folders elsewhere."""
-    notes = [f"{scrubber.path(path)} left out: a {kind}, not a file" for path, kind in tree.special[:5]]
-    if len(tree.special) > 5:
-        notes.append(f"{len(tree.special) - 5} more left out that are no files")
-    if tree.links_out:
-        shown = ", ".join(scrubber.path(path) for path in tree.links_out[:5])
-        more = f" and {len(tree.links_out) - 5} more" if len(tree.links_out) > 5 else ""
+def _left_out(listing: FolderListing, scrubber: Scrubber) -> list[str]:
+    """Return notes on special files, and on links to folders elsewhere."""
+    notes = [f"{scrubber.path(path)} left out: a {kind}, not a file" for path, kind in listing.special[:5]]
+    if len(listing.special) > 5:
+        notes.append(f"{len(listing.special) - 5} more left out that are no files")
+    if listing.links_out:
+        shown = ", ".join(scrubber.path(path) for path in listing.links_out[:5])
+        more = f" and {len(listing.links_out) - 5} more" if len(listing.links_out) > 5 else ""
         notes.append(f"links to folders elsewhere left out (--follow-links follows them): {shown}{more}")
     return notes
 

@@ -166,7 +166,7 @@ def _is_dicom_file(path: Path) -> bool:
 
 
 def _of_series(base: Source, series: DicomSeries) -> Source:
-    """Return the source with the files of a series, and what is special about reading them."""
+    """Return the source with the files of a series and the rules for reading them."""
     return replace(
         base,
         format="dicom",

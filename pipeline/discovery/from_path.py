@@ -6,7 +6,7 @@ Ids in a folder: the parts of a scan's relative path joined by '_', without the 
 named images, imagesTr, imagesTs or image. The data set is the searched folder. A DICOM series has the id of
 its folder, with the series' number if several share a folder. If two scans would get one id, both get a short
 hash too. Scans of an .npz set (`npz_sets`) are called SET_train_0007, and their data set is SET. Ids in a
-manifest are used as they are, or refused. How the files of a folder lie is recognised (`layouts`). Labels are
+manifest are used as they are, or refused. The layout of a folder is recognised (`layouts`). Labels are
 paired by the manifest, by the layout, or by name (`pairing`). Names of label values come from JSON files
 (`label_names`).
 """
@@ -32,7 +32,7 @@ def discover(raw: Path, rules: SeriesRules, *, layout: str = AUTO, follow_links:
     Args:
         raw: The path.
         rules: How regular DICOM series must be, and the frame of 4D series.
-        layout: How a folder's files lie, one of `LAYOUT_NAMES`; "auto" to recognise it.
+        layout: Layout of a folder, one of `LAYOUT_NAMES`; "auto" to recognise it.
         follow_links: Whether links in a folder that lead to folders elsewhere are followed.
 
     Returns:

@@ -12,7 +12,7 @@
     frame        index of the frame of a 4D image, from 0
     series       SeriesInstanceUID, if a DICOM folder holds several series
     class        class of the scan as a whole, for classification
-    case         patient or study; scans of one case are never torn apart by a split
+    case         patient or study; all scans of one case are in the same part of a split
 
 Other columns are noted and not used.
 """

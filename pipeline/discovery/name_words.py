@@ -1,4 +1,4 @@
-"""Words in names of files and folders that tell labels from scans, and what a name is without them.
+"""Words in names of files and folders that distinguish labels from scans, and names without them.
 
 *Reads*: names. *Writes*: words in lower case. A name is cut at everything that is no letter and no digit; a
 number is cut off a word that is known here ("label0001"), and such a word off a name in mixed case
@@ -22,7 +22,7 @@ PLAIN_WORDS = {
     **dict.fromkeys(["delineation", "delineations"], "delineation"),
     **{word: word for word in ["dseg", "fseg", "aseg", "aparc", "wmparc", "parcellation"]},
 }
-"""A file with one of these words in its name is a label; and the word that its label map is called by."""
+"""A file with one of these words in its name is a label; each with the name of the label map."""
 
 WEAK_WORDS = frozenset(
     ["lesion", "lesions", "tumor", "tumour", "roi", "rois", "anatomy", "contour", "contours", "wmh", "ribbon"]
@@ -49,7 +49,7 @@ CHANNEL_WORDS: dict[str, Modality] = (
 PROCESSING_WORDS = frozenset(
     ["pp", "preprocessed", "preproc", "n4", "bias", "restore", "coreg", "registered", "space"]
 )
-"""Words behind a channel that say how it was made."""
+"""Words after a channel that say how it was made."""
 
 _KNOWN = (*sorted({*PLAIN_WORDS, *IMAGE_WORDS}, key=len, reverse=True),)
 _NUMBERED = re.compile(rf"(?P<word>{'|'.join(_KNOWN)})(?P<number>\d+)", re.IGNORECASE)
@@ -68,21 +68,21 @@ def name_words(name: str) -> tuple[str, ...]:
 
 
 def label_word(words: Iterable[str]) -> str | None:
-    """Return the name of the label that the last word for labels tells, or None if there is none."""
+    """Return the label map's name for the last word for labels, or None if there is no such word."""
     return next((PLAIN_WORDS[word] for word in reversed(tuple(words)) if word in PLAIN_WORDS), None)
 
 
 def is_label_folder_word(folder: str) -> bool:
     """Whether a folder's name begins or ends with a word for labels ("Lung_Mask", "seg-lungs").
 
-    Such folders may also be data sets that are called so ("HaN-Seg"); only the files in them tell.
+    Such a folder may also be a data set with such a name ("HaN-Seg"); only its files show which.
     """
     words = [word for word in name_words(folder) if not word.isdigit()]
     return bool(words) and (words[0] in PLAIN_WORDS or words[-1] in PLAIN_WORDS)
 
 
 def key_of(words: Sequence[str]) -> tuple[str, ...]:
-    """Return what tells a scan or a label from others: its words without those for labels and images."""
+    """Return the words that identify a scan or a label: those that are not words for labels and images."""
     return tuple(word for word in words if word not in PLAIN_WORDS and word not in IMAGE_WORDS)
 
 
@@ -109,7 +109,7 @@ def keys_of_scan(words: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def channel_start(words: Sequence[str]) -> int:
-    """Return where the words of a channel begin, which end the name; its length if there are none."""
+    """Return the index of the first word of the channel at the end of a name, or the number of words."""
     end = len(words)
     while end > 0 and words[end - 1] in PROCESSING_WORDS:
         end -= 1

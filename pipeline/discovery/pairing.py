@@ -90,7 +90,7 @@ RULES = {
     "elsewhere": "the same name in another folder",
     "number": "the same number",
 }
-"""Rules by which a label finds its scans, in their order, and what is said of them."""
+"""Rules by which a label finds its scans, in their order, each with its text in notes."""
 
 _CERTAIN = ("folders", "suffix", "words")
 
@@ -198,14 +198,14 @@ def _label_name(words: Iterable[str]) -> str:
 
 
 def _own_name(words: _Key, of_scan: _Key) -> str:
-    """Return the name of a label from the words that its scan does not have; "" if they tell nothing."""
+    """Return the name of a label from the words that its scan does not have; "" if none is left."""
     own = [word for word in words if word not in IMAGE_WORDS and word not in of_scan]
     return _label_name(own) if key_of(own) else ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Scans:
-    """Scans by what labels find them by.
+    """Index of scans for the rules of the pairing.
 
     Attributes:
         by_name: By folder in lower case and name, as in rules a and b.

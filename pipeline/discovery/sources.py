@@ -97,11 +97,12 @@ class Source:
         location: Its name in messages and records: relative to the searched folder, without a patient's name.
         frame: Index of the frame of a 4D file, from 0.
         stack: Index of the stack in a multi-frame DICOM file that holds several, from 0.
-        later_rules: Rules by which its voxels are read now and were not at first ("suv"). They enter its
-            digest, so that scans stored before are read again, and no others.
+        later_rules: Rules for reading its voxels that were added after the first version of the ingest
+            ("suv"). They enter its digest, so that scans stored before are read again, and no others.
         item: Position in a set.
         classes: Class of the scan as a whole: one class, or "0" or "1" for each of several; empty if unknown.
-        case: Patient or study that it is of; scans of one case are never torn apart. Empty: the scan alone.
+        case: Patient or study that it is of; scans of one case stay together in splits. Empty: the scan
+            alone.
     """
 
     scan_id: str

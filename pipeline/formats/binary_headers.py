@@ -38,7 +38,7 @@ _SIZE_TOLERANCE = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What the check of a file of its format found.
+    """Result of the check of an image file.
 
     Attributes:
         num_not_finite: Voxels of the frame in use that are NaN or infinite; 0 where the format's library
@@ -80,31 +80,31 @@ class BinaryHeader:
 
 
 def check_nifti(path: Path, start: bytes, frame: int | None, shown: str) -> Checked | None:
-    """Check a NIfTI-1 file of one part."""
+    """Check a NIfTI-1 file, header and voxels in one; see `ImageFormat.check`."""
     if path.suffix.lower() == ".hdr":
         return None
     return _check_file(path, start, frame, shown, parse=lambda first: _nifti_1(first, b"n+1\0", shown))
 
 
 def check_nifti_pair(path: Path, start: bytes, frame: int | None, shown: str) -> Checked | None:
-    """Check a NIfTI-1 pair: the header X.hdr, and the voxels in X.img."""
+    """Check a NIfTI-1 pair, header X.hdr and voxels X.img; see `ImageFormat.check`."""
     header = _nifti_1(start, b"ni1\0", shown) if path.suffix.lower() == ".hdr" else None
     return None if header is None else _check_pair(path, header, frame, shown)
 
 
 def check_nifti_2(path: Path, start: bytes, frame: int | None, shown: str) -> Checked | None:
-    """Check a NIfTI-2 file of one part."""
+    """Check a NIfTI-2 file, header and voxels in one; see `ImageFormat.check`."""
     return _check_file(path, start, frame, shown, parse=lambda first: _nifti_2(first, shown))
 
 
 def check_analyze(path: Path, start: bytes, frame: int | None, shown: str) -> Checked | None:
-    """Check an Analyze 7.5 pair: the header X.hdr, and the voxels in X.img."""
+    """Check an Analyze 7.5 pair, header X.hdr and voxels X.img; see `ImageFormat.check`."""
     header = _analyze(start, shown) if path.suffix.lower() == ".hdr" else None
     return None if header is None else _check_pair(path, header, frame, shown)
 
 
 def check_mgh(path: Path, start: bytes, frame: int | None, shown: str) -> Checked | None:
-    """Check an MGH file, which may be zipped (.mgz)."""
+    """Check an MGH file, which may be zipped (.mgz); see `ImageFormat.check`."""
     if path.suffix.lower() not in (".mgh", ".mgz"):
         return None
     return _check_file(path, start, frame, shown, parse=lambda first: _mgh(first, shown))
@@ -136,7 +136,7 @@ def _nifti_1(start: bytes, magic: bytes, shown: str) -> BinaryHeader | None:
     """Return the header in a file's first bytes, of either byte order, or None."""
     if len(start) < (352 if magic == b"n+1\0" else 348):
         return None
-    # A NIfTI of one part whose magic names two is read all the same, as the library does.
+    # A NIfTI file in one part whose magic number is that of a pair is read, as the library does.
     known = (magic,) if magic == b"ni1\0" else (magic, b"ni1\0")
     for order in "<>":
         if struct.unpack_from(order + "i", start)[0] != 348 or start[344:348] not in known:
@@ -278,7 +278,7 @@ def _inside_header(offset: float, shown: str) -> ScanError:
 
 
 def _check_header(header: BinaryHeader, shown: str) -> None:
-    """Refuse what the libraries repair in silence, or stumble over."""
+    """Refuse headers that the libraries would repair without notice, or cannot read."""
     if not header.shape or min(header.shape) < 1:
         raise CorruptImage(
             f"the header must give at least one voxel per axis, got {header.shape}",

@@ -61,11 +61,11 @@ class ImageFormat:
     """nibabel's name of a reader for files that SimpleITK refuses for their orientation, or would change: it
     reads NaN as 0."""
     note: str = ""
-    """What is to be known of every scan of this format, for the scan's notes."""
+    """Note that every scan of this format gets; empty for none."""
     check: Callable[[Path, bytes, int | None, str], Checked | None]
-    """What was found in a file of this format, None for a file of another. It is given the path, the first
-    bytes, the frame that is used (None: all), and the file's name in messages. Raises a `ScanError` if the
-    file is broken in a way that the library would repair in silence."""
+    """Returns the result of the check, or None for a file of another format. Its arguments: the path, the
+    first bytes, the frame that is used (None: all), and the file's name in messages. Raises a `ScanError` if
+    the file is broken in a way that the library would repair without notice."""
 
 
 def identify(path: Path, *, shown: str, frame: int | None = None) -> tuple[ImageFormat, Checked]:
@@ -97,7 +97,7 @@ def identify(path: Path, *, shown: str, frame: int | None = None) -> tuple[Image
 
 
 def _check_name(path: Path, image_format: ImageFormat, zipped: bool, shown: str) -> None:
-    """Refuse names by which the libraries take a NIfTI file for another: x.nii that is zipped, x.Nii.Gz."""
+    """Refuse names of NIfTI files by which the libraries would misread them: a zipped x.nii, x.Nii.Gz."""
     ending = _NIFTI_NAME.search(path.name)
     if ending is None or ".nii" not in image_format.suffixes:
         return

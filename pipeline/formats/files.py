@@ -83,9 +83,9 @@ def is_transient(error: BaseException) -> bool:
 
 
 def special_kind(path: Path) -> str:
-    """Return what stands in a file's place: "named pipe", "socket", "device"; empty for a file or a folder.
+    """Return the kind of a special file ("named pipe", "socket", "device"); "" for a file or a folder.
 
-    Reading from one of these could wait for ever. A path that cannot be looked at is none.
+    Reading a special file could wait for ever. A path that cannot be examined counts as none.
     """
     try:
         mode = path.stat().st_mode
@@ -95,7 +95,7 @@ def special_kind(path: Path) -> str:
 
 
 def refuse_special(path: Path, *, shown: str, what: str = "file") -> None:
-    """Refuse a named pipe, socket or device, before anybody opens it; arguments as in `check_readable`."""
+    """Refuse a named pipe, socket or device before it is opened; arguments as in `check_readable`."""
     if kind := special_kind(path):
         raise UnreadableFile(
             f"the {what} must be a file, a {kind} is in its place", path=shown, remedy=f"Remove the {kind}"

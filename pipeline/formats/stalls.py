@@ -1,4 +1,4 @@
-"""A limit to how long reading may stand still, as on a network disk that does not answer.
+"""A time limit for reads without progress, as on a network disk that does not answer.
 
 *Reads*: what a thread of this process has read and computed so far (/proc of Linux; elsewhere there is no
 limit). *Writes*: nothing. A thread that the system holds cannot be ended: it is left behind, and ends with
@@ -18,16 +18,16 @@ from pipeline.errors import StalledRead
 Result = TypeVar("Result")
 
 HURRIED_SECONDS = 5.0
-"""Limit once somebody waits for the end of the run."""
+"""Time limit in seconds while a user waits for the end of the run."""
 
 _POLL_SECONDS = 0.5
 
 _hurried = threading.Event()
-"""Set while somebody waits for the end of the run; a signal handler has no other way to say so."""
+"""Set while a user waits for the end of the run; a signal handler has no other way to say so."""
 
 
 def hurry_reads(hurried: bool = True) -> None:
-    """Give up stalled reads of this process after `HURRIED_SECONDS`, whatever their own limit; or no more."""
+    """Give up stalled reads of this process after `HURRIED_SECONDS`; False: after their own limits again."""
     if hurried:
         _hurried.set()
     else:
@@ -43,7 +43,7 @@ def until_stalled(read: Callable[[], Result], *, seconds: float, shown: str) -> 
         shown: Name of the scan in the message.
 
     Raises:
-        StalledRead: It stood still for longer.
+        StalledRead: The thread made no progress for longer.
     """
     thread = _Reading(read)
     thread.start()
@@ -67,7 +67,7 @@ def until_stalled(read: Callable[[], Result], *, seconds: float, shown: str) -> 
 
 
 class _Reading(threading.Thread, Generic[Result]):
-    """A thread that calls a function, and keeps what came of it."""
+    """A thread that calls a function and keeps its result or its error."""
 
     def __init__(self, read: Callable[[], Result]) -> None:
         super().__init__(name="reading", daemon=True)
@@ -79,7 +79,7 @@ class _Reading(threading.Thread, Generic[Result]):
     def run(self) -> None:
         try:
             self._results.append(self._context.run(self._read))
-        except BaseException as error:  # noqa: BLE001 - raised again by `outcome`, where somebody waits
+        except BaseException as error:  # noqa: BLE001 - raised again by `outcome`
             self._error = error
 
     def outcome(self) -> Result:

@@ -33,7 +33,7 @@ _NRRD_BYTES = {
 _NRRD_TYPES = {name: size for size, names in _NRRD_BYTES.items() for name in names.split("|")}
 
 _MOST_DEFLATED = 1032
-"""A byte of a deflate stream (zlib, gzip) unpacks to at most so many (zlib's technical details)."""
+"""Most bytes that one byte of a deflate stream (zlib, gzip) unpacks to (zlib's technical details)."""
 
 _META_LINE = re.compile(r"[^=]*\w[^=]*=")
 _META_TRUE, _META_KNOWN = "Tt1", "Tt1Ff0"
@@ -124,7 +124,7 @@ def check_meta(path: Path, start: bytes, frame: int | None, shown: str) -> Check
 
 
 def _check_meta_lines(text: str, fields: dict[str, str], shown: str) -> None:
-    """Refuse headers that the library stumbles over: odd lines, switches or numbers; axes before NDims."""
+    """Refuse headers that the library cannot read: malformed lines, switches, numbers; axes before NDims."""
     broken = next((line for line in text.splitlines() if line.strip() and not _META_LINE.match(line)), None)
     names = list(fields)
     early = [name for name in names[: names.index("NDims")] if name in _META_BY_AXIS]
@@ -145,7 +145,7 @@ def _check_meta_lines(text: str, fields: dict[str, str], shown: str) -> None:
 
 
 def _counts(fields: dict[str, str], name: str) -> bool:
-    """Whether a field has as many words as NDims asks for."""
+    """Whether a field has the number of words that NDims requires."""
     number = int(fields["NDims"])
     return len(fields[name].split()) == (number**2 if name in _META_MATRICES else number)
 
@@ -159,13 +159,13 @@ def check_data_names(names: Iterable[str], shown: str) -> None:
 
     Raises:
         UnreadableFile: A name is an absolute path, or has `..` in it.
-        CorruptImage: A name is none. The library divides by the step of a name with numbers.
+        CorruptImage: A name is not valid, or the step of a name with numbers is 0: the library divides by it.
     """
     for name in names:
         pattern = _PATTERN.fullmatch(name)
         if not name.isprintable() or ("%" in name and (pattern is None or pattern["step"] == "0")):
             raise CorruptImage(
-                "the name of the data file in the header is no name", path=shown, remedy=_REMEDY_COPY
+                "the name of the data file in the header is not valid", path=shown, remedy=_REMEDY_COPY
             )
         if not lies_below(name):
             raise UnreadableFile(
@@ -215,7 +215,7 @@ def _check_length(present: int, needed: int, shown: str) -> None:
 
 
 def _check_deflated(data: Path, begin: int, needed: int, shown: str) -> None:
-    """Unpack a zlib or gzip stream and check its length and its checksum; nothing of it is kept."""
+    """Unpack a zlib or gzip stream to check its length and its checksum; the bytes are discarded."""
     _check_length((data.stat().st_size - begin) * _MOST_DEFLATED, needed, shown)
     unpacker, present = zlib.decompressobj(zlib.MAX_WBITS | 32), 0
     with data.open("rb") as file:

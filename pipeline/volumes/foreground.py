@@ -82,7 +82,7 @@ def background_threshold(sample: NDArray[Any]) -> float:
 def working_sample(
     image: NDArray[Any], spacing_zyx_mm: tuple[float, float, float]
 ) -> tuple[NDArray[Any], tuple[int, int, int], float]:
-    """Return an image at a distance of about 3 mm, its strides, and the fraction that makes a part small."""
+    """Return the image sampled about every 3 mm, the strides, and the fraction for small components."""
     z, y, x = (max(1, round(_WORKING_MM / s)) for s in spacing_zyx_mm)
     return image[::z, ::y, ::x], (z, y, x), _SMALL_FRACTION
 

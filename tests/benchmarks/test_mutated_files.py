@@ -49,9 +49,12 @@ def read(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        (b"s%03d.raw 1 9 0", "is no name"),  # the library divides by the step, and takes the process with it
-        (b"LO%5Y\x9d\x01", "is no name"),
-        (b"x\0.raw", "is no name"),
+        (
+            b"s%03d.raw 1 9 0",
+            "is not valid",
+        ),  # the library divides by the step, which ends the process
+        (b"LO%5Y\x9d\x01", "is not valid"),
+        (b"x\0.raw", "is not valid"),
     ],
 )
 def test_a_data_file_whose_name_is_none_is_refused_before_the_library_sees_it(

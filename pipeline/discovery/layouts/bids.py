@@ -1,13 +1,13 @@
 """BIDS: sub-X/[ses-Y/]anat/sub-X_T1w.nii.gz, with labels below derivatives.
 
-    sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz                         a scan; its suffix tells the modality
+    sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz                         a scan; its suffix gives the modality
     derivatives/P/sub-01/anat/sub-01_space-orig_dseg.nii.gz           a label map; names from dseg.tsv
     derivatives/P/sub-01/anat/sub-01_T1w_label-SC_mask.nii.gz         the mask of the structure SC
 
 A label belongs to the scans whose entities (sub, ses, acq, run, ...) it repeats; to one of them if it names
 its suffix or the JSON beside it names its source (RawSources); else to all that lie on its grid. Masks of one
 scan are one label map. Labels may lie beside their scans too. The case is the subject. participants.tsv may
-tell the split (column split) and the class of its scans (column group). Images that are no scan, probability
+give the split (column split) and the class of its scans (column group). Images that are no scan, probability
 maps, labels in another space, and images among the derivatives are left out, with a note for each kind.
 """
 
@@ -66,7 +66,7 @@ class _Mark:
         path: Its file.
         name: Its parsed name.
         owners: The scans.
-        sure: Whether it names its scan, so that it must lie on its grid.
+        sure: Whether it names its scan; then it must lie on the scan's grid.
     """
 
     path: Path = field(repr=False)
@@ -161,14 +161,14 @@ def _has_directions(scan: Path) -> bool:
 
 
 def _modality(scan: Path, dataset: Path, suffix: str) -> Modality | None:
-    """Return the modality that the suffix tells, else the JSON file."""
+    """Return the modality by the suffix, else by the JSON file."""
     return modality_of_suffix(suffix) or sidecar_modality(scan, dataset, suffix)
 
 
 def _mark(
     path: Path, root: Path, of_subject: Mapping[str, Mapping[Path, BidsName]], left_out: Counter[str]
 ) -> _Mark | None:
-    """Return a derivative as a label, or None if it is none; then it is counted."""
+    """Return a derivative as a label, or None if it is not a label; then it is counted."""
     name = parse_name(path)
     is_label = name.suffix in LABEL_SUFFIXES or {"seg", "label"} & set(name.entities)
     if not is_label:

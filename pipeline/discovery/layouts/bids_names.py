@@ -1,4 +1,4 @@
-"""Names of BIDS files: entities and suffixes, and what each suffix is.
+"""Names of BIDS files: entities and suffixes, and the kind of image of each suffix.
 
 *Reads*: file names. *Writes*: `BidsName`. Source: BIDS specification 1.10, appendices on entities and
 suffixes.
@@ -40,7 +40,7 @@ _LOWER_SUFFIXES: dict[str, Modality] = {
 
 
 def modality_of_suffix(suffix: str) -> Modality | None:
-    """Return the modality that a suffix tells, in any case ("adc"), or None."""
+    """Return the modality of a suffix, in upper or lower case, or None."""
     return _LOWER_SUFFIXES.get(suffix.lower())
 
 
@@ -76,7 +76,7 @@ class BidsName:
 
     Attributes:
         entities: Value of each entity.
-        words: Parts that are no entity; the last is the suffix, those before are of a derivative's scan.
+        words: Parts that are no entity; the last is the suffix, the others are of the scan of a derivative.
     """
 
     entities: Mapping[str, str]

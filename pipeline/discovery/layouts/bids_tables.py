@@ -1,7 +1,7 @@
 """Tables of BIDS: names of label values, participants, and the modality in sidecar files.
 
-*Reads*: TSV and JSON files. *Writes*: names, splits, groups and modalities. A file that cannot be read
-tells nothing: the specification leaves all of them optional.
+*Reads*: TSV and JSON files. *Writes*: names, splits, groups and modalities. A file that cannot be read is
+treated as missing: in the specification all of them are optional.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def participants(dataset: Path) -> dict[str, dict[str, str]]:
 
 
 def value_names(label: Path, dataset: Path) -> dict[int, str] | None:
-    """Return the names in the dseg.tsv that holds for a label map, or None.
+    """Return the names in the dseg.tsv that applies to a label map, or None.
 
     The file has the label's own name, or it lies in its folder or one above, up to the data set's, and has no
-    entity that the label has not (the inheritance principle). The nearest counts, and of those in one folder
-    the one with most entities.
+    entity that the label has not (the inheritance principle). The nearest one is taken; of several in one
+    folder, the one with most entities.
 
     Args:
         label: The label map.

@@ -1,4 +1,4 @@
-"""Words for the channels of a case (MR sequences, CT, PET), and the modality that they tell.
+"""Words for the channels of a case (MR sequences, CT, PET), and the modality of each.
 
 *Reads*: names of channels and of files. *Writes*: words and modalities.
 """
@@ -23,14 +23,14 @@ def words_of(text: str) -> list[str]:
 def modality_of_channel(name: str) -> Modality | None:
     """Return the modality of a channel that a data set names ("CT", "T1w", "FDG-PET"), or None.
 
-    A name whose words stand for two modalities tells none.
+    None for a name with words of two modalities.
     """
     found = {CHANNEL_WORDS[word] for word in words_of(name) if word in CHANNEL_WORDS}
     return found.pop() if len(found) == 1 else None
 
 
 def split_channel(stem: str) -> tuple[str, tuple[str, ...]]:
-    """Return what a file's name is before its channel, and the channel's words; () if it names none.
+    """Return the part of a file's name before its channel, and the channel's words; () without a channel.
 
     "p01_MR_T1" is ("p01", ("mr", "t1")), and "FLAIR" is ("", ("flair",)).
     """
@@ -43,7 +43,7 @@ def split_channel(stem: str) -> tuple[str, tuple[str, ...]]:
 
 
 def modality_of_words(words: Sequence[str], beside: Iterable[str]) -> Modality | None:
-    """Return the modality of a file by the words of its channel, or None if they do not tell for certain.
+    """Return the modality of a file by the words of its channel, or None if it is not certain.
 
     Args:
         words: Words of its own channel.

@@ -46,7 +46,7 @@ class Case:
 
     @property
     def place(self) -> Path:
-        """Where the case lies, as a path that no other case has."""
+        """A path that identifies the case; it need not exist."""
         match = _VISIT.match(self.prefix)
         if match:
             above = self.folder.parent if self.folder.name == self.prefix else self.folder
@@ -54,7 +54,7 @@ class Case:
         return self.folder if self.prefix in ("", self.folder.name) else self.folder / self.prefix
 
     def modality(self, scan: Path) -> Modality | None:
-        """Return the modality of one of its scans, if the words tell."""
+        """Return the modality of one of its scans by the words of its channel, or None."""
         return modality_of_words(self.channels[scan], [w for words in self.channels.values() for w in words])
 
 

@@ -18,7 +18,7 @@ DATASET_FILE = "dataset.json"
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetJson:
-    """What a dataset.json tells.
+    """Contents of a dataset.json.
 
     Attributes:
         form: "nnunet" with `channel_names`, "decathlon" with `modality` (also nnU-Net v1).
@@ -26,7 +26,7 @@ class DatasetJson:
         value_names: Name of each label value without 0, or None.
         regions: Values of each region, by its name, where labels are regions; else empty.
         file_ending: Suffix of its images; empty if it does not say.
-        num_training: Number of training cases that it promises, or None.
+        num_training: Number of training cases that it states, or None.
         lists_files: Whether it names its files itself, in place of the usual folders.
     """
 
@@ -40,7 +40,7 @@ class DatasetJson:
 
 
 def read_dataset_json(path: Path) -> DatasetJson | None:
-    """Return what the file tells, or None if it is of neither form."""
+    """Return the contents of the file, or None if it is of neither form."""
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
@@ -91,7 +91,7 @@ def _regions(labels: Any) -> dict[str, tuple[int, ...]]:
 def names_of_regions(regions: Mapping[str, tuple[int, ...]]) -> dict[int, str]:
     """Return a name for each value: the regions that hold it, from the largest to the smallest.
 
-    Values in the same regions are told apart by their number: "kidney (1)", "kidney (2)".
+    Values in the same regions are distinguished by their number: "kidney (1)", "kidney (2)".
     """
     ordered = sorted(regions, key=lambda name: (-len(regions[name]), name))
     values = sorted({value for held in regions.values() for value in held})

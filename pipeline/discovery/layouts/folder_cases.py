@@ -1,12 +1,12 @@
-"""Cases that the tree of folders tells: a folder for each patient, or a folder for each MR sequence.
+"""Cases by folders: a folder for each patient, or a folder for each MR sequence.
 
     patient001/patient001_frame01.nii.gz, patient001_4d.nii.gz      the files are named after their folder
     100307/T1w/T1w.nii.gz, 100307/MNI/T1w.nii.gz                    the same names in other such folders
     IXI-T1/IXI002-T1.nii.gz, IXI-T2/IXI002-T2.nii.gz                the same name but for the sequence
 
-In the first two a folder is a patient's only if its name has a number and another folder beside it is named
-alike. Numbers in the names of the second kind's files would tell other patients: then it is none. A folder of
-more than 20 scans is none. Where this is not certain, scans have no case.
+In the first two, a folder is that of a patient only if its name has a number, and a folder beside it has the
+same name but for the number. In the second, files whose names have numbers may be of several patients: then
+it is not. A folder of more than 20 scans is never that of a patient. In doubt, scans have no case.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _TIMES = frozenset(
 
 
 def folder_cases(scans: Iterable[Path]) -> dict[Path, Path]:
-    """Return the case of each scan whose folders tell it."""
+    """Return the case of each scan whose folders give one."""
     listed = tuple(scans)
     return _cases_of_sequences(listed) | _cases_of_folders(listed)
 
 
 def with_wider_case(scan: LayoutScan, cases: Mapping[Path, Path]) -> LayoutScan:
-    """Return a scan with the case that its folders tell, if it has none, or one that lies in this."""
+    """Return a scan with the case by its folders, if it has no case, or one that lies inside that case."""
     case = cases.get(scan.image)
     is_wider = case is not None and (scan.case is None or scan.case.is_relative_to(case))
     return replace(scan, case=case) if is_wider else scan

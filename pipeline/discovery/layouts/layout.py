@@ -1,4 +1,4 @@
-"""What a layout is given and what it finds.
+"""Types of the layouts: the files that a layout is given, and the scans that it finds.
 
 Paths are relative to the searched folder, except in `LabelSource`. Nothing that a layout finds changes the id
 of a scan: it is the path of its file, in every layout; only several scans of one file have a `part` besides.
@@ -45,9 +45,9 @@ class LayoutScan:
     Attributes:
         image: Its file.
         labels: Its label maps, each with its location in messages left empty.
-        modality: "ct", "mr", "pet", or None if the layout does not tell.
+        modality: "ct", "mr", "pet", or None if the layout does not give it.
         split: "train", "test", ...; None: from the folders' names.
-        case: Where its case lies, as a path: unique below the searched folder; None: the scan alone.
+        case: Path that identifies its case, unique below the searched folder; None: the scan alone.
         dataset: Folder of its data set.
         group: Class of the scan as a whole; empty if unknown.
         frame: Volume of a 4D file, from 0.
@@ -80,7 +80,7 @@ class LayoutFailure:
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutFind:
-    """What a layout found.
+    """Result of a layout.
 
     Attributes:
         scans: The scans.
@@ -103,7 +103,7 @@ class Layout:
         name: Its name on the command line.
         title: Its name in notes.
         wants: What it is recognised by, in words.
-        find: Returns what it finds among files; nothing where it recognises nothing.
+        find: Returns its result for some files; an empty one where it recognises nothing.
     """
 
     name: str
@@ -113,7 +113,7 @@ class Layout:
 
 
 def together(finds: Iterable[LayoutFind]) -> LayoutFind:
-    """Return several finds as one."""
+    """Return several results as one."""
     scans: list[LayoutScan] = []
     taken: set[Path] = set()
     notes: list[str] = []

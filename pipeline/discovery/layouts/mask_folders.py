@@ -6,7 +6,7 @@
 
 Every mask is a structure, named like its file. All scans of a data set share one numbering: the names in the
 order of letters, from 1. A table meta.csv (columns image_id and split) beside the cases gives the split.
-Only masks that no rule pairs by name are taken so.
+Only masks that no rule of `pairing` pairs by name are taken in this way.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
     imagesTs, labelsTs                            likewise, split "test"
     imagesVa or imagesVal, labelsVa, ...          likewise, split "val"
 
-The channels' names tell the modality. A case is a case only where it has several channels. Names of values
-come from `labels`, also where these are regions. Other folders and files are left to other layouts.
+The names of the channels give the modality. Scans get a case only where it has several channels. Names of
+values come from `labels`, also where these are regions. Other folders and files are left to other layouts.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def _unread_ending(folder: Path, facts: DatasetJson) -> LayoutFailure | None:
 
 
 def _notes(found: Sequence[_Image], num_images: int, facts: DatasetJson) -> Iterable[str]:
-    """Yield what in a data set differs from what its dataset.json says."""
+    """Yield notes on differences between a data set and its dataset.json."""
     if facts.lists_files:
         yield (
             "a dataset.json lists its files itself (key dataset): only those in imagesTr and imagesTs are "

@@ -51,7 +51,7 @@ LAYOUTS = (NNUNET, DECATHLON, BIDS, FREESURFER, TOTALSEGMENTATOR, BRATS)
 """Layouts that are recognised, in the order in which they are tried."""
 
 _OF_FOLDERS = (TOTALSEGMENTATOR, BRATS, PLAIN)
-"""Layouts that do not tell the patient: folders may tell it."""
+"""Layouts without patients; folders may give them."""
 
 AUTO = "auto"
 
@@ -67,7 +67,7 @@ class Search:
         scans: The scans.
         orphans: Files that look like labels and belong to no scan.
         notes: Which layouts were recognised, and what they noted.
-        failures: What was recognised and cannot be read.
+        failures: Data sets and files that were recognised and cannot be read.
     """
 
     scans: tuple[LayoutScan, ...]
@@ -120,7 +120,7 @@ def search(files: Files, name: str = AUTO) -> Search:
 def _with_folder_cases(
     finds: Mapping[Layout, LayoutFind], root: Path, orphans: Iterable[Path]
 ) -> dict[Layout, LayoutFind]:
-    """Return the finds whose layouts do not tell the patient, with the cases that the folders of all tell.
+    """Return the results of layouts without patients, with the cases by the folders of all scans.
 
     Labels that belong to no scan yet belong to those of the patient's folder that they lie in.
     """
@@ -141,7 +141,7 @@ def _with_folder_cases(
 
 
 def _line(layout: Layout, scans: Sequence[LayoutScan]) -> str:
-    """Return the line that tells what a layout found."""
+    """Return a line of text on what a layout found."""
     cases = {scan.case for scan in scans if scan.case is not None}
     labelled = sum(1 for scan in scans if scan.labels)
     return (

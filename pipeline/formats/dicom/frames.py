@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.formats.dicom.values import find_floats, find_number, find_text
 
 VOLUME_KEYS = ("temporal position", "echo time", "trigger delay", "b-value")
-"""What tells the volumes of a 4D file apart, in the order in which they are sorted."""
+"""What distinguishes the volumes of a 4D file; volumes are sorted by these, in this order."""
 
 
 @dataclass(frozen=True, kw_only=True)

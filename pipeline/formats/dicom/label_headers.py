@@ -59,7 +59,7 @@ class DicomStructure:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelHeader:
-    """What a DICOM-SEG or RTSTRUCT file says of itself.
+    """Header of a DICOM-SEG or RTSTRUCT file.
 
     Attributes:
         path: The file.
@@ -84,7 +84,7 @@ def label_kind(sop_class: str) -> LabelKind | None:
 
 
 def read_label_header(path: Path) -> LabelHeader:
-    """Return what a label file says of itself.
+    """Return the header of a DICOM-SEG or RTSTRUCT file.
 
     Raises:
         NotAnImage: It is no DICOM-SEG or RTSTRUCT file, or its header is damaged. `path` is None.

@@ -1,4 +1,4 @@
-"""What all readers of DICOM share: pydicom kept quiet, and the errors that it raises on damaged files.
+"""Shared by all DICOM readers: pydicom without its warnings, and its errors on damaged files.
 
 *Reads*: nothing. *Writes*: nothing.
 """
@@ -34,7 +34,7 @@ DAMAGED: tuple[type[Exception], ...] = (
     struct.error,
     zlib.error,
 )
-"""What pydicom raises on damaged files; its messages may quote the patient's name. OSError is the disk's."""
+"""Errors of pydicom on damaged files; their messages may quote the patient's name. OSError: the disk."""
 
 
 @contextmanager

@@ -271,7 +271,7 @@ def _one_volume(headers: Sequence[Header], along: NDArray[np.float64], frame: in
 
 
 def _what_differs(frames: Sequence[Frame]) -> str:
-    """Return in words what tells the frames at one position apart, such as "echo time 2.3, 4.6"; or ""."""
+    """Return in words how the frames at one position differ, such as "echo time 2.3, 4.6"; or ""."""
     found = []
     for name, values in zip(VOLUME_KEYS, zip(*(f.order for f in frames), strict=True), strict=True):
         distinct = sorted(set(values))
