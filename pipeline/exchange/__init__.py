@@ -3,7 +3,7 @@
 Takes:  files of masks and the grids of a stored scan; or images, labels and masks on a grid.
 Gives:  `PackedMasks`: atom layers in which no two masks cross; or files in one of four formats.
 
-`find_masks` tells which files belong to which scan, `read_masks` reads and places them, `pack_masks` packs
+`find_masks` finds which files belong to which scan, `read_masks` reads and places them, `pack_masks` packs
 them. `begin` begins an export, which takes `ExportScan`s one after the other.
 """
 

@@ -1,4 +1,4 @@
-"""Files of an export: each is whole or not there, and a folder that is not ours is never written into.
+"""Files of an export: each is complete or absent; a folder that is no export is never written into.
 
 *Reads*: arrays (z, y, x) with their grid, text. *Writes*: NIfTI files, text files, `export.json`. The same
 input gives the same bytes.
@@ -25,7 +25,7 @@ from pipeline.errors import ExportRefused
 from pipeline.volumes import Grid
 
 MARK = "export.json"
-"""Tells that a folder is an export, and of what kind."""
+"""File that marks a folder as an export, with its kind."""
 
 _PART = ".part-"
 """Beginning of the names of files that are being written."""
@@ -43,7 +43,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 @contextmanager
 def being_written(path: Path) -> Iterator[Path]:
-    """Give a path to write to, in the same folder; the file gets its name when it is whole."""
+    """Yield a temporary path in the same folder; the file is renamed to `path` when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(_PART + path.name)
     try:
@@ -54,7 +54,7 @@ def being_written(path: Path) -> Iterator[Path]:
 
 
 def claim_folder(folder: Path, about: dict[str, Any]) -> None:
-    """Make a folder for an export, or take up the one that an export of the same kind has begun.
+    """Make a folder for an export, or continue in the one that an export of the same kind has begun.
 
     Raises:
         ExportRefused: The folder holds something else.
@@ -123,7 +123,7 @@ def _write_nifti(
     *,
     four_axes: bool,
 ) -> None:
-    """Write a header and volumes, which lie in a file as they do in memory: x runs fastest."""
+    """Write a header and volumes; in the file, as in memory, x runs fastest."""
     kind = np.dtype(np.uint8) if dtype == np.bool_ else dtype.newbyteorder("<")
     affine = _TO_RAS @ grid.affine
     header: Any = nib.Nifti1Header(endianness="<")
@@ -145,7 +145,7 @@ def _write_nifti(
 
 
 def safe_names(names: Sequence[str]) -> list[str]:
-    """Return names that can be names of files, all different: other characters become "_"."""
+    """Return different names that are safe as file names: other characters become "_"."""
     taken: set[str] = set()
     safe = []
     for name in names:
@@ -160,6 +160,6 @@ def safe_names(names: Sequence[str]) -> list[str]:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what an export that was killed has left."""
+    """Remove incomplete files of an export that was killed."""
     for path in folder.rglob(_PART + "*"):
         path.unlink()

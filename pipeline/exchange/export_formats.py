@@ -45,13 +45,13 @@ class Export:
     """An export that is being written; `begin` makes it."""
 
     folder: Path
-    """Where the files of the format go."""
+    """Folder of the format's files."""
     mark: Path
-    """The folder that was asked for; it has `export.json`."""
+    """Folder that the user named; it has `export.json`."""
     format: ExportFormat
     about: dict[str, object]
     numbers: LabelNumbers
-    """Of nnU-Net: one numbering for all scans."""
+    """For nnU-Net: one numbering for all scans; else empty."""
     rows: list[ExportScan] = field(default_factory=list)
     """The scans so far, without arrays."""
     labels_of: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class Export:
         self.rows.append(without_voxels(scan))
 
     def finish(self) -> None:
-        """Write what is written of all scans together."""
+        """Write the files about all scans, such as a manifest."""
         if self.format == "nifti":
             write_table(self.folder / "manifest.csv", _manifest(self.rows, self.labels_of))
         elif self.format == "totalsegmentator":
@@ -96,18 +96,18 @@ def begin(folder: Path, format: ExportFormat, about: Mapping[str, object], numbe
     Args:
         folder: The folder.
         format: Layout of the files.
-        about: What `export.json` says besides.
-        numbers: Of nnU-Net: the numbering of structures; else empty.
+        about: Further contents of `export.json`.
+        numbers: For nnU-Net: the numbering of structures; else empty.
 
     Raises:
         ExportRefused: The folder holds something else.
     """
-    told: dict[str, object] = {"format": format, "finished": False, **about}
-    claim_folder(folder, told)
+    document: dict[str, object] = {"format": format, "finished": False, **about}
+    claim_folder(folder, document)
     inside = nnunet_folder(folder) if format == "nnunet" else folder
     if format == "published":
         begin_file(folder)
-    return Export(folder=inside, mark=folder, format=format, about=told, numbers=numbers)
+    return Export(folder=inside, mark=folder, format=format, about=document, numbers=numbers)
 
 
 def _write_nifti_scan(folder: Path, scan: ExportScan) -> tuple[str, ...]:

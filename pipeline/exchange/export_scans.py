@@ -1,8 +1,8 @@
-"""What is written of a scan: image, labels and masks on one grid, the stored one or the scan's own.
+"""A scan as it is exported: image, labels and masks on one grid, the stored one or the scan's own.
 
 *Reads*: arrays (z, y, x) on the stored grid. *Writes*: the same, or resampled back to the scan's own grid:
 labels and masks by nearest neighbour, the image by averaged linear interpolation. The original image is not
-in a store: what comes back is cropped, clipped and as smooth as the stored one. Outside of the stored part
+in a store: the exported image is cropped, clipped and as smooth as the stored one. Outside of the stored part
 the image has its lowest value, labels and masks are 0.
 """
 
@@ -43,7 +43,7 @@ class ExportMasks:
     sources: tuple[str, ...]
     scores: tuple[float, ...]
     read: Callable[[int], NDArray[np.bool_]]
-    """Returns one of them, bool (z, y, x), by its place here."""
+    """Returns one of them, bool (z, y, x), by its index."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -79,7 +79,7 @@ class ExportScan:
 
 
 def without_voxels(scan: ExportScan) -> ExportScan:
-    """Return what is to be remembered of a scan that is written: everything but its voxels."""
+    """Return a scan without its voxels, to be kept until the end of the export."""
     nothing = np.zeros((0, 0, 0), dtype=np.uint8)
     return replace(
         scan,

@@ -31,7 +31,7 @@ sitk: Any = SimpleITK
 _MAX_VALUE = 65_535
 
 _FEW_VALUES = 256
-"""A file with more distinct values is looked at: it may be a scan instead of masks."""
+"""A file with more distinct values is checked: it may be a scan instead of masks."""
 
 _ARRAY_KEYS = ("masks", "auto_masks", "segmentation", "segmentations", "arr_0")
 """Names of the masks in an .npz file; another name is taken if the file has a single array."""

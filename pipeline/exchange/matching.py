@@ -1,9 +1,9 @@
-"""Which files of masks belong to which scan of a store.
+"""Matching of files of masks with the scans of a store.
 
 A file is matched by its name, then by those of the two folders around it: the name is the scan's id, or
-begins with it. Of several ids the longest counts. Failing that, a single scan is taken whose id begins with
-the name (`labelsTr/X.nii.gz` for the scan `X_0000`), or with that of the folder around `segmentations/`. A
-manifest says it row by row. What is ambiguous is refused.
+begins with it. Of several ids the longest is taken. If there is none, the only scan is taken whose id begins
+with the name (`labelsTr/X.nii.gz` for the scan `X_0000`), or with that of the folder around `segmentations/`.
+A manifest names the scan of each file. Ambiguous files are refused.
 
 *Reads*: names, a manifest; whether a JSON file has masks. *Writes*: `MaskInput`s by scan.
 """
@@ -45,7 +45,7 @@ class MaskInput:
 
 @dataclass(kw_only=True)
 class FoundMasks:
-    """Masks by scan, and what could not be used."""
+    """Masks by scan, and failures of files that cannot be used."""
 
     inputs: dict[str, list[MaskInput]] = field(default_factory=dict)
     failures: list[ScanError] = field(default_factory=list)
@@ -56,12 +56,12 @@ class FoundMasks:
 
 
 def find_masks(files: Sequence[Path], scan_ids: Collection[str], *, scan_id: str | None = None) -> FoundMasks:
-    """Return which of some files belong to which scan.
+    """Return the masks in some files, by scan.
 
     Args:
         files: Files, folders of files, manifests.
         scan_ids: Ids of the store.
-        scan_id: All files belong to this scan; None to go by their names.
+        scan_id: All files belong to this scan; None to match them by name.
     """
     found = FoundMasks()
     for path in files:
@@ -127,7 +127,7 @@ def slices_of_folder(folder: Path) -> list[Path]:
 
 
 def _begins(text: str, start: str) -> bool:
-    """Whether a text is, or begins with, another, which ends where a word ends."""
+    """Whether a text begins with another one that ends at the end of a word, or is equal to it."""
     text, start = text.lower(), start.lower()
     return text.startswith(start) and (len(text) == len(start) or not text[len(start)].isalnum())
 
@@ -193,10 +193,10 @@ def _add(
 
 
 def _kind_of(path: Path, *, shown: str) -> MaskKind:
-    """Return how masks are read, from names alone.
+    """Return the kind of a file or folder of masks, from names alone.
 
     Raises:
-        NotAnImage: They cannot be.
+        NotAnImage: It is of no kind that can be read.
     """
     if path.is_dir():
         if files_of_folder(path) or any((path / name).is_dir() for name in _MASK_FOLDERS):

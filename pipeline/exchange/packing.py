@@ -1,15 +1,15 @@
-"""Masks as sets of atoms: packed into as few layers as first fit finds, so that each mask is exact.
+"""Masks as sets of atoms, exact to the voxel, packed into layers by first fit.
 
 Two masks may share a layer if one lies in the other or they have no voxel in common. Then the masks of a
-layer are a forest; its atoms are what each mask has beyond the masks inside it, and a mask is a run of atoms
-in depth-first order.
+layer are a forest. An atom is a mask without the masks inside it, and a mask is a run of atoms in depth-first
+order.
 
     masks       [    liver    ]  [kidney]      layer 0: liver > tumour, kidney
                   [tumour]
                 [   left half     ]            layer 1: it crosses the liver and the kidney
 
-Masks are taken by falling size. So a mask fits into a layer exactly if one and the same mask, or none, is the
-innermost at all of its voxels there.
+Masks are added from the largest to the smallest. So a mask fits into a layer if and only if, at all of its
+voxels, the innermost mask of the layer is the same one, or there is none.
 
 *Reads*: `PlacedMask`. *Writes*: layers uint16 (z, y, x), orders, and a table of the masks.
 """
@@ -28,7 +28,7 @@ _NO_ATOM = 65_534
 """Id of voxels without an atom; ids of atoms lie below it."""
 
 _COLUMNS = 11
-"""Of a table of proposals: order, start, stop, box (6), voxels, source."""
+"""Columns of a table of proposals: order, start, stop, box (6), voxels, source."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,12 +44,12 @@ class PackedMasks:
     names: tuple[str, ...]
     """Name of each row."""
     scores: tuple[float | None, ...]
-    """Score of each row, as the files have it."""
+    """Score of each row, from the files; None without one."""
 
 
 @dataclass(kw_only=True)
 class _Layer:
-    """A layer while it is filled; members are numbered as they come, parents before what lies in them."""
+    """A layer while it is filled. Its masks are called members; they are numbered parents first."""
 
     innermost: NDArray[np.uint16]
     """(z, y, x): number of the innermost member at each voxel."""

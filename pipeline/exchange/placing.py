@@ -35,7 +35,7 @@ _SAME_GRID_VOXELS = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A stored scan, as far as masks are put on it."""
+    """The grids of a stored scan, on which masks are placed."""
 
     scan_id: str
     stored: Grid
@@ -43,7 +43,7 @@ class Target:
     original: Grid
     """Grid of the file that it was made from."""
     image: Callable[[], NDArray[np.float32]]
-    """Returns the stored image, float32 (z, y, x); asked for only where a picture settles the geometry."""
+    """Returns the stored image, float32 (z, y, x); called only where an image decides the geometry."""
     grid: GridChoice = "auto"
     axes: Axes = "auto"
 
@@ -54,13 +54,13 @@ class Target:
     def orient(
         self, shape: tuple[int | None, int, int], *, shown: str, slices: bool = False
     ) -> tuple[bool, Grid]:
-        """Return how an array without geometry lies: whether its axes are x, y, z, and its grid.
+        """Return whether the axes of an array without geometry are x, y, z, and its grid.
 
         Args:
             shape: Its three axes, in its own order; None for a number of slices that is not known.
             shown: Name of the file in messages.
-            slices: Whether it is a pile of slices, the first axis counting them, so that only the two axes
-                of a slice may be exchanged.
+            slices: Whether it is a stack of slices along the first axis, so that only the two axes of a slice
+                may be exchanged.
 
         Raises:
             LabelMismatch: It fits neither grid, or it could be read in several ways.
@@ -119,9 +119,9 @@ class PlacedMask:
     score: float | None
     """Higher is better; None where the file has none."""
     box: Box
-    """The smallest box around it."""
+    """Its bounding box."""
     bits: NDArray[np.uint8]
-    """Its voxels in the box, eight in a byte."""
+    """Its voxels in the box, eight per byte (`numpy.packbits`)."""
     num_voxels: int
 
     @property
@@ -148,9 +148,9 @@ class PlacedMasks:
     """The masks of one scan and one source."""
 
     masks: tuple[PlacedMask, ...]
-    """Each has a voxel."""
+    """Masks that have at least one voxel."""
     empty: tuple[str, ...]
-    """Names of those without a voxel on the stored grid."""
+    """Names of masks without a voxel on the stored grid."""
 
 
 def same_grid(one: Grid, other: Grid) -> bool:
@@ -161,7 +161,7 @@ def same_grid(one: Grid, other: Grid) -> bool:
 
 
 def place(volumes: Iterable[MaskVolume], stored: Grid) -> PlacedMasks:
-    """Return the masks of some volumes on the stored grid, in their order."""
+    """Return the masks of some volumes, in their order, resampled to the stored grid."""
     masks: list[PlacedMask] = []
     empty: list[str] = []
     for volume in volumes:
@@ -188,8 +188,8 @@ def put_on(values: NDArray[Any], grid: Grid, target: Grid) -> NDArray[Any]:
 
     Args:
         values: (z, y, x) on `grid`.
-        grid: Where they lie.
-        target: Where they are wanted, with axes in any direction.
+        grid: Grid of the values.
+        target: The wanted grid, with axes in any direction.
     """
     if same_grid(grid, target):
         return values
@@ -203,7 +203,7 @@ def put_on(values: NDArray[Any], grid: Grid, target: Grid) -> NDArray[Any]:
 
 
 def _nearest(values: NDArray[Any], grid: Grid, target: Grid) -> NDArray[Any]:
-    """Return values on a grid that is turned against theirs, slice by slice."""
+    """Return values on a grid with other directions of axes, slice by slice."""
     out = np.zeros(target.shape_zyx, values.dtype)
     matrix = np.linalg.inv(grid.affine) @ target.affine
     _, height, width = target.shape_zyx
@@ -219,7 +219,7 @@ def _nearest(values: NDArray[Any], grid: Grid, target: Grid) -> NDArray[Any]:
 
 
 def _counts(values: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.bool_]:
-    """Return which values occur, bool by value."""
+    """Return for each value whether it occurs, bool (values,)."""
     seen = np.zeros(int(values.max()) + 1 if values.size else 1, dtype=np.bool_)
     for plane in values:
         seen[plane] = True

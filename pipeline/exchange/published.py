@@ -5,10 +5,10 @@
       dataset.h5
         <case>/auto_masks    (N, z, y, x) uint8, 0 or 1
 
-The layout has no geometry. What is written here has it as attributes of `auto_masks` besides: `shape_zyx`,
-`spacing_xyz_mm`, `origin_xyz_mm`, `direction` (as in `Grid`), and `<case>/mask_names`. Masks of others go
-onto the grid of the scan that has their shape, and the image beside them has to be that scan's: so a mirrored
-or turned file is refused.
+The layout has no geometry. Files written here have it in attributes of `auto_masks`: `shape_zyx`,
+`spacing_xyz_mm`, `origin_xyz_mm`, `direction` (as in `Grid`), and `<case>/mask_names`. Masks from elsewhere
+are placed on the scan's grid that has their shape, and the image beside them must be that scan's: so a
+mirrored or turned file is refused.
 
 *Reads*: `<case>/auto_masks`, and `<case>_image.npy` where the geometry is missing. *Writes*: `MaskVolume`s.
 """
@@ -45,7 +45,7 @@ _NAMES = "mask_names"
 """Name of the JSON list of names beside a case's masks; not part of the published layout."""
 
 _LEAST_CORRELATION = 0.5
-"""Images of the same scan agree better, also after clipping and another resampling."""
+"""Least correlation of two images of the same scan, also after clipping and another resampling."""
 
 _GRID_NAMES = ("shape_zyx", "spacing_xyz_mm", "origin_xyz_mm", "direction")
 
@@ -97,7 +97,7 @@ def read_published_masks(path: Path, case: str, target: Target, *, shown: str) -
 
 
 def hash_published_masks(path: Path, case: str, digest: Any, *, shown: str) -> None:
-    """Update a hash with the masks of a case, and what is known about them."""
+    """Update a hash with the masks of a case, their names and attributes."""
     try:
         with h5py.File(path, "r") as file:
             masks = file[f"{case}/{MASKS}"]
@@ -117,12 +117,12 @@ def _damaged(shown: str) -> CorruptImage:
 
 
 def begin_file(folder: Path) -> None:
-    """Begin the HDF5 file of an export; what an export that was killed has left is removed."""
+    """Begin the HDF5 file of an export; the incomplete file of an export that was killed is removed."""
     (folder / _PART).unlink(missing_ok=True)
 
 
 def finish_file(folder: Path) -> None:
-    """Give the HDF5 file of an export its name, now that all cases are in it."""
+    """Rename the complete HDF5 file of an export to its name."""
     if (folder / _PART).exists():
         os.replace(folder / _PART, folder / "dataset.h5")
 
@@ -133,7 +133,7 @@ def add_case(
     """Add the masks of a case to the HDF5 file of an export.
 
     Args:
-        folder: Of the export.
+        folder: Folder of the export.
         case: Name of the case.
         masks: bool (z, y, x) each, as many as there are names.
         names: Name of each mask.
@@ -162,7 +162,7 @@ def _write_masks(group: Any, masks: Iterable[NDArray[np.bool_]], names: Sequence
 
 
 def _own_grid(masks: Any) -> Grid | None:
-    """Return the grid in the attributes of masks that we have written; None for those of others."""
+    """Return the grid in the attributes of masks that `mass export` has written; None for other masks."""
     if not all(name in masks.attrs for name in _GRID_NAMES):
         return None
     grid = Grid.from_dict({name: list(masks.attrs[name]) for name in _GRID_NAMES})
@@ -170,7 +170,7 @@ def _own_grid(masks: Any) -> Grid | None:
 
 
 def _grid_of_shape(path: Path, case: str, shape: tuple[int, int, int], target: Target, *, shown: str) -> Grid:
-    """Return the scan's grid of this shape, after a look at the image beside the masks."""
+    """Return the scan's grid of this shape, after a check of the image beside the masks."""
     _, grid = target.with_axes("zyx").orient(shape, shown=shown)
     picture = path.with_name(case + IMAGE_END)
     if not picture.is_file():

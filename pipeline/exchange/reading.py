@@ -1,7 +1,7 @@
 """The masks of one scan, from all of its inputs.
 
 *Reads*: `MaskInput`s and the scan's `Target`. *Writes*: `PlacedMasks` on the stored grid, and a digest that
-changes whenever they could.
+changes whenever the masks may change.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from pipeline.formats import companions, os_error, stem_of
 from pipeline.ingest import IngestConfig
 
 IMPORT_VERSION = 1
-"""Raised when the same files would give other masks."""
+"""Version of this code: raised when the same files give other masks."""
 
 
 def read_masks(inputs: Sequence[MaskInput], target: Target, config: IngestConfig) -> PlacedMasks:
     """Return the masks of a scan on its stored grid, in the order of the inputs.
 
     Args:
-        inputs: What belongs to the scan.
+        inputs: Masks of the scan.
         target: The scan.
         config: Limits on voxel sizes.
 
@@ -133,7 +133,7 @@ def _volumes(one: MaskInput, target: Target, config: IngestConfig) -> Iterator[M
 
 
 def name_without(stem: str, scan_id: str) -> str:
-    """Return what a file's name says beyond the scan's id; empty if nothing."""
+    """Return a file's name without the scan's id; "" if nothing is left."""
     rest = stem[len(scan_id) :] if stem.lower().startswith(scan_id.lower()) else ""
     return rest.strip("._- ")
 

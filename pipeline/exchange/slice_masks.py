@@ -1,10 +1,10 @@
-"""Masks of slices in JSON, as SAM2 gives them for pictures and videos, with COCO run lengths.
+"""Masks of slices in JSON, as SAM2 writes them for pictures and videos, in COCO run lengths.
 
     {"12": [{"segmentation": {"size": [H, W], "counts": "..."}, "predicted_iou": 0.93}, ...], ...}
         by slice, the records of `SAM2AutomaticMaskGenerator(output_mode="coco_rle")`
-    a folder of such lists, one file a slice, whose names end in the slice's number
+    a folder of such lists, one file per slice, whose names end in the slice's number
     {"masklet": [[{"size": [H, W], "counts": "..."}, ...], ...]}
-        by slice, then object: the layout of the SA-V data set, for masks that were followed through a scan
+        by slice, then object: the layout of the SA-V data set, for masks that were tracked through a scan
 
 A record is a mask of one slice. Records with one `object_id` are one mask. Slices are counted from 0 along
 the last axis of the file (the first of an array z, y, x); rows of a slice are y, columns x, or x and y if it
@@ -37,7 +37,7 @@ _OBJECT_KEYS = ("object_id", "obj_id")
 
 @dataclass(kw_only=True)
 class _Object:
-    """A mask in the making: its slices, and the scores of its records."""
+    """A mask while it is read: its slices, and the scores of its records."""
 
     name: str
     slices: dict[int, NDArray[np.bool_]] = field(default_factory=dict)
@@ -56,7 +56,7 @@ def read_slice_masks(paths: Sequence[Path], target: Target, *, shown: str) -> It
 
     Args:
         paths: The file, or the files.
-        target: The scan; says how slices lie.
+        target: The scan; gives the directions of the slices.
         shown: Name of the file or folder in messages.
 
     Raises:
@@ -97,8 +97,8 @@ def decode_run_lengths(value: object) -> NDArray[np.bool_]:
     """Return the mask in a COCO run-length encoding, bool (rows, columns).
 
     Counts of pixels outside and inside follow one another, column by column. They are a list, or a string in
-    the code of the COCO API: five bits a character from 48, the sixth says that the number goes on, and from
-    the fourth number on each is the difference to the number two before it.
+    the code of the COCO API: five bits per character, from 48 on; the sixth bit is set if the number
+    continues. From the fourth number on, each is the difference to the number two before it.
 
     Raises:
         ValueError: It is no such encoding, or its counts do not fill its size.

@@ -1,18 +1,18 @@
-"""Merging regions pair by pair, the most alike first, until one is left: a binary tree.
+"""Agglomeration: the two most similar touching regions are merged, until one is left. A binary tree.
 
     weakest pair --merge--> its faces, voxels and intensities add up --> the pairs around it are weighed again
 
-A heap over the pairs of the region graph that come next: those up to a ceiling; when it is empty, the
-ceiling rises to take in another part of those that are left. Most pairs are gone by then, or weigh something
-else. The neighbours of the smaller list move to the larger (small to large), so a merge costs the degree of
-the smaller region; a pair whose regions grew since it was weighed is weighed again when it comes up. Pairs
-come up in a strict order, whatever the ceilings. Own code, since higra's average linkage took 6.2 s for
-62,110 regions of a CT, this 0.5 s.
+A heap holds the pairs of the region graph with weights up to a ceiling. When it is empty, the ceiling is
+raised and another part of the remaining pairs is added; by then most pairs are gone or have another weight.
+At a merge, the shorter list of neighbours is appended to the longer one (small to large), so a merge costs
+the degree of the region with fewer neighbours. A pair whose regions have grown since it was weighed is
+weighed again when it reaches the top. The order of the pairs does not depend on the ceilings. Own code, since
+higra's average linkage took 6.2 s for 62,110 regions of a CT, this 0.5 s.
 
 Reads:  `RegionGraph`, features of the regions.
 Writes: parents, int64 (M,), leaves first, a parent after its children; parts that do not touch are joined
         at the end.
-Bounds: one thread; ties go to the pair that stands first, so the tree is the same on every machine.
+Bounds: one thread; ties go to the pair with the lower index, so the tree is the same on every machine.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from pipeline.hierarchies.pair_lists import (
 from pipeline.hierarchies.supervoxels import join
 
 Dissimilarity: TypeAlias = Callable[[Any, Any, Any], Any]
-"""Formula of how dissimilar two touching regions are, from a `PAIR` and the bodies of its two regions. It
+"""Formula of the dissimilarity of two touching regions, from a `PAIR` and the properties of both regions. It
 returns a float64, and Numba must be able to compile it."""
 
 VOXELS, SURFACE, WIDTH_SQUARED, _SIZE, MEANS = range(5)
-"""Columns of a body: volume; faces in common with others; the volume to the power of 2/3; the volume to the
-power of the size exponent, where there is one; and from there on the mean features."""
+"""Columns of a region's properties: volume; faces in common with other regions; volume to the power of 2/3;
+volume to the power of the size exponent, if there is one; then the mean features."""
 
 _PART = 8
-"""One of so many pairs that are left goes into the heap at once."""
+"""One in this many of the remaining pairs goes into the heap at a time."""
 
 
 @cache
@@ -65,7 +65,7 @@ def agglomerate(
     size_exponent: float = 0.0,
     num_remaining: int = 1,
 ) -> NDArray[np.int64]:
-    """Parents of the merge tree.
+    """Return the parents of the merge tree.
 
     Args:
         pairs: (E, 2) touching regions.
@@ -73,8 +73,9 @@ def agglomerate(
         strength_sums: (E,) evidence summed over the faces.
         voxels: (R,) size of each region.
         feature_sums: (R, F) features summed over voxels, in units of the evidence.
-        dissimilarity: Formula of how dissimilar two regions are (see `pipeline.hierarchies.tree_methods`).
-        size_exponent: It is multiplied by the smaller volume to this power; above 0, small go first.
+        dissimilarity: Formula of the dissimilarity of two regions (see `pipeline.hierarchies.tree_methods`).
+        size_exponent: The dissimilarity is multiplied by the smaller volume to this power; above 0, small
+            regions are merged first.
         num_remaining: Stop when this many regions are left.
 
     Returns:
@@ -101,9 +102,9 @@ def join_nearest(
     voxels: NDArray[np.int64],
     feature_sums: NDArray[np.float64],
 ) -> tuple[NDArray[np.int32], int]:
-    """One round in which every region joins its nearest neighbour (Boruvka): a third or so are left.
+    """Join every region with its nearest neighbour, in one round (Boruvka); about a third of them is left.
 
-    Arguments are those of `agglomerate`; the dissimilarity is `tree_methods.contrast`.
+    Arguments as in `agglomerate`; the dissimilarity is `tree_methods.contrast`.
 
     Returns:
         (int32 (R,): the new region of each, numbered by their lowest member; how many there are).
@@ -116,14 +117,14 @@ def join_nearest(
 def join_flat(
     pairs: NDArray[np.int32], passes: NDArray[np.int32], num_regions: int
 ) -> tuple[NDArray[np.int32], int]:
-    """Basins of one plateau joined: those that touch where there is no evidence at all.
+    """Join the basins of a plateau: those that touch where the evidence is 0.
 
-    On a plateau (clipped air, a saturated tumour) steepest descent knows no direction, and leaves stripes.
+    On a plateau (clipped air, a saturated tumour) steepest descent has no direction, and leaves stripes.
 
     Args:
         pairs: (E, 2) touching basins.
         passes: (E,) least evidence over their common faces.
-        num_regions: How many basins there are.
+        num_regions: Number of basins.
 
     Returns:
         (int32 (R,): the new region of each, numbered by their lowest member; how many there are).
@@ -137,7 +138,7 @@ def _nearest_pair(
     pairs: NDArray[np.int32], faces: NDArray[np.int32], strength_sums: NDArray[np.int64],
     means: NDArray[np.float64],
 ) -> NDArray[np.int64]:  # fmt: skip
-    """(R,) the pair of each region with its nearest neighbour, -1 without one; the first pair wins a tie."""
+    """Return (R,) pair of each region with its nearest neighbour, -1 for none; ties: the first pair."""
     nearest = np.full(len(means), -1, np.int64)
     least = np.full(len(means), np.inf)
     for e in range(len(pairs)):
@@ -154,9 +155,9 @@ def _nearest_pair(
 
 @numba.njit(cache=True, nogil=True)
 def _rise(weights: NDArray[np.float64], entries: NDArray[np.int32], i: int) -> None:
-    """Move an entry of the heap up to where it belongs: least weight first, lower pair among equals.
+    """Restore the heap by moving an entry up: least weight first, lower pair index among equals.
 
-    A heap of four children a node: half as deep as one of two, and all four lie together in memory.
+    Each node of the heap has four children: half the depth of a binary heap, and all four adjacent in memory.
     """
     weight, pair = weights[i], entries[i]
     while i > 0:
@@ -170,7 +171,7 @@ def _rise(weights: NDArray[np.float64], entries: NDArray[np.int32], i: int) -> N
 
 @numba.njit(cache=True, nogil=True)
 def _sink(weights: NDArray[np.float64], entries: NDArray[np.int32], count: int, i: int) -> None:
-    """Move an entry of the heap down to where it belongs."""
+    """Restore the heap by moving an entry down."""
     weight, pair = weights[i], entries[i]
     while True:
         first = 4 * i + 1
@@ -200,7 +201,7 @@ def _weight(pair: Any, one: Any, other: Any, formula: Any, exponent: float) -> A
 
 @numba.njit(cache=True, nogil=True)
 def _weigh_body(body: Any, features: Any, exponent: float) -> None:
-    """Fill in what follows from a body's volume and summed features."""
+    """Compute the columns that follow from a region's volume and summed features."""
     body[WIDTH_SQUARED] = body[VOXELS] ** (2 / 3)
     if exponent != 0.0:
         body[_SIZE] = body[VOXELS] ** exponent
@@ -212,7 +213,7 @@ def _weigh_body(body: Any, features: Any, exponent: float) -> None:
 def _bodies(
     pairs: Any, voxels: NDArray[np.float64], features: NDArray[np.float64], exponent: float
 ) -> NDArray[np.float64]:
-    """(R, 4 + F) see `VOXELS`."""
+    """Return (R, 4 + F) properties of the regions, see `VOXELS`."""
     bodies = np.zeros((len(voxels), MEANS + features.shape[1]))
     for e in range(len(pairs)):
         for side in range(2):
@@ -227,17 +228,17 @@ def _bodies(
 def _refill(
     pairs: Any, rest: NDArray[np.int32], left: int, weights: NDArray[np.float64], entries: NDArray[np.int32]
 ) -> tuple[int, int, float]:
-    """Put the lightest part of the pairs that are left into the empty heap.
+    """Fill the empty heap with the remaining pairs of least weight.
 
     Args:
-        pairs: All of them.
-        rest: Pairs that may be left, from its beginning on; those that are gone are taken out.
-        left: How many.
-        weights: Of the heap.
-        entries: Of the heap.
+        pairs: All pairs.
+        rest: Indices of the remaining pairs, at its beginning; pairs that are gone are removed.
+        left: Number of these indices.
+        weights: Weights of the heap.
+        entries: Pairs of the heap.
 
     Returns:
-        (how many are left, entries of the heap, its ceiling: pairs up to that weight are in it).
+        (number of remaining pairs, number of entries of the heap, its ceiling: the largest weight in it).
     """
     alive = 0
     for k in range(left):
@@ -267,7 +268,7 @@ def _lightest(
     weights: NDArray[np.float64], entries: NDArray[np.int32], pairs: Any, bodies: NDArray[np.float64],
     formula: Any, exponent: float, count: int, ceiling: float,
 ) -> int:  # fmt: skip
-    """Bring the pair that comes first to the top of the heap; how many entries the heap has then."""
+    """Bring the pair of least weight to the top of the heap; return the number of entries."""
     while count > 0:
         pair = pairs[entries[0]]
         stale = pair.regions[0] < 0 or weights[0] != pair.entry
@@ -301,7 +302,7 @@ def _absorb(
 
 @numba.njit(cache=True, nogil=True)
 def _join_roots(parent: NDArray[np.int64], new: int) -> int:
-    """Put all roots under one, of the number `new`; returns the number of nodes."""
+    """Join all roots under one new root with the number `new`; return the number of nodes."""
     for i in range(new):
         if parent[i] == i:
             parent[i] = new
@@ -346,7 +347,7 @@ def _agglomerate(
         pair.regions[0] = -1
         _absorb(bodies, features, a, b, pair.faces)
         _weigh_body(bodies[b], features[b], exponent)
-        if count + lists[a, 2] > room:  # many entries are stale: anew, of the pairs that are left
+        if count + lists[a, 2] > room:  # many entries are stale: rebuild the heap from the remaining pairs
             count, ceiling = 0, -np.inf
             for k in range(num_rest):
                 pairs[rest[k]].entry = np.inf
@@ -365,7 +366,7 @@ def _agglomerate(
                 weights[count], entries[count], pair.entry = pair.weight, e, pair.weight
                 _rise(weights, entries, count)
                 count += 1
-        if used * 10 > len(table) * 7:  # slots of pairs long gone fill the table
+        if used * 10 > len(table) * 7:  # slots of removed pairs fill the table
             used = fill_table(table, pairs)
     if remaining == 1 and left > 1:  # parts that do not touch: under one root, in order
         new = _join_roots(parent, new)

@@ -1,8 +1,8 @@
 """Min-hash sketches of regions: how much two regions overlap, without comparing their voxels.
 
-Each voxel has K hashes; a region's sketch is the least of each over its voxels. Two sketches agree in a
-place with probability IoU, so the share of places that agree estimates the IoU (Broder, 1997). Sketches of
-a tree's nodes are minima over their children: one pass a tree.
+Each voxel has K hashes; a region's sketch is the least of each over its voxels. Two sketches have the same
+value at an index with probability IoU, so the fraction of equal values estimates the IoU (Broder, 1997).
+Sketches of a tree's nodes are minima over their children: one pass per tree.
 
 Reads:  labels, int32 (z, y, x); sketches (N, K) uint32.
 Writes: sketches; lists of similar pairs.
@@ -23,14 +23,14 @@ NUM_HASHES = 32
 """Number of hashes of a sketch."""
 
 _BAND = 3
-"""Pairs that agree in any run of this many places are compared (locality-sensitive hashing)."""
+"""Pairs are compared if a run of this many values is equal (locality-sensitive hashing)."""
 
 _CHAIN = 200
-"""Entries of a bucket that are looked at: what agrees with more is one region many times over."""
+"""Most entries of a bucket that are compared; a fuller bucket is one region many times."""
 
 
 def leaf_sketches(labels: DeviceArray, num_regions: int, backend: Backend = HOST) -> NDArray[np.uint32]:
-    """(R, 32) sketches, on the host, of the regions of a label volume (z, y, x) on the backend."""
+    """Return (R, 32) sketches, on the host, of the regions of a label volume (z, y, x) on the backend."""
     if backend.name == "gpu":
         xp = backend.xp
         sketches = xp.full((num_regions, NUM_HASHES), 0xFFFFFFFF, dtype=xp.uint32)
@@ -51,13 +51,13 @@ def leaf_sketches(labels: DeviceArray, num_regions: int, backend: Backend = HOST
 
 @numba.njit(cache=True, nogil=True)
 def _sketch(flat: NDArray[Any], first: int, out: NDArray[np.uint32]) -> None:
-    """Lower the sketches by voxels that lie one after the other in the scan, the first of this index."""
+    """Update the sketches with consecutive voxels of the scan, the first of which has this index."""
     for i in range(len(flat)):
         region = flat[i]
         seed = np.uint64(first + i) * np.uint64(0x9E3779B97F4A7C15)
         seed ^= seed >> np.uint64(29)
         for k in range(0, NUM_HASHES, 2):
-            # One 64-bit mix (Stafford, variant 13) serves two places.
+            # One 64-bit mix (Stafford, variant 13) gives two hashes.
             mixed = seed + np.uint64(k + 1) * np.uint64(0xD1B54A32D192ED03)
             mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -80,7 +80,7 @@ def _band_hash(sketch: NDArray[np.uint32], band: int) -> Any:
 def similar_pairs(
     sketches: NDArray[np.uint32], voxels: NDArray[np.int64], least: float
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
-    """Pairs of regions whose estimated IoU reaches `least`.
+    """Return the pairs of regions whose estimated IoU reaches `least`.
 
     Args:
         sketches: (N, 32).
@@ -96,7 +96,7 @@ def similar_pairs(
     seen_by = np.full(count, -1, np.int32)
     parts: list[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]] = []
     done, room = 0, 4 * count + 2 * bands * _CHAIN
-    while done < count:  # a compiled loop that makes its own lists longer is far slower
+    while done < count:  # a compiled loop that enlarges its own lists is far slower
         first, second, share = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.float32)
         done, found = _similar_pairs(
             sketches, voxels, least, (heads, following, seen_by), (first, second, share), done
@@ -112,7 +112,7 @@ def similar_pairs(
 def _similar_pairs(
     sketches: NDArray[np.uint32], voxels: NDArray[np.int64], least: float, buckets: Any, out: Any, done: int
 ) -> Any:
-    """Pairs of the regions from `done` on, until all are or the room is used up: (regions done, pairs)."""
+    """Find pairs of the regions from `done` on, until `out` is full; return (regions done, pairs)."""
     (heads, following, seen_by), (first, second, share) = buckets, out
     count = len(voxels)
     bands = NUM_HASHES // _BAND

@@ -24,9 +24,9 @@ PAIR = np.dtype(
         ("entry", np.float64),
     ]
 )
-"""A pair of touching regions, the first -1 once it is gone; the half-edge that follows in the list of each,
--1 at the end; what they have in common; how unlike they are; the weight of its entry in the heap, which is no
-larger, or infinity where it has none."""
+"""A pair of touching regions (`regions`, the first is -1 once the pair is removed); the next half-edge in the
+list of each (`after`, -1 at the end); common faces and the evidence summed over them; its dissimilarity
+(`weight`); the weight of its entry in the heap (`entry`: at most `weight`; infinity without an entry)."""
 
 
 @numba.njit(cache=True, nogil=True)
@@ -41,7 +41,7 @@ def pairs_of(ends: NDArray[np.int32], faces: NDArray[np.int32], strength: NDArra
 
 @numba.njit(cache=True, nogil=True)
 def empty_table(num_pairs: int) -> NDArray[np.int32]:
-    """Return a hash table, a power of two long, at most half of which these pairs fill."""
+    """Return a hash table for pairs; its length is a power of two, and at least half of it stays empty."""
     size = 16
     while size < 2 * num_pairs:
         size *= 2
@@ -50,7 +50,7 @@ def empty_table(num_pairs: int) -> NDArray[np.int32]:
 
 @numba.njit(cache=True, nogil=True)
 def half_edge_lists(pairs: Any, num_regions: int) -> NDArray[np.int32]:
-    """(R, 3) first and last half-edge of each region's list of pairs, -1 for none, and how many there are.
+    """Return (R, 3) first and last half-edge of each region's list of pairs, -1 for none, and its length.
 
     Half-edge 2e is in the list of pair e's first region, 2e + 1 in that of its second.
     """
@@ -77,9 +77,9 @@ def append_half_edge(pairs: Any, lists: NDArray[np.int32], region: Any, half: An
 
 @numba.njit(cache=True, nogil=True)
 def slot_of(table: NDArray[np.int32], pairs: Any, one: Any, other: Any) -> Any:
-    """Where a hash table of pairs has the one of two regions, or else has room for it.
+    """Return the slot of the pair of two regions in a hash table, or the empty slot for it.
 
-    Pairs that are gone, or have other regions by now, keep their old slots too.
+    Pairs that were removed, or have other regions now, keep their old slots.
     """
     mask = len(table) - 1
     i = _first_slot(mask, one, other)
@@ -99,7 +99,7 @@ def _first_slot(mask: int, one: Any, other: Any) -> Any:
 
 @numba.njit(cache=True, nogil=True)
 def fill_table(table: NDArray[np.int32], pairs: Any) -> int:
-    """Put the pairs that are not gone into the table, and nothing else; how many there are."""
+    """Fill the table anew with the pairs that are not removed; return their number."""
     table[:] = -1
     used = 0
     for e in range(len(pairs)):
@@ -111,7 +111,7 @@ def fill_table(table: NDArray[np.int32], pairs: Any) -> int:
 
 @numba.njit(cache=True, nogil=True)
 def move_half_edge(pairs: Any, lists: NDArray[np.int32], table: NDArray[np.int32], half: Any, to: Any) -> Any:
-    """Give a half-edge to another region, or its pair's values to the pair that is there already.
+    """Move a half-edge to another region; if the two regions have a pair already, add its values to that.
 
     Args:
         pairs: All pairs.
@@ -121,7 +121,7 @@ def move_half_edge(pairs: Any, lists: NDArray[np.int32], table: NDArray[np.int32
         to: The region.
 
     Returns:
-        (the pair that the two regions have now, 1 where it took a new slot of the table, else 0).
+        (the pair of the two regions, 1 if it takes a new slot of the table, else 0).
     """
     e, side = half >> 1, half & 1
     pair = pairs[e]

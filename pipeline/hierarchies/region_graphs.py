@@ -1,4 +1,4 @@
-"""The region graph: which regions touch, over how many faces, and how strong the boundary is there.
+"""The region graph: pairs of touching regions, their common faces, and the strength of the boundary there.
 
 Reads:  labels, int32 (z, y, x), 0..R-1, every voxel labelled; evidence volumes, int32 or uint16 (z, y, x).
 Writes: a `RegionGraph`: pairs of touching regions with the number of their common faces, the sum and the
@@ -28,12 +28,12 @@ class RegionGraph:
     faces: DeviceArray
     """int32 (E,) voxel faces that the two have in common."""
     sums: DeviceArray
-    """int64 (E, K) evidence summed over the faces, one column an evidence volume."""
+    """int64 (E, K) evidence summed over the faces, one column per evidence volume."""
     lows: DeviceArray
     """int32 (E, K) least evidence over the faces: the height of the pass between the two regions."""
 
     def on_host(self, backend: Backend) -> RegionGraph:
-        """The graph, from the backend."""
+        """Return the graph with its arrays copied from the backend to the host."""
         arrays = {name: backend.to_host(getattr(self, name)) for name in ("pairs", "faces", "sums", "lows")}
         return RegionGraph(num_regions=self.num_regions, **arrays)
 
@@ -47,11 +47,11 @@ class RegionGraph:
 def region_graph(
     labels: DeviceArray, num_regions: int, evidence: DeviceArray, backend: Backend
 ) -> RegionGraph:
-    """The graph of touching regions on the backend, with a column of strengths for each evidence volume.
+    """Return the graph of touching regions, on the backend, with a column of strengths per evidence volume.
 
     Args:
         labels: int32 (z, y, x), 0..num_regions-1, on the backend.
-        num_regions: How many there are.
+        num_regions: Number of regions.
         evidence: K volumes in one array, int32 or uint16 (K, z, y, x), on the backend.
         backend: Where it runs.
     """
@@ -63,7 +63,7 @@ def region_graph(
 def _graph_of(
     num_regions: int, gathered: tuple[DeviceArray, DeviceArray, DeviceArray, DeviceArray], backend: Backend
 ) -> RegionGraph:
-    """The graph of what `_gathered_pairs` gives."""
+    """Return the graph from the results of `_gathered_pairs`."""
     xp, (keys, faces, sums, lows) = backend.xp, gathered
     return RegionGraph(
         num_regions=num_regions,
@@ -77,12 +77,12 @@ def _graph_of(
 def merge_graph_consuming(
     graph: RegionGraph, new_region: NDArray[np.int32], num_regions: int, backend: Backend = HOST
 ) -> RegionGraph:
-    """The graph, on the backend, after regions are joined.
+    """Return the graph, on the backend, after regions are joined.
 
     Args:
-        graph: On the backend. It is empty afterwards: column by column takes half the memory.
+        graph: On the backend. It is empty afterwards: freeing it column by column halves the memory.
         new_region: (R,) the region that each becomes part of.
-        num_regions: How many are left.
+        num_regions: Number of regions after the join.
         backend: Where it runs.
     """
     if backend.name == "gpu":
@@ -112,15 +112,15 @@ def merge_graph_consuming(
 
 
 _SHORT = 48
-"""Lists of no more pairs are sorted by insertion."""
+"""Lists of at most this many pairs are sorted by insertion."""
 
 
 def _touching(
     labels: DeviceArray, evidence: list[DeviceArray], backend: Backend
 ) -> tuple[DeviceArray, DeviceArray, DeviceArray, DeviceArray]:
-    """As `_gathered_pairs`, of the touching regions of a volume.
+    """Return the same as `_gathered_pairs`, for the touching regions of a volume.
 
-    A few planes at a time, since faces are many and pairs few.
+    A few planes at a time, since there are many faces and few pairs.
     """
     xp = backend.xp
     parts = []
@@ -139,7 +139,7 @@ def _touching(
 def _faces(
     labels: DeviceArray, evidence: list[DeviceArray], num_planes: int, xp: Any
 ) -> tuple[DeviceArray, list[DeviceArray]]:
-    """The key of each face between two regions, and its strength in each volume.
+    """Return the key of each face between two regions, and its strength in each volume.
 
     Faces of the first `num_planes` planes, those towards the next one included.
     """
@@ -160,7 +160,7 @@ def _faces(
 def _gathered_pairs(
     keys: DeviceArray, faces: DeviceArray, sums: list[DeviceArray], lows: list[DeviceArray], backend: Backend
 ) -> tuple[DeviceArray, DeviceArray, DeviceArray, DeviceArray]:
-    """The different keys (lower << 32 | higher), ascending, with faces, sums (K, E) and minima (K, E)."""
+    """Return the distinct keys (lower << 32 | higher), ascending, with faces, sums (K, E), minima (K, E)."""
     xp = backend.xp
     unique, inverse = xp.unique(keys, return_inverse=True)
     count = len(unique)
@@ -176,10 +176,10 @@ def _gathered_pairs(
 
 @dataclass(kw_only=True)
 class _Table:
-    """Pairs while they are collected, in the order in which they are met.
+    """Pairs while they are collected, in the order of their first faces.
 
     The pairs of a region are a linked list at its lower member. Regions are numbered in scan order,
-    so the lists that a row of voxels needs lie close together, which a table of hashed keys would not.
+    so the lists for a row of voxels are close together in memory; entries of a hash table would not be.
     """
 
     links: NDArray[np.int32]
@@ -190,7 +190,7 @@ class _Table:
 
     @classmethod
     def of(cls, room: int, width: int) -> _Table:
-        """An empty table for so many pairs, with so many evidence volumes."""
+        """Return an empty table for `room` pairs, with `width` evidence volumes."""
         return cls(
             links=np.empty((room, 2), np.int32),
             faces=np.empty(room, np.int32),
@@ -200,11 +200,11 @@ class _Table:
 
     @property
     def columns(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
-        """For the compiled loops."""
+        """All arrays, for the compiled loops."""
         return self.links, self.faces, self.sums, self.lows
 
     def grow(self, num_pairs: int) -> None:
-        """Make room for half as many pairs again, and this many."""
+        """Make room for `num_pairs` more pairs and half of the present capacity."""
         more = _Table.of(len(self.faces) // 2 + num_pairs, self.sums.shape[1])
         self.links = np.concatenate((self.links, more.links))
         self.faces = np.concatenate((self.faces, more.faces))
@@ -212,7 +212,7 @@ class _Table:
         self.lows = np.concatenate((self.lows, more.lows))
 
     def graph(self, head: NDArray[np.int32], used: int) -> RegionGraph:
-        """The pairs in their order; column by column, and the table is empty afterwards."""
+        """Return the graph of the sorted pairs; the table is emptied column by column, to save memory."""
         order, pairs = np.empty(used, np.int32), np.empty((used, 2), np.int32)
         _sorted_pairs(head, self.links, order, pairs)
         self.links = self.links[:0].copy()
@@ -225,9 +225,9 @@ class _Table:
 
 
 def _touching_graph(labels: NDArray[np.int32], evidence: NDArray[Any], num_regions: int) -> RegionGraph:
-    """As `_touching`, in one pass over the faces.
+    """Return the same as `_touching`, in one pass over the faces.
 
-    Where the room is used up it is made larger here: a compiled loop that may do so itself is far slower.
+    A full table is enlarged here: a compiled loop that does so itself is far slower.
     """
     head = np.full(num_regions, -1, np.int32)
     table = _Table.of(8 * num_regions + 64, evidence.shape[0])
@@ -243,7 +243,7 @@ def _touching_graph(labels: NDArray[np.int32], evidence: NDArray[Any], num_regio
 def _sorted_pairs(
     head: NDArray[np.int32], links: NDArray[np.int32], order: NDArray[np.int32], pairs: NDArray[np.int32]
 ) -> None:
-    """Places of the pairs in ascending order, and the pairs."""
+    """Write the indices of the pairs in ascending order, and the pairs."""
     done = 0
     for a in range(len(head)):
         first, e = done, head[a]
@@ -266,7 +266,7 @@ def _sorted_pairs(
 
 @numba.njit(cache=True, nogil=True)
 def _joined_keys(pairs: NDArray[np.int32], new_region: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Lower << 32 | higher region of each pair after the join; the largest number within one region."""
+    """Return lower << 32 | higher region of each pair after the join; the largest int64 if equal."""
     keys = np.empty(len(pairs), np.int64)
     for p in range(len(pairs)):
         one, other = np.int64(new_region[pairs[p, 0]]), np.int64(new_region[pairs[p, 1]])
@@ -276,7 +276,7 @@ def _joined_keys(pairs: NDArray[np.int32], new_region: NDArray[np.int32]) -> NDA
 
 @numba.njit(cache=True, nogil=True)
 def _num_joined(keys: NDArray[np.int64], order: NDArray[np.int64]) -> Any:
-    """How many pairs are left."""
+    """Return the number of pairs that are left."""
     count, last = 0, np.int64(-1)
     for p in order:
         if keys[p] == np.iinfo(np.int64).max:
@@ -290,7 +290,7 @@ def _num_joined(keys: NDArray[np.int64], order: NDArray[np.int64]) -> Any:
 def _place_joined(
     keys: NDArray[np.int64], order: NDArray[np.int64], pairs: NDArray[np.int32], place: NDArray[np.int32]
 ) -> None:
-    """The pairs that are left, and where each old one goes: -1 for nowhere."""
+    """Write the pairs that are left, and the new index of each old pair, -1 for none."""
     e, last = -1, np.int64(-1)
     for p in order:
         if keys[p] == np.iinfo(np.int64).max:
@@ -327,10 +327,10 @@ def _touching_numba(
     row: int,
     used: int,
 ) -> Any:
-    """The pairs met from a row of voxels on, until all are done or there is no room for another row's.
+    """Collect the pairs from a row of voxels on, until the last row or until the table may be too small.
 
-    Neighbouring faces mostly part the same two regions: `recent` has regions and pair of the last face at
-    each x, so that few lists have to be walked. `columns` are those of `_Table`. Returns (rows done, pairs
+    Neighbouring faces mostly lie between the same two regions: `recent` holds regions and pair of the last
+    face at each x, so that few lists are searched. `columns` are those of `_Table`. Returns (rows done, pairs
     used).
     """
     links, faces, sums, lows = columns

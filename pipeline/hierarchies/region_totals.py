@@ -1,4 +1,4 @@
-"""What each region holds, summed over its voxels: their number, intensities and coordinates.
+"""Sums over the voxels of each region: their number, intensities and coordinates.
 
 Reads:  labels, int32 (z, y, x), 0..R-1, every voxel labelled; volumes of integers (z, y, x).
 Writes: a `RegionSums`; counts (R,) int64.
@@ -18,30 +18,31 @@ from numpy.typing import NDArray
 from pipeline.compute import HOST, Backend, DeviceArray, summed_over_slabs
 
 WindowVolume: TypeAlias = DeviceArray | Callable[[tuple[int, int]], DeviceArray]
-"""Integers (z, y, x), or a function that gives the planes (start, stop) of such a volume."""
+"""Integers (z, y, x), or a function that returns the planes (start, stop) of such a volume."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegionSums:
-    """What regions hold, summed over their voxels."""
+    """Sums over the voxels of R regions."""
 
     voxels: NDArray[np.int64]
-    """(R,)"""
+    """(R,) number of voxels."""
     levels: NDArray[np.int64]
-    """(R, W) intensity levels, one column a window."""
-    places: NDArray[np.int64]
-    """(R, 3) voxel indices z, y, x."""
+    """(R, W) summed intensity levels, one column per window."""
+    coordinates: NDArray[np.int64]
+    """(R, 3) summed voxel indices z, y, x."""
 
 
 def region_sums(
     labels: DeviceArray, num_regions: int, window_volumes: Sequence[WindowVolume], backend: Backend
 ) -> RegionSums:
-    """Voxels, intensity levels and voxel indices summed over each region.
+    """Return voxels, intensity levels and voxel indices summed over each region.
 
     Args:
         labels: int32 (z, y, x) on the backend.
-        num_regions: How many there are.
-        window_volumes: W volumes of integers (z, y, x) on the backend, or what makes some planes of one.
+        num_regions: Number of regions R.
+        window_volumes: W volumes of integers (z, y, x) on the backend, or functions that return planes
+            of them.
         backend: Where it runs.
     """
     made = [volume if callable(volume) else _planes_of(volume) for volume in window_volumes]
@@ -54,7 +55,7 @@ def region_sums(
         part = labels[start:stop]
         for k, planes in enumerate(made):
             _add_levels(part.reshape(-1), planes((start, stop)).reshape(-1), total[:, k])
-        _add_places(part, start, total[:, width:])
+        _add_coordinates(part, start, total[:, width:])
 
     totals = summed_over_slabs(
         lambda: np.zeros((num_regions, width + 4), np.int64), add, labels.shape, backend.num_threads
@@ -65,14 +66,14 @@ def region_sums(
     return RegionSums(
         voxels=total[:, -1].copy(),
         levels=np.ascontiguousarray(total[:, :width]),
-        places=np.ascontiguousarray(total[:, width:-1]),
+        coordinates=np.ascontiguousarray(total[:, width:-1]),
     )
 
 
 def count_inside(
     labels: DeviceArray, mask: DeviceArray, num_regions: int, backend: Backend = HOST
 ) -> NDArray[np.int64]:
-    """(R,) voxels of each region that a mask (z, y, x) has, or all where it is None; both on the backend."""
+    """Return (R,) voxels of each region inside a mask (z, y, x), all if it is None; both on the backend."""
     if backend.name == "gpu":
         if mask is not None:
             labels = backend.xp.where(mask, labels, num_regions)
@@ -86,11 +87,13 @@ def count_inside(
 
 
 def tally(labels: DeviceArray, num_labels: int, backend: Backend) -> tuple[DeviceArray, DeviceArray]:
-    """(R,) voxels of each label and index of its first, the number of voxels where there is none.
+    """Return (R,) voxels of each label, and (R,) index of its first voxel.
+
+    A label without a voxel has the number of all voxels as index.
 
     Args:
         labels: Integers (z, y, x), 0..num_labels-1, on the backend.
-        num_labels: How many there may be.
+        num_labels: Number of labels R.
         backend: Where it runs: the GPU, or NumPy.
 
     Returns:
@@ -124,21 +127,21 @@ def _region_sums(
 
     voxels = np.asarray(backend.to_host(xp.bincount(flat, minlength=num_regions))).astype(np.int64)
     levels = [summed(volume) for volume in window_volumes]
-    places = []
+    coordinates = []
     for axis in range(3):
         shape = [1, 1, 1]
         shape[axis] = labels.shape[axis]
         index = xp.arange(labels.shape[axis], dtype=xp.int32).reshape(shape)
-        places.append(summed(xp.broadcast_to(index, labels.shape)))
+        coordinates.append(summed(xp.broadcast_to(index, labels.shape)))
     return RegionSums(
         voxels=voxels,
         levels=np.stack(levels, axis=1) if levels else np.zeros((num_regions, 0), np.int64),
-        places=np.stack(places, axis=1),
+        coordinates=np.stack(coordinates, axis=1),
     )
 
 
 def merge_sums(sums: RegionSums, new_region: NDArray[np.int32], num_regions: int) -> RegionSums:
-    """What regions hold after they are joined (see `merge_graph_consuming`)."""
+    """Return the sums after regions are joined (see `merge_graph_consuming`)."""
 
     def joined(values: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.bincount(new_region, weights=values, minlength=num_regions).astype(np.int64)
@@ -146,7 +149,7 @@ def merge_sums(sums: RegionSums, new_region: NDArray[np.int32], num_regions: int
     return RegionSums(
         voxels=joined(sums.voxels),
         levels=np.stack([joined(column) for column in sums.levels.T], axis=1),
-        places=np.stack([joined(column) for column in sums.places.T], axis=1),
+        coordinates=np.stack([joined(column) for column in sums.coordinates.T], axis=1),
     )
 
 
@@ -157,8 +160,8 @@ def _add_levels(labels: NDArray[np.int32], levels: NDArray[Any], total: NDArray[
 
 
 @numba.njit(cache=True, nogil=True)
-def _add_places(labels: NDArray[np.int32], plane: int, total: NDArray[np.int64]) -> None:
-    """Voxel indices z, y, x and the number of voxels, (R, 4)."""
+def _add_coordinates(labels: NDArray[np.int32], plane: int, total: NDArray[np.int64]) -> None:
+    """Add voxel indices z, y, x and the number of voxels to `total`, (R, 4)."""
     for z in range(labels.shape[0]):
         for y in range(labels.shape[1]):
             for x in range(labels.shape[2]):

@@ -43,7 +43,7 @@ _FRACTION = 8
 """Sums of window levels are in 1/8 level: 3 fraction bits (see `pipeline.hierarchies.boundaries`)."""
 
 _CONTACT = 0.9
-"""contact: how much less dissimilar a region is that lies wholly in contact with the other."""
+"""For `contact`: fraction by which the dissimilarity falls if the whole surface is in contact."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class TreeSpec:
     partition: Literal["fine", "coarse", "voxels"]
     """Leaves of the tree: fine or coarse supervoxels, or voxels."""
     method: str
-    """What the tree is grown by: a row of `TREE_METHODS`."""
+    """Name of the method, a row of `TREE_METHODS`."""
     scale_mm: float = 0.7
     """Scale of the boundary evidence, in mm; one of the computed scales."""
     size_exponent: float = 0.1
@@ -129,7 +129,7 @@ class TreeMethod:
     """Whether its regions are level sets of the image."""
 
 
-# Formulas: float64, how dissimilar two touching regions are; the pair with the least is merged next. `pair`
+# Formulas: float64, the dissimilarity of two touching regions; the least is merged next. `pair`
 # has the common faces, and the boundary evidence summed over them; `one` and `other` are rows of
 # `agglomeration.VOXELS` and so on. They are compiled when a tree is grown.
 
@@ -155,12 +155,12 @@ def neck(pair: Any, one: Any, other: Any) -> Any:
 
 
 def contact(pair: Any, one: Any, other: Any) -> Any:
-    """`boundary`, times the part of the smaller surface that is not in contact: dents are filled."""
+    """`boundary`, times the fraction of the smaller surface that is not in contact: dents are filled."""
     return pair.strength / pair.faces * (1.0 - _CONTACT * pair.faces / min(one[SURFACE], other[SURFACE]))
 
 
 def roundness(pair: Any, one: Any, other: Any) -> Any:
-    """`boundary`, times the squared surface of both together over that of a body of their volume."""
+    """`boundary`, times the squared surface of both together over their volume to the power of 4/3."""
     surface, volume = one[SURFACE] + other[SURFACE] - 2.0 * pair.faces, one[VOXELS] + other[VOXELS]
     return pair.strength / pair.faces * (surface * surface / volume ** (4 / 3))
 
@@ -172,7 +172,7 @@ def ward(pair: Any, one: Any, other: Any) -> Any:
 
 
 def piecewise(pair: Any, one: Any, other: Any) -> Any:
-    """`ward`, for each face that goes: the error of a piecewise constant image.
+    """`ward` per face that disappears: the error of a piecewise constant image.
 
     Mumford and Shah 1989; Koepfler et al. 1994.
     """
@@ -191,7 +191,7 @@ def squared_distance(one: Any, other: Any) -> Any:
 
 
 def _merged_by(dissimilarity: Dissimilarity, *, with_position: bool = False) -> GrowParents:
-    """Return what merges regions pair by pair.
+    """Return a function that grows a tree by merging regions pair by pair.
 
     Args:
         dissimilarity: Formula; the pair with the least is merged next.
@@ -220,7 +220,7 @@ def _features(sums: RegionSums, compactness: float) -> NDArray[np.float64]:
     means = levels / sums.voxels[:, None]
     spread = float(np.sqrt(means.var(axis=0).sum()))
     num_voxels = float(sums.voxels.sum())
-    return np.concatenate([levels, sums.places * (compactness * spread / np.cbrt(num_voxels))], axis=1)
+    return np.concatenate([levels, sums.coordinates * (compactness * spread / np.cbrt(num_voxels))], axis=1)
 
 
 def _volume_watershed(spec: TreeSpec, graph: RegionGraph, sums: RegionSums, column: int) -> NDArray[np.int64]:

@@ -20,10 +20,10 @@ REFUSALS_VERSION = 2
 then failures of earlier runs are tried again. Stored scans stay up to date."""
 
 LATER_SETTINGS = {"set_spacing_mm": None, "resample_labels": False, "pet_unit": "suv"}
-"""Settings that did not exist for the first stores, with the values under which those are up to date."""
+"""Settings that the first stores did not have, with the values under which these stores are up to date."""
 
 IDLE_SETTINGS = ("read_timeout_seconds",)
-"""Settings that change no scan, whatever their value."""
+"""Settings that change no scan."""
 
 
 @dataclass(frozen=True, kw_only=True)

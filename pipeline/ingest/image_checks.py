@@ -1,4 +1,4 @@
-"""What every reader of a single-file image does the same: sizes, frames, voxel sizes, number types.
+"""Checks shared by all readers of single-file images: sizes, frames, voxel sizes, number types.
 
 Reads: nothing. Writes: nothing.
 """
@@ -114,7 +114,7 @@ def grid_of_header(
     """Return the grid of a header, and a note if its axes were put to right angles.
 
     Raises:
-        BadGeometry: They are further off than is put right.
+        BadGeometry: They are too far off right angles to be corrected.
     """
     try:
         grid, note = rigid_grid(shape_zyx, spacing_xyz_mm, origin_xyz_mm, direction)

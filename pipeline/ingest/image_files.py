@@ -55,7 +55,7 @@ def read_file(files: Sequence[Path], config: IngestConfig, *, frame: int | None,
 def read_file_header(
     files: Sequence[Path], config: IngestConfig, *, frame: int | None, shown: str
 ) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
-    """Return what the header of a single-file image says: (x, y, z) voxels of a frame, and their size in mm.
+    """Return shape (x, y, z) and voxel size (x, y, z) in mm of one frame, from the header of an image file.
 
     Zipped streams are not read to their end. Arguments as of `read_file`.
 

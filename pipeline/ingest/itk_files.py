@@ -37,7 +37,7 @@ _COLOURS = {3: "three bytes per voxel", 4: "four bytes per voxel"}
 
 
 class NotOrthonormal(BadGeometry):
-    """SimpleITK refuses the orientation in a header; another reader may put it right."""
+    """SimpleITK refuses the orientation in a header; another reader may correct it."""
 
 
 def read_with_itk(
@@ -143,8 +143,10 @@ def _library_error(error: Exception, shown: str) -> ScanError:
     """Return our error for one of the image library, whose messages contain paths."""
     text = str(error).lower()
     if "orthonormal" in text or "determinant" in text:
-        told = sheared("the header's orientation is sheared, or its sform and qform are no rotation", shown)
-        return NotOrthonormal(told.reason, path=shown, remedy=told.remedy)
+        sheared_error = sheared(
+            "the header's orientation is sheared, or its sform and qform are no rotation", shown
+        )
+        return NotOrthonormal(sheared_error.reason, path=shown, remedy=sheared_error.remedy)
     if isinstance(error, MemoryError) or "memory" in text or "allocat" in text:
         return out_of_memory(shown)
     if "spacing" in text:

@@ -65,7 +65,7 @@ def _read_map(
 ) -> RawLabel:
     """Return the label map in a file; it must lie on the scan's grid and hold declared values only.
 
-    Of a 4D file the volume is taken that is taken of the scan.
+    From a 4D file the volume with the scan's own frame index is taken.
     """
     check_readable(label.path, shown=shown, what="label file")
     files = companions(label.path)
@@ -88,7 +88,7 @@ def _read_map(
 def _read_parts(
     label: LabelSource, grid: Grid, config: IngestConfig, *, shown: str
 ) -> tuple[list[RawLabel], list[str]]:
-    """Return the label maps that binary masks make, and notes.
+    """Return the label maps made from binary masks, and notes.
 
     Masks that overlap go to further maps. A file with several values is a label map of its own. A mask on
     another grid is an error, or left out with a note if the label is shared.

@@ -263,7 +263,7 @@ def _values(raw: RawScan, mask: Path | None) -> tuple[int, ...]:
 
 
 def _refuse_exchanged(raw: RawScan, mask: Path | None) -> None:
-    """Check that the image is not a label map, which with a mask that is none means that both are exchanged.
+    """Check that the image is not a label map: if the mask is not one, both are exchanged.
 
     Raises:
         LooksLikeLabel: It is a label map.

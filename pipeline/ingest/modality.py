@@ -1,4 +1,4 @@
-"""A guess whether a scan is CT, MR or PET, from its file name and intensities, if nothing declares it.
+"""A guess of the modality (CT, MR or PET) from file name and intensities, if nothing declares it.
 
 *Reads*: a name, and an image (z, y, x) in real units. *Writes*: "ct", "mr" or "pet", and the reason. CT is
 recognised reliably if the image contains air. PET is distinguished from MR by large voxels and a few very

@@ -5,7 +5,7 @@ front, head) becomes ours (left, back, head), and its (x, y, z) arrays (z, y, x)
 
 Orientation of a NIfTI header, the same for all versions: the sform if it is the scanner's (code 1), else the
 qform, else the sform; without either, axes to the left, back and head, from voxel (0, 0, 0). The first of
-these whose axes are at right angles is taken; if there is none, the first that can be put right.
+these whose axes are at right angles is taken; if there is none, the first that can be corrected.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def read_with_nibabel(
     Args:
         path: The file.
         reader_name: nibabel's name of the image class.
-        note: What is to be known of every scan of this format; empty for nothing.
+        note: Note that every scan of this format gets; empty for none.
         config: Limits of size and voxel size.
         frame: Index of the frame to take.
         shown: Name of the file in error messages.
@@ -63,7 +63,7 @@ def read_with_nibabel(
     from nibabel.spatialimages import HeaderDataError
 
     image_class: Any = getattr(nibabel, reader_name)
-    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what it repairs is checked before
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what it would repair is checked before
     if reader_name == "Spm2AnalyzeImage":
         _refuse_side_file(path, shown)
     try:
@@ -134,7 +134,7 @@ def _frame_index(size: list[int], config: IngestConfig, frame: int | None, shown
 
 def _values(proxy: Any, index: tuple[int, ...]) -> NDArray[np.int16] | NDArray[np.float32]:
     """Return (z, y, x) real values of a frame; only its bytes are read."""
-    with np.errstate(all="ignore"):  # voxels that are no numbers are looked at later
+    with np.errstate(all="ignore"):  # voxels that are NaN or infinite are handled later
         array = np.asarray(proxy[(..., *index)] if index else proxy[...])
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     return plain(np.ascontiguousarray(native.T))

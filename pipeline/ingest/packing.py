@@ -1,8 +1,9 @@
 """Masks of named structures as label maps: those that overlap go to further maps.
 
 *Reads*: masks, bool (z, y, x), all of one shape, with their names. *Writes*: `PackedMap`: uint8 or uint16
-(z, y, x), 0 is background. A mask goes to the first map in which it meets no other; so one map is enough
-where none overlap, nothing is lost where some do, and the same masks in the same order give the same maps.
+(z, y, x), 0 is background. A mask goes to the first map in which it overlaps no other. So one map is enough
+where no masks overlap, and no voxel is lost where some do. The same masks in the same order give the same
+maps.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def pack(
 ) -> tuple[PackedMap, ...]:
     """Return label maps that hold every voxel of every mask.
 
-    The n-th structure has the value n, from 1, in whichever map it lies; else as `pack_values`.
+    The n-th structure has the value n, from 1, in whichever map it is; otherwise as `pack_values`.
 
     Args:
         masks: (name, bool (z, y, x)) of each structure; names may occur twice.

@@ -70,7 +70,7 @@ class RawScan:
 
 @dataclass(frozen=True, kw_only=True)
 class ScanHeader:
-    """A scan as its header says."""
+    """Size of a scan, from its header."""
 
     shape_zyx: tuple[int, int, int]
     """Voxels of the file."""
@@ -175,9 +175,9 @@ def _read_item(source: Source, item: SetItem, config: IngestConfig) -> RawScan:
 
 
 def read_scan_header(source: Source, config: IngestConfig) -> ScanHeader:
-    """Return what the headers of a source tell before it is read; no voxel is read.
+    """Return the size of a source from its headers; no voxel is read.
 
-    What only voxels tell (NaN, a constant image, a damaged stream, labels on another grid) is not seen.
+    Errors in the voxels (NaN, a constant image, a damaged stream) or the labels are not found.
 
     Raises:
         ScanError: The header shows that the source cannot be used; the class is the kind of cause.

@@ -1,7 +1,7 @@
-"""Blurring one region in blocks of voxels, and painting what exceeds a half of the blur.
+"""Blurring of one region in blocks of voxels, and painting of the voxels where the blur exceeds 0.5.
 
 Reads:  a partition, int32 (z, y, x), and the rank of the innermost chosen region of each of its leaves.
-Writes: shares of blocks, float32; ranks painted into a uint16 volume (z, y, x).
+Writes: fractions of blocks, float32; ranks painted into a uint16 volume (z, y, x).
 Bounds: compiled by Numba. Sums are float32 in a fixed order, so that results do not depend on threads.
 """
 
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 @numba.njit(cache=True, nogil=True)
 def blur_of(sigma: float) -> Any:
-    """(stride, passes): edge of the blocks in voxels, and number of (1 2 1) / 4 passes, for a blur.
+    """Return (edge of the blocks in voxels, number of (1 2 1) / 4 passes) for a blur.
 
-    A pass adds half a block squared to the variance; blocks and interpolation add about a quarter together.
-    From three on blocks are odd: every second voxel of them lies evenly about their middle.
+    A pass adds half a squared block edge to the variance; blocks and interpolation together add about a
+    quarter. Edges of three and more are odd, so that every second voxel lies symmetrically about the middle.
     """
     stride = max(1, int(sigma / 0.75))
     if stride > 2:
@@ -31,14 +31,14 @@ def blur_of(sigma: float) -> Any:
 
 @numba.njit(cache=True, nogil=True)
 def _steps(stride: int) -> Any:
-    """Voxels from one sample of a block to the next, and how many there are, along each axis."""
+    """Return the distance between samples of a block in voxels, and their number, along each axis."""
     step = 2 if stride > 2 else 1
     return step, (stride - 1) // step + 1
 
 
 @numba.njit(cache=True, nogil=True)
 def num_samples(stride: int) -> int:
-    """Samples of a block."""
+    """Return the number of samples of a block."""
     _, side = _steps(stride)
     return int(side * side * side)
 
@@ -47,10 +47,10 @@ def num_samples(stride: int) -> int:
 def block_samples(
     labels: NDArray[np.int32], innermost: NDArray[np.uint16], stride: int
 ) -> NDArray[np.uint16]:
-    """1 + rank of the innermost region at some voxels of each block of stride^3, (samples, blocks).
+    """Return 1 + rank of the innermost region at samples of each block of stride^3, (samples, blocks).
 
-    Of odd blocks from three on, every second voxel along each axis. Past the scan's edge its last voxels are
-    repeated.
+    In blocks of three and more, every second voxel along each axis is a sample. Beyond the scan's edge its
+    last voxels are repeated.
     """
     num_z, num_y, num_x = labels.shape
     step, side = _steps(stride)
@@ -75,7 +75,7 @@ def block_samples(
 def block_shares(
     samples: NDArray[np.uint16], box: Any, first: np.uint16, last: np.uint16
 ) -> NDArray[np.float32]:
-    """Fraction of each block's samples that lie in the region, for the blocks of a box."""
+    """Return the fraction of each block's samples inside the region, for the blocks of a box."""
     z0, y0, x0, z1, y1, x1 = box
     num, size = samples.shape[0], x1 - x0
     means = np.empty((z1 - z0, y1 - y0, size), np.float32)
@@ -124,14 +124,14 @@ def paint_blurred(
     out: NDArray[np.uint16], box: Any, field: NDArray[np.float32], stride: int, around: np.uint16,
     value: np.uint16,
 ) -> None:  # fmt: skip
-    """Paint in a box where the blur, trilinear between the middles of the blocks, exceeds a half.
+    """Paint the voxels of a box where the blur, trilinear between the middles of blocks, exceeds 0.5.
 
-    Only voxels that so far belong to the region around, and to none inside it, are painted.
+    Only voxels are painted whose innermost region so far is the surrounding one (`around`).
     """
     z0, y0, x0, z1, y1, x1 = box
     top = (field.shape[0] - 1, field.shape[1] - 1, field.shape[2] - 1)
     shares = _shares(z1 - z0, stride), _shares(y1 - y0, stride), _shares(x1 - x0, stride)
-    above = np.empty(top[2] + 3, np.uint8)  # how many of the four rows around, by block; the ends repeated
+    above = np.empty(top[2] + 3, np.uint8)  # how many of four rows exceed, by block; ends are repeated
     for a in range(-1, top[0] + 1):
         za, zb = max(a, 0), min(a + 1, top[0])
         zs, ze = _between(a, stride, z1 - z0)
@@ -144,7 +144,7 @@ def paint_blurred(
             while c <= top[2]:
                 stop = c + 1
                 xs, xe = _between(c, stride, x1 - x0)
-                if above[c + 1] == 4 and above[c + 2] == 4:  # as one, with those that follow
+                if above[c + 1] == 4 and above[c + 2] == 4:  # together with those that follow
                     while stop <= top[2] and above[stop + 2] == 4:
                         stop += 1
                     _, xe = _between(stop - 1, stride, x1 - x0)
@@ -169,7 +169,7 @@ def paint_blurred(
 def _count_above(
     field: NDArray[np.float32], za: int, zb: int, ya: int, yb: int, above: NDArray[np.uint8]
 ) -> bool:
-    """Count, for each block of a row, which of four rows exceed a half; whether any does anywhere."""
+    """Count, for each block of a row, how many of four rows exceed 0.5; return whether any does."""
     half, size, found = np.float32(0.5), field.shape[2], np.uint8(0)
     for x in range(size):
         above[x + 1] = (
@@ -183,7 +183,7 @@ def _count_above(
 
 @numba.njit(cache=True, nogil=True)
 def _shares(size: int, stride: int) -> NDArray[np.float32]:
-    """(size,) position of each voxel between the middles of two blocks, 0..1: the weight of the second."""
+    """Return (size,) position of each voxel between the middles of two blocks, 0..1: the second's weight."""
     shares = np.empty(size, np.float32)
     for block in range(-1, (size - 1) // stride + 1):
         start, stop = _between(block, stride, size)
@@ -197,7 +197,7 @@ def _paint_between(
     out: NDArray[np.uint16], origin: Any, corners: Any, shares: Any, starts: Any, stops: Any,
     around: np.uint16, value: np.uint16,
 ) -> None:  # fmt: skip
-    """Paint between the middles of eight blocks: what they give along x serves all y and z.
+    """Paint between the middles of eight blocks; interpolation along x is shared by all y and z.
 
     Starts and stops are counted from the origin.
     """
@@ -221,7 +221,7 @@ def _mixed(first: Any, second: Any, share: Any) -> Any:
 
 @numba.njit(cache=True, nogil=True)
 def _between(block: int, stride: int, size: int) -> Any:
-    """(start, stop): the voxels whose middle lies between the middles of a block and of the next."""
+    """Return (start, stop) of the voxels whose centres lie between the middles of a block and of the next."""
     middle = block * stride + stride // 2  # first voxel at or past the middle of the block
     return max(0, middle), max(0, min(size, middle + stride))
 
@@ -230,9 +230,9 @@ def _between(block: int, stride: int, size: int) -> Any:
 def overlap_and_volume(
     means: NDArray[np.float32], field: NDArray[np.float32], num: int
 ) -> tuple[float, float]:
-    """IoU of the region with what its blur leaves of it, and the share of its volume that is left.
+    """Return the IoU of a region with its blurred form, and the fraction of its volume that is left.
 
-    In samples, of which a block has `num`: exact.
+    Both are counted in samples, `num` per block.
     """
     both, before, after = np.int64(0), np.int64(0), np.int64(0)
     inside, blurred = means.ravel(), field.ravel()

@@ -4,7 +4,7 @@
     thresholds --> connected components, bright and dark --> a tree of each
 
 Reads:  a `Scene`: the image through its windows, boundary evidence, the body.
-Writes: a `Grown` per partition, its label volume on the backend.
+Writes: a `Grown` for each partition; its label volume is on the backend.
 Bounds: fewer than 2^31 voxels. Large graphs are made one at a time, to bound memory.
 """
 
@@ -60,14 +60,14 @@ class Grown:
     """A partition of the voxels, with the trees over it and their candidates."""
 
     labels: DeviceArray
-    """(z, y, x) on the backend."""
+    """Leaf of each voxel, integers (z, y, x) on the backend."""
     hierarchies: tuple[Hierarchy, ...]
     candidates: tuple[Candidates, ...]
 
 
 @dataclass(kw_only=True)
 class Scene:
-    """What all partitions of a scan are grown from. Used by several threads; not for longer than the scan."""
+    """Input of all partitions of a scan. Several threads use it; it is made anew for each scan."""
 
     levels: Levels
     """The image through each intensity window."""
@@ -84,7 +84,7 @@ class Scene:
 
 
 def grow_partition(name: PartitionName, scene: Scene) -> Grown | None:
-    """Supervoxels at one scale (or voxels), and the trees over them; None where there is nothing to grow."""
+    """Return supervoxels at one scale (or voxels), and the trees over them; None without regions."""
     num_windows = len(scene.levels.windows)
     specs = [spec for spec in scene.config.specs if spec.partition == name and spec.window < num_windows]
     if not specs or (name == "voxels" and scene.levels.codes.size > scene.config.max_voxel_leaves):
@@ -95,12 +95,12 @@ def grow_partition(name: PartitionName, scene: Scene) -> Grown | None:
     labels, graph, sums = leaves
     trees = grow_all(specs, graph, sums, scene.config, scene.backend)
     boundaries = _boundaries(graph, scene.config.scales_mm.index(scene.config.fine_scale_mm))
-    del leaves, graph  # as large as a volume, while another partition makes its own
+    del leaves, graph  # as large as a volume; another partition makes its own meanwhile
     return _with_candidates(labels, trees, sums.voxels, boundaries, scene)
 
 
 def _leaves(name: PartitionName, scene: Scene) -> tuple[DeviceArray, RegionGraph, RegionSums] | None:
-    """The leaves of a partition's trees, at most `max_regions`, with their graph and sums."""
+    """Return the leaves of a partition's trees, at most `max_regions`, with their graph and sums."""
     config, backend, xp = scene.config, scene.backend, scene.backend.xp
     shape = scene.levels.codes.shape
     if name == "voxels":
@@ -108,12 +108,12 @@ def _leaves(name: PartitionName, scene: Scene) -> tuple[DeviceArray, RegionGraph
         labels = xp.arange(count, dtype=xp.int32).reshape(shape)
     else:
         sigma = config.fine_scale_mm if name == "fine" else config.coarse_scale_mm
-        # Where one scale sees no slope, the largest decides: plateaus drain to their middle, not to an edge.
+        # On a plateau the evidence at the largest scale decides: it drains to its middle, not to an edge.
         evidence, coarsest = scene.evidence[config.scales_mm.index(sigma)], scene.evidence[-1]
         labels, count = basins(evidence, backend, ties=coarsest)
         while count > _MANY * config.max_regions:
             count = join_lowest_pass_in_place(labels, count, evidence, backend)
-    # Without evidence a tree would tell of ties only.
+    # Without evidence the tree would depend on ties only.
     if count < 2 or not any(bool(evidence.max()) for evidence in scene.evidence):
         return None
     volumes = [
@@ -134,7 +134,7 @@ def _leaves(name: PartitionName, scene: Scene) -> tuple[DeviceArray, RegionGraph
             new_region, graph, sums = merge_weakest_consuming(graph, sums, config.max_regions, backend)
             relabel_in_place(labels, new_region, backend)
         graph = graph.on_host(backend)
-    if count <= 1 << 16:  # a volume is held a partition until the end
+    if count <= 1 << 16:  # one volume per partition is held until the end
         labels = labels.astype(xp.uint16)
     return labels, graph, sums
 
@@ -146,7 +146,7 @@ def grow_all(
     config: ProposalConfig,
     backend: Backend,
 ) -> list[Hierarchy]:
-    """The trees of a partition, several at once: the compiled loops release Python's lock."""
+    """Return the trees of a partition; several are grown at once, as compiled loops release Python's lock."""
 
     def grown_tree(spec: TreeSpec) -> Hierarchy:
         column = config.scales_mm.index(spec.scale_mm) if spec.scale_mm in config.scales_mm else 0
@@ -162,14 +162,14 @@ def grow_components(
     """Return the trees of bright and of dark connected components; None where there are none.
 
     Args:
-        calibration: Of the scan's intensities.
+        calibration: Calibration of the scan's intensities.
         windows: Its intensity windows, in real units.
-        scene: What they are grown from.
+        scene: The scan's images and limits.
         pool: Runs both sides.
     """
     thresholds, exceeded = _component_levels(calibration, windows, scene)
     sides: tuple[Literal["bright", "dark"], ...] = ("bright", "dark")
-    # Computed again, when the first side needs it: to keep it would cost two bytes per voxel at the peak.
+    # Computed again when the first side needs it: keeping it would cost two bytes per voxel at the peak.
     evidence = cache(lambda: scene.levels.evidence((scene.config.fine_scale_mm,)))
     return list(pool.map(lambda side: _grow_components(side, thresholds, exceeded, evidence, scene), sides))
 
@@ -177,9 +177,9 @@ def grow_components(
 def _component_levels(
     calibration: Calibration, windows: list[Window], scene: Scene
 ) -> tuple[NDArray[np.int64], DeviceArray]:
-    """Numbers 0, 1, ... of the components' thresholds, ascending, and how many of them each voxel exceeds.
+    """Return indices 0, 1, ... of the thresholds, ascending, and how many thresholds each voxel exceeds.
 
-    Numbers take half the memory of levels.
+    Indices take half the memory of levels.
     """
     widest = int(np.argmax([high - low for low, high in windows]))
     low, high = windows[widest]
@@ -197,14 +197,15 @@ def _grow_components(
     evidence: Callable[[], DeviceArray],
     scene: Scene,
 ) -> Grown | None:
-    """Voxel-exact components of thresholds, upwards or downwards; None where there are none.
+    """Return voxel-exact components above or below thresholds; None if there are none.
 
     Args:
-        side: Which way.
+        side: "bright" for voxels above a threshold, "dark" for the others.
         thresholds: See `_component_levels`.
-        levels: Likewise.
-        evidence: Makes it at the fine scale, (1, z, y, x), once for both sides; one calls at a time.
-        scene: What it all is grown from.
+        levels: See `_component_levels`.
+        evidence: Returns the evidence at the fine scale, (1, z, y, x), made once for both sides; called by
+            one thread at a time.
+        scene: The scan's images and limits.
     """
     if not len(thresholds):
         return None
@@ -222,7 +223,7 @@ def _grow_components(
     tree = Hierarchy.of(f"components-{side}", 0, count, found.parents(), level_sets=True)
     voxels = count_inside(found.zones, None, count, scene.backend)
     with scene.one_large_graph:  # one side at a time
-        # Backwards: the graph lists neighbours at the lower number, and around zone 0 lie most others.
+        # Numbered backwards: the graph lists a pair at its lower region, and most regions touch zone 0.
         backwards = (count - 1 - found.zones).astype(found.zones.dtype, copy=False)
         graph = region_graph(backwards, count, evidence(), scene.backend).on_host(scene.backend)
         del backwards
@@ -231,7 +232,7 @@ def _grow_components(
 
 
 def _reduced(grown: Grown, scene: Scene) -> Grown:
-    """The partition of a single tree, no finer than its candidates need: 16 bits hold them, not all zones."""
+    """Return the coarsest partition that separates the candidates of one tree: 16 bits are enough."""
     (tree,), (candidates,) = grown.hierarchies, grown.candidates
     smaller, leaf = tree.reduced(candidates.node)
     kind = np.uint16 if smaller.num_leaves <= 1 << 16 else np.int32
@@ -243,7 +244,7 @@ def _reduced(grown: Grown, scene: Scene) -> Grown:
 
 
 def _boundaries(graph: RegionGraph, column: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """(E, 2) touching leaves; (E, 2) their common faces, and the evidence of a column summed over them."""
+    """Return (E, 2) touching leaves; (E, 2) their common faces, and a column's evidence summed over them."""
     return graph.pairs, np.stack([graph.faces, graph.sums[:, column]], axis=1)
 
 
@@ -254,14 +255,14 @@ def _with_candidates(
     boundaries: tuple[NDArray[np.int32], NDArray[np.int64]],
     scene: Scene,
 ) -> Grown:
-    """A partition and its trees, with the nodes that may become proposals.
+    """Return a partition and its trees, with the nodes that may become proposals.
 
     Args:
         labels: (z, y, x) leaf of each voxel, on the backend.
-        trees: Over these leaves.
-        voxels: (R,) of each leaf.
+        trees: Trees over these leaves.
+        voxels: (R,) voxels of each leaf.
         boundaries: See `_boundaries`.
-        scene: What they were grown from.
+        scene: The scan's images and limits.
     """
     leaves = Leaves(
         voxels=voxels,

@@ -238,7 +238,7 @@ def _sort_by_rank(innermost: NDArray[np.uint16], starts: NDArray[np.int64], out:
 
 @numba.njit(cache=True, nogil=True)
 def _parents_of(stop: NDArray[np.int64], start: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the rank of the smallest interval around each, -1 for none; intervals in depth-first order."""
+    """Return the rank of the smallest interval that contains each, -1 for none; depth-first order."""
     parent = np.full(len(stop), -1, np.int64)
     for rank in range(1, len(stop)):
         ancestor = rank - 1

@@ -1,14 +1,15 @@
-"""Smooth outlines for regions that are unions of supervoxels: the shape of an organ, not of noise.
+"""Smooth outlines for regions that are unions of supervoxels.
 
-Supervoxels meet along the noise of the image, and a union of them inherits their ragged outline. Each region
-is therefore blurred, and kept where the blur exceeds a half: bumps of a few voxels go, dents fill, and the
-volume hardly changes. Two disjoint regions cannot both exceed a half of the same blur, and of two nested ones
-the outer exceeds it wherever the inner does, so nesting survives one width of blur. Where widths differ, a
-region is cut to the one around it and to what its earlier siblings have left; so that little is cut, the
-regions of a tree with a wide blur, a narrow one and none are painted apart (`Outlines.widths`).
+The borders of supervoxels follow the noise of the image, so a union of them has a ragged outline. Therefore
+each region is blurred, and kept where the blur exceeds 0.5: bumps of a few voxels are removed, dents are
+filled, and the volume hardly changes. With one width of blur, two disjoint regions cannot both exceed 0.5 at
+a voxel, and of two nested regions the outer one exceeds it wherever the inner one does: so regions stay
+nested. With several widths, a region is cut to the surrounding region and to the voxels that its earlier
+siblings have left. To cut little, regions with a wide blur, with a narrow one and with none are painted
+separately (`Outlines.widths`).
 
-A blur wears thin regions away. Where it would leave too little of one, half the passes are taken; where these
-would still change it too much, or the region is of a few hundred voxels only, it stays as it is.
+A blur shrinks thin regions. A region that would lose too much is blurred with half the passes. A region that
+would still change too much, or that has a few hundred voxels only, stays unchanged.
 
     ranks of a tree's chosen regions --outermost first: count in blocks, blur, interpolate--> painted
 
@@ -65,12 +66,12 @@ class Outlines:
     """A region of which the blur would leave less than this fraction is blurred with half the passes."""
 
     def sigmas(self, voxels: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(N,) width of the blur of regions of these volumes, in voxels; 0 where they stay as they are."""
+        """Return (N,) width of the blur of regions of these volumes, in voxels; 0 for unchanged regions."""
         sigmas = np.minimum(self.fraction * np.cbrt(voxels), self.max_sigma_voxels)
         return np.where(sigmas < _LEAST_SIGMA, 0.0, sigmas)
 
     def widths(self, voxels: NDArray[np.int64]) -> NDArray[np.int8]:
-        """(N,) 0 for no blur, 1 for one up to `apart`, 2 for wider ones: each is painted apart."""
+        """Return (N,) 0 for no blur, 1 for one up to `apart`, 2 for wider ones; painted separately."""
         sigmas = self.sigmas(voxels)
         return (sigmas > 0).astype(np.int8) + (sigmas > self.apart * self.max_sigma_voxels)
 
@@ -85,7 +86,7 @@ def paint_smoothed(
     outlines: Outlines,
     backend: Backend = HOST,
 ) -> DeviceArray:
-    """The innermost smoothed region at each voxel.
+    """Return the innermost smoothed region at each voxel.
 
     Args:
         labels: (z, y, x) leaf of each voxel, on the backend.
@@ -116,7 +117,7 @@ def _paint_on_gpu(
     least: tuple[float, float],
     backend: Backend,
 ) -> DeviceArray:
-    """As `_paint_numba`: a few kernels a region, without waiting for any of them."""
+    """Do the same as `_paint_numba`: a few kernels per region, without waiting for any of them."""
     xp = backend.xp
     ranks = backend.to_device(innermost)[labels]
     out = xp.zeros(labels.shape, dtype=xp.uint16)
@@ -154,7 +155,7 @@ def _regions_for_gpu(
     shape: Any, parent: NDArray[np.int64], last: NDArray[np.int64], sigmas: NDArray[np.float64],
     boxes: NDArray[np.int64],
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:  # fmt: skip
-    """(N, 11) rows of `Region` in `kernels.cu`, (N,) blocks in the box of each."""
+    """Return (N, 11) rows of `Region` in `kernels.cu`, and (N,) blocks in the box of each."""
     rows, num_blocks = np.empty((len(parent), 11), np.int32), np.ones(len(parent), np.int64)
     for rank in range(len(parent)):
         stride, passes = blur_of(sigmas[rank])
@@ -170,7 +171,7 @@ def _regions_for_gpu(
 
 @numba.njit(cache=True, nogil=True)
 def _box_of_blocks(box: NDArray[np.int64], stride: int, passes: int, shape: Any) -> NDArray[np.int64]:
-    """What a blur of the region in a box may reach, from edge to edge of a block, or of the scan."""
+    """Return the box that the blur of a region may reach, from edge to edge of blocks or of the scan."""
     margin = stride * (passes + 1) if passes else 0
     out = np.empty(6, np.int64)
     for d in range(3):
@@ -185,7 +186,7 @@ def _paint_numba(
     last: NDArray[np.int64], sigmas: NDArray[np.float64], boxes: NDArray[np.int64],
     least: tuple[float, float],
 ) -> NDArray[np.uint16]:  # fmt: skip
-    """As `paint_smoothed`, on the CPU; `least` are the IoU and the volume that a blur must leave."""
+    """Do the same as `paint_smoothed`, on the CPU; `least`: IoU and volume that a blur must leave."""
     shape, (least_iou, least_volume) = labels.shape, least
     out = np.zeros(shape, np.uint16)
     samples = np.empty((0, 0, 0, 0), np.uint16)
@@ -205,7 +206,7 @@ def _paint_numba(
                 whole = (0, 0, 0, blocks[3] - blocks[0], blocks[4] - blocks[1], blocks[5] - blocks[2])
                 means = block_shares(there, whole, first, final)
             else:
-                if stride != sampled:  # once for nearly all regions: few widths of blur are that wide
+                if stride != sampled:  # once for nearly all regions: there are few blurs that wide
                     samples, sampled = block_samples(labels, innermost, stride), stride
                 means = block_shares(samples, blocks, first, final)
             field = half = means
@@ -229,7 +230,7 @@ def _paint_numba(
 def region_boxes(
     leaf_boxes: NDArray[np.int32], innermost: NDArray[np.uint16], parent: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """(N, 6) boxes of the regions from those of their leaves (R, 6)."""
+    """Return (N, 6) boxes of the regions from those of their leaves (R, 6)."""
     boxes = np.empty((len(parent), 6), np.int64)
     boxes[:, :3] = np.iinfo(np.int32).max
     boxes[:, 3:] = 0

@@ -5,7 +5,7 @@
           --common faces--> region graphs                                   hierarchies/region_graphs.py
           --linkages, watershed, component trees--> hierarchies             hierarchies/trees.py, growing.py
           --thresholds--> voxel-exact connected components                  hierarchies/components.py
-          --facility location--> the few thousand that stand for all        selection.py
+          --facility location--> a few thousand regions that represent all  selection.py
           --smooth outlines, common refinement--> atoms, orders, table      refinement.py, atoms.py
 
 Reads:  codes, int16 (z, y, x), as they are stored: proposals made again from a store are the same bytes.
@@ -73,7 +73,7 @@ def propose(
 ) -> ProposalSet:
     """Return the mask proposals of a scan.
 
-    Where the memory of a GPU is not enough for the scan, the CPU makes them: the same bytes.
+    If the memory of a GPU is not enough for the scan, the CPU makes them, with the same bytes.
 
     Args:
         image: Codes (z, y, x); real value = code * scale + offset.
@@ -81,7 +81,7 @@ def propose(
         offset: Real value of code 0.
         intensity_range: Lower and upper end of the stored intensities, in real units.
         spacing_zyx_mm: Voxel size in mm.
-        unit: "HU" takes the CT windows and thresholds, anything else percentiles.
+        unit: "HU" for the CT windows and thresholds; any other for percentiles.
         config: All settings.
         backend: Where the array kernels run.
 
@@ -151,9 +151,9 @@ def _propose(
 def _choose_consuming(
     grown: list[Grown], scene: Scene, outlines: tuple[Outlines, Outlines], at_once: int
 ) -> ProposalSet:
-    """The best candidates of all trees, near-duplicates out, laid out over their atoms.
+    """Return the best candidates of all trees, without near-duplicates, as intervals of atoms.
 
-    `grown` is emptied: its label volumes are let go as soon as nothing needs them.
+    `grown` is emptied: each label volume is freed after its last use.
     """
     config = scene.config
     hierarchies = [replace(tree, partition=p) for p, part in enumerate(grown) for tree in part.hierarchies]

@@ -1,4 +1,4 @@
-"""The common refinement: the partition of the voxels that tells the chosen regions apart.
+"""The common refinement: the partition of the voxels that separates the chosen regions.
 
     chosen nodes --smooth outlines--> regions, a volume per nest --split by each (splitting.py)--> refinement
 
@@ -34,7 +34,7 @@ _GONE = np.empty((0, 0, 0), np.int32)
 
 @dataclass(frozen=True, kw_only=True)
 class Refinement:
-    """The chosen regions and the partition of the voxels that tells them apart."""
+    """The chosen regions and the partition of the voxels that separates them."""
 
     chosen: tuple[tuple[int, int], ...]
     """(tree, node) of each region, best first."""
@@ -45,7 +45,7 @@ class Refinement:
     nests: tuple[Nest, ...]
     """(T,) the chosen regions of these trees, by rank."""
     atom_voxels: NDArray[np.int64]
-    """(A,)"""
+    """(A,) voxels of each atom."""
     atom_boxes: NDArray[np.int32]
     """(A, 6) z0, y0, x0, z1, y1, x1, half open."""
 
@@ -60,17 +60,16 @@ def refine_consuming(
     at_once: int = 1,
     backend: Backend = HOST,
 ) -> Refinement:
-    """The atoms that tell the chosen regions apart.
+    """Return the atoms that separate the chosen regions.
 
     Args:
-        partitions: Label volumes on the backend that the hierarchies' leaves are regions of. The list is
-            empty afterwards: each volume is let go as soon as nothing needs it any more.
-        hierarchies: The trees. The list is empty afterwards: they take some bytes a voxel.
+        partitions: Label volumes on the backend, whose regions are the leaves of the hierarchies. The list is
+        empty afterwards: each volume is freed after its last use.
+        hierarchies: The trees. The list is empty afterwards: they take some bytes per voxel.
         chosen: At least one region, at most 65,534 of them.
-        outlines: The ways in which regions are smoothed; without any, all stay as their leaves are, as level
-            sets always do.
-        style: (N,) which of the ways each chosen region takes; the first where it is not given.
-        at_once: How many trees are painted at once, on the CPU: a volume each.
+        outlines: Outline settings; without any, no region is smoothed. Level sets never are.
+        style: (N,) index of each chosen region's outline settings; the first if not given.
+        at_once: Number of trees that are painted at once on the CPU; each takes a volume.
         backend: Where it runs.
     """
     leaves = [measure(labels, _num_leaves(hierarchies, p), backend) for p, labels in enumerate(partitions)]
@@ -128,7 +127,7 @@ def _painted(
         labels: (z, y, x) leaf of each voxel, on the backend.
         leaf_boxes: (R, 6) of the leaves.
         sigmas: (N,) width of the blur of each region, in voxels.
-        outlines: The ways in which regions are smoothed.
+        outlines: Outline settings.
         backend: Where it runs.
     """
     if not sigmas.any():
@@ -139,7 +138,7 @@ def _painted(
 
 
 def _innermost(nest: Nest, hierarchy: Hierarchy) -> NDArray[np.uint16]:
-    """(R,) 1 + rank of the smallest chosen region around each leaf, 0 where there is none."""
+    """Return (R,) 1 + rank of the smallest chosen region that contains each leaf, 0 for none."""
     inside = np.zeros(hierarchy.num_leaves, np.uint16)
     for rank, node in enumerate(nest.nodes):
         inside[hierarchy.start[node] : hierarchy.stop[node]] = rank + 1
@@ -155,7 +154,7 @@ def _volumes(
     leaves: Sequence[tuple[NDArray[np.int64], NDArray[np.int32]]],
     chosen: Chosen,
 ) -> NDArray[np.int64]:
-    """(N,) voxels of the chosen regions, before they are smoothed."""
+    """Return (N,) voxels of the chosen regions, before they are smoothed."""
     volumes = np.empty(len(chosen), np.int64)
     trees, nodes = np.array(chosen, np.int64).T
     for tree in np.unique(trees).tolist():
@@ -172,7 +171,7 @@ def _blurs(
     outlines: Sequence[Outlines],
     style: NDArray[np.int8],
 ) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
-    """(N,) the blur of each chosen region in voxels; (N,) which are painted apart (`Outlines.widths`)."""
+    """Return (N,) blur of each chosen region in voxels, and (N,) its class of width (`Outlines.widths`)."""
     sigmas, width = np.zeros(len(chosen)), np.zeros(len(chosen), np.int8)
     soft = np.array([not hierarchies[tree].level_sets for tree, _ in chosen])
     for number, way in enumerate(outlines):
@@ -184,7 +183,7 @@ def _blurs(
 def _nests(
     hierarchies: Sequence[Hierarchy], chosen: Chosen, style: NDArray[np.int8], width: NDArray[np.int8]
 ) -> list[Nest]:
-    """The chosen nodes by tree, and in each by how they are smoothed and how wide their blur is."""
+    """Return the chosen nodes by tree, and within a tree by outline settings and width of blur."""
     wanted: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
     for place, (tree, node) in enumerate(chosen):
         wanted.setdefault((tree, int(style[place]), int(width[place])), []).append((node, place))
@@ -195,7 +194,7 @@ def _nests(
 
 
 def gathered(table: NDArray[Any], labels: DeviceArray, backend: Backend = HOST) -> DeviceArray:
-    """`table[labels]` on the backend, without the 64-bit indices that NumPy would make of labels first."""
+    """Return `table[labels]` on the backend, without the 64-bit indices that NumPy would make of labels."""
     if backend.name == "gpu":
         return backend.to_device(table)[labels]
     out = np.empty(labels.shape, table.dtype)
@@ -216,7 +215,7 @@ def _gather(table: NDArray[Any], labels: NDArray[Any], out: NDArray[Any]) -> Non
 def measure(
     atoms: DeviceArray, count: int, backend: Backend = HOST
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """(A,) voxels and (A, 6) boxes z0, y0, x0, z1, y1, x1 of the atoms of a volume on the backend."""
+    """Return (A,) voxels and (A, 6) boxes z0, y0, x0, z1, y1, x1 of the atoms of a volume on the backend."""
     if backend.name != "gpu":
         voxels, boxes = _measure(atoms, count)
         return voxels, boxes
@@ -232,7 +231,7 @@ def measure(
 
 @numba.njit(cache=True, nogil=True)
 def _measure(atoms: NDArray[np.int32], count: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """As `measure`, on the CPU."""
+    """Do the same as `measure`, on the CPU."""
     num_z, num_y, num_x = atoms.shape
     voxels = np.zeros(count, np.int64)
     boxes = np.empty((count, 6), np.int32)

@@ -2,16 +2,16 @@
 
     nodes of all trees --longest-lived of each size--> candidates --facility location--> ranked choice
 
-A candidate's weight tells of an organ: how long it lives (the growth at its next merge), how many trees drew
-it, how strong the boundary evidence along its outline is, and how even that outline is.
-Chosen is the set whose members best stand for all candidates: each candidate counts its weight times the
-IoU with the nearest chosen one, squared (facility location, greedy: within 1 - 1/e of the best; Nemhauser
-et al., 1978). Weights are made equal over octaves of volume, so every size gets its share, and every place
-does, since distant regions do not overlap.
+The weight of a candidate estimates how likely it is an organ: its lifetime (the growth at its next merge),
+the number of trees that contain it, the strength of the boundary evidence along its outline, and the
+smoothness of that outline. The chosen set represents all candidates best: each candidate adds its weight
+times the squared IoU with the most similar chosen one (facility location; the greedy choice is within 1 - 1/e
+of the best; Nemhauser et al., 1978). Weights are equalised over octaves of volume, so that regions of every
+size are chosen. Regions at all places are chosen too, since distant regions do not overlap.
 
 Reads:  `Hierarchy` values and the sketches of their leaves.
-Writes: ranked (tree, node) pairs with their gains, best first; some of the best may be there twice.
-Bounds: overlaps are estimates (see `pipeline.hierarchies.minhash`); exact duplicates are taken out by
+Writes: ranked (tree, node) pairs with their gains, best first; some of the best occur twice.
+Bounds: overlaps are estimates (see `pipeline.hierarchies.minhash`); exact duplicates are removed by
         `pipeline.proposals.proposal_set`.
 """
 
@@ -37,14 +37,14 @@ _FAINT_EVIDENCE = 10.0
 """Boundary evidence at noise level: about 1 % of the levels of a window."""
 
 _PLACES_AT_ONCE = 4
-"""Places of the sketches that are made at once."""
+"""Number of columns of the sketches that are computed at a time."""
 
 _SECOND_TREES = 4
 """Number of trees whose regions may get a second, rounder copy."""
 
 _LEAST_SURFACE = 4.0
-"""Faces that a region has at least for each face of a cube of its volume, edges of the scan left out; a ball
-has 7.3."""
+"""Least number of faces of a region per face of a cube of the same volume, without faces at the scan's edge;
+a ball has 7.3."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,21 +52,22 @@ class Candidates:
     """Nodes of several trees that may become proposals."""
 
     tree: NDArray[np.int32]
-    """(N,) which hierarchy."""
+    """(N,) index of the hierarchy."""
     node: NDArray[np.int64]
-    """(N,) which of its nodes."""
+    """(N,) node of the hierarchy."""
     voxels: NDArray[np.int64]
     """(N,)"""
     growth: NDArray[np.float64]
-    """(N,) log of how many times larger the next larger region is."""
+    """(N,) log of the ratio of volumes: the next larger region over this one."""
     clarity: NDArray[np.float64]
-    """(N,) mean evidence along the outline, over the outline's faces for each face of a cube as large."""
+    """(N,) mean evidence along the outline, divided by the outline's faces per face of a cube of this
+    volume."""
     sketches: NDArray[np.uint32]
     """(N, 32) see `pipeline.hierarchies.minhash`."""
 
     @classmethod
     def joined(cls, parts: Sequence[Candidates]) -> Candidates:
-        """All parts in turn."""
+        """Return all parts, one after the other."""
         names = ("tree", "node", "voxels", "growth", "clarity", "sketches")
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
@@ -102,7 +103,7 @@ def candidates_of(
         leaves: Its leaves.
         least_body_fraction: Nodes with a smaller part in the body are left out (table, air, streaks).
         voxel_limits: Least and largest volume, in voxels.
-        per_half_octave: How many are kept for each factor of sqrt(2) in volume.
+        per_half_octave: The most nodes that are kept for each factor of sqrt(2) in volume.
     """
     voxels, body = hierarchy.sums(np.stack([leaves.voxels, leaves.body_voxels], axis=1)).T
     with np.errstate(divide="ignore"):
@@ -129,7 +130,7 @@ def candidates_of(
 def _node_sketches(
     hierarchy: Hierarchy, leaf_sketches: NDArray[np.uint32], nodes: NDArray[np.int64]
 ) -> NDArray[np.uint32]:
-    """(N, 32) sketches of some nodes; a few places at a time, since those of all nodes are many bytes."""
+    """Return (N, 32) sketches of some nodes; a few columns at a time, to save memory."""
     out = np.empty((len(nodes), leaf_sketches.shape[1]), np.uint32)
     for k in range(0, leaf_sketches.shape[1], _PLACES_AT_ONCE):
         places = slice(k, k + _PLACES_AT_ONCE)
@@ -138,7 +139,7 @@ def _node_sketches(
 
 
 def _clarity(outline: NDArray[np.int64], voxels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(N,) from faces and evidence (N, 2) of the outlines: strong and even ones are clear."""
+    """Return (N,) clarity from faces and evidence (N, 2) of outlines; strong, smooth ones are clear."""
     faces, evidence = outline.T
     surface = np.maximum(faces / np.cbrt(voxels.astype(np.float64)) ** 2, _LEAST_SURFACE)
     clarity: NDArray[np.float64] = (evidence / np.maximum(faces, 1) + _FAINT_EVIDENCE) / surface
@@ -146,21 +147,21 @@ def _clarity(outline: NDArray[np.int64], voxels: NDArray[np.int64]) -> NDArray[n
 
 
 def choose(candidates: Candidates, num_wanted: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Rows of the candidates that stand best for all, in order of choice, and the gain of each.
+    """Return the rows of the candidates that represent all best, in order of choice, and their gains.
 
     Args:
         candidates: At least one.
-        num_wanted: How many to choose at most.
+        num_wanted: The most rows to choose.
 
     Returns:
-        (rows int64 (n,), gains float64 (n,), never rising).
+        (rows int64 (n,), gains float64 (n,), descending).
     """
     first, second, share = similar_pairs(candidates.sketches, candidates.voxels, _LEAST_IOU)
     agreement = _agreement(first, second, share, candidates.tree, len(candidates.node))
     # To the power of 3/4, in square roots: these are the same on every machine.
     clear = agreement * candidates.clarity
     weight = np.sqrt(candidates.growth) * np.sqrt(clear * np.sqrt(clear))
-    # From the least volume on: else one that the limit cuts to two voxels weighs as much as a whole octave.
+    # Octaves begin at the least volume: else one that the limit cuts to two voxels counts as a whole one.
     octave = np.floor(np.log2(candidates.voxels / candidates.voxels.min())).astype(np.int64)
     weight /= np.bincount(octave, weights=weight)[octave]
     begin, near, likeness = _adjacency(first, second, share * share, len(candidates.node))
@@ -175,27 +176,27 @@ def with_second(
     soft: NDArray[np.bool_],
     num_first: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int8]]:
-    """The chosen regions, and some of the best of them a second time, to be laid out rounder.
+    """Return the chosen regions, and some of the best of them a second time, for rounder copies.
 
-    A region whose outline runs along noise, or leaks, may be a tumour once its bumps are gone; or an organ
-    before they are. Offered again are the best regions of the few trees that have most of them: each further
-    tree is a volume to paint, and trees agree on what is large and clear.
+    A region with a noisy outline, or with leaks, may match a tumour once it is rounded, or an organ without
+    rounding: so both are proposals. Copies are made of the best regions of the few trees that have most of
+    them: each further tree is a volume to paint, and trees agree on large and clear regions.
 
     Args:
         rows: (N,) chosen rows of the candidates, best first.
-        gains: (N,) their gains, never rising.
+        gains: (N,) their gains, descending.
         trees: (N,) the tree of each.
         soft: (T,) whether a tree's regions may be smoothed.
-        num_first: How many of the best are looked at.
+        num_first: Number of the best regions that may be copied.
 
     Returns:
-        Rows and gains (N + M,), gains never rising; int8 (N + M,) 1 for what is there a second time.
+        Rows and gains (N + M,), gains descending; int8 (N + M,) 1 for copies.
     """
     first = trees[:num_first]
     held = np.bincount(first, minlength=len(soft)) * soft
     most = np.argsort(-held, kind="stable")[:_SECOND_TREES]
     again = np.flatnonzero(np.isin(first, most) & soft[first])
-    # A half: after regions twice as good, before the many that are not.
+    # Half of the gain: a copy is ranked after regions with more than half of its gain.
     gains = np.concatenate([gains, gains[again] / 2])
     order = np.argsort(-gains, kind="stable")
     second = np.repeat(np.array([0, 1], np.int8), [len(rows), len(again)])
@@ -207,7 +208,7 @@ def _agreement(
     first: NDArray[np.int32], second: NDArray[np.int32], share: NDArray[np.float32],
     tree: NDArray[np.int32], count: int,
 ) -> NDArray[np.float64]:  # fmt: skip
-    """How many trees have this region, its own included (at most 64 trees are told apart)."""
+    """Return (N,) number of trees with this region, its own included; at most 64 are distinguished."""
     seen = np.zeros(count, np.uint64)
     one = np.uint64(1)
     for i in range(count):
@@ -230,7 +231,7 @@ def _agreement(
 def _adjacency(
     first: NDArray[np.int32], second: NDArray[np.int32], share: NDArray[np.float32], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
-    """Compressed rows: the neighbours of i are near[begin[i]:begin[i + 1]]."""
+    """Return compressed sparse rows: the neighbours of i are near[begin[i]:begin[i + 1]]."""
     begin = np.zeros(count + 1, np.int64)
     for p in range(len(first)):
         begin[first[p] + 1] += 1
@@ -287,7 +288,7 @@ def _facility_location(
     begin: NDArray[np.int64], near: NDArray[np.int32], iou: NDArray[np.float32],
     weight: NDArray[np.float64], num_wanted: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:  # fmt: skip
-    """Greedy choice with lazy gains (Minoux, 1978): gains only fall, so the top of the heap is enough."""
+    """Choose greedily with lazy gains (Minoux, 1978): gains only fall, so the top of the heap is enough."""
     count = len(weight)
     covered = np.zeros(count, np.float32)
     start = np.empty(count, np.float64)

@@ -3,11 +3,11 @@
     volumes, as they arrive --each slab by a free thread--> atoms of slabs --merge equal rows of ranks-->
     atoms
 
-Neither splitting nor painting may wait for the other. So some threads paint volumes, while others split slabs
-of planes independently of each other. Up to four volumes split together: what takes time is one step from run
-to run of voxels, in which their values come as one number. At the end, atoms of several slabs with equal
-ranks are merged. The result depends neither on the order of the volumes, nor on which split together, nor on
-the number of slabs.
+Splitting and painting do not wait for each other: some threads paint volumes, while others split slabs of
+planes independently of each other. Up to four volumes split together, with their four values read as one
+number, since most of the time goes into the steps from run to run of voxels. At the end, atoms of several
+slabs with equal ranks are merged. The result does not depend on the order of the volumes, on which of them
+split together, or on the number of slabs.
 
 Reads:  volumes, uint16 (z, y, x): 1 + rank of the innermost region at each voxel, 0 for none.
 Writes: atoms, int32 (z, y, x), 0..A-1 in scan order; ranks, uint16 (A, T).
@@ -36,10 +36,10 @@ _TOGETHER = 4
 """Volumes that split a slab together: 16 bits of each make a number of 64."""
 
 _TOGETHER_VOXELS = 64_000_000
-"""Volumes of larger scans split one by one: those that wait take memory."""
+"""Volumes of larger scans split one by one, since waiting volumes take memory."""
 
 _COLUMNS_AT_ONCE = 8
-"""Columns of a table of all atoms that are written together: one by one, each would touch all of its
+"""Number of columns of the table of atoms that are written together: each column alone would touch all of its
 memory."""
 
 _CAPACITY = 1 << 15

@@ -1,7 +1,7 @@
 """DICOM-SEG and RTSTRUCT files as label maps of a scan.
 
 *Reads*: a label source, and the slices and grid of its scan. *Writes*: `RawLabel`, one or more: structures
-that overlap lie in further maps ("seg", "seg_2"); and notes. Values are numbered from 1 in the order of the
+that overlap go to further maps ("seg", "seg_2"); and notes. Values are numbered from 1 in the order of the
 file's segment or ROI numbers.
 """
 
@@ -65,8 +65,8 @@ def read_dicom_label(
         RawLabel(name=name, array=one.array, grid=grid, value_names=one.value_names)
         for name, one in zip(map_names(label.name, len(maps)), maps, strict=True)
     ]
-    told = tuple(f"label {label.name}: {note}" for note in notes)
-    return (replace(labels[0], notes=told), *labels[1:])
+    named = tuple(f"label {label.name}: {note}" for note in notes)
+    return (replace(labels[0], notes=named), *labels[1:])
 
 
 def _positions(slices: Slices | None) -> dict[str, tuple[float, float, float]]:

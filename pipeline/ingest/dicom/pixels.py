@@ -42,14 +42,14 @@ sitk: Any = SimpleITK
 
 
 _HIGHEST_RATIO = 10_000
-"""Pixels per byte of a compressed file that are believed: empty frames shrink that much."""
+"""Most pixels per byte of a compressed file; empty frames reach this."""
 
 
 _LONG_BYTES = 256
 """Longer tags are skipped when the length of a file is checked."""
 
 _UNDEFINED = 0xFFFFFFFF
-"""Length of a tag that ends with a mark."""
+"""Length of a tag that ends with a delimiter."""
 
 
 def read_slices(source: Source, rules: SeriesRules) -> Slices:
@@ -88,7 +88,7 @@ def _check_length(header: Header) -> None:
             with quiet_pydicom():
                 elements = list(pydicom.dcmread(header.path, defer_size=_LONG_BYTES).values())
         except DAMAGED:
-            elements = []  # what is wrong is told by the library that reads the pixels
+            elements = []  # the library that reads the pixels reports the error
         raw = (element for element in elements if isinstance(element, RawDataElement))
         short = any(0 <= e.length < _UNDEFINED and e.value_tell + e.length > size for e in raw)
     if short:
@@ -135,7 +135,7 @@ def _rescale(array: NDArray[np.float32], first: tuple[float, float], frames: Seq
 
 
 def _decode(paths: Sequence[Path], shown: str) -> NDArray[np.float32]:
-    """Return float32 (z, y, x) of one slice a file, or of all frames of one file."""
+    """Return float32 (z, y, x): one slice per file, or all frames of one file."""
     reader = sitk.ImageSeriesReader() if len(paths) > 1 else sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetOutputPixelType(sitk.sitkFloat32)

@@ -1,11 +1,11 @@
-"""Polygons to masks by the even-odd rule: a voxel belongs to them if its centre lies inside an odd number.
+"""Polygons to masks by the even-odd rule: a voxel is inside if its centre is in an odd number of polygons.
 
 *Reads*: closed polygons in index coordinates. *Writes*: a mask, bool (y, x).
 
-A ring within a ring is a hole, a third one an island in it; overlapping polygons leave out what they share.
-The two runs of a keyhole cancel. A centre exactly on an outline belongs to the side of larger x (of larger y
-on horizontal edges), so polygons with a common edge share no voxel and leave none out. Coordinates are
-rounded to a millionth of a voxel first: what is exact in the file is not decided by rounding errors.
+A polygon within a polygon is a hole, a third one in it an island; where two polygons overlap, the mask is
+empty. The two edges of a keyhole (a cut to a hole) cancel. A centre exactly on an outline belongs to the side
+of larger x (of larger y on horizontal edges), so polygons with a common edge share no voxel and leave no gap.
+Coordinates are first rounded to a millionth of a voxel, so that rounding errors decide nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _DECIMALS = 6
-"""Digits of index coordinates that count."""
+"""Decimals to which index coordinates are rounded."""
 
 
 def fill_polygons(polygons: Sequence[NDArray[np.float64]], shape_yx: tuple[int, int]) -> NDArray[np.bool_]:
@@ -25,7 +25,7 @@ def fill_polygons(polygons: Sequence[NDArray[np.float64]], shape_yx: tuple[int, 
     Args:
         polygons: (N, 2) corners (x, y) of each, in voxels; (0, 0) is the centre of the first voxel. The last
             corner is joined with the first.
-        shape_yx: Rows and columns of the mask. What lies outside is cut off.
+        shape_yx: Rows and columns of the mask. Parts outside are cut off.
 
     Returns:
         bool (y, x).

@@ -4,8 +4,8 @@
 the series' grid, and notes.
 
 A frame may be stored along other axes than the series' slices, flipped, or smaller; each of its pixels must
-lie on a voxel centre. Frames without anything are often left out of the file: what no frame shows is
-background. A fractional segment is cut at half of its largest possible value, with a note.
+lie on a voxel centre. Empty frames are often left out of the file: voxels that no frame shows are background.
+A fractional segment is cut at half of its largest possible value, with a note.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class _Plane:
-    """Where the pixels of a frame lie on the series' grid, in voxels (x, y, z).
+    """Position of a frame's pixels on the series' grid, in voxels (x, y, z).
 
     Attributes:
         first: Index coordinates of the first pixel.
@@ -178,7 +178,7 @@ class Segmentation:
             raise self._damaged("its pixels cannot be decoded") from None
 
     def _bits(self, number: int) -> NDArray[np.uint8]:
-        """Return a frame of single bits; frames need not begin with a byte, which pydicom gets wrong."""
+        """Return a frame of single bits. A frame may begin within a byte, which pydicom does not handle."""
         count = self._size[0] * self._size[1]
         first, stop = number * count, (number + 1) * count
         packed = np.frombuffer(self._data.PixelData[first // 8 : (stop + 7) // 8], np.uint8)
@@ -186,7 +186,7 @@ class Segmentation:
         return bits[first % 8 : first % 8 + count].reshape(self._size)
 
     def _plane(self, frame: _Frame) -> _Plane:
-        """Return where a frame lies on the grid.
+        """Return the position of a frame on the grid.
 
         Raises:
             LabelMismatch: Its pixels do not lie on voxel centres.

@@ -5,8 +5,8 @@ the series' grid, and notes.
 
 Each contour must lie in the plane of a slice, of whatever direction. Contours of one plane are filled
 together by the even-odd rule (`polygons`). A plane fills the nearest slice, which must lie within half a
-slice; of several planes nearest to one slice the nearest counts, and a note says how many did not. Slices
-between contours are not interpolated. Points and open contours enclose nothing and are noted.
+slice; of several planes nearest to one slice the nearest is used, and a note gives the number of the others.
+Slices between contours are not interpolated. Points and open contours enclose nothing and are noted.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SAME_PLANE_SLICES = 0.01
 
 
 _TIE_SLICES = 1e-3
-"""A plane midway between two slices, but for rounding, goes to the lower one: always the same of the two."""
+"""A plane midway between two slices, within this tolerance, goes to the lower one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def structure_masks(
 
     Args:
         contours: As `read_contours` returns them.
-        structures: (ROI number, name) of those that are wanted.
+        structures: (ROI number, name) of the wanted structures.
         grid: Grid of the series.
         notes: Notes are appended here.
         shown: Name of the file in error messages.
@@ -149,7 +149,7 @@ def _planes(contours: Sequence[NDArray[np.float64]], name: str, shown: str) -> l
 
 
 def _by_slice(planes: Sequence[_Plane], name: str, grid: Grid, shown: str) -> tuple[dict[int, _Plane], int]:
-    """Return the plane that fills each slice, and how many planes fill none."""
+    """Return the plane that fills each slice, and the number of planes that fill none."""
     chosen: dict[int, _Plane] = {}
     for plane in planes:
         nearest = math.ceil(plane.z - 0.5 - _TIE_SLICES)

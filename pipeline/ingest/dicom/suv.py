@@ -1,8 +1,7 @@
 """PET from activity (Bq/ml) to SUV by body weight, where the header allows it.
 
 *Reads*: tags of dose, times and weight of a PET series, never kept. *Writes*: the factor from stored real
-values to SUV, and what a user should know about it. Neither weight nor dose nor times of a patient are in the
-texts.
+values to SUV, and a note for the user. Neither weight nor dose nor times of a patient are in the texts.
 
     SUV = activity * weight * 1000 / dose          1 g of tissue is taken as 1 ml
 
@@ -48,18 +47,18 @@ _TAGS: list[Any] = [
 ]
 
 _WEIGHT_KG = (0.01, 500.0)
-"""Weights that can be true, from a mouse on."""
+"""Range of plausible weights, from a mouse on."""
 
 _DOSE_BQ = (1e4, 1e11)
-"""Doses that can be true and in Bq; some exports write MBq."""
+"""Range of plausible doses in Bq; some exports write MBq."""
 
 _LONG_HALF_LIFE_SECONDS = 12 * 3600.0
-"""From this half-life on an injection may be days ago, so that a clock time without a date is not enough."""
+"""From this half-life on, the injection may be days ago: then a time without a date is not enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PetScale:
-    """How values of a PET series become SUV.
+    """Factor from the values of a PET series to SUV.
 
     Attributes:
         factor: SUV, or Bq/ml, per stored real value.
@@ -77,7 +76,7 @@ class _NoSuvError(Exception):
 
 
 def pet_scale(paths: Sequence[Path], shown: str) -> PetScale:
-    """Return how the values of a PET series become SUV, from the headers of its files.
+    """Return the factor from the values of a PET series to SUV, from the headers of its files.
 
     Args:
         paths: All slices, or the multi-frame file.
@@ -99,7 +98,7 @@ def pet_scale(paths: Sequence[Path], shown: str) -> PetScale:
 
 
 def _scale(headers: Sequence[Any]) -> PetScale:
-    """Return how the values become SUV, from the header of each file."""
+    """Return the factor to SUV, from the header of each file."""
     first = headers[0]
     units = find_text(first, "Units").upper()
     if units == "GML":
@@ -154,7 +153,7 @@ def _philips(data: Any, element: int) -> float:
 
 
 def _factor(headers: Sequence[Any]) -> tuple[float, str]:
-    """Return SUV per Bq/ml, and in words what the dose was corrected for.
+    """Return SUV per Bq/ml, and the decay correction in words.
 
     Raises:
         _NoSuvError: Something is missing or impossible.

@@ -71,7 +71,7 @@ def test_sums_are_those_over_the_voxels_of_each_region(raw: NDArray[np.int32]) -
         mask = labels == region
         assert sums.voxels[region] == mask.sum()
         np.testing.assert_array_equal(sums.levels[region], windows[:, mask].sum(axis=1))
-        np.testing.assert_array_equal(sums.places[region], np.argwhere(mask).sum(axis=0))
+        np.testing.assert_array_equal(sums.coordinates[region], np.argwhere(mask).sum(axis=0))
 
 
 @ON_MANY
