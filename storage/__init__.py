@@ -1,7 +1,7 @@
 """The store: the only code that knows how scans are stored on disk.
 
-Format version 2, one Zarr v3 group per scan (`storage.layout`). Three rooms: `records` (a scan as values and
-arrays), `reading`, and `writing`.
+Format version 2, one Zarr v3 group per scan (`storage.layout`). Four rooms: `access` (files on disk or at a
+URL), `records` (a scan as values and arrays), `reading` and `writing`.
 
     from storage import open_store
 

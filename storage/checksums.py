@@ -3,8 +3,7 @@
     a document   "checksum": sha256 of the document without it, as `digest_of` counts
     a line       {"checksum":"9c1f03aa",...}: CRC-32 of the line without it
 
-What older versions wrote has none, and is taken as it is. Readers of JSON that do not know it see one more
-name.
+Documents and lines of older versions have none and are accepted. Other readers of JSON see one more key.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a document without its checksum; raises ValueError if that is of other contents."""
+    """Return a document without its checksum; raises ValueError if the checksum does not fit."""
     rest = {name: value for name, value in document.items() if name != CHECKSUM}
     if document.get(CHECKSUM, "") not in ("", digest_of(rest)):
         raise ValueError("its checksum is not that of what was written")
@@ -47,7 +46,7 @@ def sealed_line(line: bytes) -> bytes:
 
 
 def unsealed_line(line: bytes) -> bytes:
-    """Return a line (no newline at its end) without its checksum; raises ValueError if it is of another."""
+    """Return a line (no newline at its end) without its checksum; raises ValueError if it does not fit."""
     if not is_sealed(line):
         return line
     rest = b"{" + line[_LENGTH:]

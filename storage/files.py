@@ -156,7 +156,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         write: Called with the open binary file; writes the content.
 
     Raises:
-        OSError: The disk is full, or failed; also where `write` says something else of it, as `torch.save`
+        OSError: The disk is full or failed, even if `write` raises another error for it, as `torch.save`
             does. The old file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        with suppress(OSError):  # a disk that is gone does not hide why it failed
+        with suppress(OSError):  # an error here must not hide the first one
             temporary.unlink(missing_ok=True)
         if raw.failure is not None and error is not raw.failure:
             raise raw.failure from error
@@ -179,9 +179,9 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Keep the garbage collector still inside the block, which makes very many objects and no cycles.
+    """Pause the garbage collector inside the block, which creates very many objects and no cycles.
 
-    It would look at all of them again and again: a third of the time of reading 100,000 lines.
+    Its repeated collections would take a third of the time of reading 100,000 lines.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -214,9 +214,10 @@ def checksum(path: Path) -> tuple[int, str]:
 
 
 def raise_unless_gone(error: OSError) -> None:
-    """For os.walk, which by itself passes over folders that cannot be listed, and all that is in them.
+    """Raise an error that os.walk met while listing a folder, unless the folder is gone.
 
-    A folder that is not there has no files; another process may have removed it.
+    By default os.walk skips such a folder with its contents. Another process may have removed a folder, so a
+    missing one is no error.
     """
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error

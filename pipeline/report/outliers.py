@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.report.rows import ScanRow
 
 FEWEST_SCANS = 5
-"""Data sets with fewer scans are not compared within."""
+"""Scans of data sets with fewer scans are not compared with each other."""
 DEVIATIONS = 5.0
 """Robust standard deviations; a normal distribution has one value in 1.7 million beyond."""
 ROBUST = 1.4826

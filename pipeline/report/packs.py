@@ -29,7 +29,7 @@ from pipeline.quality import IntArray, LabelLike, Rows, ScanLike, ScanScore
 from pipeline.report.slices import display_window
 
 GREY_STEPS = 255
-"""Grey levels of an image that is reduced to 8 bits, less one."""
+"""Highest grey level of an image that is reduced to 8 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +75,12 @@ class Pair:
     iou: float
     dice: float
     note: str = ""
-    """What else to know, such as a distance or a confidence."""
+    """A remark, such as a distance or a confidence."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackFacts:
-    """What a pack says beside its arrays."""
+    """Facts in a pack, beside its arrays."""
 
     pairs: tuple[Pair, ...] = ()
     """Structures with their best match."""
@@ -88,7 +88,7 @@ class PackFacts:
     """Names and values to print beside the pictures."""
     level: int = 0
     levels: tuple[tuple[int, int, int], ...] = ()
-    """Shape (z, y, x) of each level that can be asked for; empty where there is no choice."""
+    """Shape (z, y, x) of each level that the viewer can request; empty where there is no choice."""
 
 
 def pairs_of(score: ScanScore | None, labels: Sequence[LabelLike]) -> tuple[Pair, ...]:
@@ -123,7 +123,7 @@ def pack_scan(scan: LeveledScan, facts: PackFacts | None = None, *, compression:
 
     Args:
         scan: The scan at a level.
-        facts: What the pack says beside the arrays.
+        facts: Facts beside the arrays.
         compression: Level of gzip, 1 (fast) to 9 (small).
     """
     facts = facts or PackFacts()
@@ -141,7 +141,7 @@ def pack_scan(scan: LeveledScan, facts: PackFacts | None = None, *, compression:
 
 
 def _about(scan: LeveledScan, facts: PackFacts, trees: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """Return what the pack says beside its arrays."""
+    """Return the JSON of a pack, without the places of its arrays."""
     window = display_window(scan)
     z, y, x = (
         mm / factor for mm, factor in zip(scan.spacing_zyx_mm, scan.factors_zyx, strict=True)

@@ -1,4 +1,4 @@
-"""A scan as a row of the store's table: what the index knows, what its tables tell, what its voxels tell.
+"""A row of the store's table of scans: from the index, then from the scan's tables, then from its voxels.
 
 Each step adds to the one before, so that a table of any store can be shown at once and filled in later.
 What is not known yet is None.
@@ -20,11 +20,11 @@ from pipeline.report.overview import ScanOverview
 from pipeline.report.stored import DescribedScan, StoredScan
 
 SCORE_EDGES = tuple(float(edge) for edge in np.logspace(-4, 0, 25))
-"""Edges of the bins in which scores are counted; the outer bins have what lies beyond."""
+"""Edges of the bins in which scores are counted; the outer bins also count scores beyond."""
 
 
 class IndexLine(DescribedScan, Protocol):
-    """What a store's index says about a scan."""
+    """A scan's line in the index of a store."""
 
     @property
     def scan_id(self) -> str:
@@ -94,7 +94,7 @@ class ScanRow:
 
 
 def index_row(line: IndexLine) -> ScanRow:
-    """Return what the store's index knows of a scan."""
+    """Return the row of a scan with the values in the store's index."""
     return ScanRow(
         scan_id=line.scan_id,
         dataset=line.dataset,
@@ -109,12 +109,12 @@ def index_row(line: IndexLine) -> ScanRow:
 
 
 def table_row(row: ScanRow, scan: StoredScan, stored_bytes: int) -> ScanRow:
-    """Return the row with what the scan's attributes and its table of proposals tell.
+    """Return the row with values from the scan's attributes and its table of proposals.
 
     Args:
         row: The scan's row.
         scan: The stored scan.
-        stored_bytes: What the scan takes on the disk.
+        stored_bytes: Bytes of the scan's files.
     """
     proposals = scan.proposals
     mm3 = proposals.table[:, VOXELS] * float(np.prod(scan.spacing_zyx_mm))
@@ -136,7 +136,7 @@ def table_row(row: ScanRow, scan: StoredScan, stored_bytes: int) -> ScanRow:
 
 
 def full_row(row: ScanRow, overview: ScanOverview) -> ScanRow:
-    """Return the row with what the scan's voxels and its score tell."""
+    """Return the row with values from the scan's voxels and its score."""
     return replace(
         row,
         covered=overview.covered_fraction,

@@ -63,7 +63,7 @@ def explorer_page(
         links: (target, name) of the navigation, without the viewer.
         body: Contents, markup.
         packs: Pack of each scan that the viewer shows (`pipeline.report.packs`); the first opens by itself.
-        note: What to know of the viewer, markup.
+        note: Remark above the viewer, markup.
     """
     if not packs:
         return html_page(title, header, links, body)

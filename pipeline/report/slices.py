@@ -45,14 +45,14 @@ PALETTE: tuple[Color, ...] = (
     167), (235, 235, 235), (128, 62, 32), (150, 220, 90), (120, 94, 220), (255, 176, 160),
 )  # fmt: skip
 """Colours of regions, in pictures and in the viewer. The first seven are those of Okabe and Ito (2008), which
-people without one kind of cone tell apart too."""
+colour-blind people can distinguish."""
 LABEL_COLOR: Color = (255, 221, 51)
 """Outlines of expert labels."""
 PROPOSAL_COLOR: Color = (64, 196, 255)
 """Fill of the proposal that is compared with a label."""
 COMPARISON_COLORS: tuple[Color, Color, Color] = ((86, 180, 233), (230, 159, 0), (204, 121, 167))
-"""What a label and a proposal both have, what is missed, what is beyond the label: colours 3, 2 and 8 of
-Okabe and Ito (2008), which people without one kind of cone tell apart too."""
+"""Colours of voxels in both label and proposal, in the label only, in the proposal only: colours 3, 2 and 8
+of Okabe and Ito (2008), which colour-blind people can distinguish."""
 
 HEAT: NDArray[np.float32] = np.array(
     [

@@ -1,8 +1,8 @@
 """The page of a store: overview, unusual scans first, the table of all scans, the viewer, failures.
 
 One file without network. Overview, unusual scans and failures are markup; the table and the viewer are
-drawn by the browser from JSON and packs (`pipeline/report/web`), so that 100,000 rows are no 100,000
-elements.
+drawn by the browser from JSON and packs (`pipeline/report/web`), so that the page has no element for each of
+100,000 rows.
 
 Reads: `StoreContents`. Writes: HTML text, the same for the same input.
 Bounds: 200 bytes per row, 15 kB per picture; packs and scans in full are what the caller gives.

@@ -51,7 +51,7 @@ class StoredProposals(Protocol):
 
 
 class DescribedScan(Protocol):
-    """What both the index of a store and a stored scan know about the scan."""
+    """Properties that the index of a store and a stored scan have in common."""
 
     @property
     def dataset(self) -> str:
@@ -75,7 +75,7 @@ class DescribedScan(Protocol):
 
 
 class StoredScan(DescribedScan, Protocol):
-    """A stored scan, of which each method reads what it gives."""
+    """A stored scan; each method reads the data that it returns."""
 
     @property
     def id(self) -> str:
@@ -168,7 +168,7 @@ def at_level(scan: StoredScan, level: int) -> LeveledScan:
 
 
 def thinned(scan: ScanLike, most_voxels: int) -> LeveledScan:
-    """Return a scan with at most about so many voxels: every n-th along each axis, with the least n.
+    """Return every n-th voxel of a scan along each axis, with the least n for about `most_voxels` voxels.
 
     Args:
         scan: The scan, whose volumes are those of level 0.

@@ -1,12 +1,13 @@
 """A local cache of bytes that were read from an object store, for several processes at once.
 
-*Writes* FOLDER/<aa>/<name>: sha256 of the payload, then the payload; `name` is a digest of what it is. A file
-appears with all its bytes (written under another name, then renamed), and is checked when read, so that a
-half-written or damaged file is read anew from the store. FOLDER/used holds the bytes of all files together;
-it is locked (flock, on a local disk) while a process adds a file or removes old ones.
+*Writes* FOLDER/<aa>/<name>: sha256 of the payload, then the payload; `name` is a digest of the address and
+version of the bytes. A file appears with all its bytes (written under another name, then renamed), and is
+checked when read, so that a half-written or damaged file is read anew from the store. FOLDER/used holds the
+bytes of all files together; it is locked (flock, on a local disk) while a process adds a file or removes old
+ones.
 
 The bound holds at all times: room is reserved before a file is written. When there is none, the files that
-were used longest ago are removed, down to nine tenths of the bound. What cannot be kept is not an error.
+were used longest ago are removed, down to nine tenths of the bound. It is no error if bytes cannot be kept.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class ReadCache:
     settings: CacheSettings
 
     def get(self, name: str) -> bytes | None:
-        """Return what was kept under a name, if it is there and undamaged."""
+        """Return the bytes under a name, if they are there and undamaged; else None."""
         path = self._path(name)
         try:
             data = path.read_bytes()
@@ -83,7 +84,7 @@ class ReadCache:
                     raise
 
     def remove(self, name: str) -> None:
-        """Remove what was kept under a name; the bytes in use are counted anew when room is made."""
+        """Remove the bytes under a name; the bytes in use are counted anew when room is made."""
         with suppress(OSError):
             self._path(name).unlink()
 

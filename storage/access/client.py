@@ -44,7 +44,7 @@ PART_BYTES: Final = 8 << 20
 """Most bytes that one request reads."""
 
 _AT_ONCE = 16
-"""Requests in flight of one process."""
+"""Most requests of one process at the same time."""
 
 _PAGE_OBJECTS = 1000
 """Objects of one answer to a listing, as the services limit it."""
@@ -52,7 +52,7 @@ _PAGE_OBJECTS = 1000
 _FULL_CODES = {"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "AccountIsDisabled"}
 
 _METADATA_SERVER = "169.254.169.254"
-"""Where cloud machines are given credentials; asked only if the environment has none."""
+"""Server that gives credentials to cloud machines; used only if the environment has none."""
 
 _HTTP_STATUS = re.compile(r"status code: (\d{3})")
 _ERROR_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
@@ -75,7 +75,7 @@ class ObjectInfo:
     """An object in a listing."""
 
     key: str
-    """Relative to the address that was listed."""
+    """Key relative to the address that was listed."""
     size: int
     modified: datetime
 
@@ -255,7 +255,7 @@ class ObjectClient:
             ) from None
 
     def _raise_if_lasting(self, doing: str, key: str, error: Exception) -> None:
-        """Raise what another try would not change; the causes are left out, since they may hold a key."""
+        """Raise an error that another try would meet again, without its cause, which may hold a key."""
         self._raise_if_no_bucket(error)
         exceptions, where = self._exceptions, f"{self._name}/{key}"
         status, code = _status(error), _code(error)
@@ -304,7 +304,7 @@ def _surroundings() -> tuple[str | None, ...]:
 
 
 def _settings(scheme: str) -> dict[str, Any]:
-    """Return what the usual variables say and obstore does not read itself."""
+    """Return the settings in the usual variables that obstore does not read itself."""
     if scheme == "s3":
         special = os.environ.get("AWS_ENDPOINT_URL_S3")
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"

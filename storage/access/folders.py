@@ -43,7 +43,7 @@ class OpenFile(Protocol):
 
     @property
     def identity(self) -> int | str:
-        """What a replaced file has another one of."""
+        """Number or text that identifies this file; a file that replaces it has another one."""
 
     def prefetch(self, spans: Iterable[Span]) -> None:
         """Read spans ahead, which `read` then returns."""
@@ -68,7 +68,7 @@ class Folder(Protocol):
         """Return a file of a known size for reading; raises FileNotFoundError or WrongSizeError."""
 
     def read_ahead(self, sizes: Mapping[str, int]) -> None:
-        """Read those files ahead that are small, where that gains something.
+        """Read small files ahead, where this saves time.
 
         Args:
             sizes: Bytes of files, by key.
@@ -190,7 +190,7 @@ class ObjectFolder:
             try:
                 return self.read(key)
             except FileNotFoundError:
-                return None  # whoever needs it gets the error
+                return None  # the error is raised when the file is needed
 
         keys = [key for key, size in sizes.items() if size <= _SMALL_BYTES]
         found = zip(keys, client_of(self._url).each(read, keys), strict=True)
@@ -207,7 +207,7 @@ class ObjectFolder:
         return True
 
     def cached(self, key: str, span: Span) -> bytes | None:
-        """Return bytes of an object that are at hand without a request."""
+        """Return bytes of an object from the cache, without a request; None if they are not there."""
         return self._cache.get(self._cache_name(key, f"{span[0]}+{span[1]}")) if self._cache else None
 
     def keep(self, key: str, start: int, data: bytes) -> None:
@@ -253,7 +253,7 @@ class ObjectFile:
 
     @property
     def identity(self) -> str:
-        """What a replaced file has another one of; the folder notices a change by itself."""
+        """Key of the object; the folder itself notices a replaced object."""
         return self._key
 
     def prefetch(self, spans: Iterable[Span]) -> None:
@@ -300,12 +300,12 @@ class ObjectFile:
         self._folder.forget(self._key, "whole" if self._is_small else f"{start}+{size}")
 
     def close(self) -> None:
-        """Forget what was read ahead."""
+        """Drop the bytes that were read ahead."""
         self._spans, self._whole = {}, None
 
 
 def join_spans(spans: Sequence[Span]) -> dict[Span, list[Span]]:
-    """Return larger spans that hold those given, with the ones that each holds; near ones are joined."""
+    """Join near spans; return the larger spans, each with the given ones inside it."""
     joined: dict[Span, list[Span]] = {}
     members: list[Span] = []
     first = end = 0

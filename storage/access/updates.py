@@ -2,7 +2,7 @@
 
 On disk, writers hold the store's lock and replace the file in one step. On an object store there are no
 locks: an update is a conditional put, which the service refuses if another writer was faster; it is then made
-again from what that one wrote.
+again from the new bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from storage.errors import StoreUnreachable
 from storage.files import full_disk_named, replace_file, store_lock
 
 _MOST_CONFLICTS = 100
-"""Updates by other writers, one after the other, after which something is wrong with the service."""
+"""Most refused tries of one update; after more, the service is taken to be at fault."""
 
 
 def read_file(store: StorePath, name: str) -> bytes:
@@ -34,13 +34,13 @@ def read_if_there(store: StorePath, name: str) -> bytes | None:
 
 
 def update_file(store: StorePath, name: str, change: Callable[[bytes | None], bytes], *, doing: str) -> None:
-    """Replace a file of a store by what `change` makes of it, in one step.
+    """Replace a file of a store by the bytes that `change` returns, in one step.
 
     Args:
         store: The store.
         name: The file.
         change: Given the present bytes, None if there are none, returns the new ones. May be called again.
-        doing: What is done, for the message if there is no space left.
+        doing: The action in words, for the message if there is no space left.
     """
     if isinstance(store, StoreUrl):
         update_object(store, name, change)
@@ -53,7 +53,7 @@ def update_file(store: StorePath, name: str, change: Callable[[bytes | None], by
 
 
 def update_object(store: StoreUrl, name: str, change: Callable[[bytes | None], bytes]) -> None:
-    """Replace an object by what `change` makes of it; see `update_file`."""
+    """Replace an object by the bytes that `change` returns; see `update_file`."""
     client, key = client_of(store), (store / name).key
     for _ in range(_MOST_CONFLICTS):
         try:

@@ -38,7 +38,7 @@ class StoreUrl:
     key: str = ""
     """Path inside the bucket, without / at its ends; empty for the bucket itself."""
     cache: CacheSettings | None = None
-    """Where readers keep what they read; None for nowhere."""
+    """Cache of what readers read; None for no cache."""
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.bucket}/{self.key}".rstrip("/")
@@ -55,11 +55,11 @@ class StoreUrl:
 
 
 StorePath: TypeAlias = Path | StoreUrl
-"""Where a store is."""
+"""Path or address of a store."""
 
 
 def parse_store_path(value: str | Path | StoreUrl) -> StorePath:
-    """Return where a store is: a path as it was given, or the address in a URL.
+    """Return the location of a store: a path as it was given, or the address in a URL.
 
     Args:
         value: A path, or a URL with the scheme s3, gs, az or file.
@@ -103,7 +103,7 @@ def _local_path(url: str) -> Path:
 
 
 def absolute_store_path(value: str | Path | StoreUrl) -> StorePath:
-    """Return where a store is, for a process that works in another folder."""
+    """Return the location of a store, absolute, for a process in another working folder."""
     path = parse_store_path(value)
     return path.absolute() if isinstance(path, Path) else path
 
@@ -114,7 +114,7 @@ def store_name(path: StorePath) -> str:
 
 
 def with_cache(path: StorePath, cache: CacheSettings | None) -> StorePath:
-    """Return where a store is, read through a cache; a store on disk needs none."""
+    """Return the location of a store, to be read through a cache; a store on disk needs none."""
     if isinstance(path, StoreUrl):
         return StoreUrl(path.scheme, path.bucket, path.key, cache)
     return path

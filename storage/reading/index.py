@@ -59,7 +59,7 @@ class IndexEntry:
 
     @property
     def case_key(self) -> str:
-        """The case, or the scan's id where none is known: scans of one key are never torn apart."""
+        """The case, or the scan's id where none is known: scans with one key stay together in every split."""
         return self.case or self.scan_id
 
     @property
@@ -228,7 +228,7 @@ def require_sound(index: Index, store: StorePath) -> None:
 
 
 class IndexTail:
-    """Ids of the scans that are committed from now on, by whatever process; to show how far writers are."""
+    """Ids of the scans that any process commits from now on, to show the progress of writers."""
 
     def __init__(self, store: StorePath) -> None:
         # On an object store nothing is appended to the index.
@@ -246,7 +246,8 @@ class IndexTail:
     def new_ids(self) -> list[str]:
         """Return the ids in the lines appended since the last call, in order.
 
-        Lines that make no sense are skipped. An index that was written anew is followed from its present end.
+        Damaged lines are skipped. After the index was replaced, only lines beyond its present end are
+        returned.
         """
         size = self._size()
         if self._path is None or size <= self._offset:

@@ -1,13 +1,13 @@
 """The index of a store on an object store, where nothing can be appended and there are no locks.
 
-    scans/<aa>/<scan_id>/COMMIT.json   what a scan is now: the truth, replaced by conditional puts
+    scans/<aa>/<scan_id>/COMMIT.json   the present commit of a scan, replaced by conditional puts
     index.jsonl                        one line per scan, as on disk; written now and then
     changes/<scan_id>.<digest>.<n>     empty objects: a scan that changes or has changed since
 
 A writer puts its mark into changes/ before it replaces COMMIT.json. A reader takes the index, and for every
 scan with a mark its COMMIT.json in place of the line. So a crash at any moment loses nothing, and a store
-that nobody writes to opens with three requests. A mark is removed when the index that was written says what
-the mark says; that of a writer that died, after a day.
+that nobody writes to opens with three requests. A mark is removed when the written index agrees with it; the
+mark of a dead writer is removed after a day.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from storage.reading.index import (
 )
 
 REMOVED = "removed"
-"""In a mark, in place of a digest: the scan is removed."""
+"""Stands in a mark in place of a digest: the scan is removed."""
 
 
 @dataclass(frozen=True, kw_only=True)

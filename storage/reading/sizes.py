@@ -1,4 +1,4 @@
-"""Bytes that the scans of a store take: from the index, else from a look at their files."""
+"""Bytes that the scans of a store take: from the index, else from their files."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def create_store(
     """Create an empty store, or open the existing one, unchanged.
 
     Args:
-        path: A folder that does not exist, is empty, or is a store; or the URL of such a one.
+        path: A folder that does not exist, is empty, or is a store; or such a URL.
         spacing_mm: Target spacing of its scans, in mm.
         config: Settings of `mass prepare`, as JSON.
         exist_ok: Whether a store may exist already.
@@ -283,7 +283,7 @@ def _checked_info(config: Mapping[str, Any], spacing_mm: float, format_version: 
 
 
 def _dump_info(info: StoreInfo, before: bytes | None = None) -> bytes:
-    """Return store.json; the present one where that says the same, with or without a checksum."""
+    """Return store.json; the present bytes if their contents are the same, with or without a checksum."""
     document = {
         "format": FORMAT,
         "format_version": info.format_version,

@@ -1,13 +1,12 @@
-"""Masks from elsewhere in a scan: attached to its own proposals, found again, taken away. Arrays, no I/O.
+"""Imported masks of a scan: added to its own proposals, listed, removed. Arrays, no I/O.
 
 Imported masks have atom layers of their own, behind those of the scan's own proposals, and their rows follow
-the own rows in the table. So nothing of the own proposals changes, and without the imported masks the record
-is the one that it was before, to the byte. Sources lie in the order of their names, whatever the order in
-which they were imported.
+the own rows in the table. So the own proposals do not change: without the imported masks, the record is the
+one before the import, to the byte. Sources are sorted by name, whatever the order of the imports.
 
     layers    own ... | of source a ... | of source b ...
     rows      own, best first | of a | of b         all imported rows have the lowest own score
-    digests   masks:a, masks:b                       what each was imported from
+    digests   masks:a, masks:b                       digest of the inputs of each source
 
 *Reads* and *writes* `ScanRecord`.
 """
@@ -44,7 +43,7 @@ class ImportedMasks:
     name: str
     """Name of the source: 1 to 64 letters, digits, dots, dashes, underscores."""
     digest: str
-    """Digest of what they were imported from."""
+    """Digest of the inputs that they were imported from."""
     atoms: tuple[NDArray[np.uint16], ...]
     """(z, y, x) per layer: ids 0..A-1, or 65534 where there is no mask."""
     orders: tuple[Rows, ...]
@@ -71,13 +70,13 @@ def imported_sources(digests: Mapping[str, str]) -> tuple[str, ...]:
     """Return the names of a scan's imported sources, sorted.
 
     Args:
-        digests: Of its record or its line in the index.
+        digests: Digests in its record or its line in the index.
     """
     return tuple(sorted(key.removeprefix(_DIGEST) for key in digests if key.startswith(_DIGEST)))
 
 
 def import_digest(digests: Mapping[str, str], name: str) -> str | None:
-    """Return what a source was imported from, as a digest; None if the scan does not have the source."""
+    """Return the digest of an imported source's inputs; None if the scan does not have the source."""
     return digests.get(_DIGEST + name)
 
 
@@ -136,7 +135,7 @@ def imported_rows(
 
     Args:
         table: int32 (N, 11) of a scan.
-        code: Of the source.
+        code: Code of the source.
         num_orders: Trees over each atom layer of the scan.
 
     Returns:
@@ -193,7 +192,7 @@ def about_imports(attributes: Mapping[str, object]) -> Mapping[str, Mapping[str,
     """Return what is known about each imported source of a scan, by name; empty without any.
 
     Args:
-        attributes: Of the scan or its record.
+        attributes: Attributes of the scan or its record.
     """
     about = attributes.get(_ATTRIBUTE, {})
     return about if isinstance(about, Mapping) else {}

@@ -119,7 +119,7 @@ def read_failed(store: str | StorePath) -> dict[str, LedgerEntry]:
 
 
 def _lines(data: bytes, root: StorePath, *, holding: bytes = b"") -> Iterator[tuple[bytes, LedgerEntry]]:
-    """Yield every line of a ledger that holds some bytes, with its newline, and what it says."""
+    """Yield every line of a ledger that contains the bytes `holding`, with its newline; and its entry."""
     for number, line in enumerate(data.splitlines(), start=1):
         entry = _parsed(line, holding)
         if isinstance(entry, Exception):
@@ -132,7 +132,7 @@ def _lines(data: bytes, root: StorePath, *, holding: bytes = b"") -> Iterator[tu
 
 
 def _parsed(line: bytes, holding: bytes = b"") -> LedgerEntry | Exception | None:
-    """Return what a line says, or why it is damaged; None if it does not hold some bytes."""
+    """Return the entry of a line, or the error of a damaged one; None if it does not contain `holding`."""
     try:
         text = unsealed_line(line)
         return LedgerEntry.from_json(json.loads(text)) if holding in text else None

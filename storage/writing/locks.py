@@ -1,8 +1,8 @@
-"""Whether locks hold on a store's file system: tried, and known from how it is mounted.
+"""Check that file locks work on a store's file system: by a trial, and from its mount options.
 
 Writers exclude each other by `flock`. A file system may lack it, may grant it to everybody, or may keep it
 within one machine. The first two are found by trying: two handles on one file must exclude each other. The
-third is told by the mount alone, since a second machine would be needed to try it.
+third is known from the mount only, since a trial would need a second machine.
 
 *Reads* /proc/self/mountinfo (Linux; elsewhere only the trial is done). *Writes* a file in tmp/ for a moment.
 """
@@ -53,7 +53,7 @@ class Mount:
 
 
 def check_locks(store: str | StorePath) -> str:
-    """Try whether writers exclude each other in a store; return a warning, empty where all is well.
+    """Check by a trial that writers exclude each other in a store; return a warning, or "".
 
     Raises:
         StoreLocksMissing: They do not: two writers could damage the index.
@@ -72,7 +72,7 @@ def check_locks(store: str | StorePath) -> str:
 
 
 def _try_locks(root: Path) -> None:
-    """Take a lock and see that another handle cannot have it."""
+    """Take a lock and check that another handle cannot have it."""
     folder = root / TEMPORARY_FOLDER
     with full_disk_named(root, "trying its locks"), store_lock(root):
         folder.mkdir(exist_ok=True)
@@ -103,11 +103,11 @@ def _is_excluded(handle: int, root: Path) -> bool:
 
 
 def mount_of(path: Path, text: str | None = None) -> Mount | None:
-    """Return how the file system of a path is mounted; None where that is not known.
+    """Return the mount of a path's file system; None if it is not known.
 
     Args:
         path: An absolute path.
-        text: What to read in place of /proc/self/mountinfo.
+        text: Text to parse in place of /proc/self/mountinfo.
     """
     if text is None:
         try:

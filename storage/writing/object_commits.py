@@ -2,8 +2,8 @@
 
 A commit: the files are written to a local folder, as on disk, so that they have the same bytes; a mark is put
 into changes/; the files are put below scans/<aa>/<scan_id>/<digest>/, where no other commit writes anything
-else; then COMMIT.json is put at scans/<aa>/<scan_id>/, by a conditional put. Of two writers one is refused,
-looks again, and decides anew. What a crash leaves, and what repairs it:
+else; then COMMIT.json is put at scans/<aa>/<scan_id>/, by a conditional put. Of two writers one is refused;
+it reads the present commit and decides again. What a crash leaves, and what repairs it:
 
     before COMMIT.json        files that nothing names, and a mark     sweep removes both after a day
     after it                  a scan with a mark, without a line       readers see it, sweep writes the line
@@ -55,10 +55,10 @@ GARBAGE_HOURS = 24
 """Age at which files that no commit names are removed: their writer is dead, their readers are done."""
 
 _MOST_CONFLICTS = 20
-"""Commits of one scan by others, one after the other, after which something is wrong."""
+"""Most refused tries to commit one scan; after more, something is wrong."""
 
 _MANY_MARKS = 256
-"""Marks that are worth a new index while scans are being written."""
+"""Number of marks from which the index is written anew while scans are being written."""
 
 _COMMIT_FOLDER = re.compile("[0-9a-f]{16}")
 
@@ -105,7 +105,7 @@ def _put_files(target: StoreUrl, folder: Path, keys: Iterable[str] | None = None
 
 
 def _put_missing(target: StoreUrl, folder: Path) -> None:
-    """Put those files again that are not there as they were put: a sweep took the writer for dead."""
+    """Put files again that are missing or changed: a sweep took the writer for dead and removed them."""
     there = {item.key: item.size for item in client_of(target).objects(target.key)}
     sizes = {key: (folder / key).stat().st_size for key in list_files(folder)}
     _put_files(target, folder, [key for key, size in sizes.items() if there.get(key) != size])
@@ -198,7 +198,7 @@ def _put_index(root: StoreUrl, index: ObjectIndex) -> None:
 
 
 def _remove_marks(root: StoreUrl, index: ObjectIndex) -> None:
-    """Remove the marks of changes that the index has; others' writers have yet to change the scan."""
+    """Remove the marks of changes that the index has; the scans of other marks have not changed yet."""
     done = [change.name for change in index.changes if change.folder == _state(index, change.scan_id)]
     client_of(root).delete((root / CHANGES_FOLDER / name).key for name in done)
 

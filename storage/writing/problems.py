@@ -1,4 +1,4 @@
-"""What a check of a store finds."""
+"""Problems that a check of a store finds."""
 
 from __future__ import annotations
 
@@ -19,4 +19,4 @@ class Problem:
     what: str
     """What is wrong, and what to do."""
     cure: Cure = "make again"
-    """What mends it: making the scan again, a sweep of the index, removing the file, or the user."""
+    """Its remedy: making the scan again, a sweep of the index, removing the file, or the user."""

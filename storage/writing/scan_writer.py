@@ -51,8 +51,8 @@ _VOLUME_LEVEL = 5
 """zstd level for volumes."""
 
 _TABLE_LEVEL = 6
-"""zstd level for segments and tables. Level 9 would make the segments of a small scan, 250 kB, 30 kB smaller,
-but would take 0.3 s more than 1.3 s."""
+"""zstd level for segments and tables. Level 9 would reduce the segments of a small scan from 250 to 220 kB,
+but take 1.6 s in place of 1.3 s."""
 
 Shuffle = Literal["noshuffle", "shuffle", "bitshuffle"]
 
@@ -178,15 +178,15 @@ def _write_group(store: LocalStore, path: str, attributes: dict[str, Any]) -> No
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """How an array lies on disk."""
+    """Storage layout of an array."""
 
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None = None
     level: int
-    """Of Zstandard."""
+    """Compression level of Zstandard."""
     shuffle: Shuffle
     fill: int = 0
-    """Value of chunks that are not there."""
+    """Value of missing chunks."""
 
 
 def _write_volume(store: LocalStore, path: str, array: NDArray[Any], *, shuffle: Shuffle, fill: int) -> None:
