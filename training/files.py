@@ -1,7 +1,7 @@
 """A run's record and settings, run.json and config.toml: written, read, and checked for damage.
 
 The record of a run, run.json, has a checksum (`storage.sealed`), and `settings_digest`, that of config.toml
-without the table [run]. Those of older versions have neither, and are taken as they are.
+without the table [run]. Records of older versions have neither, and are accepted.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         return unsealed(json.loads((folder / RECORD).read_text(encoding="utf-8")))
     except (ValueError, AttributeError) as error:
-        raise RunError(f"{folder / RECORD}: damaged ({error}). Bring it back, or begin a new run") from error
+        raise RunError(f"{folder / RECORD}: damaged ({error}). Restore it, or begin a new run") from error
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Return config.toml of a run; raises RunError if it is not as the run began, but for [run]."""
+    """Return config.toml of a run; raises RunError if a setting outside [run] has changed since it began."""
     path = folder / CONFIG
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RunError(f"{path}: damaged ({error}). Bring it back, or begin a new run") from error
+        raise RunError(f"{path}: damaged ({error}). Restore it, or begin a new run") from error
     if read_record(folder).get("settings_digest", "") not in ("", _settings_digest(settings)):
         raise RunError(
             f"{path}: damaged, or changed by hand: a setting is not that with which the run began. Only "
-            f"[{CHANGEABLE}] may be changed. Bring it back, or begin a new run"
+            f"[{CHANGEABLE}] may be changed. Restore it, or begin a new run"
         )
     return settings
 

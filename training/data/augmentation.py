@@ -92,9 +92,9 @@ class AugmentationConfig:
     """Augmentation of both views."""
 
     reference: ViewAugmentation = field(default_factory=ViewAugmentation)
-    """Of the view whose mask is given: weak."""
+    """Augmentation of the view whose mask is given; weak."""
     target: ViewAugmentation = field(default_factory=strong)
-    """Of the view to segment: strong."""
+    """Augmentation of the view to segment; strong."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,8 +1,8 @@
-"""Fine views of structures: from where structures lie to the few boxes of a scan that show them well.
+"""Fine views: a few boxes of a scan that show its structures at a finer resolution.
 
-    scan       |--------------------------------|      whole in one window: 5 mm a voxel
+    scan       |--------------------------------|      whole in one window: 5 mm per voxel
     structure           [xxxxx]
-    fine view        [-----------]                     in one window: 2 mm a voxel
+    fine view        [-----------]                     in one window: 2 mm per voxel
 
 Integer and real arithmetic on boxes; no arrays and no I/O. Boxes are in voxels of level 0.
 """
@@ -20,13 +20,14 @@ from training.data.whole_scans import ScanView
 from training.data.windows import Slices, hull_of, join_boxes
 
 MARGIN_FRACTION = 0.2
-"""Margin on each side of a structure, as a fraction of its length: room for what a coarse answer lacks."""
+"""Margin on each side of a structure, as a fraction of its length, for voxels that a coarse prediction
+misses."""
 MAX_VOXELS = 2.0
 """Voxels of the scan per voxel of a window, along an axis, before structures are shown in several windows."""
 MIN_GAIN = 1.25
 """A fine view is of use if its voxels are smaller by this factor than those of the whole scan's window."""
 _OVERLAP_FRACTION = 0.2
-"""Of the length of neighbouring views of one structure."""
+"""Overlap of neighbouring views of one structure, as a fraction of their length."""
 
 
 def fine_views(boxes: Sequence[Slices], shape: Triple, window: Triple, *, most: int) -> tuple[ScanView, ...]:

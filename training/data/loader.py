@@ -154,7 +154,7 @@ def make_loader(
         scan_ids: Scans to train on (see `split_scans`).
         config: Which samples are drawn, and their sizes.
         share: Which samples, in batches of which size.
-        seed: Of the run, >= 0.
+        seed: Seed of the run, >= 0.
         num_workers: Number of reading processes; 0 reads in this process.
         pin_memory: Whether batches are in page-locked memory, for training on a GPU.
 
@@ -201,9 +201,9 @@ def collate(samples: Sequence[Sample], config: DataConfig, *, seed: int) -> Batc
     """Return samples as one batch.
 
     Args:
-        samples: Of equal shapes.
+        samples: Samples of equal shapes.
         config: Gives the number of masks and the crop size.
-        seed: Of the run.
+        seed: Seed of the run.
     """
     return Batch(
         reference_codes=stack([sample.cuts[0] for sample in samples])[:, None],

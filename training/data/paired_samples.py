@@ -1,8 +1,8 @@
 """Samples across patients: the reference of one scan, the target of another, masks that are the same in both.
 
 *Takes* the pairs of `region_pairs`. *Gives* a Sample whose first cut is of one scan and whose second is of
-the other; which of both is the reference is drawn. Views are those of whole scans. With pairs of one scan
-alone, a network can answer by place and by exact intensity; another patient's organ has neither.
+the other; which of both is the reference is drawn. Views are those of whole scans. With two views of one
+scan, a network can use the position and the exact intensities of the region; in another patient both differ.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from training.data.view_pairs import Sample, ViewPair, visible_in, words_of
 from training.data.whole_scans import ResampledCut, draw_scan_views, level_window
 
 _MAX_PAIRS = 8
-"""Pairs of scans drawn for a sample before it is one of a single scan."""
+"""Most pairs of scans that are tried for a sample; after them it is one of a single scan."""
 _LEAST_VISIBLE = 4
-"""Paired regions that both views have to show."""
+"""Least number of paired regions that both views show."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _OneView:
-    """A view of one of both scans."""
+    """A view of one of the two scans."""
 
     scan: Scan
     pair: ViewPair
-    """Both of its views are the same."""
+    """The view, as a pair of two equal views."""
 
 
 def draw_paired_sample(
@@ -46,7 +46,7 @@ def draw_paired_sample(
     """Return sample `index` of two scans, or None if none of the pairs drawn shows enough regions.
 
     Args:
-        table: What may be drawn.
+        table: Pairs that may be drawn.
         config: Windows and masks.
         scan_of: Opens a scan.
         index: Number of the sample.
@@ -127,13 +127,13 @@ def _sample(
 
 
 def _steps(scan: Scan) -> tuple[float, float]:
-    """Z-score units per code step, and the z-score of code 0."""
+    """Return the z-score units per code step, and the z-score of code 0."""
     std = scan.intensity.std
     return scan.scale / std, (scan.offset - scan.intensity.mean) / std
 
 
 def _codes(view: _OneView) -> tuple[NDArray[np.int16], int]:
-    """The cut's image codes, and the code outside the scan."""
+    """Return the cut's image codes, and the code outside the scan."""
     scan, pair = view.scan, view.pair
     low = int(np.clip(round((scan.intensity.low - scan.offset) / scan.scale), -32_768, 32_767))
     codes = scan.image_codes(pair.region.slices, level=pair.level)
@@ -143,7 +143,7 @@ def _codes(view: _OneView) -> tuple[NDArray[np.int16], int]:
 def _in_steps(
     codes: NDArray[np.int16], own: tuple[float, float], wanted: tuple[float, float]
 ) -> NDArray[np.int16]:
-    """Codes of one scan in the steps of another, so that a sample has one scale."""
+    """Return codes of one scan in the steps of another, so that a sample has one scale."""
     scores = codes.astype(np.float32) * np.float32(own[0]) + np.float32(own[1])
     steps = np.rint((scores - np.float32(wanted[1])) / np.float32(wanted[0]))
     found: NDArray[np.int16] = np.clip(steps, -32_768, 32_767).astype(np.int16)

@@ -2,8 +2,8 @@
 
 *Reads* and *writes* a folder with a file for each pair of scans, REFERENCE~TARGET.npz, without pickle: which
 proposals of the reference are which of the target, how far they overlap, the digests of both scans. A file is
-there whole or not at all. A pair of a scan that was prepared anew since is out of date, as its proposals have
-other numbers: an error in a training, made again by `mass pair`.
+there whole or not at all. If one of the scans was prepared anew since, its proposals have other numbers and
+the pair is out of date: a training ends with an error, and `mass pair` makes it again.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _BETWEEN = "~"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RegionPairs:
-    """Which regions of two scans are the same."""
+    """Pairs of regions of two scans that are the same structure, by registration."""
 
     reference: str
     """Id of the scan that was registered."""
     target: str
     """Id of the scan that it was registered to, of another case."""
     digests: tuple[str, str]
-    """Of both scans, as in the index."""
+    """Digests of both scans, as in the index."""
     agreement: float
     """Correlation of both images after registration, -1..1."""
     proposals: NDArray[np.int32]
@@ -58,7 +58,7 @@ class PairTable:
     pairs: tuple[RegionPairs, ...]
     """Sorted by the names of their files."""
     digest: str
-    """Of all their contents."""
+    """Digest of the contents of all pairs."""
 
 
 def file_name(reference: str, target: str) -> str:
@@ -107,10 +107,10 @@ def read_pairs(path: Path) -> RegionPairs:
 
 
 def read_pair_table(folder: str | Path, digests: Mapping[str, str]) -> PairTable:
-    """Return the pairs of a folder of which both scans are among some.
+    """Return the pairs of a folder whose scans are both among some.
 
     Args:
-        folder: That `mass pair` has written.
+        folder: Folder that `mass pair` has written.
         digests: Digest of each scan that may be drawn, as in the index, by scan id.
 
     Raises:

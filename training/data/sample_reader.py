@@ -194,7 +194,7 @@ class SampleReader:
 
     @cached_property
     def _pairs(self) -> PairTable | None:
-        """The pairs to draw from; checked once that they are those that the run began with."""
+        """The pairs to draw from; checked once against the digest with which the run began."""
         config = self._config
         if not config.pairs:
             return None

@@ -51,7 +51,7 @@ class DataConfig:
     at most this many voxels for showing whole scans (`training.data.whole_scans.window_for`)."""
     early_window_voxels: int = 0
     """The largest number of voxels of a window in the first steps (`early_fraction`), chosen for the store as
-    with `max_window_voxels`. Small windows cost less time, and the network learns sooner what it is asked."""
+    with `max_window_voxels`. Small windows cost less time, and the network learns the task sooner."""
     early_fraction: float = 0.0
     """Fraction of the steps, from the first one on, with windows of `early_window_voxels` and without the
     views of `wide_fraction`."""
@@ -68,7 +68,7 @@ class DataConfig:
     pair_fraction: float = 0.0
     """Fraction of samples that are of two scans; `--pairs` sets it to 0.5 where it is 0."""
     pairs_digest: str = ""
-    """Of the pairs; a run sets it when it begins, so that it goes on with the same ones only."""
+    """Digest of the pairs; a run sets it when it begins, and then accepts no other pairs."""
     min_mask_voxels: int = 100
     """A mask is visible if it has at least this many voxels in each of the two views."""
     max_mask_fraction: float = 0.9
@@ -158,7 +158,7 @@ def generator_of(seed: int, sample: int, stream: str) -> np.random.Generator:
     """Return the random generator of one stream of a sample.
 
     Args:
-        seed: Of the run.
+        seed: Seed of the run.
         sample: Number of the sample in the run.
         stream: One of STREAMS.
     """

@@ -1,4 +1,4 @@
-"""How often masks of each source are drawn: the scan's own proposals against masks that were imported.
+"""Weights of mask sources: how often own proposals and imported masks are drawn.
 
 A group is all of a scan's own sources together ("own"), or one imported source. Each of the K - 1 masks of a
 sample first draws its group, by weight among those that have a visible mask left; within the group it is

@@ -1,4 +1,4 @@
-"""What one sample of a training is: two cuts of scans with the words of its masks, and how they are cut.
+"""A training sample: two cuts of scans with the words of its masks, and how they are made.
 
 *Takes* a scan, the boxes of two views, the atoms around them. *Gives* exact counts of visible voxels, words,
 cuts: int16 (z, y, x). Nothing is drawn here.

@@ -49,13 +49,13 @@ class Ranks:
 
         Args:
             values: Scalars, the same number in each process.
-            device: Of this process.
+            device: Device of this process.
         """
         means: list[float] = self.means(values, device).tolist()
         return means
 
     def means(self, values: Sequence[torch.Tensor | float], device: torch.device) -> torch.Tensor:
-        """Return what `mean` returns as float64 (N,) on the device, without waiting for it."""
+        """Return the values of `mean` as float64 (N,) on the device, without waiting for it."""
         stacked = torch.stack(
             [torch.as_tensor(value, dtype=torch.float64, device=device) for value in values]
         )

@@ -22,7 +22,7 @@ PAUSE_SECONDS = 2.0
 
 @contextmanager
 def noted_signals(received: list[int], *, aloud: bool = True) -> Iterator[None]:
-    """Append SIGINT, SIGTERM and SIGUSR1 to `received`, and go on; a later signal ends the process at once.
+    """Append SIGINT, SIGTERM and SIGUSR1 to `received` and continue; a later signal ends the process at once.
 
     Args:
         received: Signal numbers; extended in place.

@@ -29,7 +29,7 @@ _LEAST_SECONDS = 3.0
 """The time left is not estimated before this time."""
 
 _STILL_SECONDS = 20.0
-"""Without the end of a step for so long, the line says so."""
+"""If no step has ended for this long, the line says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class TrainingProgress:
     loss: float
     """Mean over about the last twenty steps."""
     samples_per_second: float
-    """Over all processes."""
+    """Samples per second, over all processes."""
     data_wait_fraction: float
     """Fraction of the steps' time spent waiting for the loader, without the start of the loader."""
     seconds: float
@@ -54,7 +54,7 @@ class TrainingProgress:
     """Time since the last step ended."""
 
     def later(self, seconds: float) -> TrainingProgress:
-        """Return the state so many seconds later, if no step has ended since."""
+        """Return the progress some seconds later, if no step has ended since."""
         return replace(self, still_seconds=self.still_seconds + seconds)
 
     @property
@@ -93,16 +93,17 @@ class Callbacks:
     precision: Callable[[ChosenPrecision], None] | None = None
     """Before the first step."""
     warning: Callable[[str], None] | None = None
-    """Before the first step, if the scans were prepared otherwise than those of the checkpoint's training."""
+    """Before the first step, if the scans were prepared differently from those of the checkpoint's
+    training."""
     scan: Callable[[str, int, int], None] | None = None
-    """After each scan that is encoded or evaluated: "encode" or "report", scans done, scans in all."""
+    """After each scan that is encoded or evaluated: "encode" or "report", scans done, number of scans."""
 
 
 class Monitor:
     """Writes the metrics of a run while it trains."""
 
     def __init__(self, folder: Path, *, step: int) -> None:
-        """Open the metrics files of a run, and remove what they record for steps after `step`.
+        """Open the metrics files of a run, and remove their records of steps after `step`.
 
         Args:
             folder: Folder of the run.
@@ -143,7 +144,7 @@ class Monitor:
         self._board.close()
 
     def _note_thread_error(self, error: threading.ExceptHookArgs) -> None:
-        """Print what a thread dies of, but not that TensorBoard's cannot write: its next call says so."""
+        """Print the error that ends a thread, except of TensorBoard's writer: its next call raises it."""
         if not isinstance(error.exc_value, OSError):
             self._hook(error)
 
@@ -164,7 +165,7 @@ def drop_lines_after(path: Path, step: int) -> None:
 
 
 def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """Return each whole line of a metrics file, and what it says."""
+    """Return each complete line of a metrics file, and its values."""
     data = path.read_bytes()
     found = []
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), start=1):

@@ -72,8 +72,8 @@ class OptimisationConfig:
     otherwise float32."""
 
     compile: bool = False
-    """Whether to apply torch.compile to each residual and fusion block. Off by default: no GPU has shown yet
-    that it pays beside the Triton kernels."""
+    """Whether to apply torch.compile to each residual and fusion block. Off by default: no gain over the
+    Triton kernels has been measured on a GPU yet."""
 
     seed: int = 0
     """Seed of the initial weights and of every sample."""

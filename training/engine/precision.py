@@ -48,7 +48,7 @@ class ChosenPrecision:
     why: str
     """The reason, as text for users."""
     warning: str = ""
-    """How much slower this choice is on this device; empty if it is not slower."""
+    """Warning how much slower this choice is on this device; empty if it is not slower."""
 
     @property
     def line(self) -> str:

@@ -1,4 +1,4 @@
-"""A few steps of a training for their time and memory; nothing is written, and no run begins.
+"""Rehearsal: a few steps of a training, to measure time and memory; no run begins.
 
 *Reads* the batches of the trainer's task. *Writes* nothing but the weights of the network it is given.
 """
@@ -32,9 +32,9 @@ class Rehearsal:
     data_wait_fraction: float
     """Part of this time in which the step waited for data."""
     state_bytes: int
-    """Weights, gradients, averaged weights and the optimiser's moments."""
+    """Bytes of weights, gradients, averaged weights and the optimiser's moments."""
     activation_bytes: int
-    """Kept from the forward to the backward pass, for the samples of one part of a step."""
+    """Bytes kept from the forward to the backward pass, for the samples of one part of a step."""
     peak_bytes: int
     """Most memory in use: on a GPU what PyTorch allocated there, on a CPU this process's resident memory."""
 
@@ -65,7 +65,7 @@ def rehearse(trainer: Trainer[Any, Any]) -> Rehearsal:
 
 
 def _kept_tensors(net: nn.Module, kept: dict[int, int]) -> Any:
-    """Return a context that adds to `kept` the bytes of each memory kept for the backward pass."""
+    """Return a context that adds to `kept` the bytes of each block kept for the backward pass."""
     weights = {weight.untyped_storage().data_ptr() for weight in net.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def _kept_tensors(net: nn.Module, kept: dict[int, int]) -> Any:
 
 
 def _state_bytes(trainer: Trainer[Any, Any]) -> int:
-    """Weights and gradients, averaged weights, moments."""
+    """Return the bytes of weights and gradients, averaged weights, moments."""
     tensors: list[Tensor] = [*trainer.task.net.parameters(), *trainer.average.parameters()]
     tensors += [weight for weight in trainer.task.net.parameters() if weight.requires_grad]  # their gradients
     for state in trainer.optimiser.state.values():

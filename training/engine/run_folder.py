@@ -78,8 +78,8 @@ class RunConfig:
     """Steps between pictures; 0 disables them."""
 
     recompute_activations: bool = False
-    """Whether to compute activations again in the backward pass, stage by stage, rather than keep them: needs
-    less memory and about a third more time. `mass pretrain --dry-run` shows both."""
+    """Whether to compute activations again in the backward pass, stage by stage, instead of keeping them:
+    less memory, about a third more time. `mass pretrain --dry-run` shows both."""
 
     cuda_graph: bool = False
     """Whether to replay the forward and backward pass of a step as one CUDA graph, on one GPU and without
@@ -96,7 +96,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What identifies a run: its settings, its scans and how they were prepared."""
+    """The record of a run: its settings, its scans and how they were prepared."""
 
     settings: Mapping[str, Any]
     """Settings by table, plain values."""
@@ -135,7 +135,7 @@ class RunRecord:
 
     @property
     def store_digest(self) -> str:
-        """One digest of all training scans."""
+        """Digest of all training scans together."""
         return digest_of(dict(self.scans))
 
     def card(self, title: str, num_steps: int) -> ModelCard:
@@ -219,7 +219,7 @@ def check_run(folder: Path, record: RunRecord) -> None:
     if scans != dict(record.scans):
         raise ConfigError(
             f"{folder}: the store is not what the run was begun on: "
-            f"{_listed(_changed_scans(scans, record.scans))}. Bring it back, or begin a new run"
+            f"{_listed(_changed_scans(scans, record.scans))}. Restore it, or begin a new run"
         )
 
 
@@ -252,7 +252,7 @@ def settle_precision(
 def describe_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Return the settings that differ, as "optimisation.peak_rate 0.002 -> 0.0003"; [run] is ignored.
 
-    A setting that the run lacks is newer than the run: off (0, empty), it changes nothing.
+    A setting that the run lacks is newer than the run: if it is off (0, empty), it is not a difference.
     """
     old, new = _flat(before), _flat(after)
     names = [name for name in sorted({*old, *new}) if name.split(".")[0] != CHANGEABLE]

@@ -1,4 +1,4 @@
-"""The interface between the trainer and what it trains: `Task` (network and functions) and `TrainingResult`.
+"""The interface of the trainer: `Task` (a network and functions to train it) and `TrainingResult`.
 
 Pretraining (`training.pretraining.run`), fine-tuning and classification each define a `Task` for the trainer.
 """
@@ -60,6 +60,6 @@ class TrainingResult:
     data_wait_fraction: float
     """Fraction of the steps' time spent waiting for samples, without the start of the loader."""
     samples_per_second: float
-    """Over all processes; without the start of the loader, evaluations and pictures."""
+    """Samples per second over all processes, without the start of the loader, evaluations and pictures."""
     average: nn.Module
     """The network with averaged weights."""

@@ -259,12 +259,12 @@ class Trainer(Generic[BatchT, ViewsT]):
 
     @property
     def _must_read_now(self) -> bool:
-        """Whether something that is due needs the values of the step just done."""
+        """Whether a task that is due needs the values of the last step."""
         often = (self.watch.evaluate_every, self.watch.draw_every, self.watch.checkpoint_every)
         return any(self._due(every) for every in often)
 
     def _settle(self, monitor: Monitor | None) -> bool:
-        """Read, check and record the values that are still on their way; return whether to stop."""
+        """Read, check and record the values that are still being copied; return whether to stop."""
         sent, self.pending = self.pending, None
         if sent is None:
             return False
@@ -294,7 +294,7 @@ class Trainer(Generic[BatchT, ViewsT]):
 
     @contextmanager
     def _batch_iterator(self) -> Iterator[Iterator[BatchT]]:
-        """The batches from this step on; the loader is shut down at the end of the block."""
+        """Yield the batches from this step on; the loader is shut down at the end of the block."""
         first, last = (steps * self.config.batch_size for steps in (self.step, self.config.num_steps))
         batches = iter(self.task.batches(self.part_size, first, last - first))
         try:
@@ -316,7 +316,7 @@ class Trainer(Generic[BatchT, ViewsT]):
                 device_ids=ids,
                 gradient_as_bucket_view=True,
                 broadcast_buffers=False,
-                # Every step does the same; but parts without an exchange are not the same as the last one.
+                # All steps are alike, but parts without an exchange of gradients differ from the last one.
                 static_graph=self.config.accumulation == 1,
             )
         wrapped: nn.Module = model
@@ -370,7 +370,7 @@ class Trainer(Generic[BatchT, ViewsT]):
 
     @property
     def _samples_per_second(self) -> float:
-        """Over all processes."""
+        """Return the samples per second of all processes together."""
         return self.clock.num_steps * self.config.batch_size / self.clock.stepping_seconds
 
     @property

@@ -1,10 +1,10 @@
-"""Where a part of a reference may lie in a target, how it is turned and how large it is: poses to start from.
+"""Initial poses of a registration: position, rotation and size of a part of a reference in a target.
 
-    places    middle on middle; where the part correlates best with the target as it is
-    turned    at one place: turns and sizes of the part, those that correlate best there
+    places    centre on centre; positions where the part correlates best with the target, unchanged
+    turned    at one position: the rotations and sizes of the part that correlate best there
 
-*Takes* arrays (z, y, x) of one voxel size, images z-scores. *Gives* poses, best first. Turns and sizes are
-tried at one place only: tried everywhere, some of them fit something else better (docs/results.md).
+*Takes* arrays (z, y, x) of one voxel size, images z-scores. *Gives* poses, best first. Rotations and sizes
+are tried at one position only: if tried everywhere, some fit another structure better (docs/results.md).
 
 Template matching: Lewis 1995, "Fast Normalized Cross-Correlation".
 """
@@ -29,7 +29,7 @@ Window: TypeAlias = tuple[slice, slice, slice]
 Matrix: TypeAlias = NDArray[np.float64]
 
 NUM_PEAKS = 3
-"""Places tried beside middle on middle."""
+"""Number of positions tried besides centre on centre."""
 NUM_TURNED = 3
 """Pairs of rotation and size that are registered at the best place."""
 TURNS_DEGREES = ((-40, -20, 20, 40), (-20, 20), (-20, 20))
@@ -64,16 +64,16 @@ class Pose:
 
     @classmethod
     def moved(cls, offset: Offset) -> Pose:
-        """Return a pose that is moved only."""
+        """Return a pose without rotation and change of size."""
         return cls(offset=offset, matrix=np.eye(3), centre=(0.0, 0.0, 0.0))
 
     @property
     def is_moved_only(self) -> bool:
-        """Whether it is neither turned nor of another size."""
+        """Whether it has no rotation and no change of size."""
         return bool((self.matrix == np.eye(3)).all())
 
     def transform(self) -> sitk.Transform:
-        """Return the same for images whose voxel indices are their coordinates (x, y, z)."""
+        """Return the transform for images whose coordinates are their voxel indices (x, y, z)."""
         if self.is_moved_only:
             return sitk.TranslationTransform(3, [-float(step) for step in self.offset[::-1]])
         affine = sitk.AffineTransform(3)
@@ -86,10 +86,10 @@ class Pose:
 
 
 def places(image: Image, window: Window, target: Image) -> list[Pose]:
-    """Return where a window of the reference may lie: middle on middle, then where it correlates best.
+    """Return possible positions of a window of the reference: centre on centre, then the best correlations.
 
-    Where the target is much shorter than the window along an axis, a slab of it, it is the target that is
-    looked for in the reference.
+    If the target is much shorter than the window along an axis (a slab), the target is searched for in the
+    reference instead.
     """
     sides = list(zip(image.shape, target.shape, strict=True))
     factors = [2 if min(here, there) >= _COARSE_SIDE else 1 for here, there in sides]
@@ -112,13 +112,13 @@ def on_centre(mask: NDArray[np.bool_], centre: tuple[float, float, float]) -> Po
 
 
 def turned(image: Image, window: Window, target: Image, near: Offset) -> list[Pose]:
-    """Return the turns and sizes of a window of the reference that fit best near one place of the target.
+    """Return the rotations and sizes of a window of the reference that fit best near a position.
 
     Args:
         image: The reference, (z, y, x).
-        window: Its part that is looked for.
+        window: Its part that is searched for.
         target: (z, y, x).
-        near: The place, from the reference to the target; the poses move at most `REACH_VOXELS` from it.
+        near: The position, as an offset from the reference; poses lie at most `REACH_VOXELS` from it.
     """
     sides = zip(image.shape, target.shape, strict=True)
     factors = [max(1, ceil(min(here, there) / _TURNED_SIDE)) for here, there in sides]
@@ -150,7 +150,7 @@ def _whole(image: Image) -> Window:
 
 
 def _turns_and_sizes() -> list[tuple[Matrix, float]]:
-    """Every rotation about one axis with every size, except the part unchanged."""
+    """Return every rotation about one axis with every size, except the unchanged part."""
     turns = [np.eye(3)]
     for axis, degrees in enumerate(TURNS_DEGREES):
         turns += [_turn(axis, angle) for angle in degrees]
@@ -171,7 +171,7 @@ def _turn(axis: int, degrees: float) -> Matrix:
 
 
 def _turned_part(image: Image, window: Window, pose: Pose) -> Image:
-    """The window's voxels, of the reference turned about the window's middle."""
+    """Return the window's voxels, from the reference rotated about the window's centre."""
     z, y, x = (part.start for part in window)
     shape = [part.stop - part.start for part in window]
     start = np.array([z, y, x]) - pose.centre
@@ -184,14 +184,14 @@ def _turned_part(image: Image, window: Window, pose: Pose) -> Image:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Likeness:
-    """How well a part of the reference correlates with the target at each place."""
+    """Correlation of a part of the reference with the target, at each position."""
 
     values: Image
-    """-1..1 (z, y, x), on a coarse grid of places."""
+    """Correlation -1..1, (z, y, x), on a coarse grid of positions."""
     first: Offset
-    """From the reference to the target, of the place at index 0."""
+    """Offset from the reference to the target at index 0."""
     factors: tuple[int, ...]
-    """Voxels between two places along each axis."""
+    """Voxels between two positions along each axis."""
 
     @classmethod
     def of(cls, part: Image, window: Window, searched: Image, factors: Sequence[int]) -> _Likeness:
@@ -206,7 +206,7 @@ class _Likeness:
         return cls(values=values, first=(z, y, x), factors=tuple(factors))
 
     def offset(self, index: Sequence[int]) -> Offset:
-        """Return the move from the reference to the target of a place."""
+        """Return the offset from the reference to the target at an index."""
         z, y, x = (
             int(place) * factor + first
             for place, factor, first in zip(index, self.factors, self.first, strict=True)
@@ -214,12 +214,12 @@ class _Likeness:
         return z, y, x
 
     def peaks(self, count: int) -> list[Offset]:
-        """Return the moves of the best places, some voxels apart from each other."""
+        """Return the offsets of the best positions, some voxels apart from each other."""
         found = peak_local_max(self.values, min_distance=3, num_peaks=count, exclude_border=False)
         return [self.offset(index) for index in found]
 
     def best_near(self, near: Offset) -> tuple[float, Offset] | None:
-        """Return the best place around a move with its likeness, or None where there is no place."""
+        """Return the best correlation near an offset, with its offset; None if no position is near."""
         parts = []
         for place, first, factor, side in zip(near, self.first, self.factors, self.values.shape, strict=True):
             middle, reach = round((place - first) / factor), max(1, round(REACH_VOXELS / factor))

@@ -1,7 +1,7 @@
 """From a prompt and an image to the probability of each structure: arrays in, arrays out.
 
     image --sliding window, Gaussian weights, or the whole in one window--> probabilities, K at a time
-          the whole in one window --boxes of what it shows--> fine windows, for fine-tuned networks
+          the whole in one window --boxes of structures--> fine windows, for fine-tuned networks
 
 Reads:  images float32 (z, y, x) z-scores, of the spacing of the prompt's references.
 Writes: probabilities float32 (K, z, y, x), or labels uint16 (z, y, x): 1 + index of the structure, 0 = none.
@@ -47,7 +47,7 @@ from training.inference.prompts import (
 from training.inference.window_sums import WindowSums, accumulator_bytes
 
 _MIN_SEEN = 0.1
-"""Largest probability of a structure in the whole scan's window, below which no fine window looks for it."""
+"""If the largest probability of a structure in the whole scan's window is lower, it gets no fine window."""
 
 
 def predict_probabilities(
@@ -62,7 +62,7 @@ def predict_probabilities(
     """Return the probability of each of the prompt's structures, (K, z, y, x); independent of each other.
 
     Args:
-        net: On `device`, in evaluation mode.
+        net: The network, on `device`, in evaluation mode.
         image: (z, y, x) z-scores.
         prompt: From `encode_references` with the same config.
         config: Windows, flips and precision.
@@ -84,7 +84,7 @@ def predict_labels(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> NDArray[np.uint16]:
-    """Return for each voxel its most probable structure: 1 + its place in the prompt, 0 below the threshold.
+    """Return the most probable structure of each voxel: 1 + its index in the prompt, 0 below the threshold.
 
     Arguments as for `predict_probabilities`. Of the probabilities only the largest is kept.
     """
@@ -109,12 +109,12 @@ def predict(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, slice, NDArray[np.float32]]]:
-    """Put several prompts to one image; a window is encoded once for all of them in a pass.
+    """Predict the structures of several prompts in one image; a pass encodes each window once for all.
 
     Arguments as for `predict_probabilities`.
 
     Yields:
-        The prompt's number, some of its structures, and their probabilities (k, z, y, x).
+        The prompt's index, some of its structures, and their probabilities (k, z, y, x).
     """
     shape, device = size_of(image.shape), torch.device(device)
     if config.whole_scans:
@@ -155,7 +155,7 @@ def _predict_whole(
     device: torch.device,
     progress: Progress | None,
 ) -> Iterator[tuple[int, slice, NDArray[np.float32]]]:
-    """Do what `predict` does, for the whole image in one window and then its structures in fine windows."""
+    """Do the same as `predict`, for the whole image in one window and then its structures in fine windows."""
     shape, window = size_of(image.shape), config.window_voxels
     shown = to_window(image, window)[None]
     jobs = _jobs(prompts, config, image.size, device)
@@ -239,7 +239,7 @@ def _refine(
 def _jobs(
     prompts: Sequence[Prompt], config: InferenceConfig, num_voxels: int, device: torch.device
 ) -> list[list[tuple[int, slice]]]:
-    """What each pass over the image adds up: (prompt, structures decoded together), within the memory."""
+    """Return the jobs of each pass over the image: (prompt, structures that are decoded together)."""
     room = max(1, accumulator_bytes(config.max_accumulator_bytes, device) // (4 * num_voxels))
     together = min(config.masks_at_once, room)
     passes: list[list[tuple[int, slice]]] = []
@@ -263,7 +263,7 @@ def _window_probabilities(
     config: InferenceConfig,
     device: torch.device,
 ) -> list[Tensor]:
-    """The probabilities (B, k, z, y, x) of each job in windows (B, z, y, x), averaged over the flips.
+    """Return the probabilities (B, k, z, y, x) of each job in windows (B, z, y, x), averaged over flips.
 
     A window is encoded once for all jobs. Windows are on the host, probabilities on the device.
     """
@@ -284,7 +284,7 @@ def _window_probabilities(
 
 
 def _priors_of(prior: Tensor, part: slice, config: InferenceConfig) -> Tensor:
-    """The priors of some structures, and the whole image's where it is asked for."""
+    """Return the priors of some structures, then those of the mask of all ones if the config wants it."""
     return torch.cat([prior[part], prior[-1:]]) if config.whole_mask else prior[part]
 
 

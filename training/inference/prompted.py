@@ -92,7 +92,7 @@ class TokenTable:
     masks_at_once: int
     """Largest number of structures that were predicted together in training."""
     whole_scans: bool = False
-    """Whether it was trained on views of whole scans and on fine views, and is used so."""
+    """Whether it was trained on views of whole scans and on fine views, and predicts in the same way."""
     fine_windows: int = 0
     """Largest number of fine views of a target."""
 
@@ -145,7 +145,7 @@ class Finetuned:
     """A fine-tuned network with one learned task embedding per structure; no reference image is needed."""
 
     net: Iris
-    """On the CPU, float32, in evaluation mode; the tokens are buffers of it."""
+    """The network, on the CPU, float32, in evaluation mode; the tokens are its buffers."""
     table: TokenTable
     """Structures of the tokens, and preparation of the training images."""
 

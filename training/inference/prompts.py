@@ -1,4 +1,4 @@
-"""From reference images with labels to a prompt: what a network is shown before it is asked about a target.
+"""Prompts: references with labels, encoded once, to segment any number of targets.
 
     references --window around each structure--> priors, averaged over windows and references  = a prompt
 
@@ -40,15 +40,15 @@ from training.errors import ConfigError, DataError
 Flip: TypeAlias = tuple[int, ...]
 """Axes of (z, y, x) that are mirrored."""
 Priors: TypeAlias = tuple[Tensor, ...]
-"""Of K masks, deepest stage first: (K, 11, C) each."""
+"""Tokens of K masks, deepest stage first: (K, 11, C) each."""
 Progress: TypeAlias = Callable[[int, int], None]
-"""Called with windows done and windows in all."""
+"""Called with the number of windows done, and of all windows."""
 StepProgress: TypeAlias = Callable[[Literal["windows", "references"], int, int], None]
-"""Called with what is counted, how many are done, and how many there are."""
+"""Called with the name of what is counted, the number done, and the number of all."""
 
 
 class InContextNet(Protocol):
-    """What inference asks of a network; `Iris` is one."""
+    """Methods of a network that inference needs; `Iris` has them."""
 
     def encode(self, image: Tensor) -> Any:
         """Return the features of (B, 1, Z, Y, X)."""
@@ -61,16 +61,16 @@ class InContextNet(Protocol):
 
 
 WHOLE_SCAN_THRESHOLD = 0.2
-"""Least probability of a labelled voxel where a network is shown whole scans and one reference.
+"""Least probability of a labelled voxel for whole scans and one reference.
 
-What the reference leaves open makes every probability low: with 0.5 two thirds of the voxels are drawn, with
-0.2 as many as there are (docs/results.md).
+One reference leaves the network uncertain, so all probabilities are low: a threshold of 0.5 labels two thirds
+as many voxels as the expert, 0.2 as many (docs/results.md).
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceConfig:
-    """How prompts are made and images tiled; checked when made."""
+    """Settings of prompts and of windows over images; checked when made."""
 
     window_voxels: Size = (128, 128, 128)
     """Most voxels of a target window; multiples of 16. Shorter axes take a shorter window."""
@@ -78,12 +78,12 @@ class InferenceConfig:
     """Most voxels of a window around a reference's structure; multiples of 16, at most 128."""
     whole_scans: bool = False
     """Whether references and targets are shown whole, each stretched over one window of `window_voxels`: as
-    trained on views of whole scans. Overlap and windows around structures then mean nothing."""
+    trained on views of whole scans. Overlap and windows around structures are then not used."""
     fine_windows: int = 0
     """Most windows that show whole scans' structures finer, around what the window of the whole scan shows;
     for prompts that were trained on both, as those of fine-tuned networks. 0 for none."""
     overlap_fraction: float = 0.5
-    """Least part of a window that its neighbour shares."""
+    """Least overlap of neighbouring windows, as a fraction of the window's length."""
     max_reference_windows: int = 4
     """Most windows for a structure that is larger than a window; those that hold most of it are taken."""
     masks_at_once: int = 13
@@ -96,11 +96,11 @@ class InferenceConfig:
     mirror: bool = False
     """Whether to average over the eight mirrored copies of references and image: eight times the work."""
     precision: Precision = "auto"
-    """Of the network's arithmetic (autocast): "auto" is bfloat16 where the device has it, else float32."""
+    """Precision of the network (autocast): "auto" is bfloat16 where the device has it, else float32."""
     threshold: float = 0.5
     """Least probability of a labelled voxel."""
     max_accumulator_bytes: int = 1 << 30
-    """Memory for the probabilities that one pass over the image adds up; on a CUDA card an eighth of its
+    """Most bytes for the sums of probabilities in one pass over the image; on a CUDA card an eighth of its
     memory, if that is more."""
 
     def __post_init__(self) -> None:
@@ -120,7 +120,7 @@ class InferenceConfig:
 
     @property
     def flips(self) -> tuple[Flip, ...]:
-        """The mirrored copies to average over; none mirrored comes first."""
+        """Mirrored copies to average over; the first is not mirrored."""
         if not self.mirror:
             return ((),)
         return tuple(
@@ -130,15 +130,15 @@ class InferenceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:
-    """What is to be found: the voxels with one of some label values."""
+    """A structure to segment: the voxels with one of its label values."""
 
     name: str
-    """What it is called."""
+    """Its name."""
     values: tuple[int, ...]
     """Its label values in the references; not 0."""
 
     def mask(self, labels: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
-        """Return where it lies, bool, of the labels' shape."""
+        """Return its mask, bool, of the labels' shape."""
         if len(self.values) == 1:
             return np.asarray(labels == self.values[0])
         return np.isin(labels, self.values)
@@ -163,17 +163,17 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prompt:
-    """References, encoded: the question put to a new image."""
+    """Encoded references: they define the structures to segment in a new image."""
 
     structures: tuple[Structure, ...]
     """K structures that at least one reference shows, in the order of the request."""
     missing: tuple[Structure, ...]
     """Structures that no reference shows."""
     priors: tuple[Priors, ...]
-    """One set for each of the config's flips: of the K structures, then, with `whole_mask`, of all ones."""
+    """For each of the config's flips: priors of the K structures, then, with `whole_mask`, of all ones."""
 
     def only(self, wanted: Sequence[Structure]) -> Prompt:
-        """The same prompt for those of its structures that are wanted."""
+        """Return the prompt with only some of its structures."""
         kept = [place for place, structure in enumerate(self.structures) if structure in wanted]
         rows = [*kept, *range(len(self.structures), len(self.priors[0][0]))]  # all ones stays last
         return Prompt(
@@ -192,10 +192,10 @@ def encode_references(
     *,
     device: torch.device | str = "cpu",
 ) -> Prompt:
-    """Return the prompt that references make; each counts the same for the structures that it shows.
+    """Return the prompt of some references; each has the same weight for the structures that it shows.
 
     Args:
-        net: On `device`, in evaluation mode.
+        net: The network, on `device`, in evaluation mode.
         references: At least one.
         structures: At least one.
         config: Windows, flips and precision.
@@ -228,17 +228,17 @@ class _View:
 
     image: NDArray[np.float32]
     masks: NDArray[np.bool_]
-    """(n, z, y, x)"""
+    """(n, z, y, x) masks of the structures in the window."""
     structures: tuple[int, ...]
-    """(n,) places in the list of structures."""
+    """(n,) indices in the list of structures."""
     shares: NDArray[np.float64]
-    """(n,) the part of each structure's shown voxels that this window holds."""
+    """(n,) fraction of each structure's voxels, over all windows, that this window holds."""
 
 
 def _views(reference: Reference, structures: Sequence[Structure], config: InferenceConfig) -> Iterator[_View]:
-    """The windows of one reference: each structure in the middle of one, neighbours in one together.
+    """Yield the windows of one reference: each structure is centred in one, near structures share one.
 
-    Or, where whole scans are shown, one window of all of it.
+    For whole scans, yield one window of the whole reference.
     """
     if config.whole_scans:
         yield from _whole_views(reference, structures, config)
@@ -270,7 +270,7 @@ def _views(reference: Reference, structures: Sequence[Structure], config: Infere
 def _whole_views(
     reference: Reference, structures: Sequence[Structure], config: InferenceConfig
 ) -> Iterator[_View]:
-    """A reference stretched over one window; nothing where no structure has a voxel left."""
+    """Yield a reference resampled to one window; nothing if no structure has a voxel left."""
     labels = labels_to_window(reference.labels, config.window_voxels)
     masks = [structure.mask(labels) for structure in structures]
     here = [k for k, mask in enumerate(masks) if mask.any()]
@@ -291,7 +291,7 @@ def _priors(
     flip: Flip,
     device: torch.device,
 ) -> Priors:
-    """The averaged priors of the structures that are shown, then the whole image's."""
+    """Return the averaged priors of the structures that are shown, then those of the mask of all ones."""
     sums: list[Tensor] | None = None
     rows = {int(k): row for row, k in enumerate(np.flatnonzero(totals))}
     weights = torch.zeros(len(rows) + config.whole_mask, device=device)
@@ -315,7 +315,7 @@ def _priors(
 
 
 def to_batch(volumes: NDArray[Any], flip: Flip, device: torch.device) -> Tensor:
-    """(n, z, y, x) as (1, n, z, y, x) float32 on the device, mirrored."""
+    """Return (n, z, y, x) as (1, n, z, y, x) float32 on the device, mirrored."""
     tensor = torch.from_numpy(np.ascontiguousarray(volumes)).to(device)[None].float()
     return tensor.flip([axis + 2 for axis in flip]) if flip else tensor
 

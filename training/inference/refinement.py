@@ -1,14 +1,14 @@
-"""Masks that a registration has placed, moved onto the target's own boundaries.
+"""Refinement of registered masks to the target's own boundaries.
 
-    vote      each voxel takes the mean of the masks around it, weighed by how alike the two images are there
-    confidence   how well a mask fits both images, as an estimate of its Dice
-    sharpen   the masks are the prior, the target's intensities the likelihood: expectation-maximisation with
-              one histogram a structure and one for what surrounds them, and neighbours that agree
+    vote        each voxel takes the mean of nearby masks, weighted by the similarity of the two images there
+    confidence  agreement of a mask with both images, as an estimate of its Dice
+    sharpen     expectation-maximisation: the masks are the prior, the target's intensities the likelihood,
+                with a histogram per structure and one for the background; neighbouring voxels are coupled
 
 *Takes* and *gives* arrays (z, y, x) of one voxel size; nothing is learned and nothing is random.
-Bounds: a structure as bright as what surrounds it stays where it is. Neither step finds what the
-        registration has missed: no voxel farther than `BAND_VOXELS` from the placed masks is given to one.
-        Memory holds some float32 volumes of the window around the masks a structure.
+Bounds: a structure as bright as its surroundings stays where it is. Neither step finds structures that the
+        registration has missed: a mask gets no voxel farther than `BAND_VOXELS` from the placed masks. Memory
+        holds some float32 volumes of the window around the masks per structure.
 
 vote: Coupe et al. 2011, "Patch-based segmentation using expert priors", here with one registered reference.
 sharpen: Van Leemput et al. 1999, "Automated model-based tissue classification of MR images of the brain",
@@ -39,7 +39,7 @@ LIKENESS = 0.5
 """Root mean square difference of two cubes, in standard deviations of the target near the masks, at which a
 vote counts 1/e."""
 MAX_VOTED_VOXELS = 2_000_000
-"""Larger windows are not voted on: it takes a second for every 200,000 voxels."""
+"""In larger windows there is no vote: it takes a second per 200,000 voxels."""
 BAND_VOXELS = 4
 """Largest distance from the placed masks to which a structure may grow."""
 PRIOR_SIGMA = 1.0
@@ -100,13 +100,13 @@ def vote(masks: Image, warped: Image, target: Image) -> Image:
 
 
 def sharpen(masks: Image, target: Image) -> Image:
-    """Return how probable (K, z, y, x) each structure is, 0..1, now that the target's intensities count.
+    """Return the probability (K, z, y, x) of each structure, 0..1, from masks and the target's intensities.
 
-    It is each structure's probability beside that of the next best, which may be what surrounds them: the
-    structure of more than 0.5 is the most probable one.
+    It is p / (p + q), where q is the probability of the next best class, which may be the background. Above
+    0.5 a structure is the most probable class.
 
     Args:
-        masks: Where the structures are placed, (K, z, y, x), 0..1.
+        masks: Registered masks of the structures, (K, z, y, x), 0..1.
         target: (z, y, x).
     """
     window = _window_of(masks, BAND_VOXELS + 2)
@@ -136,15 +136,15 @@ def sharpen(masks: Image, target: Image) -> Image:
 def confidence(
     probability: Image, drawn: NDArray[np.bool_], warped: Image, target: Image, *, agreement: float = 1.0
 ) -> float:
-    """Return an estimate of a structure's Dice, 0..1 (docs/results.md: how near it comes).
+    """Return an estimate of a structure's Dice, 0..1; docs/results.md gives its error.
 
-    It is the Dice that the probabilities expect of what is drawn, times the geometric mean of three
-    correlations of the two images: in and around the structure, there of their fine detail, and around all
-    structures. Where the structure is not there, demons make the images alike, but not their detail, and not
+    It is the expected Dice of the mask under the probabilities, times the geometric mean of three
+    correlations of the two images: in and around the structure, of their fine detail there, and around all
+    structures. If the structure is absent, demons make the images similar, but not their detail, and not
     everywhere.
 
     Args:
-        probability: Of the structure, (z, y, x).
+        probability: Probability of the structure, (z, y, x).
         drawn: Its voxels.
         warped: The reference's image on the target's grid.
         target: (z, y, x).
@@ -188,14 +188,14 @@ def _beside_the_next_best(probabilities: Image, surrounding: Image) -> Image:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A class in the box that it may reach; the first class is what surrounds the structures."""
+    """A class in the box that it may reach; the first class is the background."""
 
     box: Window
     values: Image
 
 
 def _priors(masks: Image, near: NDArray[np.bool_]) -> list[_Part]:
-    """The classes' priors, which add up to 1 at each voxel near the masks and are 0 elsewhere."""
+    """Return the classes' priors, which sum to 1 at each voxel near the masks and are 0 elsewhere."""
     smooth = [ndimage.gaussian_filter(mask, _prior_sigma(mask)) for mask in masks]
     rest = np.clip(1 - sum(smooth, np.zeros(near.shape, np.float32)), _LEAST_PRIOR, 1)
     parts = [_Part(_whole(near.shape), rest)]
@@ -212,7 +212,7 @@ def _prior_sigma(mask: Image) -> float:
 
 
 def _coupled(evidence: list[_Part], near: NDArray[np.bool_]) -> list[Image]:
-    """Posteriors of the classes: the evidence, and two rounds in which neighbours make each other alike."""
+    """Return posteriors of the classes: the evidence, after two rounds of coupling between neighbours."""
     posteriors = _normal(evidence, near.shape)
     for _ in range(2):
         pulled = [
@@ -227,7 +227,7 @@ def _coupled(evidence: list[_Part], near: NDArray[np.bool_]) -> list[Image]:
 
 
 def _normal(parts: list[_Part], shape: tuple[int, ...]) -> list[Image]:
-    """The classes' values, divided by their sum at each voxel."""
+    """Return the classes' values, divided by their sum at each voxel."""
     total = np.full(shape, 1e-12, np.float32)
     for part in parts:
         total[part.box] += part.values
@@ -235,7 +235,7 @@ def _normal(parts: list[_Part], shape: tuple[int, ...]) -> list[Image]:
 
 
 def _likelihood(posterior: Image, codes: NDArray[np.intp], near: NDArray[np.bool_]) -> Image:
-    """The likelihood of each voxel's intensity in a class: the smoothed histogram of its present voxels."""
+    """Return the likelihood of each voxel's intensity in a class, from its present smoothed histogram."""
     counts = np.bincount(codes[near], weights=posterior[near], minlength=NUM_BINS)
     counts = ndimage.gaussian_filter1d(counts, _BIN_SIGMA, mode="nearest")
     total = counts.sum()
@@ -244,14 +244,14 @@ def _likelihood(posterior: Image, codes: NDArray[np.intp], near: NDArray[np.bool
 
 
 def _codes(image: Image, near: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """The bin of each voxel's intensity, 0..NUM_BINS - 1."""
+    """Return the bin of each voxel's intensity, 0..NUM_BINS - 1."""
     low, high = np.percentile(image[near], (0.5, 99.5))
     scaled = (image - low) * (NUM_BINS / max(float(high - low), 1e-6))
     return np.asarray(np.clip(scaled, 0, NUM_BINS - 1), dtype=np.intp)
 
 
 def _window_of(masks: Image, margin: int) -> Window | None:
-    """The box of the placed masks with a margin on each side, inside the scan; None if all are empty."""
+    """Return the box of the placed masks with a margin, inside the scan; None if all are empty."""
     box = box_of_mask(np.asarray((masks > _LEAST_PLACED).any(axis=0)))
     if box is None:
         return None
@@ -273,7 +273,7 @@ def _volume(window: Window) -> int:
 
 
 def _shifts() -> Iterator[tuple[int, int, int]]:
-    """The steps (z, y, x) inside a ball."""
+    """Yield the steps (z, y, x) inside a ball."""
     steps = range(-SEARCH_VOXELS, SEARCH_VOXELS + 1)
     for z, y, x in product(steps, steps, steps):
         if z * z + y * y + x * x <= SEARCH_VOXELS**2:
@@ -281,7 +281,7 @@ def _shifts() -> Iterator[tuple[int, int, int]]:
 
 
 def _shifted(image: Image, shift: tuple[int, int, int]) -> Image:
-    """The image moved by a step; the outermost slice is repeated where no voxel moves in."""
+    """Return the image moved by a step; the outermost slice is repeated where no voxel moves in."""
     rows = [
         np.clip(np.arange(size) - step, 0, size - 1) for size, step in zip(image.shape, shift, strict=True)
     ]

@@ -1,16 +1,15 @@
-"""A reference's masks carried over to a target by registration, with how far the images then agree.
+"""Segmentation by registration: a reference's masks, carried over to a target.
 
-    places    middle on middle; where the surroundings of the structures correlate best with the target;
-              where a network sees the structures, if there is one
-    at each   demons in a window around the place -> correlation of both images around the structures
-    answer    the masks through the best of them; that correlation is its agreement
-    then      moved onto the target's own boundaries (`refinement`), for several references their mean
+    positions  centre on centre; those where the surroundings of the structures correlate best with the
+               target; that where a network finds the structures, if there is one
+    at each    demons in a window around the position -> correlation of both images around the structures
+    result     the masks by the best registration; its correlation is the agreement
+    then       refined to the target's own boundaries (`refinement`); for several references the mean
 
-*Takes* and *gives* arrays (z, y, x) of one voxel size, images z-scores. One thread, seconds a target; the
-same input gives the same bytes. Nothing is learned: it is what a network has to beat (docs/results.md).
-Bounds: turns and scales are left to the demons, so a target that lies otherwise than the reference is lost;
-        a window of fewer than 8 voxels along an axis is moved only. Memory holds two float32 volumes of the
-        target a structure.
+*Takes* and *gives* arrays (z, y, x) of one voxel size, images z-scores. One thread, seconds per target; the
+same input gives the same bytes. Nothing is learned: it is the baseline for networks (docs/results.md).
+Bounds: large rotations are not found (`poses` lists those that are tried). A window of fewer than 8 voxels
+        along an axis is only moved. Memory holds two float32 volumes of the target per structure.
 
 Template matching: Lewis 1995, "Fast Normalized Cross-Correlation". Demons: Vercauteren et al. 2009,
 "Diffeomorphic demons", here the symmetric forces of ITK.
@@ -38,12 +37,12 @@ Level: TypeAlias = tuple[int, float, int]
 PATCH_MARGIN = 0.3
 """Margin of the patch that is searched for, on each side of the structures, as part of their length."""
 WINDOW_MARGIN = 0.5
-"""Margin of the window that is registered, likewise."""
+"""Margin of the window that is registered, on each side of the structures, as part of their length."""
 SEEN_FRACTION = 0.3
 """Voxels below this fraction of the network's highest probability do not count for its centre."""
 LEAST_SEEN_OVERLAP = 0.2
-"""Least Dice of the masks, registered at the place that the network names, with the network's own masks;
-below it the place is dropped. A network that has learnt another anatomy finds something in any scan
+"""Least Dice of the masks, registered at the network's position, with the network's own masks; below it the
+position is dropped. A network that has learnt another anatomy finds something in any scan
 (docs/decisions/0010)."""
 THRESHOLD = 0.5
 """Probability from which a voxel is drawn."""
@@ -54,8 +53,8 @@ LEAST_SHOWN = 0.7
 AGREEMENT_POWER = 4
 """References are weighted by this power of their agreement, so that a badly placed one hardly counts."""
 CONSENSUS_POWER = 4
-"""Likewise of the mean Dice of their masks with those of all references together: where most of several are
-placed well, one that is not disagrees with them."""
+"""References are also weighted by this power of the mean Dice of their masks with those of all references
+together: if most are placed well, a badly placed one disagrees with them."""
 LOW_CONFIDENCE = 0.5
 """Confidence of a structure below which it is called low. Mean Dice: 0.20 below it, 0.68 above it
 (docs/results.md)."""
@@ -79,10 +78,10 @@ class Carried:
     probabilities: NDArray[np.float32]
     """(K, z, y, x), 0..1: the masks, interpolated."""
     agreement: float
-    """Correlation of both images around the structures after registration, -1..1; lower where the target
-    shows a part of the structures only, 0 where nothing could be registered. It ranks answers."""
+    """Correlation of both images around the structures after registration, -1..1; lower if the target shows
+    only a part of the structures, 0 if nothing could be registered. Results are ranked by it."""
     warped: Image
-    """(z, y, x): the reference's image, registered; the target's own values where that does not reach."""
+    """(z, y, x): the reference's image, registered; the target's own values outside of it."""
     confidences: tuple[float, ...] = ()
     """(K,) estimate of each structure's Dice, 0..1, where masks were drawn (`confidence`)."""
 
@@ -92,17 +91,17 @@ class _Registered:
     """A window of the target with the reference registered to it."""
 
     pose: Pose
-    """Where it began."""
+    """Initial pose."""
     window: Window
     fixed: sitk.Image
-    """The target there."""
+    """The target in the window."""
     transform: sitk.Transform
     agreement: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Registration:
-    """One scan registered to another, as far as a region of it reaches."""
+    """One scan registered to another, around a region of it."""
 
     agreement: float
     """Correlation of both images around the region after registration, -1..1."""
@@ -118,11 +117,11 @@ def register_labels(
     *,
     levels: Sequence[Level] = BRIEF_LEVELS,
 ) -> Registration | None:
-    """Return an image's labels where a target shows the same; None where nothing could be registered.
+    """Return an image's labels, registered to a target; None if nothing could be registered.
 
     Args:
         image: The reference, (z, y, x), z-scores.
-        region: (z, y, x): what is looked for, with its surroundings.
+        region: (z, y, x): the region to register, with its surroundings.
         labels: (z, y, x), 0 and above, such as atoms.
         target: (z, y, x), of any size, z-scores.
         levels: Resolutions of the demons.
@@ -138,13 +137,14 @@ def register_labels(
 
 
 def carry(image: Image, masks: NDArray[np.bool_], target: Image, *, seen: Image | None = None) -> Carried:
-    """Return masks of an image where a target shows the same.
+    """Return the masks of an image, registered to a target.
 
     Args:
         image: The reference, (z, y, x).
         masks: Its masks, (K, z, y, x).
         target: (z, y, x), of any size.
-        seen: (z, y, x) of the target, 0..1: where something else sees the structures; one more place.
+        seen: (z, y, x) of the target, 0..1: probability of the structures from elsewhere, for one more
+            position.
     """
     probabilities = np.zeros((len(masks), *target.shape), np.float32)
     warped = target.copy()
@@ -165,13 +165,13 @@ def _best(
     seen: Image | None,
     levels: Sequence[Level] = LEVELS,
 ) -> _Registered | None:
-    """Return the best registration: over all places first, then over turns and sizes at the best place."""
+    """Return the best registration: over all positions first, then over rotations and sizes at the best."""
     part = _around(together, PATCH_MARGIN)
     tried = [_register(image, together, target, pose, levels) for pose in places(image, part, target)]
     if seen is not None and (centre := _centre_of(seen)) is not None:
         led = _register(image, together, target, on_centre(together, centre), levels)
         if led is not None and _overlap(_mask_carried(together, led), led.window, seen) >= LEAST_SEEN_OVERLAP:
-            tried.append(led)  # else what was seen is something else
+            tried.append(led)  # otherwise the network has found another structure
     best = _highest(tried)
     if best is None:
         return None
@@ -181,7 +181,7 @@ def _best(
 
 
 def _highest(tried: Sequence[_Registered | None]) -> _Registered | None:
-    """The registration with the best agreement; of equal ones the first."""
+    """Return the registration with the best agreement; of equal ones the first."""
     return max((one for one in tried if one is not None), key=lambda one: one.agreement, default=None)
 
 
@@ -216,18 +216,19 @@ def carry_structures(
     seen: Image | None = None,
     progress: Progress | None = None,
 ) -> Carried:
-    """Return what several references say of a target: their answers' mean, moved onto its own boundaries.
+    """Return the mean of several references' masks, registered to a target and refined to its boundaries.
 
-    Each answer is corrected by its reference's image (`vote`) and counts by how far the images agree, and how
-    far it agrees with the other answers; their mean is corrected by the target's intensities (`sharpen`). The
+    Each reference's masks are corrected by its image (`vote`). They are weighted by the agreement of the
+    images, and by their agreement with the other masks. The mean is corrected by the target's intensities
+    (`sharpen`). The
     agreement and the warped image are those of the reference that agrees best.
 
     Args:
         references: At least one.
-        structures: K of them; a reference counts for those that it shows.
+        structures: K structures; a reference counts for those that it shows.
         target: (z, y, x).
         seen: As for `carry`.
-        progress: Called with references done and references in all: before the first, and after each.
+        progress: Called with the number of references done and of all, before the first and after each.
     """
     answers: list[_Answer] = []
     best: Carried | None = None
@@ -256,24 +257,24 @@ def carry_structures(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Answer:
-    """What one reference says: masks of K structures in the box that they reach."""
+    """Masks of K structures from one reference, in the box that they reach."""
 
     box: Window
     masks: NDArray[np.float32]
     """(K, z, y, x) of the box, 0..1."""
     shown: NDArray[np.bool_]
-    """(K,): which structures the reference shows."""
+    """(K,): whether the reference shows each structure."""
     weight: float
 
     @classmethod
     def of(cls, masks: NDArray[np.float32], shown: NDArray[np.bool_], weight: float) -> _Answer:
-        """Keep of masks (K, z, y, x) the box that is not empty."""
+        """Return masks (K, z, y, x), cropped to the box that is not empty."""
         box = box_of_mask(np.asarray(masks.any(axis=0))) or (slice(0, 0),) * 3
         return cls(box=box, masks=masks[(slice(None), *box)].copy(), shown=shown, weight=weight)
 
 
 def _mean(answers: Sequence[_Answer], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """The weighted mean (K, z, y, x) of the answers; each counts for what its reference shows."""
+    """Return the weighted mean (K, z, y, x); each reference counts for the structures that it shows."""
     sums = np.zeros((len(answers[0].shown), *shape), np.float32)
     weights = np.zeros(len(sums), np.float32)
     for answer in answers:
@@ -286,9 +287,9 @@ def _mean(answers: Sequence[_Answer], shape: tuple[int, ...]) -> NDArray[np.floa
 
 
 def _by_consensus(answers: Sequence[_Answer], shape: tuple[int, ...]) -> list[_Answer]:
-    """The answers, weighted also by the mean Dice of their masks with the masks of all together.
+    """Return the answers, weighted also by the mean Dice of their masks with the masks of all together.
 
-    The likest keeps its weight: where no two answers overlap, all count as before.
+    The most similar one keeps its weight; if no two answers overlap, no weight changes.
     """
     if len(answers) < 2:
         return list(answers)
@@ -316,7 +317,7 @@ def _centre_of(seen: Image) -> tuple[float, float, float] | None:
 
 
 def _around(mask: NDArray[np.bool_], margin: float) -> Window:
-    """The box of a mask that is not empty, with a margin relative to its length; inside the scan."""
+    """Return the box of a mask that is not empty, with a margin relative to its length; inside the scan."""
     box = box_of_mask(mask)
     assert box is not None
     parts = []
@@ -327,7 +328,7 @@ def _around(mask: NDArray[np.bool_], margin: float) -> Window:
 
 
 def _moved(window: Window, pose: Pose, shape: tuple[int, ...]) -> Window | None:
-    """The part of a reference's window that lies in the target at a pose; None if it is too small."""
+    """Return the part of a reference's window inside the target at a pose; None if it is too small."""
     parts = []
     for part, step, side in zip(window, pose.offset, shape, strict=True):
         length = part.stop - part.start
@@ -347,7 +348,7 @@ def _window(parts: Sequence[slice]) -> Window:
 def _bent(
     fixed: sitk.Image, moving: sitk.Image, start: sitk.Transform, outside: float, levels: Sequence[Level]
 ) -> sitk.Transform:
-    """The transform from a window of the target to the reference: a pose, then demons."""
+    """Return the transform from a window of the target to the reference: a pose, then demons."""
     if min(fixed.GetSize()) < _LEAST_SIDE:
         return start
     moved = sitk.Resample(moving, fixed, start, sitk.sitkLinear, outside)
@@ -406,7 +407,7 @@ def _coarse(image: sitk.Image, factor: int, sigma: float) -> sitk.Image:
 
 
 def _cut(image: Image, window: Window) -> sitk.Image:
-    """A window, at its place in the scan."""
+    """Return a window as an ITK image, at its position in the scan."""
     cut = _itk(image[window])
     cut.SetOrigin([float(part.start) for part in window[::-1]])
     return cut

@@ -1,6 +1,6 @@
-"""A segmented target: its labels, what was found of each structure, pictures, Dice against an expert.
+"""A segmented target: its labels, the voxels of each structure, pictures, Dice against an expert.
 
-*Writes* the labels as an image file, where asked to.
+*Writes* the labels as an image file, on request.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Found:
     structure: Structure
     """Its name and label value."""
     num_voxels: int
-    """On the target's own grid."""
+    """Voxels on the target's own grid."""
     volume_ml: float
-    """The same in millilitres."""
+    """Its volume in millilitres."""
     confidence: float | None = None
     """Where masks were carried over: estimate of the structure's Dice, 0..1
     (`training.inference.refinement`)."""
@@ -45,25 +45,25 @@ class Segmentation:
     labels: Labels
     """(z, y, x) on the target's own grid and array axes; the references' label values, 0 is background."""
     found: tuple[Found, ...]
-    """Every structure asked for that a reference shows, also those of which nothing was found."""
+    """Every requested structure that a reference shows, also if nothing of it was found."""
     scan: RawScan
     """The target."""
     reference: Reference | None
     """The first reference, for pictures."""
     probabilities: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
-    """On the target's own grid, by label value, where they were asked for."""
+    """Probabilities on the target's own grid, by label value, if they were requested."""
     agreement: float | None = None
-    """Where masks were carried over: how far the images agree there, -1..1
+    """If masks were carried over: correlation of the images there, -1..1
     (`training.inference.registration`)."""
     notes: tuple[str, ...] = ()
     """Remarks for the user."""
 
     def save(self, path: Path | str) -> None:
-        """Write the labels as an image file on the target's own grid; the suffix tells the format."""
+        """Write the labels as an image file on the target's own grid; the suffix decides the format."""
         self.scan.write(Path(path), self.labels)
 
     def dice(self, expected: Labels) -> dict[int, float]:
-        """Dice of each structure that a label map (z, y, x) on the target's own grid has, by label value."""
+        """Return the Dice of each structure in a label map on the target's own grid, by label value."""
         found = {}
         for structure in (one.structure for one in self.found):
             drawn, there = structure.mask(self.labels), structure.mask(expected)
@@ -72,7 +72,7 @@ class Segmentation:
         return found
 
     def cases_against(self, expected: Labels) -> list[Case]:
-        """The pictures of `cases` with the mask of an expert, (z, y, x) on the target's own grid."""
+        """Return the pictures of `cases` with an expert's masks, (z, y, x) on the target's own grid."""
         dice, there = self.dice(expected), self.scan.from_own_grid(expected)
         return [
             replace(
@@ -88,11 +88,11 @@ class Segmentation:
 
     @property
     def _largest(self) -> list[Found]:
-        """What pictures show."""
+        """Return the structures that pictures show."""
         return sorted(self.found, key=lambda found: -found.num_voxels)[:_DRAWN_STRUCTURES]
 
     def cases(self) -> list[Case]:
-        """The largest structures as pictures show them (`training.draw_cases`)."""
+        """Return the largest structures as cases for a picture (`training.draw_cases`)."""
         shown = self.scan.from_own_grid(self.labels)
         reference = self.reference or Reference(image=self.scan.image, labels=np.zeros_like(shown))
         return [

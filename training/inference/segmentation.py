@@ -3,12 +3,11 @@
     reference scans + masks --prepare, encode--> prompt
     target --prepare, sliding window--> probability of a structure --back onto the target's grid--> labels
 
-*Reads* raw scans through a reader (`training.inference.raw_scans`). *Writes* nothing; the result knows how to
-save itself. Probabilities are interpolated onto the target's own grid, and only there is each voxel given to
-the most probable structure that reaches the threshold: so an outline is as smooth as the target's voxels
-allow.
-Bounds: beside one window's features and `max_accumulator_bytes` of probabilities, memory holds the target
-three times on its own grid and one structure's probability on it, however many structures there are.
+*Reads* raw scans through a reader (`training.inference.raw_scans`). *Writes* nothing; the result has a method
+to save it. Probabilities are interpolated to the target's own grid, and each voxel there takes the most
+probable structure that reaches the threshold: so outlines are as smooth as the target's voxels allow. Bounds:
+beside one window's features and `max_accumulator_bytes` of probabilities, memory holds the target three times
+on its own grid and one structure's probability on it, however many structures there are.
 """
 
 from __future__ import annotations
@@ -47,21 +46,21 @@ from training.network import TrainedOn, load_checkpoint
 
 Method: TypeAlias = Literal["network", "registration", "both"]
 ProbabilitySink: TypeAlias = Callable[[Structure, NDArray[np.float32]], object]
-"""Takes a structure's probability on the target's own grid, one structure after the other."""
+"""Called with each structure's probability on the target's own grid, one structure after the other."""
 
 _MAX_REFERENCE_VOXELS = 128
-"""Along an axis: the network's position volume ends there."""
+"""Most voxels of a reference along an axis: the size of the network's position volume."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentConfig:
-    """How targets are segmented."""
+    """Settings of the segmentation of targets."""
 
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     """Windows, mirroring, precision, threshold, memory."""
     by: Method = "network"
-    """How structures are found. network: in context. registration: the references' masks are carried over,
-    without a network. both: the same, and the place where the network sees the structures is tried too
+    """Method. network: in context. registration: the references' masks are registered to the target, without
+    a network. both: the same, and the position where the network finds the structures is tried too
     (docs/results.md compares them)."""
     largest_component: bool = False
     """Whether only the largest connected part (over faces, edges and corners) of each structure is kept."""
@@ -70,9 +69,9 @@ class SegmentConfig:
 
 
 def inference_for(trained_on: TrainedOn, **changes: Any) -> InferenceConfig:
-    """How to ask a network about references: windows as in its training, 128 voxels cubed where not known.
+    """Return settings for a network with references: windows as in its training, 128^3 if not known.
 
-    Of a fine-tuned network use `Finetuned.inference`; its tokens leave less open. `changes`: other fields.
+    For a fine-tuned network use `Finetuned.inference`, with a higher threshold. `changes`: other fields.
     """
     crop = trained_on.crop_voxels or (128, 128, 128)
     z, y, x = (max(STRIDE_VOXELS, side - side % STRIDE_VOXELS) for side in crop)
@@ -97,21 +96,21 @@ class Segmenter:
         structures: Sequence[Structure] = (),
         device: torch.device | str = "cpu",
     ) -> None:
-        """Make a segmenter of a prompt that is encoded already.
+        """Make a segmenter from an encoded prompt.
 
         Args:
-            net: On `device`, in evaluation mode; None only where the masks are carried over without it.
-            prompt: Made with `config.inference`; each structure has one label value, which results bear. None
-                where no network is asked.
-            config: How.
-            modalities: Those of the references; empty takes targets of any.
-            references: The first for pictures; all of them where masks are carried over.
-            structures: Those to look for where masks are carried over; empty takes the prompt's.
+            net: The network, on `device`, in evaluation mode; None if the masks are registered without it.
+            prompt: Prompt made with `config.inference`; each structure has one label value, that of the
+            results. None without a network.
+            config: Settings.
+            modalities: Modalities of the references; empty accepts targets of any.
+            references: The first one for pictures; all of them if masks are registered.
+            structures: Structures to segment if masks are registered; empty takes the prompt's.
             device: Where to compute.
 
         Raises:
-            ConfigError: Masks are to be carried over, but there is no reference; or a network is to be asked,
-                and there is none.
+            ConfigError: Masks are to be registered, but there is no reference; or there is no network for a
+                method that needs one.
         """
         if config.by != "network" and not references:
             raise ConfigError(f"by {config.by}: there is no reference to carry over. Give one")
@@ -123,9 +122,9 @@ class Segmenter:
         if config.by == "network" and prompt:
             shown = list(prompt.structures)
         self.structures = tuple(shown)
-        """Those that are looked for: that the network, or a mask that is carried over, shows."""
+        """Structures to segment: those that the prompt, or a reference's mask, shows."""
         self.missing = tuple(structure for structure in wanted if structure not in shown)
-        """Those of which nothing is left in the references."""
+        """Structures without a voxel left in the references."""
         self.modalities = tuple(modalities)
         self.references = tuple(references)
 
@@ -139,13 +138,13 @@ class Segmenter:
         labels: Sequence[int] = (),
         device: torch.device | str = "cpu",
     ) -> Segmenter:
-        """A segmenter that asks for what references show.
+        """Return a segmenter of the structures that references show.
 
         Args:
-            net: On `device`, in evaluation mode; None where `config.by` is "registration".
+            net: The network, on `device`, in evaluation mode; None if `config.by` is "registration".
             references: Scans with masks; each counts the same for the structures that it shows.
-            config: How.
-            labels: Label values to ask for; empty takes all.
+            config: Settings.
+            labels: Label values to segment; empty takes all.
             device: Where to compute.
 
         Raises:
@@ -184,17 +183,17 @@ class Segmenter:
         labels: Sequence[int] = (),
         device: torch.device | str = "cpu",
     ) -> Segmenter:
-        """A segmenter that asks for what a network was fine-tuned on, without references.
+        """Return a segmenter of the structures that a network was fine-tuned on, without references.
 
         Args:
             tuned: From `load_finetuned`; its network is moved to `device`.
-            config: How; as many structures are drawn together as in the training.
-            labels: Label values to ask for; empty takes all.
+            config: Settings; as many structures are predicted together as in the training.
+            labels: Label values to segment; empty takes all.
             device: Where to compute.
 
         Raises:
             DataError: No such label value.
-            ConfigError: Mirrored copies are asked for.
+            ConfigError: Mirrored copies are requested.
         """
         inference = replace(
             config.inference,
@@ -235,9 +234,9 @@ class Segmenter:
 
         Args:
             target: Prepared with the settings of the references.
-            on_probability: Given each structure's probability on the target's own grid, in turn.
-            progress: Called with the step, "windows" of the network or "references" that are registered, how
-                many are done, and how many there are.
+            on_probability: Called with each structure's probability on the target's own grid, in turn.
+            progress: Called with "windows" (of the network) or "references" (that are registered), the number
+                done, and the number of all.
 
         Raises:
             DataError: The target is of another modality than the references.
@@ -264,7 +263,7 @@ class Segmenter:
     def _passes(
         self, target: RawScan, progress: StepProgress | None
     ) -> tuple[Iterable[tuple[int, slice, NDArray[np.float32]]], Carried | None]:
-        """The probabilities (k, z, y, x) of groups of structures in turn, and the masks carried over."""
+        """Return the probabilities (k, z, y, x) of groups of structures in turn, and the registered masks."""
         windows = partial(progress, "windows") if progress else None
         if self.config.by == "network":
             return self._drawn(target, windows), None
@@ -282,7 +281,7 @@ class Segmenter:
     def _drawn(
         self, target: RawScan, progress: Progress | None
     ) -> Iterable[tuple[int, slice, NDArray[np.float32]]]:
-        """What the network draws."""
+        """Yield the network's probabilities (k, z, y, x) of groups of structures."""
         assert self.net is not None
         assert self.prompt is not None
         return predict(
@@ -352,14 +351,14 @@ def segment(
     of any reader.
 
     Args:
-        checkpoint: A network (`load_checkpoint`), or the file of one. Computed is where the network is. None
-            asks no network: the masks are carried over by registration.
+        checkpoint: A network (`load_checkpoint`), or the file of one. It runs on the network's device. None:
+        the masks are carried over by registration, without a network.
         references: Files of images and of masks on their grids; a mask may hold several label values.
         target: A file, or the folder of a DICOM series.
-        labels: Label values to look for; empty takes all in the masks.
-        config: How; by default windows of the size that the network was trained on, and by "both".
+        labels: Label values to segment; empty takes all in the masks.
+        config: Settings; by default windows of the size that the network was trained on, and by "both".
         spacing_mm: Voxel edge to work at; by default that of the network's training, 1.5 where unknown.
-        modality: "ct", "mr" or "pet" of all scans, where their files do not tell.
+        modality: "ct", "mr" or "pet" of all scans, if their files do not say.
         probabilities: Whether the result holds each structure's probability on the target's own grid.
 
     Raises:
@@ -401,7 +400,7 @@ def _told(found: Sequence[Found]) -> str:
 
 
 def _structures(references: Sequence[RawScan], labels: Sequence[int]) -> list[Structure]:
-    """A structure for each label value asked for."""
+    """Return a structure for each requested label value."""
     present = sorted({value for scan in references for value in scan.label_values})
     for value in labels:
         if value not in present:
@@ -426,7 +425,7 @@ def _encoded(
     config: SegmentConfig,
     device: torch.device | str,
 ) -> Prompt | None:
-    """The prompt; None where the references show the network nothing, but their masks can be carried over."""
+    """Return the prompt; None if no structure is left for the network, but masks can be registered."""
     try:
         return encode_references(net, references, structures, config.inference, device=device)
     except DataError:

@@ -1,4 +1,4 @@
-"""Probabilities of overlapping windows, added up on the network's device: moved to the host once an image.
+"""Sums of the probabilities of overlapping windows, on the network's device until the image is done.
 
     windows, a batch at a time --x Gaussian weights--> sums of each structure --/ summed weights--> mean
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from training.data import Size, Slices, window_weights
 
 _CARD_SHARE = 8
-"""The sums of one pass may take one part in so many of a CUDA card's memory."""
+"""The sums of one pass may take one part in this many of a CUDA card's memory."""
 
 
 class WindowSums:
@@ -39,7 +39,7 @@ class WindowSums:
         self.weights = torch.from_numpy(window_weights(window)).to(device)
 
     def add(self, boxes: Sequence[Slices], found: Sequence[Tensor]) -> None:
-        """Add the probabilities (B, k, z, y, x) of each job in B windows, where they lie in the image."""
+        """Add the probabilities (B, k, z, y, x) of each job in B windows to the sums of the image."""
         for total, probabilities in zip(self.sums, found, strict=True):
             assert total is not None
             for box, probability in zip(boxes, probabilities, strict=True):
@@ -48,7 +48,7 @@ class WindowSums:
             _add(self.norm[None], self.weights[None], box)
 
     def take(self, job: int) -> NDArray[np.float32]:
-        """Return the probabilities (k, z, y, x) of a job on the host, and let its memory go."""
+        """Return the probabilities (k, z, y, x) of a job on the host, and free its memory."""
         total = self.sums[job]
         assert total is not None
         self.sums[job] = None

@@ -35,7 +35,8 @@ _ONNX_PACKAGES = ("onnx", "onnxscript")
 _OPSET = 20
 _LARGEST_BATCH, _LARGEST_SIDE = 4096, 4096
 _EXAMPLE = (2, 1, 32, 48, 64)
-"""Shape of the image that the graph is recorded with; all sides differ, so none is taken for another."""
+"""Shape of the image that the graph is recorded with; all sides differ, so that none is mistaken for
+another."""
 
 
 def features_metadata(net: Iris, image_format: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def features_metadata(net: Iris, image_format: Mapping[str, Any]) -> dict[str, A
 
     Args:
         net: The network.
-        image_format: What its images are like, see `ImageFormat.to_json`.
+        image_format: Preparation of its images, see `ImageFormat.to_json`.
     """
     return {
         "network": "encoder of Iris (mass3d)",
@@ -57,7 +58,7 @@ def export_torchscript(net: Iris, path: Path, metadata: Mapping[str, Any]) -> Pa
     """Write the encoder as TorchScript; returns the path.
 
     Args:
-        net: On the CPU, in evaluation mode.
+        net: The network, on the CPU, in evaluation mode.
         path: File to write.
         metadata: Plain values, stored as the extra file `mass3d.json`.
     """
@@ -76,7 +77,7 @@ def export_onnx(net: Iris, path: Path, metadata: Mapping[str, Any]) -> Path:
     """Write the encoder as ONNX, opset 20, in one file; returns the path.
 
     Args:
-        net: On the CPU, in evaluation mode.
+        net: The network, on the CPU, in evaluation mode.
         path: File to write.
         metadata: Plain values, stored as the property `mass3d`.
 

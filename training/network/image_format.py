@@ -1,4 +1,4 @@
-"""What a network expects of an image, as plain values that travel with exported weights.
+"""Preparation of images that a network expects, as plain values stored with exported weights.
 
 Reads and writes nothing.
 """
@@ -22,9 +22,9 @@ class ImageFormat:
     percentiles: tuple[float, float]
     """MR and PET are clipped to these percentiles of the scan."""
     body_threshold_hu: float
-    """A CT is cropped to the box of what is above this value ..."""
+    """A CT is cropped to the bounding box of its voxels above this value."""
     margin_mm: float
-    """... and this margin."""
+    """Margin around this box on every side."""
     crop_voxels: tuple[int, int, int]
     """Voxels (z, y, x) of the training crops; good windows are not smaller."""
     whole_scans: bool = False

@@ -128,7 +128,7 @@ class Iris(nn.Module):
 
 
 def repeated_blocks(net: nn.Module) -> list[nn.Module]:
-    """Return the blocks that a network is mostly made of, none within another: what torch.compile takes."""
+    """Return the blocks that most of a network consists of, none within another; these are compiled."""
     return [module for module in net.modules() if isinstance(module, ResidualBlock | FusionBlock)]
 
 

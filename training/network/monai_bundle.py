@@ -57,8 +57,8 @@ def export_features_bundle(net: Iris, out: Path, image_format: ImageFormat, moda
     Args:
         net: A pretrained or fine-tuned network.
         out: Folder of the bundle.
-        image_format: What the network's images are like.
-        modality: Of the images that the bundle will read.
+        image_format: Preparation of the network's images.
+        modality: Modality of the images that the bundle will read.
     """
     network = {"_target_": "training.network.Encoder", "channels": list(net.channels)}
     inference = {
@@ -103,8 +103,8 @@ def export_segmentation_bundle(
         net: The network.
         structures: Its structures, in the order of its outputs.
         out: Folder of the bundle.
-        image_format: What the network's images are like.
-        modality: Of the images that the bundle will read.
+        image_format: Preparation of the network's images.
+        modality: Modality of the images that the bundle will read.
     """
     network = {
         "_target_": "training.network.FinetunedUNet",

@@ -28,8 +28,8 @@ from training.network.plain import STRIDES, plain_unet_state
 CONFIGURATION = "3d_fullres"
 NETWORK_CLASS = "training.network.PlainUNet"
 NORMALISATION = "ZScoreNormalization"
-"""Of nnU-Net's schemes the nearest to ours: (value - mean) / std of each whole scan. For CT too: over 12 CTs
-the mean of the clipped scan lies between -676 and -193 HU, so the fixed numbers of CTNormalization shift
+"""The scheme of nnU-Net that is nearest to ours: (value - mean) / std of each whole scan. For CT too: over 12
+CTs the mean of the clipped scan lies between -676 and -193 HU, so the fixed numbers of CTNormalization shift
 scans by up to one standard deviation; leaving out the clip shifts the mean by 13 HU at most."""
 
 _NEEDED = ("dataset_name", "plans_name", "configurations")
@@ -45,7 +45,7 @@ def export_nnunet(
         net: A pretrained or fine-tuned network.
         plans: nnU-Net's plans of the data set to train on.
         out: Folder to write to.
-        image_format: What the network's images are like.
+        image_format: Preparation of the network's images.
         name: Name of the new plans, for `-p`; also of both files.
 
     Raises:
@@ -101,7 +101,7 @@ def plans_for(
     Args:
         plans: nnU-Net's plans of the data set; unchanged.
         channels: Number of channels of the five stages of our network.
-        image_format: What the network's images are like.
+        image_format: Preparation of the network's images.
         name: Name of the new plans.
     """
     planned = plans["configurations"][CONFIGURATION]

@@ -113,7 +113,7 @@ def preparation_warning(trained_on: TrainedOn, store: Store) -> str:
     if size != spacing:
         part = f"the store's voxels measure {size:g} mm, those that the network was trained on {spacing:g} mm"
         parts.append(
-            part if trained_on.spacing_mm else part + " (taken from the paper: the file does not tell)"
+            part if trained_on.spacing_mm else part + " (taken from the paper: the file does not say)"
         )
     own = store.info.config.get("ingest", {})
     for name in _IMAGE_SETTINGS:
@@ -123,7 +123,7 @@ def preparation_warning(trained_on: TrainedOn, store: Store) -> str:
             parts.append(f"the store was prepared with {name} = {here}, the training's scans with {there}")
     if not parts:
         return ""
-    return f"{'; '.join(parts)}: what the network gives here may be worse than it could be"
+    return f"{'; '.join(parts)}: the results here may be worse than they could be"
 
 
 def recorded_beside(path: Path) -> TrainedOn | None:

@@ -179,8 +179,8 @@ def convert_weights(
         source: As for `load_checkpoint`.
         path: Ends in .safetensors; the card has the same name with .md.
         weights: Which set of weights to write; ignored for files that have only one.
-        compact: Write float16, without the position volumes, which are read as zeros: of a small network a
-            quarter of the bytes. The answers change a little.
+        compact: Write float16, without the position volumes, which are read as zeros: a quarter of the bytes
+            of a small network. Its outputs change slightly.
 
     Returns:
         Path of the card.
@@ -196,7 +196,7 @@ def convert_weights(
 
 
 def _converted(source: Path, path: Path, weights: WhichWeights) -> tuple[bytes, str]:
-    """Return the file to write and its card; those beside the source as they are, if they are there."""
+    """Return the file to write and its card; existing exported weights and card are returned unchanged."""
     net = load_checkpoint(source, weights=weights)
     folder = source if source.is_dir() else source.parent
     if source.is_dir() or source.suffix == ".safetensors":
@@ -222,7 +222,7 @@ def _compacted(content: bytes, source: Path) -> bytes:
 
 
 def _card_of(source: Path, net: Iris, weights: WhichWeights) -> ModelCard:
-    """Return the card of weights that have none: what the checkpoint and the run around it record."""
+    """Return a card for weights that have none, from the records in the checkpoint and its run folder."""
     document: dict[str, Any] = {}
     metadata: dict[str, str] = {}
     if source.suffix == ".safetensors":

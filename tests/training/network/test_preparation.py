@@ -107,7 +107,7 @@ def test_a_store_unlike_the_training_is_told_of_in_one_sentence(
 
 def test_that_the_published_voxel_size_is_an_assumption_is_said(tmp_path: Path) -> None:
     text = preparation_warning(TrainedOn(), create_store(tmp_path / "store", spacing_mm=3.0, config={}))
-    assert "trained on 1.5 mm (taken from the paper: the file does not tell)" in text
+    assert "trained on 1.5 mm (taken from the paper: the file does not say)" in text
 
 
 def test_incomplete_records_are_refused() -> None:

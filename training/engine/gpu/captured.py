@@ -19,7 +19,7 @@ _WARM_UPS = 3
 """Runs before the capture, in which libraries choose their algorithms (PyTorch's recommendation)."""
 
 Recorder = Callable[[Callable[[], LossTerms]], tuple[Callable[[], None], LossTerms]]
-"""Records work: returns what repeats it, and its result, which each repetition overwrites."""
+"""Records work; returns a function that repeats it, and its result, which each repetition overwrites."""
 
 
 @dataclass(kw_only=True)
@@ -31,9 +31,9 @@ class CapturedStep:
     """A dataclass of tensors, or a tensor; the graph reads its memory."""
     replay: Callable[[], None]
     terms: LossTerms
-    """Overwritten by each replay."""
+    """The loss; overwritten by each replay."""
     gradients: list[tuple[nn.Parameter, Tensor]]
-    """Of each weight that has one; overwritten by each replay."""
+    """Gradient of each weight that has one; overwritten by each replay."""
 
     def takes(self, views: Any) -> bool:
         """Whether these views have the shapes and types of the captured ones."""

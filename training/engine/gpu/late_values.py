@@ -12,18 +12,18 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class LateValues:
-    """The values of a step on their way from the device to the host."""
+    """The values of a step, while they are copied from the device to the host."""
 
     step: int
-    """Steps done, with this one."""
+    """Number of steps done, including this one."""
     names: tuple[str, ...]
-    """Of the values."""
+    """Names of the values."""
     numbers: Tensor
     """float64 (N,), on the host; complete when `ready` is."""
     ready: Any
     """A CUDA event; None if the numbers are there."""
     batches: Sequence[Any]
-    """The samples of the step, for the report of one that is not finite."""
+    """Samples of the step, for the report if a value is not finite."""
 
     def read(self) -> dict[str, float]:
         """Return the values by name; waits until the device has done the step."""

@@ -1,4 +1,4 @@
-"""Whether the Triton kernels are used for a tensor, and what can be named without Triton."""
+"""The choice between a Triton kernel and its plain form, and types that need no Triton."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ class MaskSums(NamedTuple):
     """Sums over the voxels of each mask, (B, K), float32."""
 
     true_positive: Tensor
-    """Of the probabilities inside the mask."""
+    """Sum of the probabilities inside the mask."""
     predicted: Tensor
-    """Of the probabilities."""
+    """Sum of the probabilities."""
     truth: Tensor
-    """Of the mask; it has no gradient."""
+    """Voxels of the mask; without a gradient."""
     entropy: Tensor
-    """Of the binary cross-entropy, in nats."""
+    """Sum of the binary cross-entropy, in nats."""
 
 
 def mask_sums(logits: Tensor, masks: Tensor) -> MaskSums:
-    """Return what Dice and cross-entropy are made of, without a float volume of masks or probabilities.
+    """Return the sums for Dice and cross-entropy, without a float volume of masks or probabilities.
 
     Args:
         logits: (B, K, Z, Y, X), for which `use_kernels` holds.
