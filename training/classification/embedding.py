@@ -59,7 +59,7 @@ class EmbeddingConfig:
     window_voxels: Size = (128, 128, 128)
     """Largest size of a window (z, y, x), multiples of 16. Larger scans are covered by several windows."""
     whole_scans: bool = False
-    """Whether each scan is shown whole, resampled to one window: for encoders that were trained so."""
+    """Whether each scan is shown whole, resampled to one window: for encoders trained in this way."""
     max_tokens: int = 512
     """Largest number of tokens per scan; neighbouring tokens are averaged to stay below it, but each window
     has at least one."""
@@ -81,7 +81,7 @@ def embedding_for(trained_on: TrainedOn, base: EmbeddingConfig | None = None) ->
     """Return settings that show scans as in the training of a network on whole scans.
 
     Args:
-        trained_on: What is known of its training.
+        trained_on: Record of its training.
         base: All other settings, and all settings for a network that was trained on crops; None for the
             defaults.
     """
@@ -112,7 +112,7 @@ def encode_scan(
     """Return the encoder features of a whole scan.
 
     Args:
-        encoder: On `device`; maps (B, 1, Z, Y, X) to `Features`.
+        encoder: The encoder, on `device`; maps (B, 1, Z, Y, X) to `Features`.
         image: (z, y, x) z-scores.
         config: Windows, tokens and precision.
         device: Device to compute on.
@@ -158,7 +158,7 @@ def tokens_of(features: Features, cells: Size | None = None) -> Tensor:
     """Return tokens (B, T, C): all stages, averaged over a grid of cells and concatenated.
 
     Args:
-        features: Of a window.
+        features: Features of a window.
         cells: Number of cells along z, y, x; by default the grid of the deepest stage.
     """
     z, y, x = cells or features[0].shape[2:]
@@ -196,7 +196,7 @@ def encode_store(
     """Return the features of scans of a store, by id; the encoder's mode is restored.
 
     Args:
-        encoder: On `device`.
+        encoder: The encoder, on `device`.
         store: The store with the scans.
         scan_ids: Ids of the scans to encode.
         config: Windows, tokens and precision.

@@ -167,7 +167,7 @@ def export_head(path: Path, head: Head, card: HeadCard) -> None:
 
 
 def export_encoder(path: Path, net: Iris) -> None:
-    """Write a network of which only the encoder was trained (or is random); `load_checkpoint` reads it."""
+    """Write a network whose encoder alone was trained (or is random); `load_checkpoint` reads it."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     note = "the encoder is for the head beside it; the decoder was not trained with it: not for segmentation"
     written = in_fixed_order(save(tensors, metadata={"format": "pt", "note": note}))

@@ -167,7 +167,7 @@ def split_classes(table: ClassTable, *, test_fraction: float = 0.0, seed: int = 
         table: Classes of the scans, with splits unless `test_fraction` is above 0.
         test_fraction: If above 0, the splits are ignored, and this fraction of each class is drawn as test;
             scans of one case stay together.
-        seed: Of the draw.
+        seed: Seed of the draw.
 
     Raises:
         DataError: A split is missing, or lacks a class that it needs.

@@ -61,7 +61,7 @@ def fit_linear(
         validation_targets: (M, K).
         multi_label: Whether a scan may have several classes; then each class has its own regression.
         weighted: Whether to weight classes so that rare ones count as much as frequent ones.
-        seed: Of the folds of the cross-validation.
+        seed: Seed of the folds of the cross-validation.
     """
 
     def auc_with(c: float, rows: NDArray[np.intp], others: Array, truth: Array) -> float:

@@ -229,7 +229,7 @@ def full_task(
 ) -> Task[ImageBatch, ImageViews]:
     """Return the task of training encoder and head on scans; each sample is one random window of a scan.
 
-    With `embedding.whole_scans` it is a view of the whole scan, moved.
+    With `embedding.whole_scans` it is a shifted view of the whole scan.
 
     Args:
         net: The network, on the device it is trained on.
@@ -286,7 +286,7 @@ def cut_batch(
         scan_ids: The scan of each sample.
         sample_indices: Number of each sample, which determines its window.
         crop: Voxels of a window.
-        seed: Of the run.
+        seed: Seed of the run.
     """
     codes = []
     scans = [store.scan(scan_id) for scan_id in scan_ids]
@@ -307,7 +307,7 @@ def cut_batch(
 def whole_batch(
     store: Store, scan_ids: Sequence[str], sample_indices: Sequence[int], crop: Size, *, seed: int
 ) -> Batch:
-    """Return a view of each whole scan, moved and resampled to a window; else like `cut_batch`."""
+    """Return a shifted view of each whole scan, resampled to a window; otherwise as `cut_batch`."""
     codes = []
     scans = [store.scan(scan_id) for scan_id in scan_ids]
     for scan, sample in zip(scans, sample_indices, strict=True):

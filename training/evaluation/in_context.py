@@ -45,7 +45,7 @@ WHOLE = "whole"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Which references and targets are used, and which structures."""
+    """Settings of an evaluation: references, targets and structures."""
 
     targets: tuple[str, ...] = ()
     """Ids of the target scans; empty to draw `num_targets` scans."""
@@ -84,7 +84,7 @@ class Listener:
     """Follows an evaluation. These methods do nothing; a subclass overrides those that it needs."""
 
     def begins(self, done: int, total: int, scan_id: str) -> None:
-        """A target is begun.
+        """Called when a target is begun.
 
         Args:
             done: Targets done.
@@ -93,7 +93,7 @@ class Listener:
         """
 
     def scored(self, score: Score, structure: Structure, predicted: NDArray[np.bool_]) -> None:
-        """A structure was predicted in a target and scored.
+        """Called when a structure was predicted in a target and scored.
 
         Args:
             score: The score.

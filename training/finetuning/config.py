@@ -93,7 +93,7 @@ def _whole() -> FinetuneConfig:
     return replace(
         base,
         data=replace(base.data, max_window_voxels=65_536, whole_fraction=0.5),
-        # Of 0.99 a fifth would still be the initial weights after 150 steps: random ones, from scratch.
+        # With 0.99, a fifth of the average would still be the initial weights after 150 steps.
         optimisation=replace(base.optimisation, ema_decay=0.97),
         run=replace(base.run, max_evaluation_voxels=30_000_000),
     )
@@ -108,7 +108,7 @@ def with_chosen_window(
 
     Args:
         config: All settings.
-        trained_on: What is known of the checkpoint's training.
+        trained_on: Record of the checkpoint's training.
         shapes: Voxels along z, y, x of the training scans.
     """
     data = config.data

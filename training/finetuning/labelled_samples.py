@@ -9,8 +9,8 @@ uses a few: the one it is centred on, if any, and others chosen uniformly. The e
 that the crop lacks is empty.
 
 A sample is a crop at the stored resolution or, with `whole_fraction`, a view resampled to the same number of
-voxels: of the whole scan, or a fine view of some structures (`training.data.fine_views`), as a fine-tuned
-network is used (`training.inference.prediction`).
+voxels: of the whole scan, or a fine view of some structures (`training.data.fine_views`), the two kinds of
+views with which a fine-tuned network predicts (`training.inference.prediction`).
 
 *Valid* for complete label maps: if a structure is visible but not labelled, the network learns that it is
 absent.
@@ -80,13 +80,13 @@ class LabelledDataConfig:
     the best window of at most this many voxels for the training scans, instead of `crop_voxels`."""
     whole_fraction: float = 0.0
     """Above 0, samples are views of any scale, not crops: this fraction of them shows the whole scan, or a
-    large part of it, and the others show some structures as finely as they are looked for."""
+    large part of it, and the others are fine views of some structures, as in prediction."""
     whole_move_fraction: float = 0.15
     """Largest shift of a view of the whole scan along y and x, as a fraction of the scan's length; along z it
     is half of this."""
     wide_fraction: float = 0.5
     """Fraction of the whole-scan samples that show a box of 0.4 to 1.3 of the scan along each axis, anywhere,
-    so that the place of a structure alone does not predict it."""
+    so that the position of a structure alone does not predict it."""
     max_fine_windows: int = 8
     """Largest number of fine views of a target, after the view of the whole scan."""
     structures_at_once: int = 12
@@ -323,7 +323,7 @@ class LabelReader:
         return lookup
 
     def _places_of(self, scan: Scan) -> _Places:
-        """Return where the structures of a scan are; the same in every process."""
+        """Return the positions of a scan's structures; the same in every process."""
         if scan.id not in self._places:
             labels = scan.labels(self._label)
             generator = np.random.default_rng(zlib.crc32(scan.id.encode()))
@@ -344,7 +344,7 @@ class LabelReader:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Places:
-    """Where the structures of a scan are, by index of the structure; those that the scan has."""
+    """Positions of the structures in a scan, by index of the structure; only those that it has."""
 
     points: Mapping[int, NDArray[np.int16]]
     """Random voxels, (n, 3) each."""
@@ -422,7 +422,7 @@ def make_labelled_loader(
         reader: Reads the samples.
         config: Sizes of crops.
         share: The samples of this rank.
-        seed: Of the run.
+        seed: Seed of the run.
         num_workers: Number of reading processes; 0 reads in this process.
         pin_memory: Whether batches are in page-locked memory, for training on a GPU.
     """

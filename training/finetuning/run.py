@@ -6,7 +6,7 @@
 *Reads* a checkpoint and a store's scans with labels. *Writes* a run's folder (`training.engine.run_folder`)
 with the same trainer as pretraining, and at the end report.json: Dice, HD95 and ASD of each structure on
 held-out scans. The initial tokens are those of in-context segmentation with the training scans as references,
-so the network is as good as that before the first step.
+so before the first step the network is as good as in-context segmentation.
 
 The tokens are always trained; in addition, the mode "full" trains encoder, decoder and mask head, "decoder"
 the decoder and the mask head, and "tokens" nothing else. The task encoding, which only encodes references, is
@@ -168,7 +168,7 @@ def _record(store: Store, scans: LabelledScans, config: FinetuneConfig) -> RunRe
 
 
 def _announce(callbacks: Callbacks, precision: ChosenPrecision, warning: str) -> None:
-    """Call back what is known before the first step."""
+    """Call the callbacks for precision and warning, before the first step."""
     if warning and callbacks.warning:
         callbacks.warning(warning)
     if callbacks.precision:

@@ -2,7 +2,7 @@
 
 *Reads* a store's index, and the label maps of the training scans, once. *Writes* nothing. The scans drawn
 depend on the seed, the ids and the cases only; a smaller `num_scans` gives a subset of the scans of a larger
-one. Scans of one case (patient) are never on both sides; those drawn are of as many cases as can be.
+one. Scans of one case (patient) are never on both sides; scans are drawn from as many cases as possible.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from training.network import PUBLISHED_CHANNELS, PUBLISHED_NUM_TASKS, Iris
 Recipe = Literal["whole", "large", "small", "published"]
 
 DEFAULT_RECIPE: Recipe = "whole"
-"""Without --recipe: it shows whole scans, and ends on a machine without a GPU."""
+"""The recipe without --recipe: it shows whole scans, and needs no GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)

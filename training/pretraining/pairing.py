@@ -1,14 +1,14 @@
-"""Which regions of two patients are the same: found by registration, before a pretraining, without labels.
+"""Pairs of the same region in two patients: found by registration before a pretraining, without labels.
 
     partners   each scan with some scans of other cases of its data set and modality, drawn by a hash
-    for each   the middle half of the reference is looked for in the target, turned and sized, bent by demons;
+    for each   the middle half of the reference is registered to the target: pose, then demons;
                its atoms are carried over; a proposal of either scan is a set of atoms
     paired     two proposals with an IoU of 0.5, or of 0.35 where each is the other's best
 
 *Reads* a store: images and atoms at a level of at most half a million voxels. *Writes* a folder with a file
-for each pair (`training.data.region_pairs`); what is there and up to date is not made again. The same store
-gives the same bytes. A region that registration does not find is not paired: a network learns from these
-pairs what registration can see, over all of them together.
+for each pair (`training.data.region_pairs`); files that are up to date are not made again. The same store
+gives the same bytes. A region that registration does not find is not paired: a network can learn from the
+pairs only structures that registration finds.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from training.errors import DataError
 from training.inference import register_labels
 
 PARTNERS = 3
-"""Scans that each scan is registered to."""
+"""Number of scans that each scan is registered to."""
 MOST_PAIRS = 600
-"""Of a whole store: more scans than 200 have fewer partners each. Registration takes seconds a pair."""
+"""Most pairs of a whole store: more than 200 scans have fewer partners each. A pair takes seconds."""
 SURE_OVERLAP = 0.5
-"""IoU from which two regions are the same."""
+"""IoU from which two regions count as the same."""
 MUTUAL_OVERLAP = 0.35
-"""The same for two regions of which each overlaps with no other as much."""
+"""The same for two regions that are each other's best match."""
 LEAST_VOXELS = 30
-"""Of a region, at the level that is registered."""
+"""Least voxels of a region, at the level that is registered."""
 _MOST_VOXELS = 500_000
 _SHORT_SIDE = 40
-"""An axis with fewer voxels is looked for whole."""
+"""An axis with fewer voxels is registered whole, not its middle half only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedScans:
-    """What came of one pair of scans."""
+    """Result for one pair of scans."""
 
     reference: str
     target: str
     num_regions: int = 0
-    """Paired regions."""
+    """Number of paired regions."""
     agreement: float = 0.0
     """Correlation of both images after registration."""
     error: str = ""
@@ -70,12 +70,12 @@ class PairedScans:
 def choose_pairs(
     entries: Mapping[str, IndexEntry], partners: int = PARTNERS, most: int = MOST_PAIRS
 ) -> list[tuple[str, str]]:
-    """Return which scans to register to which: each pair once, the same for the same scans.
+    """Return the pairs of scans to register: each pair once; the same pairs for the same scans.
 
     Args:
         entries: The index of a store, by scan id.
-        partners: Scans that each is registered to, where its data set and modality have so many other cases.
-        most: Most pairs in all; the first by a hash.
+        partners: Scans that each is registered to; fewer if its data set and modality have fewer other cases.
+        most: Most pairs of all scans; the first ones by a hash.
     """
     alike: dict[tuple[str, str], list[str]] = {}
     for scan_id, entry in sorted(entries.items()):
@@ -93,15 +93,15 @@ def choose_pairs(
 def make_pairs(
     store: StorePath, folder: Path, pairs: Sequence[tuple[str, str]], *, workers: int = 1
 ) -> Iterator[PairedScans]:
-    """Find the same regions in pairs of scans, write each pair's file, and yield what came of it.
+    """Find the same regions in pairs of scans, write each pair's file, and yield each result.
 
     A pair that fails is yielded with its error; the others go on.
 
     Args:
         store: Path or URL of the store.
-        folder: Where the files are written; made new.
-        pairs: Reference and target of each.
-        workers: Processes; 1 works in this one.
+        folder: Folder of the files; created if it does not exist.
+        pairs: Ids of reference and target of each pair.
+        workers: Number of processes; 1 works in this one.
     """
     entries = open_store(store).entries
     left = []
@@ -129,7 +129,7 @@ def make_pairs(
 
 
 def paired_regions(store: Store, reference: str, target: str) -> RegionPairs:
-    """Return which proposals of two scans are the same.
+    """Return the pairs of proposals of two scans that are the same region.
 
     Args:
         store: The store.
@@ -179,7 +179,7 @@ def _make_pair(store: Store, folder: Path, reference: str, target: str) -> Paire
 def _up_to_date(
     folder: Path, reference: str, target: str, entries: Mapping[str, IndexEntry]
 ) -> PairedScans | None:
-    """What an earlier call has made of a pair; None where it is not there, damaged, or of other scans."""
+    """Return the result of an earlier call for a pair; None if it is missing, damaged, or of other scans."""
     with suppress(DataError):
         pairs = read_pairs(folder / file_name(reference, target))
         if pairs.digests == (entries[reference].digest, entries[target].digest):
@@ -194,12 +194,12 @@ def _up_to_date(
 
 
 def _rank(one: str, other: str) -> bytes:
-    """A number of two scans to sort by, whichever comes first."""
+    """Return a hash of two scans to sort by; it does not depend on their order."""
     return hashlib.sha256(f"{min(one, other)} {max(one, other)}".encode()).digest()
 
 
 def _levels(reference: Scan, target: Scan) -> tuple[Level, Level]:
-    """The finest level of few voxels in both scans that has voxels of one size; else the coarsest such."""
+    """Return the finest small level of each scan, with equal voxel sizes; if none is small, the coarsest."""
     of_target = {level.factors_zyx: level for level in target.levels}
     both = [
         (level, of_target[level.factors_zyx]) for level in reference.levels if level.factors_zyx in of_target
@@ -209,7 +209,7 @@ def _levels(reference: Scan, target: Scan) -> tuple[Level, Level]:
 
 
 def _middle(shape: Sequence[int]) -> NDArray[np.bool_]:
-    """The middle half of a scan along each axis that is not short."""
+    """Return the mask of the middle half of a scan along each axis that is not short."""
     region = np.zeros(tuple(shape), dtype=bool)
     parts = [(side // 4, side - side // 4) if side >= _SHORT_SIDE else (0, side) for side in shape]
     region[tuple(slice(low, high) for low, high in parts)] = True
@@ -218,12 +218,12 @@ def _middle(shape: Sequence[int]) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Membership:
-    """Which atoms of layer 0 each proposal of that layer is made of."""
+    """The atoms of layer 0 in each proposal of that layer."""
 
     ids: NDArray[np.int32]
-    """(n,): the proposals."""
+    """(n,): ids of the proposals."""
     atoms: sparse.csr_matrix
-    """(n, atoms), 1 where an atom is part of it."""
+    """(n, atoms): 1 if the atom is part of the proposal."""
 
 
 def _membership(scan: Scan) -> _Membership:
@@ -239,12 +239,12 @@ def _membership(scan: Scan) -> _Membership:
 def _overlaps(
     carried: NDArray[np.int32], atoms: Sequence[NDArray[np.int32]], tables: Sequence[_Membership]
 ) -> tuple[NDArray[np.float32], tuple[NDArray[np.int32], ...]]:
-    """IoU (n, m) of the carried reference's proposals with the target's, and which these are.
+    """Return the IoU (n, m) of the registered reference's proposals with the target's, and their ids.
 
     Args:
         carried: The reference's atoms, on the target's grid; -1 where they do not reach.
-        atoms: Of both scans at the level that was registered.
-        tables: Of both scans.
+        atoms: Atoms of both scans at the level that was registered.
+        tables: Proposals of both scans.
     """
     size = tables[0].atoms.shape[1]
     counts = [np.bincount(each.ravel(), minlength=size).astype(np.float32) for each in atoms]
@@ -264,7 +264,7 @@ def _overlaps(
 
 
 def _same(overlaps: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows and columns of the regions that are the same: each row with its best column."""
+    """Return rows and columns of the regions that are the same: each row with its best column."""
     if not overlaps.size:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     best, back = overlaps.argmax(axis=1), overlaps.argmax(axis=0)

@@ -136,16 +136,16 @@ def pretrain(
 
 @dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """What a pretraining would take, measured over a few steps."""
+    """Time and memory of a pretraining, measured over a few steps."""
 
     stages: tuple[tuple[Stage, Rehearsal], ...]
-    """Of each stage of the training, time and memory of a step."""
+    """Time and memory of a step, for each stage of the training."""
     num_scans: int
     """Number of training scans."""
     config: PretrainConfig
     """The settings, with the chosen window."""
     device: str
-    """Where it was computed."""
+    """Device on which it was measured."""
     precision: ChosenPrecision
     """Precision of the network."""
     is_first: bool
@@ -163,7 +163,7 @@ class DryRun:
 
 
 def rehearse_pretraining(store_path: Path, config: PretrainConfig, *, device: DeviceName = "auto") -> DryRun:
-    """Do a few steps of a pretraining for their time and memory; writes nothing.
+    """Measure time and memory of a few steps of a pretraining; writes nothing.
 
     Args:
         store_path: Path of the store.
@@ -275,13 +275,13 @@ def with_chosen_window(config: PretrainConfig, shapes: Sequence[tuple[int, int, 
 
 
 def with_known_pairs(config: PretrainConfig, store: Store, split: ScanSplit) -> PretrainConfig:
-    """Return the settings with the whole path and the digest of the run's pairs; without pairs unchanged."""
+    """Return the settings with absolute path and digest of the run's pairs; without pairs unchanged."""
     data = config.data
     if not data.pairs:
         return config
     known = KnownScans(store, split.training).digests
     digest = data.pairs_digest or read_pair_table(data.pairs, known).digest
-    # The whole path, because a run may be resumed from another folder, or with the option said again.
+    # The absolute path, because a run may be resumed from another folder, or with the option given again.
     pairs = str(Path(data.pairs).absolute())
     return replace(config, data=replace(data, pairs=pairs, pairs_digest=digest))
 

@@ -1,12 +1,13 @@
-"""The stages of a pretraining: first small windows of whole scans, then those that the network is used with.
+"""The stages of a pretraining: first small windows of whole scans, then windows of full size.
 
     steps      0 ............................ early_fraction .................... 1
     windows    16 x 32 x 32                       16 x 64 x 64
-    views      the whole scan, hardly moved       these, and boxes anywhere (`wide_fraction`)
+    views      the whole scan, hardly shifted     these, and boxes anywhere (`wide_fraction`)
 
-A network must find out what a mask in the reference asks for, before it can learn to draw well. It finds that
-in small windows too, which cost less time, and from views that lie alike; from boxes anywhere it does not
-(docs/decisions/0025-early-windows.md). Reads and writes nothing.
+A network must first learn that the mask in the reference defines the structure to segment; only then it
+learns precise outlines. It learns the first in small windows too, which cost less time, if both views show
+the scan at nearly the same position; with boxes anywhere it does not (docs/decisions/0025-early-windows.md).
+Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from training.data import DataConfig, Triple, cut_around, window_for
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Some consecutive steps, and how their samples are drawn."""
+    """Some consecutive steps, with the settings of their samples."""
 
     first_step: int
-    """The first of them, counted from 0."""
+    """First step, counted from 0."""
     last_step: int
-    """One after the last of them."""
+    """One after the last step."""
     data: DataConfig
-    """With the window of these steps."""
+    """Settings of the samples, with the window of these steps."""
 
     @property
     def num_steps(self) -> int:
@@ -38,9 +39,9 @@ def stages_of(data: DataConfig, shapes: Sequence[Triple], num_steps: int) -> tup
     """Return the stages of a training, in order; one or two, without empty ones.
 
     Args:
-        data: With the window of the last steps in `crop_voxels`.
+        data: Settings of the samples, with the window of the last steps in `crop_voxels`.
         shapes: Voxels along z, y, x of the training scans.
-        num_steps: Of the training.
+        num_steps: Number of steps of the training.
     """
     changes = round(data.early_fraction * num_steps)
     early = data
@@ -55,5 +56,5 @@ def stages_of(data: DataConfig, shapes: Sequence[Triple], num_steps: int) -> tup
 
 
 def with_window(data: DataConfig, window: Triple) -> DataConfig:
-    """Return the settings of samples with another window, and the cut that belongs to it."""
+    """Return the settings of samples with another window, and the cut for it."""
     return replace(data, crop_voxels=window, cut_voxels=cut_around(window))
