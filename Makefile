@@ -2,7 +2,8 @@
 #
 #   make demo    prepare the bundled scans, score the proposals, draw a picture, pretrain for 150 steps, fine-tune on the
 #                labelled ones, segment one that was kept out of all this and tell its Dice
-#   make test    the whole test suite, in three processes (they wait a third of their time); WORKERS=8 for more, WORKERS=0 for one
+#   make test    the tests but the long ones, in three processes (they wait a third of their time); WORKERS=8 for more, WORKERS=0 for one
+#   make test-long   the long ones: real clusters, kills, servers, notebooks from top to bottom; make test-all runs both
 #   make test-without-bfloat16   the tests of training on a CPU whose newer instructions are hidden
 #   make coverage   branches of pipeline and storage that their tests take
 #   make lint    ruff and mypy
@@ -25,16 +26,24 @@ unexport PYTHONDONTWRITEBYTECODE
 # A file stays in one process, which keeps its fixtures; so does tests/flows as a whole (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-without-bfloat16 coverage audit sbom pins lint format docs bench quality ablation held-out clean
+WITH_LONG := $(shell grep -rl --include='test_*.py' 'mark\.long' tests)
+
+.PHONY: demo test test-long test-all test-without-bfloat16 coverage audit sbom pins lint format docs bench quality ablation held-out clean
 
 demo: $(STAMP)
 	$(BIN)/mass demo
 
 test: $(STAMP)
+	$(PYTEST) -m "not long"
+
+test-long: $(STAMP)
+	$(PYTEST) -m long $(WITH_LONG)
+
+test-all: $(STAMP)
 	$(PYTEST)
 
 test-without-bfloat16: $(STAMP)
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) \
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "not long" \
 	  tests/training/network/test_iris.py tests/training/engine/test_trainer.py tests/training/pretraining/test_run.py tests/training/engine/test_optimisation.py
 
 coverage: $(STAMP)

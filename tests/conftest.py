@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import hypothesis
@@ -74,6 +74,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((k for k, start in enumerate(FIRST) if item.nodeid.startswith(start)), len(FIRST))
 
     items.sort(key=place)
+
+
+class LongTests:
+    """A last line that says how many tests marked `long` were left out, and how to run them."""
+
+    def __init__(self) -> None:
+        self.num_left_out = 0
+
+    def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
+        self.num_left_out += sum(item.get_closest_marker("long") is not None for item in items)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Of pytest-xdist: every process has the same tests to choose from."""
+        self.num_left_out = max(self.num_left_out, getattr(node, "workeroutput", {}).get(LEFT_OUT, 0))
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)  # around the terminal's, which writes the summary
+    def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
+        output = getattr(session.config, "workeroutput", None)
+        if output is not None:
+            output[LEFT_OUT] = self.num_left_out
+        yield
+        terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+        if output is None and terminal is not None and "not long" in session.config.option.markexpr:
+            terminal.write_line(f"left out: {self.num_left_out} long tests; `make test-long` runs them")
+
+
+LEFT_OUT = "num_long_left_out"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(LongTests())
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import SimpleITK as sitk
 
 from commands.main import main
+from commands.prepare import payload
 from commands.prepare.cluster import check_cluster, tasks_at_once
 from commands.prepare.command import prepare_store
 from commands.prepare.outcomes import RunReport
@@ -23,6 +26,9 @@ from storage import verify
 from tests.flows.dask_cluster import ROOT, Cluster, wait_for
 from tests.phantom import phantom
 from tests.waits import PATIENT_SECONDS
+
+if TYPE_CHECKING:
+    from distributed import LocalCluster
 
 HANGING = """
 import sys
@@ -53,6 +59,7 @@ def run(cluster: Cluster, raw: Path, store: Path, settings: Settings, **options:
     return prepare_store(raw, store, settings, Options(scheduler=cluster.address, **options))  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_after_a_worker_is_killed_its_scan_is_done_and_no_finished_one_again(
     cluster: Cluster,
     tmp_path: Path,
@@ -88,6 +95,7 @@ def test_after_a_worker_is_killed_its_scan_is_done_and_no_finished_one_again(
     assert list(verify(store)) == []
 
 
+@pytest.mark.long
 def test_threads_of_a_worker_share_its_memory_and_a_scan_that_cannot_fit_is_told_before_it_is_read(
     cluster: Cluster, raw: Path, tmp_path: Path, settings: Settings
 ) -> None:
@@ -102,6 +110,7 @@ def test_threads_of_a_worker_share_its_memory_and_a_scan_that_cannot_fit_is_told
     assert "--memory-limit" in failure.remedy
 
 
+@pytest.mark.long
 def test_a_worker_without_room_for_the_program_itself_is_refused_at_the_start(
     cluster: Cluster, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,6 +128,47 @@ def test_a_worker_without_room_for_the_program_itself_is_refused_at_the_start(
     assert seen[0].startswith("the Dask worker small may take 0.2 GiB, and this program alone takes 0.5 GiB")
 
 
+@pytest.fixture(scope="module")
+def threads() -> Iterator[LocalCluster]:
+    """A scheduler and a worker with two threads, all in this process: quick, and killed by nobody."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, protocol="tcp://", host="127.0.0.1",
+        scheduler_port=0, dashboard_address="127.0.0.1:0", memory_limit="200GB",
+    ) as cluster:  # fmt: skip
+        yield cluster
+
+
+def test_a_worker_that_a_scheduler_has_writes_what_this_process_writes(
+    threads: LocalCluster, raw: Path, prepared_once: Path, tmp_path: Path, settings: Settings
+) -> None:
+    options = Options(scheduler=threads.scheduler_address)
+    report = prepare_store(raw, tmp_path / "store", settings, options)
+    assert (report.exit_code, len(report.committed), report.failed) == (0, 3, ())
+    assert store_bytes(tmp_path / "store") == store_bytes(prepared_once)
+    assert prepare_store(raw, tmp_path / "store", settings, options).committed == ()
+
+
+def test_a_worker_of_other_code_stops_the_run(
+    threads: LocalCluster, raw: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender, whole = threading.get_ident(), payload.code_versions
+
+    def code_versions() -> dict[str, str]:
+        return whole() | ({"mass3d": "0.0.1"} if threading.get_ident() == sender else {})
+
+    monkeypatch.setattr(payload, "code_versions", code_versions)
+    report = prepare_store(raw, tmp_path / "store", settings, Options(scheduler=threads.scheduler_address))
+    assert (report.exit_code, len(report.not_done), report.failed) == (1, 3, ())
+    assert "has other code: mass3d 0.1.0 there, 0.0.1 here" in report.stopped
+
+
+def test_without_a_gpu_no_worker_is_given_work_for_one(threads: LocalCluster) -> None:
+    with pytest.raises(CommandError, match=r"no worker offers a GPU.*--resources \"GPU=1\""):
+        check_cluster(Options(scheduler=threads.scheduler_address, device="gpu"))
+
+
 def test_a_paused_worker_counts_only_while_it_computes() -> None:
     worker = {"status": "running", "nthreads": 4, "resources": {"GPU": 1.0}, "metrics": {"executing": 0}}
     paused = {**worker, "status": "paused"}
@@ -127,6 +177,7 @@ def test_a_paused_worker_counts_only_while_it_computes() -> None:
     assert tasks_at_once([worker, paused, {**worker, "resources": {}}], on_gpus=True) == 1
 
 
+@pytest.mark.long
 def test_a_worker_that_does_not_see_the_scans_or_has_other_code_stops_the_run_with_the_reason(
     cluster: Cluster, raw: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +199,7 @@ def test_a_worker_that_does_not_see_the_scans_or_has_other_code_stops_the_run_wi
     assert run(cluster, raw, tmp_path / "store", settings).exit_code == 0
 
 
+@pytest.mark.long
 def test_gpu_work_goes_to_workers_that_offer_a_gpu_one_scan_each(
     cluster: Cluster, raw: Path, tmp_path: Path, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,6 +232,7 @@ def test_an_address_where_nobody_answers_is_an_error_that_says_what_to_start(
         assert "`dask scheduler`" in told
 
 
+@pytest.mark.long
 def test_jobs_of_dask_jobqueue_prepare_a_store(raw: Path, tmp_path: Path, config: Path) -> None:
     pytest.importorskip("dask_jobqueue", reason="the extra `cluster` is not installed")
     script = ROOT / "examples" / "cluster" / "prepare_on_cluster.py"

@@ -5,17 +5,20 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
 
 from commands.prepare import command, scan_task as one_scan, scheduler
 from commands.prepare.command import prepare_store
+from commands.prepare.plan import Job
 from commands.prepare.settings import Settings
-from commands.prepare.work import Options
+from commands.prepare.work import Options, Work
 from pipeline.errors import TransientReadError
 from pipeline.ingest.reading import read_source
 from storage import StoreFull, commit_scan, open_store, read_ledger
@@ -213,6 +216,35 @@ def test_a_full_disk_stops_the_run_and_the_rest_is_listed_as_not_done(
     assert (again.exit_code, len(again.committed)) == (0, len(report.not_done))
 
 
+class KilledWorker(Exception):  # noqa: N818
+    """Named as Dask's."""
+
+
+def test_a_scan_whose_workers_die_is_tried_twice_alone_and_fails_by_itself(
+    raw: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, died = scheduler.submit, []
+
+    def submit(task: Any, work: Work, batch: Sequence[Job]) -> Any:
+        if all(job.scan_id != "ben_ct" for job in batch):
+            return whole(task, work, batch)
+        died.append([job.scan_id for job in batch])
+        future: Any = Future()
+        future.task_run_id = uuid4()
+        future.set_exception(KilledWorker())
+        return future
+
+    monkeypatch.setattr(scheduler, "submit", submit)
+    report = prepare_store(raw, tmp_path / "store", settings, Options())
+    assert (sorted(died[0]), died[1:]) == (["ann_ct", "ben_ct", "cis_ct"], [["ben_ct"], ["ben_ct"]])
+    assert [outcome.scan_id for outcome in report.committed] == ["ann_ct", "cis_ct"]
+    (failure,) = report.failed
+    assert (failure.scan_id, failure.kind) == ("ben_ct", "KilledWorker")
+    assert "lack of memory" in failure.reason
+    assert read_ledger(tmp_path / "store")["ben_ct"].config_digest == "", "the next run tries it again"
+
+
+@pytest.mark.long
 def test_a_worker_that_is_killed_costs_its_scan_only(
     raw: Path, tmp_path: Path, config: Path, mass: Callable[..., Any]
 ) -> None:

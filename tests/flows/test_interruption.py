@@ -94,6 +94,7 @@ def undisturbed(many: Path) -> dict[str, bytes]:
     return store_bytes(many.parent / "store")
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_bytes(
     many: Path, tmp_path: Path, config: Path, settings: Settings,
     undisturbed: dict[str, bytes], mass: Callable[..., subprocess.Popen[str]],
@@ -112,7 +113,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_bytes(
     assert store_bytes(store) == undisturbed
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_an_interrupted_run_finishes_the_scan_in_hand_and_lists_the_rest(
     number: signal.Signals, many: Path, tmp_path: Path, config: Path, settings: Settings,
     undisturbed: dict[str, bytes], mass: Callable[..., subprocess.Popen[str]],
@@ -133,6 +134,7 @@ def test_an_interrupted_run_finishes_the_scan_in_hand_and_lists_the_rest(
     assert store_bytes(store) == undisturbed
 
 
+@pytest.mark.long
 def test_two_runs_at_once_on_one_store_do_no_harm(
     many: Path, tmp_path: Path, config: Path,
     undisturbed: dict[str, bytes], mass: Callable[..., subprocess.Popen[str]],

@@ -42,6 +42,7 @@ def objects(store: StoreUrl) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["workers", "scheduler"])
 def test_several_processes_write_the_bytes_that_one_writes_on_disk(
     how: str, url: StoreUrl, prepared_once: Path, raw: Path, settings: Settings, cluster: Cluster

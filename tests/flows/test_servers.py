@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from storage import open_store
 from tests.waits import PATIENT_SECONDS
 
@@ -13,6 +15,7 @@ DEAD = "http://127.0.0.1:1/api"
 """Followed by the run or a worker, it would end the run."""
 
 
+@pytest.mark.long
 def test_prepare_with_the_embedded_server_does_its_work_all_the_same(
     raw: Path, tmp_path: Path, config: Path, mass: Callable[..., subprocess.Popen[str]]
 ) -> None:

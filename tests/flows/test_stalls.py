@@ -69,6 +69,7 @@ def test_a_scan_that_gives_no_byte_fails_the_others_go_on_and_the_next_run_tries
     assert [outcome.scan_id for outcome in again.committed] == ["ann_ct"]
 
 
+@pytest.mark.long
 def test_one_interrupt_ends_a_run_whose_scan_gives_no_byte(
     raw: Path, tmp_path: Path, pipe: Path, config: Path
 ) -> None:

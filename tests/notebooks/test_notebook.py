@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
+from commands.arguments import parser
 from tests.running_prefect import running_prefect
 from tests.waits import PATIENT_SECONDS
 
@@ -33,7 +35,7 @@ QUICK = {
 """What is shortened, by notebook: a training, and a map, is as right after few steps and of fewer points."""
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server for all that the notebooks prepare."""
     with running_prefect(tmp_path_factory.mktemp("cache")) as url:
@@ -41,7 +43,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def prepared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared_store(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of some bundled scans, of the larger two a part, with the default settings."""
     folder = tmp_path_factory.mktemp("bundled")
     with pytest.MonkeyPatch.context() as patch:
@@ -103,6 +105,7 @@ def printed(notebook: Any) -> str:
     return "".join(output.text for output in outputs(notebook) if output.output_type == "stream")
 
 
+@pytest.mark.long
 def test_a_notebook_runs_top_to_bottom(executed: tuple[str, Any]) -> None:
     _, notebook = executed
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
@@ -110,6 +113,7 @@ def test_a_notebook_runs_top_to_bottom(executed: tuple[str, Any]) -> None:
     assert not [output for output in outputs(notebook) if output.get("name") == "stderr"]
 
 
+@pytest.mark.long
 def test_its_pictures_show_without_widgets_and_are_not_empty(executed: tuple[str, Any]) -> None:
     name, notebook = executed
     data = [output.data for output in outputs(notebook) if "data" in output]
@@ -125,6 +129,7 @@ def test_its_pictures_show_without_widgets_and_are_not_empty(executed: tuple[str
     assert len(stills) == sum("image/png" in bundle for bundle in panels + frames) == len(panels + frames)
 
 
+@pytest.mark.long
 def test_what_it_says_is_so(executed: tuple[str, Any]) -> None:
     name, notebook = executed
     match name:
@@ -157,6 +162,25 @@ def test_a_notebook_is_committed_without_outputs(path: Path) -> None:
         assert not cell.get("outputs")
         assert cell.get("execution_count") is None
     assert "widgets" not in notebook.metadata
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_notebook_imports_and_the_options_it_gives_are_there(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it runs from top to bottom is a test that takes minutes (marked `long`)."""
+    monkeypatch.syspath_prepend(ROOT / "notebooks")
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    nodes = [node for source in cells for node in ast.walk(ast.parse(source))]
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            exec(ast.unparse(node), {})
+    (commands,) = (one.choices for one in parser()._actions if isinstance(one.choices, dict))
+    for node in nodes:
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "mass":
+            name, *more = [one.value for one in node.args if isinstance(one, ast.Constant)]
+            known = commands[name]._option_string_actions
+            assert all(word in known for word in more if str(word).startswith("--"))
 
 
 def test_curves_and_points_are_drawn_where_they_are() -> None:

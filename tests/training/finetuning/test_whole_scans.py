@@ -204,7 +204,7 @@ def test_the_command_takes_the_recipe_of_the_checkpoint(
     settings = tmp_path / "C.toml"
     changed = {
         "finetune": {"values": [1], "max_reported": 1},
-        "optimisation": {"num_steps": 1, "batch_size": 1, "precision": "float32"},
+        "optimisation": {"num_steps": 1, "batch_size": 2, "precision": "float32"},
         "run": {"num_workers": 0, "evaluate_every": 0, "draw_every": 0},
     }
     settings.write_text(to_toml(changed))

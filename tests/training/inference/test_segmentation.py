@@ -253,19 +253,20 @@ def test_large_label_values_are_kept(tmp_path: Path) -> None:
     assert set(np.unique(result.labels)) == {0, 4096}
 
 
+@pytest.mark.usefixtures("quick_registration")
 def test_a_few_lines_of_python_do_all_of_it(reference: tuple[Path, Path], tmp_path: Path) -> None:
     assert installed_reader() is read_scan
     drawn = patient(AXES[20])
     target = drawn.write(tmp_path / "scan.nii.gz")
     net = LikeInside()
-    net.trained_on = TrainedOn(spacing_mm=2.0, crop_voxels=(48, 48, 48))
+    net.trained_on = TrainedOn(spacing_mm=3.0, crop_voxels=(48, 48, 48))
     result = segment(net, references=[reference], target=target, modality="ct", probabilities=True)
-    assert min(expected_dice(result, drawn)) > 0.85
+    assert min(expected_dice(result, drawn)) > 0.8
     assert set(result.probabilities) == {3, 4}
-    assert result.scan.spacing_zyx_mm == (2.0, 2.0, 2.0)
+    assert result.scan.spacing_zyx_mm == (3.0, 3.0, 3.0)
     assert [case.prediction.any() for case in result.cases()] == [True, True]
-    finer = segment(net, references=[reference], target=target, modality="ct", spacing_mm=3.0)
-    assert finer.scan.spacing_zyx_mm == (3.0, 3.0, 3.0)
+    coarser = segment(net, references=[reference], target=target, modality="ct", spacing_mm=4.0)
+    assert coarser.scan.spacing_zyx_mm == (4.0, 4.0, 4.0)
 
 
 def test_windows_are_those_of_the_training() -> None:
@@ -284,7 +285,7 @@ def test_a_network_shown_whole_scans_draws_from_a_lower_probability_on() -> None
 
 @pytest.mark.usefixtures("quick_registration")
 def test_what_is_carried_over_keeps_its_threshold(reference) -> None:
-    shown = read(*reference)
+    shown = read(*reference, spacing_mm=4.0)
     drawn = {}
     for threshold in (0.2, 0.5):
         config = SegmentConfig(inference=replace(WINDOW, threshold=threshold), by="registration")
@@ -344,7 +345,7 @@ def test_a_prompt_without_a_reference_draws_the_target_alone(segmenter: Segmente
 
 @pytest.mark.usefixtures("quick_registration")
 def test_registration_answers_in_place_of_the_network(segmenter: Segmenter, reference) -> None:
-    shown = read(*reference)
+    shown = read(*reference, spacing_mm=3.0)
     by = SegmentConfig(inference=WINDOW, by="registration")
     result = Segmenter.from_references(LikeInside(), [shown], by).segment(shown)
     own = sitk.GetArrayFromImage(sitk.ReadImage(str(reference[1])))
@@ -352,7 +353,7 @@ def test_registration_answers_in_place_of_the_network(segmenter: Segmenter, refe
     assert result.agreement > 0.99
     assert any("registration" in note and "low" not in note for note in result.notes)
     assert all(one.confidence is not None and one.confidence > 0.7 for one in result.found)
-    inverted = replace(shown, image=np.roll(-shown.image, 11, axis=1))
+    inverted = replace(shown, image=np.roll(-shown.image, 7, axis=1))
     doubted = Segmenter.from_references(LikeInside(), [shown], by).segment(inverted)
     assert any(note.startswith("low confidence") for note in doubted.notes)
     assert min(result.dice(own).values()) > 0.8
@@ -366,8 +367,8 @@ def test_registration_tries_the_place_where_the_network_sees_the_structures(
     reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.inference.poses.NUM_PEAKS", 0)
-    shown = read(*reference)
-    moved = replace(shown, image=np.roll(shown.image, (0, 9, -8), axis=(0, 1, 2)))
+    shown = read(*reference, spacing_mm=3.0)
+    moved = replace(shown, image=np.roll(shown.image, (0, 6, -5), axis=(0, 1, 2)))
     agreements = {}
     for by in ("registration", "both"):
         config = SegmentConfig(inference=WINDOW, by=by)
@@ -383,7 +384,7 @@ def test_registration_asks_for_a_reference(segmenter: Segmenter) -> None:
 @pytest.mark.usefixtures("quick_registration")
 def test_no_network_is_needed_to_carry_masks_over(reference) -> None:
     image, mask = reference
-    result = segment(None, references=[(image, mask)], target=image, spacing_mm=1.5, modality="ct")
+    result = segment(None, references=[(image, mask)], target=image, spacing_mm=2.5, modality="ct")
     own = sitk.GetArrayFromImage(sitk.ReadImage(str(mask)))
     assert min(result.dice(own).values()) > 0.8
     with pytest.raises(ConfigError, match="no network to ask"):

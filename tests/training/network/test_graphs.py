@@ -98,6 +98,7 @@ def test_no_file_tells_where_it_was_made(onnx_file: Path, torchscript_file: Path
         assert b"site-packages" not in content
 
 
+@pytest.mark.long
 def test_the_same_network_gives_the_same_onnx_file(net: Iris, onnx_file: Path, tmp_path: Path) -> None:
     again = export_onnx(net, tmp_path / "again.onnx", features_metadata(net, METADATA["image"]))
     assert again.read_bytes() == onnx_file.read_bytes()

@@ -349,6 +349,7 @@ def test_the_position_volume_starts_as_wide_as_asked() -> None:
         assert float(volume.std()) == pytest.approx(std, rel=0.01)
 
 
+@pytest.mark.long
 def test_the_network_compiles_in_one_graph_and_its_task_encoding_with_gradients() -> None:
     """Graphs, without machine code: the compiler behind them is PyTorch's affair, and takes minutes."""
     net = tiny()
@@ -373,8 +374,8 @@ def test_a_few_steps_overfit_one_batch() -> None:
     axis = torch.arange(16.0)
     distance = ((axis[:, None, None] - 6) ** 2 + (axis[None, :, None] - 8) ** 2 + (axis - 9) ** 2).sqrt()
     ball, shell = (distance < 4), (distance >= 4) & (distance < 6)
-    masks = torch.stack([ball, shell])[None]
-    image = (ball.float() - 0.5 * shell.float())[None, None]
+    masks = torch.stack([ball, shell]).repeat(2, 1, 1, 1, 1)
+    image = (ball.float() - 0.5 * shell.float()).repeat(2, 1, 1, 1, 1)
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3)
     losses = []
     for _ in range(25):

@@ -125,6 +125,7 @@ def test_made_once_and_again_only_what_is_damaged_or_out_of_date(store: Store, t
     )
 
 
+@pytest.mark.long
 def test_several_processes_write_the_same_bytes(tmp_path: Path) -> None:
     small = make_phantom_store(tmp_path / "store", num_scans=3, shape=(12, 16, 14))
     wanted = choose_pairs(small.entries)[:2]

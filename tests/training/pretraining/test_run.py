@@ -101,6 +101,7 @@ def undisturbed(phantom_store: Store, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
+@pytest.mark.long
 def test_a_run_killed_and_stopped_and_gone_on_with_ends_with_the_same_weights(
     phantom_store: Store, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -126,6 +127,7 @@ def test_a_run_killed_and_stopped_and_gone_on_with_ends_with_the_same_weights(
     assert steps == list(range(1, 7))
 
 
+@pytest.mark.long
 def test_two_processes_have_the_curve_of_one(phantom_store: Store, undisturbed: Path, tmp_path: Path) -> None:
     config, result = tmp_path / "c.toml", tmp_path / "result.json"
     config.write_text(to_toml(replace(TINY, run=replace(TINY.run, num_workers=0)).values()))
