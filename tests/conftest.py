@@ -38,10 +38,10 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 
 
 FIRST = (
-    "tests/notebooks/",
-    "tests/training/finetuning/test_run.py",
-    "tests/training/pretraining/",
     "tests/flows/",
+    "tests/training/finetuning/test_run.py",
+    "tests/notebooks/",
+    "tests/training/pretraining/",
     "tests/commands/test_demo.py",
     "tests/training/",
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from commands.caches import cache_folder
 from commands.prepare.prefect_server import prefect_server
 from tests.waits import PATIENT_SECONDS
 
@@ -25,6 +26,7 @@ def running_prefect(cache: Path) -> Iterator[str]:
             patch.delenv(name)
         patch.setenv("XDG_CACHE_HOME", str(cache))
         patch.setenv("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", str(PATIENT_SECONDS))
+        cache_folder.cache_clear()  # another server of this process may have had another
         before = set(os.environ)
         with prefect_server() as settings:
             url, password = settings.values()
@@ -33,3 +35,4 @@ def running_prefect(cache: Path) -> Iterator[str]:
             yield url
         for name in set(os.environ) - before:
             del os.environ[name]
+    cache_folder.cache_clear()

@@ -44,7 +44,7 @@ def bench_set(tmp_path_factory: pytest.TempPathFactory) -> BenchSet:
 
 
 def settings(bench_set: BenchSet, seed: int = 0, steps: int = 2) -> PretrainConfig:
-    config = config_of(bench_set, seed=seed, steps=steps, window_voxels=8192)
+    config = config_of(bench_set, seed=seed, steps=steps, window_voxels=4096)
     return replace(
         config,
         model=replace(config.model, channels=CHANNELS),
@@ -69,7 +69,7 @@ def test_each_arm_learns_something_on_drawn_scans(name: str) -> None:
     torch.manual_seed(0)
     model = task.make(Encoder(CHANNELS), CHANNELS)
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    images, losses = views(), []
+    images, losses = views(shape=(16, 16, 32)), []
     for step in range(40):
         shown = task.change(images, generators(step % 4, 10 + step % 4))
         loss = task.loss(model, shown).total

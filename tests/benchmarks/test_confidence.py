@@ -43,7 +43,7 @@ def test_the_table_bins_what_is_there_and_counts_what_is_not() -> None:
 def test_pairs_are_measured_once_and_absent_ones_have_no_dice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = make_phantom_store(tmp_path / "store").path
+    store = make_phantom_store(tmp_path / "store", num_scans=3, shape=(16, 24, 20)).path
     asked = [str(store), str(tmp_path / "out"), "--targets", "1", "--references", "1"]
     monkeypatch.setattr(sys, "argv", ["confidence.py", *asked])
     confidence.main()

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = IngestConfig()
 
 
+@pytest.mark.long
 def test_of_300_files_with_faults_none_crashes_hangs_or_is_misread() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "benchmarks.mutated_files", "--count", "300", "--memory", "1024"],

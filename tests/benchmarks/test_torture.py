@@ -55,6 +55,7 @@ def commit(undisturbed: Path) -> Subject:
     return run_undisturbed(commit_subject(), undisturbed)
 
 
+@pytest.mark.long
 def test_a_writer_that_is_killed_again_and_again_loses_nothing(
     commit: Subject, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -66,6 +67,7 @@ def test_a_writer_that_is_killed_again_and_again_loses_nothing(
     assert sum(life.disturbances for life in lives) >= 1
 
 
+@pytest.mark.long
 def test_a_disk_that_fails_at_any_call_loses_nothing(
     commit: Subject, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -93,6 +95,7 @@ def test_where_nothing_can_be_mounted_files_are_limited(
     assert can_mount(tmp_path / "disk") in (True, False)
 
 
+@pytest.mark.long
 def test_runs_at_once_and_a_clock_that_is_set_back_change_nothing(
     commit: Subject, undisturbed: Path, tmp_path: Path
 ) -> None:

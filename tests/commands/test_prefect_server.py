@@ -176,6 +176,7 @@ asyncio.run(told())
 """
 
 
+@pytest.mark.long
 def test_kept_tables_are_those_of_the_migrations(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}

@@ -203,7 +203,9 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
+)
 def test_a_signal_ends_it_with_nothing_half_written(folder: Path, number: int, code: int) -> None:
     shown = ["--reference-image", folder / "ref.nii.gz", "--reference-mask", folder / "mask.nii.gz"]
     arguments = ["segment", "c", *shown, folder / "scans", "--out", folder / "out", "--modality", "ct"]
@@ -395,6 +397,7 @@ def test_registration_that_tries_where_the_network_sees_the_structures_is_the_de
     net: LikeInside, folder: Path
 ) -> None:
     shown = ["--reference-image", str(folder / "ref.nii.gz"), "--reference-mask", str(folder / "mask.nii.gz")]
+    net.trained_on = TrainedOn(spacing_mm=3.5, crop_voxels=(32, 32, 32))  # coarse enough to be quick
     told = {}
     for name, how in (("default", []), ("both", ["--by", "both"]), ("network", ["--by", "network"])):
         out = ["--out", str(folder / name), "--json", str(folder / "told.json"), "--modality", "ct"]
@@ -411,7 +414,7 @@ def test_registration_that_tries_where_the_network_sees_the_structures_is_the_de
 @pytest.mark.usefixtures("quick_registration")
 def test_no_network_is_named_by_none(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = ["--reference-image", str(folder / "ref.nii.gz"), "--reference-mask", str(folder / "mask.nii.gz")]
-    rest = [str(folder / "scans"), "--out", str(folder / "none"), "--modality", "ct"]
+    rest = [str(folder / "scans"), "--out", str(folder / "none"), "--modality", "ct", "--spacing", "3"]
     told = ["--json", str(folder / "told.json")]
     assert main(["segment", "none", *shown, *rest, *told]) == 0
     (target,) = json.loads((folder / "told.json").read_text())["targets"]

@@ -140,8 +140,9 @@ def test_the_same_scan_again_changes_nothing_and_another_is_refused_or_replaces(
     assert list(verify(url)) == []
 
 
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.long)])
 def test_a_writer_killed_at_any_request_leaves_no_scan_or_the_whole_scan(
-    proxy: Proxy, small: ScanRecord, monkeypatch: pytest.MonkeyPatch
+    every: int, proxy: Proxy, small: ScanRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MASS_OBJECT_TRIES", "1")
     base = new_url()
@@ -151,7 +152,7 @@ def test_a_writer_killed_at_any_request_leaves_no_scan_or_the_whole_scan(
     num_requests = len(proxy.seen)
     assert num_requests > 20
     files_are_put = range(6, num_requests - 6)  # several at once, in any order
-    for killed_at in sorted({*range(1, num_requests)} - {*files_are_put} | {*files_are_put[::6]}):
+    for killed_at in sorted({*range(1, num_requests)} - {*files_are_put} | {*files_are_put[::6]})[::every]:
         url = f"{base}-{killed_at}"
         place = made(url)
         start = len(proxy.seen)

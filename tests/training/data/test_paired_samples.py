@@ -130,9 +130,9 @@ def test_a_part_of_the_samples_is_paired_and_without_pairs_none(
 
     monkeypatch.setattr("training.data.sample_reader.draw_paired_sample", noted)
     some = reader(store, folder, pair_fraction=0.25)
-    for index in range(120):
+    for index in range(60):
         some.read(index)
-    assert 14 <= len(drawn) <= 46  # 30 of 120, within 3.4 standard deviations
+    assert 5 <= len(drawn) <= 26  # 15 of 60, within 3.2 standard deviations
     drawn.clear()
     plain = reader(store, None)
     for index in range(5):

@@ -374,8 +374,8 @@ def test_a_few_steps_overfit_one_batch() -> None:
     axis = torch.arange(16.0)
     distance = ((axis[:, None, None] - 6) ** 2 + (axis[None, :, None] - 8) ** 2 + (axis - 9) ** 2).sqrt()
     ball, shell = (distance < 4), (distance >= 4) & (distance < 6)
-    masks = torch.stack([ball, shell]).repeat(2, 1, 1, 1, 1)
-    image = (ball.float() - 0.5 * shell.float()).repeat(2, 1, 1, 1, 1)
+    masks = torch.stack([ball, shell])[None]
+    image = (ball.float() - 0.5 * shell.float())[None, None]
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3)
     losses = []
     for _ in range(25):
