@@ -12,7 +12,7 @@ prepare   plan -> a task per scan, or per batch of small ones -> index and ledge
 pretrain  one task, which trains -> artifacts
 run_all   prepare, then pretrain
 
-What a task does is in `commands.prepare.scan_task`, how batches reach workers in
+The work of a task is in `commands.prepare.scan_task`, the scheduling of batches in
 `commands.prepare.scheduler`. `mass prepare` calls the same flow. A run leaves a table and a link (artifacts).
 """
 
@@ -60,7 +60,7 @@ def prepare(
         device: Where proposals are computed; it changes no byte of them.
         retry_failed: Whether failed scans are tried again although nothing changed.
         prune: Whether scans are removed from the store whose sources are gone.
-        layout: How the files of a folder lie, such as "bids"; "auto" recognises it.
+        layout: Layout of the folder, such as "bids"; "auto" recognises it.
 
     Returns:
         The outcome of every scan; failures of single scans do not fail the flow.
@@ -90,7 +90,7 @@ def prepare(
 
 @flow(name="prepare scans", persist_result=False)
 def prepare_scans() -> None:
-    """Run the tasks of the current work, on the task runner that the flow `prepare` chose."""
+    """Run the tasks of the current work, with the task runner that the flow `prepare` has chosen."""
     work = current_work()
     if work is None:
         raise RuntimeError("`prepare scans` is a part of the flow `prepare`: run that")
@@ -106,11 +106,13 @@ def prepare_batch(payload: bytes) -> list[Outcome]:
 
 
 def publish_scans(report: RunReport, store: StorePath) -> None:
-    """Leave a table of the scans of a run, and a link to a page on the store, with the flow run."""
+    """Publish artifacts of the flow run: a table of its scans, and a link to a page on the store."""
     from commands.inspect import inspect_store
 
     create_table_artifact(key="prepared-scans", table=report.rows(), description=report.summary())
-    if isinstance(store, Path) and (report.committed or report.skipped):  # a page lies beside the store
+    if isinstance(store, Path) and (
+        report.committed or report.skipped
+    ):  # the page is written beside the store
         page = store.resolve().with_name(f"{store.name}-report.html")
         inspect_store(store, [], page, full=0, most=MOST_REPORTED_SCANS)
         create_link_artifact(key="store-report", link=page.as_uri(), link_text=page.name)
@@ -142,8 +144,8 @@ def pretrain(
     """
     set_process_defaults()
     name = None if resume and config is None else recipe  # else the run goes on with its own settings
-    told, weights = train(store, run, name, config, resume, workers, device)
-    create_table_artifact(key="pretraining", table=[told], description=f"pretraining in {run.name}")
+    results, weights = train(store, run, name, config, resume, workers, device)
+    create_table_artifact(key="pretraining", table=[results], description=f"pretraining in {run.name}")
     if weights:
         create_link_artifact(key="weights", link=weights.resolve().as_uri(), link_text=weights.name)
     return weights
@@ -159,7 +161,7 @@ def train(
     workers: int | None,
     device: Any,
 ) -> tuple[dict[str, Any], Path | None]:
-    """Train; returns what came of it as plain values, and the weights."""
+    """Train; return the results as plain values, and the path of the weights."""
     from commands.pretrain import pretrain_with, to_document
 
     done = pretrain_with(

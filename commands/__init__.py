@@ -1,1 +1,1 @@
-"""What each `mass` command does, between the parser in `flows` and the work in `pipeline` and `storage`."""
+"""The `mass` commands: options, settings, progress and tables; the work is in the other packages."""

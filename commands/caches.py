@@ -1,4 +1,4 @@
-"""Where this program keeps files of its own, on machines where homes and installations are read-only too.
+"""The program's cache folder, also on machines with read-only homes and installations.
 
 *Writes* a folder, and NUMBA_CACHE_DIR where it is not set and Numba could not keep its compiled code beside
 the source. Without a cache every process compiles anew: about half a minute for the first scan of each.
@@ -37,8 +37,8 @@ def cache_folder() -> Path:
 
 
 def set_process_defaults() -> None:
-    """Set what compiled code of this process needs, before it is imported; what is set already stays."""
-    # Threads that spin while they wait for each other starve all where cores are shared: 20 times slower.
+    """Set environment variables for compiled code, before it is imported; variables that are set stay."""
+    # Threads that wait actively slow each other down where cores are shared: up to 20 times.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     choose_numba_cache(_HIERARCHIES)
 

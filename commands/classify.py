@@ -45,7 +45,7 @@ def run_embed(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     if not store.scan_ids:
         raise CommandError(f"{arguments.store}: the store has no scans; `mass prepare RAW STORE` fills it")
     net = load_checkpoint(arguments.checkpoint)
-    warnings = warned(net.trained_on, store)
+    warnings = print_warning(net.trained_on, store)
     device = choose_device(arguments.device)
     encoder = net.encoder.to(device)
     config = (
@@ -88,7 +88,7 @@ def run_classify(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     table = read_class_table(arguments.labels, store) if arguments.labels else table_of_store(store)
     table = with_store_splits(table, store)
     split = split_classes(table, test_fraction=arguments.test_fraction, seed=config.optimisation.seed)
-    warnings = [] if config.from_scratch else warned(net.trained_on, store)
+    warnings = [] if config.from_scratch else print_warning(net.trained_on, store)
     with shown("classify") as show:
         began = time.monotonic()
         done = classify(
@@ -103,11 +103,11 @@ def run_classify(arguments: Namespace) -> tuple[int, dict[str, Any]]:
                 scan=lambda _, number, total: show(
                     Progress.of_equals(number, total, time.monotonic() - began)
                 ),
-                progress=lambda state: show(Since(state, time.monotonic() - began)),
+                progress=lambda state: show(TrainingAfter(state, time.monotonic() - began)),
                 precision=print_precision,
             ),
         )
-    tell(arguments.run_folder, done)
+    print_result(arguments.run_folder, done)
     signal_number = done.training.signal_number if done.training else 0
     document = {
         "run": str(arguments.run_folder),
@@ -118,8 +118,8 @@ def run_classify(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     return 128 + signal_number if signal_number else 0, document
 
 
-def warned(trained_on: TrainedOn, store: Store) -> list[str]:
-    """Print how the store's scans differ from those of the training; the same for machines."""
+def print_warning(trained_on: TrainedOn, store: Store) -> list[str]:
+    """Print how the store's scans differ from those of the training; return the warnings for --json."""
     text = preparation_warning(trained_on, store)
     if text:
         print(f"warning: {text}")
@@ -129,7 +129,7 @@ def warned(trained_on: TrainedOn, store: Store) -> list[str]:
 def read_settings(
     path: Path | None, mode: Mode, *, from_scratch: bool, trained_on: TrainedOn
 ) -> ClassifyConfig:
-    """The settings of a mode, with what a TOML file says differently (tables as in the run's config.toml).
+    """Return the settings of a mode, changed by a TOML file (tables as in the run's config.toml).
 
     Scans are shown as in the checkpoint's training, if that was on whole scans.
     """
@@ -148,8 +148,8 @@ def read_settings(
     return replace(own, **parts, mode=mode, from_scratch=from_scratch)
 
 
-def tell(folder: Path, done: Classification) -> None:
-    """Print what came of a classification."""
+def print_result(folder: Path, done: Classification) -> None:
+    """Print the results of a classification."""
     if done.scores is None:
         step = done.training.step if done.training else 0
         print(f"stopped and saved at step {step}; the same command with --resume goes on from here")
@@ -157,28 +157,28 @@ def tell(folder: Path, done: Classification) -> None:
     title = f"{done.document['mode']}, tested on {done.tested_on}, 95 % intervals"
     print_table(title, ("class", "scans", "AUC"), score_rows(done.scores))
     scores = done.scores
-    told = interval(scores.balanced_accuracy, scores.balanced_accuracy_interval)
-    print(f"balanced accuracy: {told}")
+    text = interval(scores.balanced_accuracy, scores.balanced_accuracy_interval)
+    print(f"balanced accuracy: {text}")
     print(f"head, predictions, results: {folder}")
 
 
 @dataclass(frozen=True)
-class Since:
-    """The state of a training that began after something else: both are shown in one line."""
+class TrainingAfter:
+    """Progress of a training that began after other work, with the time since the command began."""
 
     state: State
     seconds: float
-    """Since the command began."""
+    """Seconds since the command began."""
 
     @property
     def fraction(self) -> float:
-        """Part of the training that is done."""
+        """Fraction of the training that is done."""
         return self.state.fraction
 
     def line(self) -> str:
-        """The state in one line."""
+        """Return the progress in one line."""
         return self.state.line()
 
-    def later(self, seconds: float) -> Since:
-        """The state so many seconds later, if nothing was done since."""
-        return Since(self.state.later(seconds), self.seconds + seconds)
+    def later(self, seconds: float) -> TrainingAfter:
+        """Return the progress some seconds later, if no step has ended since."""
+        return TrainingAfter(self.state.later(seconds), self.seconds + seconds)

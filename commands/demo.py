@@ -1,11 +1,11 @@
 """`mass demo`: all stages on the bundled scans, to the segmentation of one that was kept out.
 
-The last parts are a short fine-tuning, and a scan that it never saw, segmented from its file; then a whole
-head, segmented from one labelled head.
+The last parts are a short fine-tuning; the segmentation, from its file, of a scan that was not trained on;
+and that of a whole head from one labelled head.
 
 *Reads* a store with labels, pretrained weights, and the raw file of a scan that is not in the store, with the
 label map that an expert drew of it. *Writes* the run of the fine-tuning; NAME_seg with the labels on the
-scan's own grid, and NAME_seg.png, where blue is what was expected and orange what was drawn.
+scan's own grid, and NAME_seg.png, where the expert's outlines are blue and the predicted ones orange.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from commands import pretrain
 from commands.arguments import EXAMPLES
-from commands.finetune import Shown, tell, to_document
+from commands.finetune import FinetuneProgress, print_result, to_document
 from commands.inspect import inspect_store
 from commands.prepare.command import prepare_store
 from commands.prepare.settings import Settings, print_report
@@ -51,7 +51,7 @@ from training.network import TrainedOn, load_checkpoint
 _HEAD_MM = 3.0
 """Voxel edge at which the bundled heads are stored and segmented."""
 _LOW_DICE = 0.5
-"""Dice below which the demo says that so short a training does not segment yet."""
+"""If the Dice is lower, the demo says that the training was too short."""
 
 
 def run_demo(arguments: Namespace) -> tuple[int, dict[str, Any]]:
@@ -63,8 +63,8 @@ def run_demo(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     began = time.monotonic()
     code, document = demonstrate_proposals(arguments)
     if arguments.steps:
-        ended, told = demonstrate_training(arguments)
-        document |= told
+        ended, results = demonstrate_training(arguments)
+        document |= results
         code = code or ended
         if not code and arguments.raw == EXAMPLES:
             document["whole_scan"] = demonstrate_whole_scan(arguments.run_folder)
@@ -73,7 +73,7 @@ def run_demo(arguments: Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def demonstrate_proposals(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """Prepare, score, draw; returns the exit code and the results for machines."""
+    """Prepare, score, draw; return the exit code and the results for --json."""
     print(f"1. prepare {arguments.raw} in {arguments.store}")
     options = Options(workers=arguments.workers)
     report = prepare_store(arguments.raw, arguments.store, Settings.read(None), options)
@@ -90,7 +90,7 @@ def demonstrate_proposals(arguments: Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def demonstrate_training(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """Pretrain, fine-tune, segment the scan kept out; returns the exit code and the results for machines."""
+    """Pretrain, fine-tune, segment the scan kept out; return the exit code and the results for --json."""
     unseen, datasets = bundled_or_named(arguments)
     if unseen:
         check_unseen(arguments.store, unseen)
@@ -101,7 +101,7 @@ def demonstrate_training(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     document: dict[str, Any] = {"pretrain": pretrain.to_document(arguments.run_folder, done)}
     code = 128 + done.result.signal_number if done.result.signal_number else 0
     if done.weights and unseen:
-        ended, told = demonstrate_use(
+        ended, results = demonstrate_use(
             arguments.store,
             done.weights,
             unseen,
@@ -110,21 +110,21 @@ def demonstrate_training(arguments: Namespace) -> tuple[int, dict[str, Any]]:
             steps=arguments.finetune_steps,
             workers=arguments.workers,
         )
-        document |= told
+        document |= results
         code = code or ended
     return code, document
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unseen:
-    """A raw scan that the store lacks, and what an expert drew of it."""
+    """A raw scan that is not in the store, and an expert's label map of it."""
 
     image: Path
     mask: Path
 
 
 def bundled_or_named(arguments: Namespace) -> tuple[Unseen | None, tuple[str, ...]]:
-    """The scan to segment, if there is one, and whose labels are learnt: the bundled ones, or those named."""
+    """Return the scan to segment, if there is one, and the data sets to fine-tune on; bundled or named."""
     datasets = (arguments.dataset,) if arguments.dataset else ()
     if arguments.unseen:
         image, mask = arguments.unseen
@@ -137,7 +137,7 @@ def bundled_or_named(arguments: Namespace) -> tuple[Unseen | None, tuple[str, ..
 
 
 def check_unseen(store: Path, unseen: Unseen) -> str:
-    """The id of a scan that is to be segmented.
+    """Return the id of the scan to segment.
 
     Raises:
         CommandError: The store has it.
@@ -158,21 +158,21 @@ def demonstrate_use(
     steps: int,
     workers: int,
 ) -> tuple[int, dict[str, Any]]:
-    """Fine-tune briefly, then segment what was never seen; returns the exit code and what came of it.
+    """Fine-tune briefly, then segment the unseen scan; return the exit code and the results for --json.
 
     Args:
-        store: With labelled scans.
+        store: Store with labelled scans.
         pretrained: Weights to start from.
         unseen: The scan to segment.
-        folder: FOLDER-finetuned and FOLDER-unseen are written.
-        datasets: Whose labels are learnt; empty: all.
-        steps: Of the fine-tuning.
+        folder: Beginning of the names of the folders written: FOLDER-finetuned and FOLDER-unseen.
+        datasets: Data sets whose labels are learnt; empty: all.
+        steps: Steps of the fine-tuning.
         workers: Processes that read samples.
     """
     run, out = (folder.with_name(f"{folder.name}-{part}") for part in ("finetuned", "unseen"))
     print(f"5. fine-tune the network on labelled scans for {steps} steps, in {run}")
     config = settings(datasets, steps=steps, workers=workers)
-    with Shown() as show:
+    with FinetuneProgress() as show:
         done = finetune(
             pretrained,
             store,
@@ -181,7 +181,7 @@ def demonstrate_use(
             resume=(run / RECORD).exists(),
             callbacks=Callbacks(progress=show.steps, scan=show.scans, precision=print_precision),
         )
-    tell(config, done, "the same command")
+    print_result(config, done, "the same command")
     document: dict[str, Any] = {"finetune": to_document(run, config, done)}
     if not done.weights:
         return 128 + done.result.signal_number, document
@@ -194,7 +194,7 @@ def demonstrate_use(
 
 
 def demonstrate_whole_scan(run: Path) -> dict[str, Any]:
-    """Segment a whole head from one labelled head, without any training on labels; returns what came of it.
+    """Segment a whole head from one labelled head, without training on labels; return the results.
 
     Args:
         run: A pretrained network; RUN-head is written.
@@ -237,7 +237,7 @@ def demonstrate_whole_scan(run: Path) -> dict[str, Any]:
 
 
 def _copied(labels: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """Return labels copied to a grid of another shape, centre on centre: the simplest rival."""
+    """Return labels copied to a grid of another shape, centre on centre: the simplest baseline."""
     pads = [
         (max(0, (new - old) // 2), max(0, new - old - (new - old) // 2))
         for old, new in zip(labels.shape, shape, strict=True)
@@ -253,7 +253,7 @@ def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
 
 
 def settings(datasets: Sequence[str], *, steps: int, workers: int) -> FinetuneConfig:
-    """The small recipe for few steps: every sample shows a structure, larger steps, a shorter average."""
+    """Return the small recipe for few steps: structures in every sample, larger steps, shorter average."""
     base = finetune_recipe("small")
     return replace(
         base,
@@ -267,7 +267,7 @@ def settings(datasets: Sequence[str], *, steps: int, workers: int) -> FinetuneCo
 def segment_unseen(
     store: Path, pretrained: Path, done: Finetuning, unseen: Unseen, out: Path
 ) -> dict[str, Any]:
-    """Segment a raw scan with the fine-tuned network, measure it, and draw it."""
+    """Segment a raw scan with the fine-tuned network; print and return its Dice; write labels and picture."""
     assert done.weights is not None
     tuned = load_finetuned(done.weights)
     ingest = ingest_config(tuned.net.trained_on.ingest_settings)
@@ -279,11 +279,11 @@ def segment_unseen(
     )
     result = segmenter.segment(scan)
     one_shot = in_context(store, pretrained, done.scans, scan).dice(expected)
-    return _tell(result, expected, one_shot, done.scans.training[0], out)
+    return _print_dice(result, expected, one_shot, done.scans.training[0], out)
 
 
 def in_context(store: Path, pretrained: Path, scans: LabelledScans, target: LoadedScan) -> Segmentation:
-    """What the network draws before any fine-tuning, shown one labelled scan."""
+    """Return the segmentation in context with one labelled scan, before any fine-tuning."""
     net = load_checkpoint(pretrained)
     config = _as_trained(net.trained_on)
     shown = open_store(store).scan(scans.training[0])
@@ -296,7 +296,7 @@ def _as_trained(trained_on: TrainedOn) -> SegmentConfig:
     return SegmentConfig(inference=inference_for(trained_on), across_modalities=True)
 
 
-def _tell(
+def _print_dice(
     result: Segmentation, expected: Labels, one_shot: dict[int, float], reference: str, out: Path
 ) -> dict[str, Any]:
     """Write labels and picture; print the Dice of each structure, also where it is low."""

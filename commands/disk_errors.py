@@ -1,4 +1,4 @@
-"""What a disk refuses or cannot do, in one sentence that says what to do."""
+"""Errors of disks in one sentence, with what to do."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _BROKEN = {errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT, 
 
 
 def explain_disk_error(error: OSError, given: Iterable[object]) -> str:
-    """Return what a disk refused and what to do; empty where it may be no fault of the disk.
+    """Return a message on the error of a disk, with what to do; "" if it may have another cause.
 
     Args:
-        error: What the system said.
+        error: The error of the operating system.
         given: Arguments of the command. A path is named only if it lies in one of them or is one: other paths
             may hold a patient's name.
     """
@@ -42,6 +42,6 @@ def explain_disk_error(error: OSError, given: Iterable[object]) -> str:
 
 
 def warn_of_locks(store: StorePath) -> None:
-    """Say so where locks on a store are known to this machine only; an error where there are none."""
+    """Print a warning if locks on a store hold on this machine only; raise an error without locks."""
     if warning := check_locks(store):
         print(f"warning: {warning}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`mass evaluate`: how well a checkpoint finds labelled structures of a store when shown some of them."""
+"""`mass evaluate`: in-context evaluation of a checkpoint on the labelled scans of a store."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from training.inference import inference_for
 from training.network import TrainedOn, load_checkpoint, preparation_warning
 
 PAGE_BYTES = 18_000_000
-"""Packs in the page, before base64."""
+"""Most bytes of the packs in the page, before base64."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is evaluated, and how."""
+class ChosenEvaluation:
+    """Settings of an evaluation, with a description."""
 
     config: EvaluationConfig
     ensemble: bool
     """Whether the prompts' probabilities are averaged."""
     how: str
-    """The same in words."""
+    """References and prompts, in words."""
 
 
 def run_evaluate(arguments: Namespace) -> tuple[int, dict[str, Any]]:
@@ -40,7 +40,7 @@ def run_evaluate(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     store = open_store(arguments.store)
     device = choose_device(arguments.device)
     net = load_checkpoint(arguments.checkpoint, weights=arguments.weights).to(device)
-    question = asked(arguments, store, net.trained_on)
+    chosen = chosen_evaluation(arguments, store, net.trained_on)
     with shown("evaluate") as show:
 
         def begins(done: int, total: int, name: str) -> None:
@@ -50,24 +50,24 @@ def run_evaluate(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         evaluation = evaluate_in_context(
             net,
             store,
-            question.config,
+            chosen.config,
             device=device,
             listener=worst,
-            ensemble=question.ensemble,
+            ensemble=chosen.ensemble,
             distances=True,
             keep_going=True,
         )
     table = Table.of(evaluation, num_resamples=arguments.resamples, seed=arguments.seed)
-    facts = facts_of(arguments, store, question, net.trained_on)
-    _tell(arguments, table, facts)
+    facts = facts_of(arguments, store, chosen, net.trained_on)
+    _print_table(arguments, table, facts)
     document = {
         "checkpoint": str(arguments.checkpoint),
         "store": str(arguments.store),
         "references": arguments.references,
-        "shots": question.config.shots,
-        "num_prompts": question.config.num_prompts,
+        "shots": chosen.config.shots,
+        "num_prompts": chosen.config.num_prompts,
         "seed": arguments.seed,
-        "window_voxels": list(question.config.inference.window_voxels),
+        "window_voxels": list(chosen.config.inference.window_voxels),
         "mirror": arguments.mirror,
         "facts": facts,
         **table.to_json(),
@@ -81,8 +81,8 @@ def run_evaluate(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     return int(bool(evaluation.failed)), document
 
 
-def asked(arguments: Namespace, store: Store, trained_on: TrainedOn) -> Question:
-    """Which scans are shown and asked, from the command's options.
+def chosen_evaluation(arguments: Namespace, store: Store, trained_on: TrainedOn) -> ChosenEvaluation:
+    """Return the references and targets to evaluate, from the command's options.
 
     Raises:
         CommandError: No such data set or label map, or references and targets that are the same scans.
@@ -127,11 +127,11 @@ def asked(arguments: Namespace, store: Store, trained_on: TrainedOn) -> Question
         "random": f"up to {count} {drawn} prompts of {scans}, scored one by one",
         "ensemble": f"up to {count} {drawn} prompts of {scans}, their probabilities averaged",
     }[mode]
-    return Question(config=config, ensemble=mode == "ensemble", how=how)
+    return ChosenEvaluation(config=config, ensemble=mode == "ensemble", how=how)
 
 
 def _first(arguments: Namespace, store: Store) -> tuple[str, ...]:
-    """The first labelled scans by id that are no chosen targets, of each data set and label map."""
+    """Return the first labelled scans by id, without chosen targets, of one data set and label map."""
     found: dict[tuple[str, str], list[str]] = {}
     for scan_id, entry in sorted(store.entries.items()):
         if arguments.dataset and entry.dataset not in arguments.dataset:
@@ -149,21 +149,23 @@ def _first(arguments: Namespace, store: Store) -> tuple[str, ...]:
     return tuple(ids[: arguments.shots])
 
 
-def facts_of(arguments: Namespace, store: Store, question: Question, trained_on: TrainedOn) -> list[str]:
-    """How it was measured, and what is unusual about it."""
-    config = question.config
+def facts_of(
+    arguments: Namespace, store: Store, chosen: ChosenEvaluation, trained_on: TrainedOn
+) -> list[str]:
+    """Return lines on how the evaluation was done, with warnings."""
+    config = chosen.config
     window = " x ".join(map(str, config.inference.window_voxels))
     facts = [
         f"checkpoint {arguments.checkpoint} ({arguments.weights}), store {store.name}",
-        f"{question.how}; seed {config.seed}",
+        f"{chosen.how}; seed {config.seed}",
         f"windows of {window} voxels" + (", averaged over mirrorings" if config.inference.mirror else ""),
     ]
     warning = preparation_warning(trained_on, store)
     return [*facts, f"warning: {warning}"] if warning else facts
 
 
-def _tell(arguments: Namespace, table: Table, facts: list[str]) -> None:
-    """Print the table of structures, and write what was asked for."""
+def _print_table(arguments: Namespace, table: Table, facts: list[str]) -> None:
+    """Print the table of structures, and write the requested files."""
     for fact in facts:
         print(fact)
     print_table("found in context", NARROW_COLUMNS, table.narrow_rows())

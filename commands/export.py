@@ -27,7 +27,7 @@ from pipeline.exchange import (
 from storage import OWN, Scan, StorageError, Store, about_imports, imported_sources, open_store
 
 _PUBLISHED_PROPOSALS = 100
-"""So many are written in the published layout unless told otherwise."""
+"""Number of proposals in the published layout, unless --proposals is given."""
 
 
 def run_export(arguments: Namespace) -> tuple[int, dict[str, Any]]:
@@ -70,7 +70,7 @@ def run_export(arguments: Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def _check(store: Store, ids: Sequence[str], arguments: Namespace) -> None:
-    """Refuse what no scan could be written with."""
+    """Refuse options with which no scan could be written."""
     known = {name for scan_id in ids for name in imported_sources(store.entries[scan_id].digests)}
     for source in arguments.source:
         if source not in {OWN, *known}:
@@ -98,7 +98,7 @@ def _labels_of(scan: Scan, arguments: Namespace) -> tuple[ExportLabel, ...]:
 
 
 def _numbers(store: Store, ids: Sequence[str], arguments: Namespace) -> LabelNumbers:
-    """One numbering of the structures of all scans."""
+    """Return one numbering of the structures of all scans."""
     return number_structures(
         [label.names() for label in _labels_of(store.scan(scan_id), arguments)]
         for scan_id in counted("names of structures", ids)
@@ -106,10 +106,10 @@ def _numbers(store: Store, ids: Sequence[str], arguments: Namespace) -> LabelNum
 
 
 def _scan_of(scan: Scan, arguments: Namespace) -> ExportScan:
-    """A stored scan as it is written.
+    """Return a stored scan as it is exported.
 
     Raises:
-        ScanError: The store does not say how the scan lies.
+        ScanError: The store has no geometry of the scan.
     """
     target = target_of(scan)
     made = ExportScan(
@@ -128,7 +128,7 @@ def _scan_of(scan: Scan, arguments: Namespace) -> ExportScan:
 
 
 def _masks_of(scan: Scan, arguments: Namespace) -> ExportMasks:
-    """The best proposals of the sources that are asked for."""
+    """Return the best proposals of the requested sources."""
     most = arguments.proposals
     if most is None:
         most = _PUBLISHED_PROPOSALS if arguments.format == "published" else 0
@@ -152,7 +152,7 @@ def _masks_of(scan: Scan, arguments: Namespace) -> ExportMasks:
 
 
 def _names_of(scan: Scan, origins: NDArray[np.str_]) -> list[str]:
-    """A name for every proposal: that of the file it was imported from, else its source and rank."""
+    """Return a name for each proposal: that of its imported file, else its source and rank."""
     named = [f"{source} #{row}" for row, source in enumerate(scan.proposals.source_names)]
     for source, about in about_imports(scan.attributes).items():
         given = about["names"]

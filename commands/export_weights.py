@@ -56,7 +56,7 @@ def run_export_weights(arguments: Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def image_format_of(net: Iris) -> ImageFormat:
-    """Return what a network's images are like; what is not recorded is as in the published training."""
+    """Return the preparation of a network's images; by default that of the published training."""
     ingest = ingest_config(net.trained_on.ingest_settings)
     return ImageFormat(
         spacing_mm=ingest.spacing_mm,
@@ -156,4 +156,4 @@ FORMATS: Mapping[str, Callable[[Namespace, Iris, ImageFormat], Written]] = {
     "nnunet": _nnunet,
     "monai": _monai,
 }
-"""What writes each format."""
+"""Function that writes each format."""

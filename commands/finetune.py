@@ -31,7 +31,7 @@ from training.inference import weights_file
 from training.network import load_checkpoint
 
 _LISTED = 6
-"""Most scans that are named in the terminal."""
+"""Most scans that one line of the terminal names."""
 
 
 def run_finetune(arguments: Namespace) -> tuple[int, dict[str, Any]]:
@@ -53,7 +53,7 @@ def run_finetune(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         print(f"warning: {text}")
 
     say_where_to_look(arguments.run_folder)
-    with watched_run(arguments.run_folder, arguments.watch) as page, Shown(page) as show:
+    with watched_run(arguments.run_folder, arguments.watch) as page, FinetuneProgress(page) as show:
         done = finetune(
             arguments.checkpoint,
             arguments.store,
@@ -66,7 +66,7 @@ def run_finetune(arguments: Namespace) -> tuple[int, dict[str, Any]]:
             ),
         )
     if done.is_first:
-        tell(config, done)
+        print_result(config, done)
         if done.weights and not done.report:
             print("no labelled scan is kept out: nothing to report on (--num, --held-out)")
     else:
@@ -77,7 +77,7 @@ def run_finetune(arguments: Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def _recipe_for(arguments: Namespace) -> FinetuneRecipe | None:
-    """The recipe where none is named: that of whole scans for a checkpoint that was trained on them."""
+    """Return the named recipe; without one, "whole" for a checkpoint that was trained on whole scans."""
     if arguments.resume and not arguments.config:
         return None
     whole_scans = load_checkpoint(weights_file(arguments.checkpoint)).trained_on.whole_scans
@@ -110,13 +110,13 @@ def read_finetune_settings(
     *,
     resumed: Path | None = None,
 ) -> FinetuneConfig:
-    """A recipe (the published one where none is given), what a TOML file says differently, then the options.
+    """Return a recipe (by default the published one), changed by a TOML file, then by the options.
 
     Args:
         path: The file, if there is one.
         name: The recipe, if there is one.
         given: Settings of the table [finetune] from the command line.
-        resumed: The folder of a run that goes on: its own settings, where no others are named.
+        resumed: Folder of a run that is resumed; its own settings are used if no others are named.
     """
     if resumed and not (resumed / CONFIG).exists():
         raise CommandError(f"{resumed}: no run here to go on with. Leave out --resume to begin one")
@@ -124,7 +124,7 @@ def read_finetune_settings(
         path = resumed / CONFIG
     tables = read_tables(path, [table.name for table in fields(FinetuneConfig)]) if path else {}
     own = {**tables.get("finetune", {}), **given}
-    # The mode decides about a rate, so it is looked at before the rest.
+    # The mode decides the learning rate, so it is read before the rest.
     mode = own.get("mode", "full")
     base = finetune_recipe(name or "published", mode if mode in ("full", "decoder", "tokens") else "full")
     parts: dict[str, Any] = {
@@ -134,14 +134,14 @@ def read_finetune_settings(
     return replace(base, **parts)
 
 
-class Shown:
-    """The progress of a fine-tuning: scans encoded, then steps, then scans reported on."""
+class FinetuneProgress:
+    """Shows the progress of a fine-tuning: scans encoded, then steps, then scans evaluated."""
 
     def __init__(self, watch: Callable[[State], None] | None = None) -> None:
-        """Take what is told of every state, if anything is (`commands.terminal.shown`)."""
+        """Keep the function that also gets every state, if there is one (`commands.terminal.shown`)."""
         self._watch = watch
 
-    def __enter__(self) -> Shown:
+    def __enter__(self) -> FinetuneProgress:
         self._stack = ExitStack()
         self._title = ""
         self._show: Callable[[State], None] | None = None
@@ -152,11 +152,11 @@ class Shown:
         self._stack.close()
 
     def steps(self, state: State) -> None:
-        """Show how far the training is."""
+        """Show the progress of the training."""
         self._turn_to("finetune")(state)
 
     def scans(self, what: str, done: int, total: int) -> None:
-        """Show how far the work on scans is."""
+        """Show the progress of the work on scans."""
         show = self._turn_to(what)
         show(Progress.of_equals(done, total, time.monotonic() - self._began))
 
@@ -168,8 +168,10 @@ class Shown:
         return self._show
 
 
-def tell(config: FinetuneConfig, done: Finetuning, again: str = "the same command with --resume") -> None:
-    """Print what came of a fine-tuning; what (`again`) would go on where it was stopped."""
+def print_result(
+    config: FinetuneConfig, done: Finetuning, again: str = "the same command with --resume"
+) -> None:
+    """Print the results of a fine-tuning; `again` names the command that resumes it."""
     result, scans = done.result, done.scans
     print(f"label {scans.label}: {', '.join(f'{part.values[0]} {part.name}' for part in scans.structures)}")
     print(f"trained on {len(scans.training)} scans: {_listed(scans.training)}")
@@ -197,7 +199,7 @@ def print_report(report: Evaluation, num_scans: int) -> None:
 
 
 def to_document(folder: Path, config: FinetuneConfig, done: Finetuning) -> dict[str, Any]:
-    """What came of a fine-tuning, for machines."""
+    """Return the results of a fine-tuning, for --json."""
     result, scans = done.result, done.scans
     return {
         "run": str(folder),

@@ -46,12 +46,12 @@ from storage import (
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """What became of the masks of one scan."""
+    """Result of the import for one scan."""
 
     scan_id: str
     num_masks: int
     num_layers: int
-    """Atom layers that they take."""
+    """Number of their atom layers."""
     empty: tuple[str, ...]
     """Names of masks without a voxel on the stored grid."""
     done_before: bool
@@ -69,7 +69,7 @@ def run_import_masks(arguments: Namespace) -> tuple[int, dict[str, Any]]:
             raise CommandError("--remove SOURCE takes masks out of the store: give no FILE and no --source")
         return _remove(store, arguments.remove, arguments.scan)
     if arguments.scan is not None and arguments.scan not in store.entries:
-        raise CommandError(f"{store.path}: no scan {arguments.scan!r}. `mass status` tells what there is")
+        raise CommandError(f"{store.path}: no scan {arguments.scan!r}. `mass status` lists the scans")
     found = find_masks(arguments.files, store.scan_ids, scan_id=arguments.scan)
     source = "imported" if arguments.source is None else arguments.source
     check_source_name(source)
@@ -159,7 +159,7 @@ def _import_one(
 
 
 def imported_masks(source: str, digest: str, packed: PackedMasks, placed: PlacedMasks) -> ImportedMasks:
-    """Packed masks as the store keeps them."""
+    """Return packed masks in the form of the store."""
     about: dict[str, object] = {
         "names": list(packed.names),
         "empty": list(placed.empty),
@@ -178,16 +178,16 @@ def imported_masks(source: str, digest: str, packed: PackedMasks, placed: Placed
 
 
 def about_source(scan: Scan, source: str) -> Mapping[str, Any]:
-    """What the store keeps about the masks of a source: `names` and perhaps `scores`, row by row; `empty`."""
+    """Return the store's facts on a source's masks: `names`, perhaps `scores` (row by row), `empty`."""
     about: Mapping[str, Any] = scan.attributes["imported"][source]
     return about
 
 
 def target_of(scan: Scan) -> Target:
-    """A stored scan, as far as masks are put on it.
+    """Return the grids of a stored scan, on which masks are placed.
 
     Raises:
-        ScanError: The store does not say how the scan lies.
+        ScanError: The store has no geometry of the scan.
     """
     try:
         stored, original = (Grid.from_dict(scan.attributes[name]) for name in ("grid", "source_grid"))
@@ -201,7 +201,7 @@ def target_of(scan: Scan) -> Target:
 
 
 def _remove(store: Store, source: str, scan_id: str | None) -> tuple[int, dict[str, Any]]:
-    """Take a source out of every scan, or out of one."""
+    """Remove a source from every scan, or from one."""
     ids = [
         name
         for name in chosen_ids(store, [scan_id] if scan_id else [], [])
@@ -257,5 +257,5 @@ def _print_imported(
 
 
 def _of_file(error: ScanError, scan_id: str) -> Failure:
-    """The failure of a file of masks; its scan may be unknown."""
+    """Return the failure of a file of masks; its scan may be unknown."""
     return Failure.of(error, scan_id=scan_id, location=str(error.path or ""))

@@ -19,13 +19,13 @@ from pipeline.report import ScanReport, StoreContents, find_unusual, scan_page, 
 from storage import Store, StorePath, open_store
 
 MEGABYTES = 25
-"""Size of a page that is still mailed and opened at once."""
+"""Size of a page that can still be mailed and opens at once."""
 MOST_SLICES = 60
-"""Scans with a slice on the page: 15 kB each."""
+"""Most scans with a slice on the page: 15 kB each."""
 MOST_PACKED = 24
-"""Scans that the page's viewer opens."""
+"""Most scans that the page's viewer opens."""
 UNUSUAL_FIRST = 8
-"""Of these, unusual ones."""
+"""Most unusual scans among these."""
 
 
 def run_inspect(arguments: Namespace) -> tuple[int, dict[str, Any]]:
@@ -56,7 +56,7 @@ def run_inspect(arguments: Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def _inspect_run(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """The page of a run."""
+    """Write the page of a run."""
     out = arguments.out or arguments.store / RUN_PAGE
     text = run_page(read_run(arguments.store))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def _inspect_run(arguments: Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def _inspect_evaluation(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """The page of the JSON of `mass evaluate`, or of results of `mass segment` beside a store's labels."""
+    """Write the page of an evaluation's JSON, or of results of `mass segment` with a store's labels."""
     from commands.pages.evaluation import compare, evaluation_page, read_evaluation, results_page
 
     where: Any = arguments.store
@@ -103,13 +103,13 @@ def inspect_store(
         store_path: The store.
         scan_ids: Scans to show; none for a page on the whole store.
         out: The page.
-        full: How many scans of a store are shown in full, below the table of all.
-        most: How many scans a page on the whole store has at most; they are taken evenly.
-        megabytes: Size of the page up to which scans are carried in it for the viewer.
-        workers: Processes.
+        full: Number of scans of a store that are shown in full, below the table of all.
+        most: Most scans on a page of the whole store; they are taken evenly.
+        megabytes: Size of the page up to which it includes scans for the viewer.
+        workers: Number of processes.
 
     Returns:
-        What was written, and the scans whose bytes are damaged; the page lists them too.
+        The files written, and the damaged scans; the page lists them too.
     """
     store = open_store(store_path)
     ids = list(store.scan_ids)
@@ -134,7 +134,7 @@ def inspect_store(
 def store_contents(
     store: Store, done: Sequence[Surveyed], damaged: Iterable[Failure], *, num_chosen: int
 ) -> StoreContents:
-    """What the page on a store shows, but for the scans in its viewer."""
+    """Return the contents of a store's page, except the scans in its viewer."""
     failures = [known.failure for known in known_scans(store).values() if known.failure]
     seconds = remembered_seconds(store.path)
     rows = [replace(one.row, seconds=seconds.get(one.row.scan_id)) for one in done]
@@ -152,7 +152,7 @@ def store_contents(
 
 
 def store_facts(store: Store, num_chosen: int) -> tuple[tuple[str, str], ...]:
-    """Names and values of what is known about a store."""
+    """Return facts about a store, as names and values."""
     number = len(store.scan_ids)
     shown = (("scans", f"{num_chosen:,} of {number:,}, taken evenly"),) if num_chosen < number else ()
     return (
@@ -163,7 +163,7 @@ def store_facts(store: Store, num_chosen: int) -> tuple[tuple[str, str], ...]:
 
 
 def to_pack(done: Sequence[Surveyed], in_full: set[str]) -> list[str]:
-    """The scans that the viewer shows first: those in full, unusual ones, then evenly over all."""
+    """Return the scans for the viewer, in order: those in full, unusual ones, then evenly over all."""
     rows = [one.row for one in done]
     unusual = [one.scan_id for one in find_unusual(rows)][:UNUSUAL_FIRST]
     evenly = spread([row.scan_id for row in rows], MOST_PACKED)
@@ -172,12 +172,12 @@ def to_pack(done: Sequence[Surveyed], in_full: set[str]) -> list[str]:
 
 
 def spread(names: Sequence[str], most: int) -> list[str]:
-    """At most so many of the names, evenly over all of them."""
+    """Return at most `most` of the names, evenly spread over all of them."""
     return [names[i * len(names) // most] for i in range(most)] if most < len(names) else list(names)
 
 
 def write_pictures(reports: Sequence[ScanReport], folder: Path) -> list[Path]:
-    """Write the montages of some scans: proposals of each size in three planes, and their coverage."""
+    """Write montages of some scans: proposals of each size in three planes, and their coverage."""
     written = []
     for report in reports:
         pictures = {"all-sizes": report.sheet} | {group.name: group.planes for group in report.groups}

@@ -28,7 +28,7 @@ def run_lift(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     warn_of_locks(store.path)
     sweep(store.path)
     if before != FORMAT_VERSION:
-        # First: until its last scan is lifted a store holds both, and an older mass3d must not read it.
+        # Before the first scan: a store with scans of both versions must not be read by an older mass3d.
         store.raise_version()
     store = open_store(arguments.store)
     ids = scans_to_lift(store)

@@ -1,4 +1,4 @@
-"""`mass pair`: which regions of two patients are the same, found by registration, for `mass pretrain`."""
+"""`mass pair`: the same regions in two patients, found by registration, for `mass pretrain`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHOWN_ERRORS = 5
 
 
 def run_pair(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """Mass pair."""
+    """Run `mass pair`; return the exit code and the results for --json."""
     store = open_store(arguments.store)
     partners = PARTNERS if arguments.partners is None else arguments.partners
     most = MOST_PAIRS if arguments.most is None else arguments.most
@@ -32,7 +32,7 @@ def run_pair(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: there is a file of this name. Name a new folder")
     made = _make(arguments.store, folder, pairs, arguments.workers)
-    _tell(folder, made)
+    _print_result(folder, made)
     failed = [one for one in made if one.error]
     return int(bool(failed)), {
         "store": str(arguments.store),
@@ -55,8 +55,8 @@ def _make(store: StorePath, folder: Path, pairs: list[tuple[str, str]], workers:
     return sorted(made, key=lambda one: (one.reference, one.target))
 
 
-def _tell(folder: Path, made: list[PairedScans]) -> None:
-    """Print what came of it, and how to go on."""
+def _print_result(folder: Path, made: list[PairedScans]) -> None:
+    """Print the results, and the next command."""
     used = [one for one in made if one.is_used]
     failed = [one for one in made if one.error]
     agreements = sorted(one.agreement for one in used)

@@ -1,4 +1,4 @@
-"""What `mass prepare` would do, how long, how large, and what would fail; nothing but headers is read.
+"""`mass plan`: prediction of what `mass prepare` would do, its time, bytes and failures, from headers.
 
 Reads:  RAW (names, headers), the store's index and ledger where there is one, bundled scans for the trial.
 Writes: nothing, but for a store of the trial in the temporary folder, which is removed.
@@ -35,7 +35,7 @@ TRIAL_SCANS = ("hippocampus_001", "example_mr_sm")
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """A scan that would be prepared, and what it would take."""
+    """A scan that would be prepared, and its predicted cost."""
 
     job: Job
     cost: Cost
@@ -79,7 +79,7 @@ def run_plan(arguments: Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def _store(path: Path | None) -> Store | None:
-    """The store, if there is one already."""
+    """Return the store, if there is one already."""
     if path is None:
         return None
     try:
@@ -104,7 +104,7 @@ def planned(discovery: Discovery, store: Store | None, settings: Settings, *, re
 
 
 def predict(jobs: Sequence[Job], settings: Settings, curve: Curve) -> tuple[list[Predicted], list[Failure]]:
-    """Return what each job would take, and the failures that headers show."""
+    """Return the predicted cost of each job, and the failures that headers show."""
     predicted, failures = [], []
     for job in counted("read headers", jobs):
         source = job.found.source
@@ -136,7 +136,7 @@ def _trial(settings: Settings) -> tuple[Curve, float]:
 
 
 def _summary(predicted: Sequence[Predicted], share: float, workers: int, slowdown: float) -> dict[str, Any]:
-    """All scans together, for machines."""
+    """Return the sums over all scans, for --json."""
     costs = [one.cost for one in predicted]
     return {
         "num_scans": len(costs),
@@ -171,7 +171,7 @@ def _print_found(discovery: Discovery, plan: Plan) -> None:
 def _print_prediction(
     predicted: Sequence[Predicted], whole: Mapping[str, Any], workers: int, trial: float, *, in_store: bool
 ) -> None:
-    """Print a table by data set, and the sums with how they were found."""
+    """Print a table by data set, and the sums with their method."""
     groups: dict[str, list[Cost]] = {}
     for one in predicted:
         groups.setdefault(one.job.found.source.dataset, []).append(one.cost)
@@ -205,7 +205,7 @@ def _print_prediction(
 
 
 def _print_room(store: Path | None, whole: Mapping[str, Any]) -> None:
-    """Warn where the store will not fit on its disk."""
+    """Print a warning if the store will not fit on its disk."""
     folder = (store or Path()).absolute()
     while not folder.exists():
         folder = folder.parent
@@ -215,7 +215,7 @@ def _print_room(store: Path | None, whole: Mapping[str, Any]) -> None:
 
 
 def size(num_bytes: float) -> str:
-    """Bytes as people say them: "850 kB", "2.4 GB"."""
+    """Return bytes as text: "850 kB", "2.4 GB"."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if num_bytes >= factor:
             return f"{num_bytes / factor:.3g} {unit}"

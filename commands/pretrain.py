@@ -1,4 +1,4 @@
-"""`mass pretrain`: settings from a recipe and a file, a training with its progress shown, what came of it."""
+"""`mass pretrain`: settings from a recipe and a file, a training with progress, its results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from training.pretraining import (
 )
 
 PAIR_FRACTION = 0.5
-"""Of the samples, with --pairs and no other setting: as measured (docs/decisions/0026)."""
+"""Fraction of paired samples with --pairs and no other setting: as measured (docs/decisions/0026)."""
 
 
 def run_pretrain(arguments: Namespace) -> tuple[int, dict[str, Any]]:
@@ -47,12 +47,12 @@ def run_pretrain(arguments: Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def _dry_run(arguments: Namespace) -> tuple[int, dict[str, Any]]:
-    """Tell what the training would take, from a few steps."""
+    """Print time and memory of the training, measured over a few steps."""
     found = rehearse_pretraining(arguments.store, _config_of(arguments), device=arguments.device)
     if not found.is_first:
         arguments.json = None
         return 0, {}
-    tell_dry_run(found)
+    print_dry_run(found)
     return 0, {
         **asdict(found.steps),
         "num_scans": found.num_scans,
@@ -64,7 +64,7 @@ def _dry_run(arguments: Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def _config_of(arguments: Namespace) -> PretrainConfig:
-    """The settings that the options name."""
+    """Return the settings that the options name."""
     resumed = arguments.run_folder if arguments.resume else None
     config = read_settings(arguments.config, arguments.recipe, resumed=resumed)
     if arguments.workers is not None:
@@ -76,8 +76,8 @@ def _config_of(arguments: Namespace) -> PretrainConfig:
     return config
 
 
-def tell_dry_run(found: DryRun) -> None:
-    """Print what a training would take."""
+def print_dry_run(found: DryRun) -> None:
+    """Print the time and memory that a training would take."""
     print_precision(found.precision)
     steps, optimisation = found.steps, found.config.optimisation
     data = [stage.data for stage, _ in found.stages]
@@ -118,11 +118,11 @@ def pretrain_with(
 
     Args:
         store: The store.
-        folder: The run's.
+        folder: Folder of the run.
         name: The recipe; None for the default one, or a resumed run's own settings.
-        file: TOML, with settings that differ.
+        file: A TOML file with settings that differ.
         resume: Go on with the run in `folder`.
-        workers: Processes that read samples, where not the recipe's.
+        workers: Processes that read samples; None for the recipe's.
         device: Where to compute.
         watch: Keep a page of the run up to date.
     """
@@ -133,12 +133,12 @@ def pretrain_with(
 
 
 def read_settings(path: Path | None, name: Recipe | None, *, resumed: Path | None = None) -> PretrainConfig:
-    """A recipe (the default one where none is named), with what a TOML file says differently.
+    """Return a recipe (by default `DEFAULT_RECIPE`), changed by a TOML file.
 
     Args:
         path: The file, if there is one.
         name: The recipe, if one is named.
-        resumed: The folder of a run that goes on: its own settings, where no others are named.
+        resumed: Folder of a run that is resumed; its own settings are used if no others are named.
     """
     if resumed and not path and not name:
         path = resumed / CONFIG
@@ -156,12 +156,12 @@ def read_settings(path: Path | None, name: Recipe | None, *, resumed: Path | Non
 
 
 def pretrain_for_demo(store: Path, folder: Path, *, steps: int, workers: int) -> Pretraining:
-    """Pretrain so briefly that the loss is seen to fall and no more; goes on where an earlier demo stopped.
+    """Pretrain briefly, to show that the loss falls; an earlier demo that was stopped is resumed.
 
     Args:
         store: The store.
-        folder: The run's.
-        steps: Steps in all.
+        folder: Folder of the run.
+        steps: Number of steps.
         workers: Processes that read samples.
     """
     config = recipe("small")
@@ -185,7 +185,7 @@ def pretrain_shown(
     again: str = "the same command with --resume",
     watch: bool = False,
 ) -> Pretraining:
-    """Pretrain with progress on stderr; tell on stdout what came of it, and what (`again`) would go on."""
+    """Pretrain with progress on stderr; print the results, or the command (`again`) to resume."""
     say_where_to_look(folder)
     with watched_run(folder, watch) as page, shown("pretrain", page) as show:
         done = pretrain(
@@ -197,17 +197,17 @@ def pretrain_shown(
             callbacks=Callbacks(progress=show, precision=print_precision),
         )
     if done.is_first:
-        tell(config, done, again)
+        print_result(config, done, again)
     return done
 
 
 def say_where_to_look(folder: Path) -> None:
-    """Print what shows a run while it goes on."""
+    """Print where a run can be watched."""
     print(f"to look: tensorboard --logdir {folder}; mass inspect {folder}", file=sys.stderr)
 
 
-def tell(config: PretrainConfig, done: Pretraining, again: str) -> None:
-    """Print what came of a pretraining."""
+def print_result(config: PretrainConfig, done: Pretraining, again: str) -> None:
+    """Print the results of a pretraining."""
     result = done.result
     columns = ("steps", "scans", "loss, first tenth", "loss, last tenth", "samples/s", "waiting for data")
     row = (
@@ -226,7 +226,7 @@ def tell(config: PretrainConfig, done: Pretraining, again: str) -> None:
 
 
 def to_document(folder: Path, done: Pretraining) -> dict[str, Any]:
-    """What came of a pretraining, for machines."""
+    """Return the results of a pretraining, for --json."""
     result = done.result
     return {
         "run": str(folder),

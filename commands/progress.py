@@ -1,8 +1,9 @@
-"""How far a long work is, how fast it goes, and how long it will take: numbers in, one line of text out.
+"""Progress of a run: fraction done, rate, time left. Numbers in, one line of text out.
 
-Reads: counts, weights and seconds. Writes: text. Time left is told by weight (about voxels), for scans differ
-a thousandfold. It is not told before a little is done, nor while a scan takes much longer than those before
-it: the line says which scan is in hand, and since when. It is wrong where weights say little about time.
+Reads: counts, weights and seconds. Writes: text. The time left is estimated by weight (about voxels), since
+scans differ by a factor of a thousand. It is not shown at the beginning, nor while a scan takes much longer
+than those before: then the line names the scan in progress and its time. The estimate is wrong if the time
+does not depend on the weights.
 """
 
 from __future__ import annotations
@@ -11,42 +12,42 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 Step: TypeAlias = Literal["windows", "references"]
-"""What is done to a target: the network draws it window by window, references are registered to it."""
+"""Steps for a target: windows that the network predicts, or references that are registered."""
 
 Unit: TypeAlias = Literal["scan", "pair"]
-"""What a work consists of; a pair is of two scans."""
+"""What is counted; a pair is of two scans."""
 
 _LEAST_SECONDS = 3.0
-"""Time left is not told before."""
+"""The time left is not shown before."""
 
 _STILL_SECONDS = 60.0
-"""Without the end of a scan for so long, time left may be wrong."""
+"""If no scan has ended for this long, the time left may be wrong."""
 
 _STILL_SCANS = 3.0
-"""It is not told where this was also so many times as long as a scan took on average."""
+"""The time left is not shown if this was also this many times the mean time of a scan."""
 
 _STILL_STEP_SECONDS = 5.0
-"""A window or a reference that takes longer is told with its time."""
+"""The time of a window or reference that takes longer is shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """A state of a work of several scans."""
+    """Progress of work on several scans."""
 
     done: int
     total: int
     failed: int
-    """Of those done."""
+    """Number of failed scans among those done."""
     weight_done: float
     weight_total: float
     seconds: float
     """Since the work began."""
     still_seconds: float = 0.0
-    """Since the last scan ended, or since the work began."""
+    """Seconds since the last scan ended, or since the work began."""
     in_hand: str = ""
-    """The scan that is worked on; of several the one that was begun first."""
+    """The scan in progress; of several the one that was begun first."""
     in_hand_seconds: float = 0.0
-    """Since that was begun."""
+    """Seconds since it was begun."""
     unit: Unit = "scan"
     """What is counted."""
 
@@ -61,7 +62,7 @@ class Progress:
         in_hand: str = "",
         unit: Unit = "scan",
     ) -> Progress:
-        """A state, just after a scan ended or was begun, of a work of scans (or pairs) that count alike."""
+        """Return the progress, just after a scan ended or was begun, of scans (or pairs) of equal weight."""
         return cls(
             done=done,
             total=total,
@@ -74,7 +75,7 @@ class Progress:
         )
 
     def later(self, seconds: float) -> Progress:
-        """The state so many seconds later, if no scan has ended since."""
+        """Return the progress some seconds later, if no scan has ended since."""
         return replace(
             self,
             seconds=self.seconds + seconds,
@@ -84,24 +85,24 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """Share of the work that is done, by weight."""
+        """Fraction of the work that is done, by weight."""
         return self.weight_done / self.weight_total if self.weight_total > 0 else 1.0
 
     @property
     def is_still(self) -> bool:
-        """Whether a scan takes much longer than those before, so that nothing can be said about the rest."""
+        """Whether a scan takes much longer than those before, so that the time left is unknown."""
         usual = (self.seconds - self.still_seconds) / self.done if self.done else 0.0
         return self.still_seconds >= max(_STILL_SECONDS, _STILL_SCANS * usual)
 
     @property
     def seconds_left(self) -> float | None:
-        """Expected time to the end; None where it is too early to tell, or a scan takes unusually long."""
+        """Expected time to the end; None at the beginning, and while a scan takes unusually long."""
         if self.weight_done <= 0 or self.seconds < _LEAST_SECONDS or self.is_still:
             return None
         return self.seconds * (self.weight_total - self.weight_done) / self.weight_done
 
     def line(self) -> str:
-        """The state in one line: "37/261 scans, 2 failed, 12.3 a minute, 9 min left, in hand: ann (5 s)"."""
+        """Return one line: "37/261 scans, 2 failed, 12.3 a minute, 9 min left, in hand: ann (5 s)"."""
         parts = [f"{self.done}/{self.total} {self.unit}s"]
         if self.failed:
             parts.append(f"{self.failed} failed")
@@ -119,42 +120,42 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetProgress:
-    """How far the targets are, as `shown` takes it."""
+    """Progress of the targets, as `shown` takes it."""
 
     target: int
     """Number of the target, from 1."""
     num_targets: int
     name: str
     done: int
-    """Windows of this target that the network has drawn, or references that are registered to it."""
+    """Windows of this target that are predicted, or references that are registered to it."""
     total: int
-    """All of them; 0 while the target is read."""
+    """Number of all windows or references; 0 while the target is read."""
     seconds: float
     """Since the work began."""
     step: Step = "windows"
     """What is counted."""
     steps: tuple[Step, ...] = ("windows",)
-    """What is counted one after the other."""
+    """Steps of a target, in order."""
     step_seconds: float = 0.0
-    """Since this step began."""
+    """Seconds since this step began."""
     failed: int = 0
     """Targets that failed so far."""
     still_seconds: float = 0.0
-    """Since the last window or reference ended, or since the target was begun."""
+    """Seconds since the last window or reference ended, or since the target was begun."""
 
     def later(self, seconds: float) -> TargetProgress:
-        """The state so many seconds later, if nothing has ended since."""
+        """Return the progress some seconds later, if nothing has ended since."""
         return replace(self, seconds=self.seconds + seconds, still_seconds=self.still_seconds + seconds)
 
     @property
     def fraction(self) -> float:
-        """Part of the work that is done; targets count alike, and so do the steps of a target."""
+        """Fraction of the work that is done; targets, and steps of a target, have equal weights."""
         done = self.done / self.total if self.total else 0.0
         part = (self.steps.index(self.step) + done) / len(self.steps)
         return (self.target - 1 + part) / self.num_targets
 
     def line(self) -> str:
-        """The state in one line: "target 2/3 case_7: window 14/96, 40 s left of this target"."""
+        """Return one line: "target 2/3 case_7: window 14/96, 40 s left of this target"."""
         parts = [f"target {self.target}/{self.num_targets} {self.name}: "]
         parts[0] += self._in_hand()
         if self.step_seconds >= _LEAST_SECONDS and 0 < self.done < self.total:
@@ -169,7 +170,7 @@ class TargetProgress:
         return ", ".join(parts)
 
     def _in_hand(self) -> str:
-        """What is worked on."""
+        """Return the window or reference in progress."""
         if not self.total:
             return "reading"
         if self.step == "windows":
@@ -180,13 +181,13 @@ class TargetProgress:
 
 
 def rate(done: int, seconds: float) -> str:
-    """A mean rate as people say it: "12.3 a minute", "40 an hour"."""
+    """Return a mean rate as text: "12.3 a minute", "40 an hour"."""
     a_minute = 60 * done / seconds
     return f"{a_minute:.1f} a minute" if a_minute >= 1 else f"{60 * a_minute:.0f} an hour"
 
 
 def duration(seconds: float) -> str:
-    """A span of time as people say it: "8 s", "3 min 20 s", "2 h 5 min"."""
+    """Return a span of time as text: "8 s", "3 min 20 s", "2 h 5 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

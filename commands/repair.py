@@ -1,10 +1,10 @@
-"""Make again what `mass verify` finds damaged, from the sources it was made from; nothing else is touched.
+"""`mass repair`: make damaged scans again from their sources; nothing else is touched.
 
-    verify ─┬─ the index, the ledger    written again from what is whole
+    verify ─┬─ the index, the ledger    written again from the undamaged rest
             ├─ a file of no scan        removed
-            ├─ a scan's COMMIT.json     written again, where its other files are whole
-            └─ a damaged scan           made again, where its source still has the bytes of then; imported
-                                        masks are kept where their own files are whole
+            ├─ a scan's COMMIT.json     written again, if its other files are undamaged
+            └─ a damaged scan           made again, if its source still has the same bytes; imported masks
+                                        are kept if their own files are undamaged
 
 Reads:  the store; the folders or manifests that it was prepared from (`prepare.remembered`).
 Writes: damaged scans, the index. With the same settings and code a scan has the bytes of before.
@@ -107,20 +107,20 @@ def _restore_commits(
 
 
 def _current(store: Store, problems: Sequence[Problem], restored: Sequence[str]) -> list[Problem]:
-    """The problems that are left: a damaged COMMIT.json may have called a file of its scan no part of it."""
+    """Return the remaining problems: with a damaged COMMIT.json, files of its scan may look like strays."""
     others = [problem for problem in problems if problem.scan_id not in restored]
     return [*others, *(problem for scan_id in restored for problem in verify_scan(store.path, scan_id))]
 
 
 def _damaged(problems: Sequence[Problem]) -> list[str]:
-    """The scans that have to be made again, sorted."""
+    """Return the scans that have to be made again, sorted."""
     return sorted({p.scan_id for p in problems if p.scan_id is not None and p.cure == "make again"})
 
 
 def _lost_imports(
     store: Store, made: Sequence[str], before: Mapping[str, IndexEntry]
 ) -> dict[str, list[str]]:
-    """The imported sources that scans have lost by being made again, told and by scan."""
+    """Print and return the imported sources that scans have lost by being made again, by scan."""
     after = read_index(store.path).entries
     lost = {}
     for scan_id in made:
@@ -133,7 +133,7 @@ def _lost_imports(
 
 
 def _searches(arguments: Namespace) -> Sequence[Search]:
-    """What is searched for sources: as the user says, else as `mass prepare` did on this machine.
+    """Return where sources are searched: as the user says, else as `mass prepare` did on this machine.
 
     Raises:
         CommandError: Neither is known.
@@ -142,7 +142,7 @@ def _searches(arguments: Namespace) -> Sequence[Search]:
     searches = named or remembered_searches(arguments.store)
     if not searches:
         raise CommandError(
-            f"{arguments.store}: has damaged scans, and nothing on this machine tells what it was prepared "
+            f"{arguments.store}: has damaged scans, and nothing on this machine says what it was prepared "
             "from. Name the folder or manifest: mass repair STORE --raw RAW (may be repeated)"
         )
     return searches
@@ -168,7 +168,7 @@ def plan_repair(
         store: The store.
         damaged: Ids of the scans.
         entries: Index lines from before the repair.
-        searches: Where their sources are looked for, in this order.
+        searches: Where their sources are searched, in this order.
     """
     ledger = read_ledger(store.path)
     then = {scan_id: line.source_digest for scan_id, line in ledger.items() if line.source_digest}
@@ -197,7 +197,7 @@ def plan_repair(
 
 
 def _sources(search: Search, store: Store, wanted: set[str]) -> list[Source]:
-    """The sources of some scans in a folder or manifest; none where it is gone."""
+    """Return the sources of some scans in a folder or manifest; none if it is gone."""
     raw = Path(search.raw)
     if not wanted or not raw.exists():
         return []
@@ -208,10 +208,10 @@ def _sources(search: Search, store: Store, wanted: set[str]) -> list[Source]:
 
 
 def _job_or_failure(source: Source, then: str) -> Job | Failure:
-    """A job that makes a scan again, or the failure of one whose source is another now.
+    """Return a job that makes a scan again, or the failure of a scan whose source has changed.
 
     Args:
-        source: As it is now.
+        source: The source, with its present files.
         then: Digest of the source that the scan was made from.
     """
     try:
@@ -249,7 +249,7 @@ def _make_again(store: Store, jobs: Sequence[Job], raw: Path, arguments: Namespa
 
 
 def _problems_left(store: Store, problems: Sequence[Problem]) -> list[Problem]:
-    """The problems that are still there: of the scans that had one, and of the store."""
+    """Return the problems that are still there: of the scans that had one, and of the store."""
     left = [problem for problem in problems if problem.scan_id is None and problem.cure == "by hand"]
     for scan_id in sorted({problem.scan_id for problem in problems if problem.scan_id is not None}):
         left += verify_scan(store.path, scan_id)

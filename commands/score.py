@@ -1,4 +1,4 @@
-"""The proposals of a store against its labels."""
+"""`mass score`: overlap of a store's proposals with its labels."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def run_score(arguments: Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def chosen_ids(store: Store, scans: Sequence[str], datasets: Sequence[str]) -> list[str]:
-    """The scans whose id, and whose data set, fits one of the patterns; all where there are none.
+    """Return the scans whose id and data set match the patterns; all without patterns.
 
     Raises:
-        CommandError: No scan does.
+        CommandError: No scan matches.
     """
     ids = [
         scan_id
@@ -48,7 +48,7 @@ def chosen_ids(store: Store, scans: Sequence[str], datasets: Sequence[str]) -> l
     ]
     if not ids:
         asked = ", ".join([*scans, *datasets]) or "anything"
-        raise CommandError(f"{store.path}: no scan fits {asked}. `mass status` tells what there is")
+        raise CommandError(f"{store.path}: no scan fits {asked}. `mass status` lists the scans")
     return ids
 
 
@@ -59,7 +59,7 @@ def _fits(name: str, patterns: Sequence[str]) -> bool:
 def score_scans(
     store_path: StorePath, ids: Sequence[str], *, slic: bool, workers: int
 ) -> tuple[list[ScanScore], list[Failure]]:
-    """The scores of scans of a store, and those whose bytes are damaged."""
+    """Return the scores of scans of a store, and the failures of damaged ones."""
     scores: list[ScanScore] = []
     failed: list[Failure] = []
     context = multiprocessing.get_context("spawn")
@@ -74,5 +74,5 @@ def score_scans(
 
 
 def score_one(store_path: StorePath, scan_id: str, slic: bool) -> ScanScore:
-    """The score of one scan."""
+    """Return the score of one scan."""
     return score_scan(open_store(store_path).scan(scan_id).record(), slic=slic)

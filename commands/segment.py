@@ -1,8 +1,8 @@
 """`mass segment`: references with masks, raw targets, and for each target a result on its own grid.
 
-*Writes* DIR/NAME_seg.SUFFIX (labels), DIR/NAME_seg.png (a picture) and, where asked for,
+*Writes* DIR/NAME_seg.SUFFIX (labels), DIR/NAME_seg.png (a picture) and, on request,
 DIR/NAME_prob_VALUE.SUFFIX for each structure. A target's files are made in a hidden folder and renamed once
-all of them are complete; where it fails or is interrupted, nothing of it is written.
+all of them are complete; if it fails or is interrupted, nothing of it is written.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ from training.inference import (
 from training.network import PUBLISHED_SPACING_MM, TrainedOn, load_checkpoint
 
 NO_NETWORK = "none"
-"""In place of a checkpoint: references are carried over without a network."""
+"""Given in place of a checkpoint: references are carried over without a network."""
 _CHOOSE_FRAME = "Choose one with --frame N, counted from 0"
 _STEPS: dict[str, tuple[Step, ...]] = {
     "network": ("windows",),
     "registration": ("references",),
     "both": ("windows", "references"),
 }
-"""What is counted for a target, one after the other."""
-_TOLD_STRUCTURES = 6
-"""Most structures that the table names for a target, the largest first."""
+"""Steps that are counted for a target, in order, by method."""
+_LISTED_STRUCTURES = 6
+"""Most structures that the table lists for a target, the largest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What became of one target."""
+    """Result of one target."""
 
     scan_id: str
     location: str
@@ -67,18 +67,18 @@ class Written:
     picture: Path
     probabilities: tuple[Path, ...]
     volumes_ml: dict[str, float]
-    """Of each structure that was looked for, by name and label value."""
+    """Volume of each requested structure, by name and label value."""
     modality: str
     modality_origin: str
     seconds: float
     agreement: float | None
-    """Where masks were carried over by registration."""
+    """Agreement of the images, if masks were carried over by registration."""
     confidences: dict[str, float]
-    """The same, of each structure: an estimate of its Dice, 0..1."""
+    """Estimated Dice of each structure, 0..1, if masks were carried over."""
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the result as plain values."""
         return {
             **asdict(self),
             "labels": str(self.labels),
@@ -91,14 +91,14 @@ def run_segment(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     """Run `mass segment`; return the exit code and the results for --json."""
     make = _segmenter_of_tokens if arguments.finetuned else _segmenter_of_references
     segmenter, ingest, trained_on = make(arguments)
-    for name, note in _told_once(arguments, trained_on, segmenter):
+    for name, note in _first_notes(arguments, trained_on, segmenter):
         print(f"{name}: {note}")
     with ended_by_sigterm():
         return segment_targets(segmenter, arguments, ingest)
 
 
 def _segmenter_of_references(arguments: Namespace) -> tuple[Segmenter, IngestConfig, TrainedOn]:
-    """A segmenter that asks for what references show."""
+    """Return a segmenter of the structures that references show."""
     pairs = _pairs(arguments.reference_image, arguments.reference_mask)
     device = choose_device(arguments.device)
     net, trained_on = None, TrainedOn()
@@ -126,7 +126,7 @@ def _is_none(checkpoint: Path) -> bool:
 
 
 def _segmenter_of_tokens(arguments: Namespace) -> tuple[Segmenter, IngestConfig, TrainedOn]:
-    """A segmenter that asks for what a network was fine-tuned on."""
+    """Return a segmenter of the structures that a network was fine-tuned on."""
     if arguments.reference_image or arguments.reference_mask:
         raise CommandError("--finetuned: such a network needs no references. Leave them or --finetuned out")
     if arguments.by not in (None, "network"):
@@ -144,7 +144,7 @@ def _segmenter_of_tokens(arguments: Namespace) -> tuple[Segmenter, IngestConfig,
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Have SIGTERM end the process as an exception does, so that nothing half-made is left behind."""
+    """Make SIGTERM raise an exception inside the block, so that no incomplete file is left."""
 
     def end(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)
@@ -160,7 +160,7 @@ def ended_by_sigterm() -> Iterator[None]:
 
 
 def settings(arguments: Namespace, trained_on: TrainedOn) -> tuple[SegmentConfig, IngestConfig]:
-    """How targets are prepared and segmented: as the network was trained, unless an option says otherwise."""
+    """Return the settings of segmentation and ingest: those of the training, changed by the options."""
     changes: dict[str, Any] = {"mirror": arguments.mirror, "overlap_fraction": arguments.overlap}
     if arguments.finetuned:
         changes["threshold"] = InferenceConfig.threshold
@@ -195,14 +195,14 @@ def _pairs(images: Sequence[Path], masks: Sequence[Path]) -> list[tuple[Path, Pa
     return list(zip(images, masks, strict=True))
 
 
-def _told_once(
+def _first_notes(
     arguments: Namespace, trained_on: TrainedOn, segmenter: Segmenter
 ) -> Iterator[tuple[str, str]]:
-    """What is to be known before the first target."""
+    """Yield notes to print before the first target, each with its kind."""
     if trained_on.spacing_mm is None and arguments.spacing is None and not _is_none(arguments.checkpoint):
         yield (
             "note",
-            "the checkpoint does not tell the voxel size of its training; the published "
+            "the checkpoint does not say the voxel size of its training; the published "
             f"{PUBLISHED_SPACING_MM:g} mm are taken (--spacing MM sets another)",
         )
     names = [f"{s.name} ({s.values[0]})" for s in segmenter.structures]
@@ -219,12 +219,12 @@ def _told_once(
 def segment_targets(
     segmenter: Segmenter, arguments: Namespace, ingest: IngestConfig
 ) -> tuple[int, dict[str, Any]]:
-    """Segment every target, whatever becomes of the others; returns the exit code and what came of it.
+    """Segment every target; failures do not stop the others. Return the exit code and the results.
 
     Args:
-        segmenter: Ready.
+        segmenter: The segmenter.
         arguments: `targets`, `out`, `probabilities`, `modality`.
-        ingest: How targets are prepared.
+        ingest: Settings of the targets' preparation.
     """
     sources, failed = collect_targets(arguments.targets, ingest)
     written: list[Written] = []
@@ -251,7 +251,7 @@ def segment_targets(
         print("interrupted: the targets in the table are complete, of the others nothing was written")
         code = 130
     failed = [_with_own_remedy(failure) for failure in failed]
-    _tell(written)
+    _print_targets(written)
     print_failures(failed)
     document = {
         "targets": [one.to_json() for one in written],
@@ -267,7 +267,7 @@ def segment_targets(
 
 
 def collect_targets(targets: Sequence[Path], config: IngestConfig) -> tuple[list[Source], list[Failure]]:
-    """The scans at some places, each with an id of its own, and what is wrong with the rest."""
+    """Return the scans at some paths, each with an id of its own, and failures of the rest."""
     found: dict[str, Source] = {}
     failed: list[Failure] = []
     for target in dict.fromkeys(targets):
@@ -290,11 +290,11 @@ def _segment_one(
     at: TargetProgress,
     show: Callable[[TargetProgress], None],
 ) -> Written:
-    """Read, segment, write one target."""
+    """Read, segment and write one target; return its result."""
     began = time.monotonic()
     show(at)
     scan = load_source(source, ingest, modality=arguments.modality)
-    tell = _teller(at, _STEPS[segmenter.config.by], began, show)
+    show_step = _step_callback(at, _STEPS[segmenter.config.by], began, show)
 
     with staged(arguments.out, source.scan_id) as folder:
 
@@ -304,7 +304,7 @@ def _segment_one(
         result = segmenter.segment(
             scan,
             on_probability=keep if arguments.probabilities else None,
-            progress=tell,
+            progress=show_step,
         )
         labels = folder / f"{source.scan_id}_seg{scan.suffix}"
         result.save(labels)
@@ -330,13 +330,13 @@ def _segment_one(
     )
 
 
-def _teller(
+def _step_callback(
     at: TargetProgress, steps: tuple[Step, ...], began: float, show: Callable[[TargetProgress], None]
 ) -> Callable[[Step, int, int], None]:
-    """What is called with each step of a target, from when it is read; `began` is when reading it began."""
+    """Return a function that shows each step of a target; `began` is when reading it began."""
     step_began: dict[Step, float] = {steps[0]: time.monotonic()}
 
-    def tell(step: Step, done: int, total: int) -> None:
+    def show_step(step: Step, done: int, total: int) -> None:
         now = time.monotonic()
         show(
             replace(
@@ -350,7 +350,7 @@ def _teller(
             )
         )
 
-    return tell
+    return show_step
 
 
 def _volumes(result: Segmentation) -> dict[str, float]:
@@ -363,7 +363,7 @@ def _named(found: Found) -> str:
 
 @contextmanager
 def staged(out: Path, name: str) -> Iterator[Path]:
-    """A hidden folder whose files are moved to `out` at the end of the block, if that is reached."""
+    """Yield a hidden folder; its files are moved to `out` at the end of the block, unless it fails."""
     folder = out / f".{name}.{os.getpid()}.part"
     folder.mkdir(parents=True)
     try:
@@ -379,7 +379,7 @@ def staged(out: Path, name: str) -> Iterator[Path]:
 
 
 def _failure(source: Source, error: BaseException) -> Failure:
-    """What is told of a target that failed."""
+    """Return the failure of a target."""
     if isinstance(error, ScanError):
         return Failure.of(error, scan_id=source.scan_id, location=source.location)
     reason, remedy = str(error), ""
@@ -405,26 +405,26 @@ def _failure(source: Source, error: BaseException) -> Failure:
 
 
 def _with_own_remedy(failure: Failure) -> Failure:
-    """The failure with a remedy that this command has: there is no manifest here to choose a frame in."""
+    """Return the failure with a remedy for this command: there is no manifest here to choose a frame in."""
     return replace(failure, remedy=_CHOOSE_FRAME) if failure.kind == NoSuchFrame.__name__ else failure
 
 
-def _told(one: Written, name: str) -> str:
-    """A structure with its volume and, where it is known, how far it is to be believed."""
+def _structure_text(one: Written, name: str) -> str:
+    """Return a structure's name with its volume and, if known, its confidence."""
     text = f"{name} {one.volumes_ml[name]:.3g}"
     return f"{text} [{one.confidences[name]:.2f}]" if name in one.confidences else text
 
 
-def _tell(written: Sequence[Written]) -> None:
+def _print_targets(written: Sequence[Written]) -> None:
     if not written:
         return
     rows = []
     for one in written:
         largest = sorted(one.volumes_ml.items(), key=lambda item: -item[1])
-        told = ", ".join(_told(one, name) for name, _ in largest[:_TOLD_STRUCTURES])
-        more = f" and {len(largest) - _TOLD_STRUCTURES} more" if len(largest) > _TOLD_STRUCTURES else ""
+        listed = ", ".join(_structure_text(one, name) for name, _ in largest[:_LISTED_STRUCTURES])
+        more = f" and {len(largest) - _LISTED_STRUCTURES} more" if len(largest) > _LISTED_STRUCTURES else ""
         modality = one.modality + (", guessed" if one.modality_origin.startswith("guess") else "")
-        rows.append((one.scan_id, modality, told + more, f"{one.seconds:.1f}", str(one.labels)))
+        rows.append((one.scan_id, modality, listed + more, f"{one.seconds:.1f}", str(one.labels)))
     print_table(
         f"segmented ({len(written)})",
         ("target", "modality", "ml of structures [confidence]", "seconds", "file"),

@@ -1,10 +1,9 @@
 """`mass inspect STORE --serve`: the page of a store of any size, on this machine only.
 
-The page has every scan in its table; the viewer asks for one scan at one level at a time. What is served is
-the page, how far it is, and packs of scans, and nothing by file name. Only loopback is listened to, only
-GET is answered, and only under a random word that is part of the address printed. The header `Host` must
-name loopback, so that a page of another site that has its own name point here (DNS rebinding) learns
-nothing.
+The page has every scan in its table; the viewer asks for one scan at one level at a time. The server has the
+page, its progress and packs of scans, and nothing by file name. It listens on loopback only and answers GET
+only, under a random word in the printed address. The header `Host` must name loopback, so that a page of
+another site whose name resolves to this machine (DNS rebinding) gets nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from pipeline.report import ScanRow, StoreContents, index_row, store_page, table
 from storage import CorruptStore, InvalidSelection, Store, StorePath, open_store, scan_bytes
 
 MOST_VOXELS_AT_FIRST = 8_000_000
-"""A scan is shown at the finest level with at most so many voxels, until the reader asks for a finer one."""
+"""A scan is first shown at the finest level with at most this many voxels."""
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -36,11 +35,11 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-"""Headers of every answer: nothing is kept, framed, or told to other sites."""
+"""Headers of every answer: not cached, not shown in frames, not readable by other sites."""
 
 
 class Survey:
-    """Rows of all scans: what the index knows at once, what their tables tell when they are read."""
+    """Rows of all scans: from the index at once, from their tables when they are read."""
 
     def __init__(self, store: Store, failures: Sequence[tuple[str, str, str]]) -> None:
         self.store = store
@@ -71,7 +70,7 @@ class Survey:
             self.num_read += 1
 
     def page(self) -> bytes:
-        """The page on what is known now; made anew only when all is read."""
+        """Return the page with the rows read so far; it is made again when all are read."""
         version = int(self.done)
         if self._page is None or self._page[0] != version:
             notice = "" if self.done else "Scans are being read; sizes, sources and unusual scans follow."
@@ -107,11 +106,11 @@ class StoreServer(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """The address to open."""
+        """The address of the page."""
         return f"http://127.0.0.1:{self.server_port}/{self.word}/"
 
     def pack(self, scan_id: str, level: str) -> bytes:
-        """The pack of a scan at a level; the level that is shown first where none is named.
+        """Return the pack of a scan at a level; without a level, at the one that is shown first.
 
         Raises:
             KeyError: There is no such scan.
@@ -183,7 +182,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer("text/plain; charset=utf-8", f"{reason}\n".encode(), status)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: requests name scans, and the terminal is for the reader."""
+        """Print nothing: requests contain names of scans."""
 
 
 def serve_store(store_path: StorePath, *, port: int) -> None:

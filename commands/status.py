@@ -1,4 +1,4 @@
-"""What a store has, what failed, and what is stale."""
+"""`mass status`: the scans of a store, failures, and scans that are out of date."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def run_status(arguments: Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def cases_line(entries: Collection[IndexEntry]) -> str:
-    """How many cases (patients) there are, and how many of them have several scans, in one line."""
+    """Return the number of cases (patients), and of those with several scans, in one line."""
     sizes = Counter(entry.case_key for entry in entries).values()
     several = sum(size > 1 for size in sizes)
     unnamed = sum(not entry.case for entry in entries)
@@ -78,7 +78,7 @@ def cases_line(entries: Collection[IndexEntry]) -> str:
 
 
 def staleness(digests: Mapping[str, str], wanted: Wanted, *, failed: bool) -> str:
-    """Why a committed scan is not what `mass prepare` would make now; empty where it is."""
+    """Return why a committed scan is out of date; "" if it is up to date."""
     if failed:
         return "the source changed, and its new version failed"
     if digests.get("ingest") != wanted.ingest:

@@ -1,4 +1,4 @@
-"""What a page on a store shows of each scan: row, score, pictures, and its pack for the viewer."""
+"""Contents of a store's page for each scan: row, score, pictures, and its pack for the viewer."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ VERIFY = "Run `mass verify`"
 
 @dataclass(frozen=True, kw_only=True)
 class Surveyed:
-    """What a page shows of a scan."""
+    """Contents of a page for one scan."""
 
     row: ScanRow
     score: ScanScore
     thumbnail: Picture
     report: ScanReport | None
-    """The scan in full, where it was asked for."""
+    """The scan in full, if requested."""
 
 
 def survey(
     store_path: StorePath, ids: Sequence[str], in_full: set[str], *, workers: int
 ) -> tuple[list[Surveyed], list[Failure]]:
-    """What the page shows of each scan, in order, and the scans whose bytes are damaged."""
+    """Return the contents of the page for each scan, in order, and failures of damaged scans."""
     done, failed = [], []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) if workers > 1 else nullcontext() as pool:
@@ -67,7 +67,7 @@ def survey(
 
 
 def survey_one(store_path: StorePath, scan_id: str, in_full: bool) -> Surveyed:
-    """What the page shows of one scan."""
+    """Return the contents of the page for one scan."""
     scan = open_store(store_path).scan(scan_id)
     record = scan.record()
     score = score_scan(record)
@@ -78,12 +78,12 @@ def survey_one(store_path: StorePath, scan_id: str, in_full: bool) -> Surveyed:
 
 
 def pack_of(scan: Scan, level: int, *, small: bool) -> bytes:
-    """A scan's pack for the viewer at a level.
+    """Return a scan's pack for the viewer at a level.
 
     Args:
         scan: The scan.
         level: Index of the level.
-        small: Whether the image has 256 grey levels, as in a page that is sent around.
+        small: Whether the image has 256 grey levels, for a smaller page.
     """
     leveled, whole = at_level(scan, level), scan.record()
     score = score_scan(whole) if scan.label_names else None
@@ -99,19 +99,19 @@ def pack_of(scan: Scan, level: int, *, small: bool) -> bytes:
 
 
 def level_within(scan: Scan, most_voxels: int) -> int:
-    """The finest level with at most so many voxels; the coarsest if all have more."""
+    """Return the finest level with at most `most_voxels` voxels; the coarsest if all have more."""
     fitting = [k for k, level in enumerate(scan.levels) if np.prod(level.shape_zyx) <= most_voxels]
     return fitting[0] if fitting else scan.num_levels - 1
 
 
 MOST_VOXELS_IN_PAGE = 2_000_000
-"""A scan inside a page: about 3 MB; larger ones are shown at a coarser level."""
+"""Most voxels of a scan inside a page (about 3 MB); larger ones are shown at a coarser level."""
 
 
 def packs_within(store: Store, ids: Sequence[str], most_bytes: int) -> Iterator[tuple[str, bytes]]:
-    """Packs of the first of the scans that fit into so many bytes together.
+    """Yield the packs of the first scans that fit into `most_bytes` together.
 
-    A scan that does not fit is tried at coarser levels; the first that fits at none is the end.
+    A scan that does not fit is tried at coarser levels; the first that fits at none ends the list.
     """
     left = most_bytes
     for scan_id in ids:

@@ -1,4 +1,4 @@
-"""What the terminal shows: progress while a command works, tables when it is done.
+"""Output in the terminal: progress while a command works, tables when it is done.
 
 Progress goes to stderr, results to stdout. Nothing here decides anything.
 """
@@ -19,13 +19,13 @@ from pipeline.errors import Failure
 Thing = TypeVar("Thing")
 
 _TICK_SECONDS = 1.0
-"""Between two drawings of a state that stays the newest."""
+"""Seconds between two drawings of the same state."""
 
 _DRAW_SECONDS = 0.1
-"""Least time between two drawings of new states."""
+"""Least seconds between two drawings of new states."""
 
 _LINE_WIDTH = 90
-"""Columns that the line beside a bar has where the terminal is wide enough."""
+"""Columns of the line beside a bar, if the terminal is wide enough."""
 
 
 class CommandError(Exception):
@@ -33,25 +33,25 @@ class CommandError(Exception):
 
 
 class State(Protocol):
-    """How far a long work is, as `shown` takes it."""
+    """Progress of a run, as `shown` takes it."""
 
     @property
     def seconds(self) -> float:
-        """Since the work began."""
+        """Seconds since the work began."""
 
     @property
     def fraction(self) -> float:
-        """Part of the work that is done."""
+        """Fraction of the work that is done."""
 
     def line(self) -> str:
-        """The state in one line."""
+        """Return the progress in one line."""
 
     def later(self, seconds: float) -> State:
-        """The state so many seconds later, if nothing was done since."""
+        """Return the progress some seconds later, if nothing was done since."""
 
 
 class Precision(Protocol):
-    """What a training computes in, as `print_precision` takes it."""
+    """Precision of a training, as `print_precision` takes it."""
 
     @property
     def line(self) -> str:
@@ -59,17 +59,17 @@ class Precision(Protocol):
 
     @property
     def warning(self) -> str:
-        """What the choice costs; empty where it costs nothing."""
+        """Warning on the cost of the choice; empty if there is none."""
 
 
 @contextmanager
 def shown(title: str, watch: Callable[[State], None] | None = None) -> Iterator[Callable[[State], None]]:
-    """A live bar where there is a terminal; else a line every five seconds, later every thirty.
+    """Show progress: a live bar in a terminal; else a line every five seconds, later every thirty.
 
-    Both go on while nothing is reported: the time without news is part of the line.
+    Both continue without new states: the time since the last one is part of the line.
 
     Args:
-        title: What is done.
+        title: Name of the work.
         watch: Called with every state too, about once a second, from another thread.
 
     Yields:
@@ -82,7 +82,7 @@ def shown(title: str, watch: Callable[[State], None] | None = None) -> Iterator[
 
 
 class _Ticker:
-    """Draws the newest state about once a second, from a thread of its own, and when it is new."""
+    """Draws the newest state when it comes, and about once a second, from its own thread."""
 
     def __init__(self) -> None:
         self.draw: Callable[[State], None] = lambda state: None
@@ -127,7 +127,7 @@ class _Ticker:
 
 @contextmanager
 def _lines(title: str) -> Iterator[Callable[[State], None]]:
-    """Write a line now and then."""
+    """Print a line every few seconds."""
     last = 0.0
 
     def say(state: State) -> None:
@@ -141,7 +141,7 @@ def _lines(title: str) -> Iterator[Callable[[State], None]]:
 
 @contextmanager
 def _live_bar(title: str) -> Iterator[Callable[[State], None]]:
-    """Draw a bar and the line beside it; on a narrow terminal the bar gives way, then the line is wrapped."""
+    """Draw a bar with the line; in a narrow terminal without the bar, or with the line wrapped."""
     import rich.console
     import rich.progress
     import rich.table
@@ -163,24 +163,24 @@ def _live_bar(title: str) -> Iterator[Callable[[State], None]]:
 
 
 def print_precision(chosen: Precision) -> None:
-    """Print what a training computes in and why, with what that costs where it costs much."""
+    """Print the precision of a training and its reason, and a warning if it is slow."""
     print(chosen.line, flush=True)
     if chosen.warning:
         print(f"warning: {chosen.warning}", flush=True)
 
 
 def counted(title: str, things: Sequence[Thing], *, failed: Sized = ()) -> Iterator[Thing]:
-    """The things one by one, with progress shown.
+    """Yield things one by one, with progress.
 
     Args:
-        title: What is done.
-        things: Names of scans, or others.
+        title: Name of the work.
+        things: Things to count, such as names of scans.
         failed: Grows by one with each thing that fails.
     """
     began = time.monotonic()
     with shown(title) as show:
 
-        def tell(done: int) -> None:
+        def report(done: int) -> None:
             name = things[done] if done < len(things) else ""
             show(
                 Progress.of_equals(
@@ -193,18 +193,18 @@ def counted(title: str, things: Sequence[Thing], *, failed: Sized = ()) -> Itera
             )
 
         for number, thing in enumerate(things):
-            tell(number)
+            report(number)
             yield thing
-        tell(len(things))
+        report(len(things))
 
 
 def printable(text: object) -> str:
-    """Return a text without the characters that steer a terminal: names in files may hold any."""
+    """Return a text without control characters, which names in files may contain."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table to stdout, as wide as the terminal (120 where there is none); numbers to the right."""
+    """Print a table to stdout, as wide as the terminal (120 without one); numbers are right-aligned."""
     import rich.box
     import rich.console
     import rich.table
@@ -222,7 +222,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 
 def print_failures(failures: Sequence[Failure]) -> None:
-    """Print what failed and why."""
+    """Print failures with their reasons."""
     if failures:
         rows = [(f.scan_id, f.location, f.reason, f.remedy) for f in failures]
         print_table(f"failed ({len(failures)})", ("scan", "file", "reason", "remedy"), rows)

@@ -1,4 +1,4 @@
-"""Every committed byte of a store against its checksum."""
+"""`mass verify`: check of every committed byte of a store against its checksum."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run_verify(arguments: Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def verified(store: StorePath) -> tuple[int, list[Problem]]:
-    """Check a whole store, with progress shown; the number of scans, and the problems."""
+    """Check a whole store, with progress; return the number of scans and the problems."""
     began, total = time.monotonic(), len(read_index(store).entries)
     seen: list[str] = []
     problems: list[Problem] = []

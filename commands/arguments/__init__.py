@@ -1,4 +1,4 @@
-"""Every `mass` command: its options, and the function that carries it out, which is named and not imported.
+"""Every `mass` command: its options, and the function that runs it, which is named and not imported.
 
 A command is an entry of `COMMANDS`, a function here that adds its options, and a module in `commands/`.
 """
@@ -98,7 +98,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] 
     ),
     "segment": (
         "commands.segment:run_segment",
-        "find in raw scans what a reference and its mask show",
+        "segment raw scans: the structures that a reference and its mask show",
         add_segment,
     ),
     "evaluate": (
@@ -123,11 +123,11 @@ COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] 
     ),
     "demo": (
         "commands.demo:run_demo",
-        "go the whole way on bundled scans, to the labels of one kept out",
+        "run all stages on bundled scans, and segment one that was kept out",
         add_demo,
     ),
 }
-"""By name: `module:function` that runs it, help, what adds its options."""
+"""By name: `module:function` that runs it, its help, the function that adds its options."""
 
 
 def parser() -> argparse.ArgumentParser:

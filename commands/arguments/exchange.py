@@ -58,7 +58,7 @@ def add_export(add: argparse.ArgumentParser) -> None:
             action="append",
             default=[],
             metavar="PATTERN",
-            help=f"only scans whose {of} fit it, as 'spine*' (may be repeated)",
+            help=f"only scans whose {of} match it, as 'spine*' (may be repeated)",
         )
     add.add_argument(
         "--proposals", type=at_least(0), metavar="N", help="the best N proposals (0; published: 100)"
@@ -80,7 +80,7 @@ def add_export(add: argparse.ArgumentParser) -> None:
 
 
 def _instead_of(other: argparse.Action) -> type[argparse.Action]:
-    """Return an action that stores its value, and after which another argument is not needed."""
+    """Return an action that stores its value and makes another argument optional."""
 
     class Store(argparse.Action):
         def __call__(

@@ -13,7 +13,7 @@ CACHE_GB = 50
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """A type of whole numbers for argparse."""
+    """Return a type for argparse: whole numbers of at least `least`."""
 
     def count(text: str) -> int:
         number = int(text)
@@ -27,7 +27,7 @@ def at_least(least: int) -> Callable[[str], int]:
 def add_count(
     add: argparse.ArgumentParser, name: str, default: int, metavar: str, help: str, *, least: int = 1
 ) -> None:
-    """An option that takes a whole number of at least `least`."""
+    """Give a command an option that takes a whole number of at least `least`."""
     add.add_argument(name, type=at_least(least), default=default, metavar=metavar, help=help)
 
 
@@ -37,7 +37,7 @@ def add_workers(group: argparse._ActionsContainer, help: str, *, default: int | 
 
 
 def store_path(text: str) -> StorePath:
-    """A type for argparse: the path or URL of a store."""
+    """Return the path or URL of a store; a type for argparse."""
     try:
         return parse_store_path(text)
     except InvalidLocation as error:
@@ -64,7 +64,7 @@ def add_cache(add: argparse.ArgumentParser) -> None:
 
 
 def renamed(other: str, name: str) -> Callable[[str], str]:
-    """Return a type for argparse that takes one word for another: the GPU is `gpu` or `cuda` everywhere."""
+    """Return a type for argparse that replaces one word by another: `gpu` and `cuda` are both accepted."""
     return lambda text: name if text == other else text
 
 
@@ -80,7 +80,7 @@ def add_device(command: argparse.ArgumentParser) -> None:
 
 
 def add_training(add: argparse.ArgumentParser, recipes: Sequence[str], *, default: str = "published") -> None:
-    """What every command takes that trains with a recipe, in a run's folder; `default` is for its help."""
+    """Give a command the options of a training with a recipe; `default` is named in their help."""
     add.add_argument("--recipe", choices=recipes, help=f"settings to begin with (default: {default})")
     add.add_argument(
         "--config", type=Path, metavar="C.toml", help="settings that differ from the recipe's, by table"
@@ -99,11 +99,11 @@ def add_watch(add: argparse._ActionsContainer, page: str) -> None:
 
 
 def add_checkpoint(add: argparse.ArgumentParser, *, or_else: str = "") -> None:
-    """What every command takes that uses a checkpoint in context.
+    """Give a command the options of a checkpoint that is used in context.
 
     Args:
         add: The command's parser.
-        or_else: Help on what may stand in its place.
+        or_else: Further help: what may be given instead of a checkpoint.
     """
     add.add_argument(
         "checkpoint",

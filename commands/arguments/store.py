@@ -1,4 +1,4 @@
-"""Options of the commands on stores: how one is made, kept, scored and looked at."""
+"""Options of the commands that make, check, repair, score and show stores."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def add_layout(add: argparse.ArgumentParser) -> None:
         "--layout",
         default="auto",
         metavar="NAME",
-        help="how the files of the folder lie: nnunet, decathlon, bids, freesurfer, totalsegmentator, brats, "
+        help="layout of the folder: nnunet, decathlon, bids, freesurfer, totalsegmentator, brats, "
         "or plain (default: auto, which recognises it)",
     )
 
@@ -120,15 +120,15 @@ def add_score(add: argparse.ArgumentParser) -> None:
             action="append",
             default=[],
             metavar="PATTERN",
-            help=f"only scans whose {of} fit it, as 'spine*' (may be repeated)",
+            help=f"only scans whose {of} match it, as 'spine*' (may be repeated)",
         )
     add.add_argument(
-        "--baseline", choices=("slic",), help="score flat multi-scale SLIC as well (minutes a scan)"
+        "--baseline", choices=("slic",), help="score flat multi-scale SLIC as well (minutes per scan)"
     )
     add.add_argument(
         "--markdown", type=Path, metavar="FILE", help="write all tables; the terminal shows the first"
     )
-    add.add_argument("--csv", type=Path, metavar="FILE", help="write a row a structure of a scan")
+    add.add_argument("--csv", type=Path, metavar="FILE", help="write one row per scan and structure")
     add_workers(add, "scans scored at once (default: 1)")
 
 
@@ -157,7 +157,7 @@ def add_inspect(add: argparse.ArgumentParser) -> None:
         "--port", type=int, default=0, metavar="N", help="with --serve: the port (default: any free one)"
     )
     add.add_argument(
-        "--full", type=int, default=3, metavar="N", help="without --scan: so many scans in full (3)"
+        "--full", type=int, default=3, metavar="N", help="without --scan: number of scans in full (3)"
     )
     add.add_argument(
         "--megabytes",

@@ -48,7 +48,7 @@ def add_pretrain(add: argparse.ArgumentParser) -> None:
         "--pairs",
         type=Path,
         metavar="PAIRS",
-        help="of `mass pair`: half of the samples are of two patients",
+        help="folder of `mass pair`: half of the samples are of two patients",
     )
     add_training(add, ("whole", "large", "small", "published"), default="whole")
 
@@ -76,14 +76,14 @@ def add_finetune(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--held-out", nargs="+", metavar="ID", help="report on these (default: labelled, not trained on)"
     )
-    add.add_argument("--seed", type=int, metavar="S", help="of the draw and of the training (0)")
+    add.add_argument("--seed", type=int, metavar="S", help="seed of the draw and of the training (0)")
     add.add_argument(
         "--mode",
         choices=("full", "decoder", "tokens"),
         help="what is trained: all, all but the encoder, or the tokens only (default: full)",
     )
     add.add_argument(
-        "--from-scratch", action="store_true", help="the same network, its weights drawn at random"
+        "--from-scratch", action="store_true", help="start from random weights, in the same network"
     )
     add_training(
         add,
@@ -122,7 +122,7 @@ def add_classify(add: argparse.ArgumentParser) -> None:
         "--labels",
         type=Path,
         metavar="labels.csv",
-        help="columns id, class (or one of 0 and 1 a class), split (default: what the store knows)",
+        help="columns id, class (or one of 0 and 1 per class), split (default: from the store)",
     )
     add.add_argument(
         "--mode",
@@ -131,16 +131,16 @@ def add_classify(add: argparse.ArgumentParser) -> None:
         help="what is trained (default: frozen-attention)",
     )
     add.add_argument(
-        "--from-scratch", action="store_true", help="draw the encoder's weights: the same network, untaught"
+        "--from-scratch", action="store_true", help="start from random weights, in the same encoder"
     )
     add.add_argument(
         "--test-fraction",
         type=float,
         default=0.0,
         metavar="F",
-        help="draw so large a part of each class as test",
+        help="fraction of each class that is drawn as test",
     )
-    add.add_argument("--seed", type=int, metavar="N", help="of weights, samples, draws (0)")
+    add.add_argument("--seed", type=int, metavar="N", help="seed of weights, samples, draws (0)")
     add.add_argument("--config", type=Path, metavar="C.toml", help="settings that differ, by table")
     add.add_argument("--resume", action="store_true", help="go on with the run in RUN")
     add_device(add)

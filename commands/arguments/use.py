@@ -8,13 +8,13 @@ from pathlib import Path
 from commands.arguments.shared import add_cache, add_checkpoint, add_count, add_store, add_workers, at_least
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples" / "manifest.csv"
-"""The bundled scans, where this is a checkout."""
+"""The bundled scans, if this is a checkout."""
 
 DEMO_STEPS = 150
-"""Of the demo's pretraining: about a minute on two free cores, enough to see the loss fall."""
+"""Steps of the demo's pretraining: about a minute on two free cores, enough to see the loss fall."""
 
 DEMO_FINETUNE_STEPS = 250
-"""Of its fine-tuning."""
+"""Steps of its fine-tuning."""
 
 
 def add_segment(add: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_segment(add: argparse.ArgumentParser) -> None:
         default=[],
         type=Path,
         metavar="I",
-        help="a scan that shows what is wanted: a file or DICOM folder (may be repeated; averaged)",
+        help="a scan with a mask of the structures: a file or DICOM folder (may be repeated; averaged)",
     )
     add.add_argument(
         "--reference-mask",
@@ -65,7 +65,9 @@ def add_segment(add: argparse.ArgumentParser) -> None:
         "--spacing", type=float, metavar="MM", help="voxel edge to work at (default: that of the training)"
     )
     add.add_argument(
-        "--modality", choices=("ct", "mr", "pet"), help="of all scans given (default: from DICOM, or guessed)"
+        "--modality",
+        choices=("ct", "mr", "pet"),
+        help="modality of all given scans (default: from DICOM, or guessed)",
     )
     add.add_argument(
         "--across-modalities", action="store_true", help="take targets of a modality no reference has"
@@ -101,14 +103,14 @@ def add_evaluate(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--target", action="append", default=[], metavar="ID", help="only this scan (may be repeated)"
     )
-    add_count(add, "--targets", 20, "N", "without --target: so many of each data set, drawn (20)")
+    add_count(add, "--targets", 20, "N", "without --target: number drawn from each data set (20)")
     add.add_argument("--dataset", action="append", default=[], metavar="NAME", help="only this data set")
     add.add_argument("--label-map", default="", metavar="NAME", help="only this label map")
     add.add_argument(
         "--whole", action="store_true", help="also all structures of a label map together, as one"
     )
     add_count(add, "--structures", 128, "N", "most structures of a label map, the commonest first (128)")
-    add_count(add, "--seed", 0, "N", "of the draws (0)", least=0)
+    add_count(add, "--seed", 0, "N", "seed of the draws (0)", least=0)
     add_count(add, "--resamples", 2000, "N", "bootstrap resamples of the targets (2000)", least=100)
     add.add_argument(
         "--page",
@@ -117,7 +119,7 @@ def add_evaluate(add: argparse.ArgumentParser) -> None:
         help="write a page: the worst cases first, with a viewer",
     )
     add.add_argument("--markdown", type=Path, metavar="FILE", help="write all tables")
-    add.add_argument("--csv", type=Path, metavar="FILE", help="write a row a case and structure")
+    add.add_argument("--csv", type=Path, metavar="FILE", help="write one row per case and structure")
 
 
 def add_export_weights(add: argparse.ArgumentParser) -> None:
@@ -143,7 +145,9 @@ def add_export_weights(add: argparse.ArgumentParser) -> None:
         "--plans", type=Path, metavar="FILE", help="nnunet: nnU-Net's own plans of the data set to train on"
     )
     add.add_argument("--name", metavar="NAME", help="nnunet: name of the new plans (massPlans)")
-    add.add_argument("--modality", choices=("ct", "mr", "pet"), help="monai: of the images to be read")
+    add.add_argument(
+        "--modality", choices=("ct", "mr", "pet"), help="monai: modality of the images to be read"
+    )
     add.add_argument(
         "--finetuned",
         action="store_true",
@@ -185,13 +189,17 @@ def add_demo(add: argparse.ArgumentParser) -> None:
         "--dataset", metavar="NAME", help="fine-tune on the labels of this data set (default: all)"
     )
     add.add_argument(
-        "--steps", type=int, default=DEMO_STEPS, metavar="N", help=f"of pretraining ({DEMO_STEPS}; 0: none)"
+        "--steps",
+        type=int,
+        default=DEMO_STEPS,
+        metavar="N",
+        help=f"steps of pretraining ({DEMO_STEPS}; 0: none)",
     )
     add.add_argument(
         "--finetune-steps",
         type=at_least(1),
         default=DEMO_FINETUNE_STEPS,
         metavar="N",
-        help=f"of fine-tuning ({DEMO_FINETUNE_STEPS})",
+        help=f"steps of fine-tuning ({DEMO_FINETUNE_STEPS})",
     )
     add_workers(add, "processes on this machine (default: 1)")

@@ -1,1 +1,1 @@
-"""Pages that bring `pipeline.report` and `training` together: of a run, an evaluation, work in progress."""
+"""Pages made with `pipeline.report` and `training`: of a run, an evaluation, work in progress."""

@@ -39,7 +39,7 @@ from pipeline.report import (
 from storage import Scan, StorageError, Store
 
 _LOW_DICE = 0.5
-"""Below it a case counts as low."""
+"""Dice below which a case counts as low."""
 
 _COLORS = (
     "Under <b>Labels</b>: each structure of the expert with what was predicted for it. Blue: both; "
@@ -49,13 +49,13 @@ _COLORS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """A prediction beside the labels of its scan, on the store's grid."""
+    """A prediction compared with the labels of its scan, on the store's grid."""
 
     scan_id: str
     pairs: tuple[Pair, ...]
     """Labelled structures with the prediction of the same value, the worst first."""
     prediction: NDArray[np.uint8] | NDArray[np.uint16]
-    """(z, y, x)."""
+    """Label map (z, y, x)."""
 
 
 def compare(store: Store, folder: Path, scan_ids: Sequence[str] = ()) -> tuple[list[Compared], list[Failure]]:
@@ -92,7 +92,7 @@ def compare(store: Store, folder: Path, scan_ids: Sequence[str] = ()) -> tuple[l
 
 
 def compare_one(scan: Scan, prediction: NDArray[np.uint8] | NDArray[np.uint16]) -> Compared:
-    """A prediction beside the label map with which it shares most values."""
+    """Return a prediction compared with the label map with which it shares most values."""
     maps = [scan.labels(name) for name in scan.label_names]
     values = set(np.unique(prediction).tolist()) - {0}
     shared = [len(values & set(np.unique(array).tolist())) for array in maps]
@@ -119,7 +119,7 @@ def compare_one(scan: Scan, prediction: NDArray[np.uint8] | NDArray[np.uint16]) 
 
 
 def results_page(store: Store, folder: Path, compared: Sequence[Compared], most_bytes: int) -> str:
-    """Return the page of results beside labels, with as many scans in the viewer as fit, the worst first."""
+    """Return the page of results and labels, with as many scans in the viewer as fit, the worst first."""
     packs: dict[str, bytes] = {}
     left = most_bytes
     for one in compared:
@@ -168,7 +168,7 @@ def pack_compared(scan: Scan, one: Compared) -> bytes:
 def at_page_level(scan: Scan, array: NDArray[Any]) -> NDArray[Any]:
     """Return an array (z, y, x) of a scan's grid at the level that a page shows, by nearest voxels.
 
-    They are enough for a picture; the figures are of the full resolution.
+    This is enough for a picture; the figures are of the full resolution.
     """
     level = scan.levels[level_within(scan, MOST_VOXELS_IN_PAGE)]
     places = [
@@ -235,10 +235,10 @@ def _is_shown(case: Mapping[str, Any], shown: Mapping[str, tuple[str, ...]]) -> 
 
 
 def read_evaluation(path: Path) -> Mapping[str, Any]:
-    """The JSON of `mass evaluate`.
+    """Return the JSON of `mass evaluate`.
 
     Raises:
-        CommandError: It is something else.
+        CommandError: The file is something else, or cannot be read.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Predictions of `mass evaluate` for the viewer of its page: those of the targets with the lowest Dice.
+"""Predictions of `mass evaluate` for the viewer of its page: those with the lowest Dice.
 
 Reads:  masks and scores as the evaluation makes them; a store.
 Writes: packs for the viewer (`pipeline.report.packs`), the worst target first.
@@ -22,11 +22,11 @@ from training.evaluation import Listener, Score
 from training.inference import Structure
 
 MOST_KEPT = 24
-"""Targets whose predictions are kept."""
+"""Most targets whose predictions are kept."""
 NOT_THERE = "drawn, but not there"
 """Note of a structure that the target lacks and the network drew."""
 _MOST_VALUES = 255
-"""Structures in one label map of predictions."""
+"""Most structures in one label map of predictions."""
 
 
 @dataclass(kw_only=True)
@@ -43,7 +43,7 @@ class Kept:
 
     @property
     def mean_dice(self) -> float:
-        """The mean over the structures that the target has; 1 if it has none."""
+        """Mean Dice over the structures that the target has; 1 if it has none."""
         known = [pair.dice for pair in self.pairs if pair.note != NOT_THERE]
         return float(np.mean(known)) if known else 1.0
 
@@ -75,7 +75,7 @@ class WorstPredictions(Listener):
         self._kept: dict[str, Kept] = {}
 
     def begins(self, done: int, total: int, scan_id: str) -> None:
-        """Choose among the prompts of the target before, and report progress."""
+        """Choose among the prompts of the previous target, and report progress."""
         for one in self._open.values():
             target = one.score.target
             if one.pairs and (target not in self._kept or one.mean_dice < self._kept[target].mean_dice):
@@ -114,7 +114,7 @@ class WorstPredictions(Listener):
         return {target: (one.score.label, *one.score.references) for target, one in self._kept.items()}
 
     def packs(self, most_bytes: int) -> dict[str, bytes]:
-        """Return the packs of the worst targets that fit into so many bytes together."""
+        """Return the packs of the worst targets that fit into `most_bytes` together."""
         packs: dict[str, bytes] = {}
         left = most_bytes
         for target, one in self._kept.items():

@@ -1,4 +1,4 @@
-"""The page of a `mass prepare` in progress: how far it is, what failed and why, what came last.
+"""The page of a `mass prepare` in progress: progress, failures with reasons, the newest scans.
 
 Reads: the work. Writes: HTML text. Bounds: the newest 200 scans.
 """
@@ -24,7 +24,7 @@ def preparing_page(work: Work, *, now: str = "", refresh_seconds: int = 0) -> st
 
     Args:
         work: The run.
-        now: How far it is, in one line; empty at the end.
+        now: Progress in one line; empty at the end.
         refresh_seconds: How often a browser reads the page again; 0 for never.
     """
     report = work.report()
@@ -70,7 +70,7 @@ def preparing_page(work: Work, *, now: str = "", refresh_seconds: int = 0) -> st
 @contextmanager
 def watched_preparing(work: Work) -> Iterator[Callable[[State], None] | None]:
     """Keep the page of the work up to date, beside the store; see `commands.pages.watch`."""
-    # Of a store at a URL, into the current folder.
+    # For a store at a URL, in the current folder.
     store = work.store_path.resolve() if isinstance(work.store_path, Path) else Path(work.store_path.name)
 
     def make(now: str, refresh_seconds: int) -> str:

@@ -1,9 +1,9 @@
-"""The page of a run: what it learnt so far, its pictures, its settings.
+"""The page of a run: its metrics so far, its pictures, its settings.
 
 Reads:  a folder of `mass pretrain`, `finetune` or `classify` (`training.engine.run_folder`), at any time of
         its life.
 Writes: HTML text, one self-contained page.
-Bounds: a curve has at most 400 points, each the mean of the lines that it stands for.
+Bounds: a curve has at most 400 points, each the mean of some lines of metrics.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from pipeline.report import Picture, fact_list, figure, html_page, line_chart, n
 from storage import StoreUrl
 
 RUN_PAGE = "run.html"
-"""Name of the page in the run's folder, where no other is given."""
+"""Name of the page in the run's folder, unless another is given."""
 
 RECORD = "run.json"
-"""File that a run's folder has; `training.engine.RECORD`, without loading PyTorch to ask."""
+"""File that every run's folder has: `training.engine.RECORD`, repeated here to avoid loading PyTorch."""
 
 _MOST_POINTS = 400
 _MOST_PICTURES = 6
-"""Beside the newest; evenly over the run."""
+"""Most pictures besides the newest, evenly over the run."""
 _MOST_CURVES = 3
 """Structures with a curve of their own: those whose Dice is lowest at the end."""
 _COLOURS = (
@@ -46,17 +46,17 @@ _COLOURS = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunContents:
-    """A run as its folder tells it."""
+    """The contents of a run's folder."""
 
     name: str
     settings: Mapping[str, Mapping[str, Any]]
-    """By table."""
+    """Settings by table."""
     record: Mapping[str, Any]
-    """run.json."""
+    """Contents of run.json."""
     metrics: Sequence[Mapping[str, Any]] = ()
     """Lines of metrics.jsonl."""
     pictures: Sequence[tuple[int, bytes]] = ()
-    """Step and PNG, in order; at most the newest and a few before."""
+    """Step and PNG, in order; the newest and a few earlier ones."""
     report: Mapping[str, Any] = field(default_factory=dict)
     """report.json of a fine-tuning."""
     failures: Sequence[str] = ()
@@ -64,7 +64,7 @@ class RunContents:
     has_weights: bool = False
 
     def of(self, kind: str) -> list[Mapping[str, Any]]:
-        """The lines of a kind, "train" or "evaluation"."""
+        """Return the lines of a kind, "train" or "evaluation"."""
         return [line for line in self.metrics if line["kind"] == kind]
 
     @property
@@ -74,7 +74,7 @@ class RunContents:
 
     @property
     def step(self) -> int:
-        """Last step that is recorded."""
+        """The last recorded step."""
         return max((int(line["step"]) for line in self.metrics), default=0)
 
 
@@ -84,7 +84,7 @@ def is_run(path: Path | StoreUrl) -> bool:
 
 
 def read_run(folder: Path) -> RunContents:
-    """The contents of a run's folder.
+    """Return the contents of a run's folder.
 
     Raises:
         CommandError: A file of it is damaged.
@@ -117,7 +117,7 @@ def run_page(run: RunContents, *, now: str = "", refresh_seconds: int = 0) -> st
 
     Args:
         run: The run.
-        now: How far it is, in one line, where it goes on.
+        now: Progress in one line, if the run goes on.
         refresh_seconds: How often a browser reads the page again; 0 for never.
     """
     sections = [
@@ -176,7 +176,7 @@ def _mean(lines: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _curves(run: RunContents) -> str:
-    """Charts of what is recorded over the steps."""
+    """Return charts of the recorded metrics over the steps."""
     train, evaluations = run.of("train"), run.of("evaluation")
     losses = [name for name in ("loss", "dice_loss", "cross_entropy") if any(name in line for line in train)]
     charts = [
@@ -215,7 +215,7 @@ def _chart(title: str, lines: Sequence[Mapping[str, Any]], names: Sequence[str],
 def _thinned(
     steps: NDArray[np.float64], values: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Means of neighbours, so many that a curve keeps at most `_MOST_POINTS`."""
+    """Return means of neighbouring points, so that a curve has at most `_MOST_POINTS`."""
     number = -(-len(values) // _MOST_POINTS)
     starts = np.arange(0, len(values), number)
     counts = np.diff([*starts, len(values)])
@@ -223,7 +223,7 @@ def _thinned(
 
 
 def _structures(run: RunContents) -> str:
-    """The Dice of each structure over the evaluations, the lowest first."""
+    """Return charts of the Dice of structures over the evaluations, the lowest first."""
     evaluations = run.of("evaluation")
     if not evaluations:
         return ""
@@ -244,7 +244,7 @@ def _structures(run: RunContents) -> str:
 
 
 def _report(run: RunContents) -> str:
-    """The report of a fine-tuning."""
+    """Return the table of a fine-tuning's report."""
     structures = run.report.get("structures", [])
     if not structures:
         return ""
@@ -310,7 +310,7 @@ def _scans(run: RunContents) -> str:
 
 
 def _spread(paths: Sequence[Path]) -> list[Path]:
-    """The newest picture, and a few evenly over those before."""
+    """Return the newest picture, and a few earlier ones, evenly spread."""
     if not paths:
         return []
     *before, newest = paths
@@ -320,7 +320,7 @@ def _spread(paths: Sequence[Path]) -> list[Path]:
 
 @contextmanager
 def watched_run(folder: Path, wanted: bool) -> Iterator[Callable[[State], None] | None]:
-    """Keep the page of a run up to date in its folder, if that is wanted; see `watched`."""
+    """Keep the page of a run in its folder up to date, if `wanted`; see `watched`."""
 
     def make(now: str, refresh_seconds: int) -> str:
         if not is_run(folder):

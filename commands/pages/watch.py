@@ -1,8 +1,8 @@
-"""A page that renews itself while a command works: `--watch`.
+"""A page that is updated while a command works: `--watch`.
 
-Writes: one HTML file, replaced whole each time, so that a browser never reads half of it. It asks the browser
-        to read it again; when the command ends, a last time without that.
-Bounds: nobody is served: the file is opened from the disk, or wherever its folder is shown.
+Writes: one HTML file, replaced atomically each time, so that a browser never reads half of it. The page makes
+the browser reload it; the last version, at the end of the command, does not. Bounds: there is no server: the
+file is opened from the disk, or wherever its folder is shown.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from pathlib import Path
 from commands.terminal import CommandError, State
 
 REFRESH_SECONDS = 10
-"""Between two versions of a page."""
+"""Least seconds between two versions of a page."""
 
 MakePage = Callable[[str, int], str]
-"""Takes how far the work is, in one line, and how often the page is read again (0: never); returns the page,
-or an empty text while there is nothing to show."""
+"""Takes the progress in one line, and the seconds after which the page is reloaded (0: never). Returns the
+page, or "" while there is nothing to show."""
 
 
 @contextmanager
 def watched(path: Path | None, make: MakePage) -> Iterator[Callable[[State], None] | None]:
-    """Keep a page up to date during the block; a last time at its end.
+    """Keep a page up to date during the block; write it a last time at its end.
 
     Args:
         path: The page; None for none.
-        make: Makes it.
+        make: Returns the page.
 
     Yields:
-        What takes each state, for `commands.terminal.shown`.
+        A function that takes each state, for `commands.terminal.shown`.
     """
     if path is None:
         yield None
@@ -62,11 +62,11 @@ class _Writer:
             self._write(state.line(), REFRESH_SECONDS)
 
     def end(self, text: str) -> None:
-        """Write it a last time."""
+        """Write the page a last time."""
         self._write(text, 0)
 
     def _write(self, text: str, refresh_seconds: int) -> None:
-        """Write the page; a disk that is full or away must not end the work, so that is told once."""
+        """Write the page. An error of the disk does not end the work: it is printed once."""
         if self._failed:
             return
         self._written = time.monotonic()

@@ -1,5 +1,5 @@
-"""`mass prepare`: settings, the plan, one scan's work, what became of each, Prefect's server.
+"""`mass prepare`: settings, the plan, the task of a scan, outcomes, Prefect's server.
 
-`plan` and `outcomes` compute, `scan_task` is what a worker does, `settings` and `run` are the ends; the flow
-that joins them is in flows.py.
+`plan` and `outcomes` compute. `scan_task` runs in a worker. `settings` and `work` are what is done before and
+after. The flow that joins them is in flows.py.
 """

@@ -1,7 +1,8 @@
-"""Freed memory goes back to the system at once, so that peaks of one stage do not add to those of the next.
+"""Setting of the C library: freed memory is returned to the system at once.
 
-The C library keeps freed blocks of up to 32 MB, in one arena per thread, and they fragment: a few hundred MB
-per scan. Threads come and go with every step, and few blocks are small, so two arenas are enough.
+Without it, the peaks of several stages add up: the C library keeps freed blocks of up to 32 MB, in one arena
+per thread, and they fragment; a few hundred MB per scan. Threads come and go with every step, and few blocks
+are small, so two arenas are enough.
 
 Reads: nothing. Writes: nothing.
 Bounds: glibc (Linux); elsewhere nothing is changed.
@@ -24,7 +25,7 @@ _NUM_ARENAS = 2
 
 
 def return_large_arrays() -> None:
-    """Have this process take arrays of 1 MiB and more from the system, and give each back once freed."""
+    """Make this process take arrays of 1 MiB and more from the system, and return them when freed."""
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -4,10 +4,10 @@
     --workers N             N processes of one task; together they get no more than fits into the machine.
                             With CUDA devices process i computes on device i modulo their number: on one
                             device the CPU grows trees of one scan while kernels of another run
-    --scheduler ADDRESS     workers that somebody started; each takes what fits into its own limit (`memory`)
-    ... --device gpu        only workers that offer the resource GPU, one scan each
+    --scheduler ADDRESS     workers that were started before; each takes what fits into its own limit
+    (`memory`) ... --device gpu        only workers that offer the resource GPU, one scan each
 
-Reads: what a Dask scheduler tells of its workers. Writes: nothing.
+Reads: a Dask scheduler's description of its workers. Writes: nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LEAST_LIMIT_BYTES = int(PROCESS_BYTES / 0.75)
 """Least memory limit of a worker: Dask pauses it at 80 %."""
 
 MACHINE_SHARE = 0.9
-"""Part of the machine's memory that is handed out to local workers."""
+"""Fraction of the machine's memory for local workers."""
 
 ON_INTERRUPT = """
 import signal
@@ -44,7 +44,7 @@ from pipeline.formats import hurry_reads
 signal.signal(signal.SIGINT, lambda number, frame: hurry_reads())
 signal.siginterrupt(signal.SIGINT, False)
 """
-"""What a worker does: Ctrl-C is for the flow, but a read that stands still is given up."""
+"""Code that each worker runs: on Ctrl-C only stalled reads are given up; the flow does the rest."""
 
 ON_A_CARD = """
 import os
@@ -52,12 +52,12 @@ def dask_setup(worker):
     cards = {cards!r}
     os.environ["CUDA_VISIBLE_DEVICES"] = cards[int(worker.name) % len(cards)]
 """
-"""What a worker of this machine does before it imports CuPy: it takes the CUDA device of its number. A worker
-that died comes back with the same number."""
+"""Code that a worker of this machine runs before it imports CuPy: it takes the CUDA device of its number. A
+restarted worker has the same number."""
 
 
 def in_this_process(options: Options) -> bool:
-    """Return whether tasks run here, without Dask."""
+    """Return whether tasks run in this process, without Dask."""
     return options.workers == 1 and not options.scheduler
 
 
@@ -71,7 +71,7 @@ def task_runner(options: Options) -> Any:
     from prefect_dask.task_runners import DaskTaskRunner
 
     for name in ("distributed", "distributed.scheduler", "distributed.nanny"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what happens to a scan is in our own table
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # outcomes of scans are in our own table
     if options.scheduler:
         return DaskTaskRunner(address=options.scheduler)
     cards = cards_of(options)
@@ -85,7 +85,7 @@ def task_runner(options: Options) -> Any:
             "distributed.worker.memory.spill": False,
             # A scan that kills its worker is tried once more by us, and alone.
             "distributed.scheduler.allowed-failures": 0,
-            "distributed.scheduler.worker-saturation": 1.0,  # nothing waits at a worker, to be killed with it
+            "distributed.scheduler.worker-saturation": 1.0,  # no task waits at a worker that may be killed
         }
     )
     return DaskTaskRunner(
@@ -96,7 +96,7 @@ def task_runner(options: Options) -> Any:
             "processes": True,
             "preload": [ON_INTERRUPT, *([ON_A_CARD.format(cards=cards)] if cards else [])],
             "host": "127.0.0.1",
-            "dashboard_address": "127.0.0.1:0",  # a free port, for nobody: two runs must not want the same
+            "dashboard_address": "127.0.0.1:0",  # a free port: two runs must not use the same
             "scheduler_kwargs": {"dashboard": False},
             "silence_logs": logging.CRITICAL,
             "local_directory": tempfile.gettempdir(),
@@ -123,7 +123,7 @@ def num_workers(options: Options) -> int:
 
 
 def tasks_at_once(workers: Iterable[Mapping[str, Any]], *, on_gpus: bool) -> int:
-    """Return how many tasks workers run at once; one that is paused for lack of memory, and idle, runs none.
+    """Return how many tasks workers run at once; an idle one that is paused for lack of memory runs none.
 
     Args:
         workers: As a Dask scheduler describes them.
@@ -164,10 +164,10 @@ def machine_memory() -> int:
 
 
 def check_cluster(options: Options) -> str:
-    """Connect to the Dask scheduler of a run; what is there, in words.
+    """Connect to the Dask scheduler of a run; return a description of its workers.
 
     Raises:
-        CommandError: Nobody answers, or the workers are not what the run needs; the message says what to do.
+        CommandError: No scheduler answers, or the workers do not fit the run; the message says what to do.
     """
     distributed: Any = import_module("distributed")
     address = options.scheduler
@@ -202,10 +202,10 @@ def check_cluster(options: Options) -> str:
 
 
 def _check_versions(versions: Mapping[str, Any]) -> None:
-    """Refuse workers that cannot read what this process sends.
+    """Refuse workers that cannot read this process's messages.
 
     Raises:
-        CommandError: Another Python or Dask is there.
+        CommandError: A worker has another version of Python or Dask.
     """
     own = _compared(versions["client"])
     for name, described in versions["workers"].items():
@@ -220,7 +220,7 @@ def _check_versions(versions: Mapping[str, Any]) -> None:
 
 
 def _compared(described: Mapping[str, Any]) -> dict[str, str]:
-    """Of the versions of a process those that must be equal, by name."""
+    """Return those versions of a process that must be equal, by name."""
     packages = described["packages"]
     python = ".".join(str(described["host"]["python"]).split(".")[:2])
     return {"Python": python, "Dask": packages["distributed"], "cloudpickle": packages["cloudpickle"]}

@@ -1,6 +1,6 @@
-"""The command `mass prepare`: plan, run the flow where there is work, report.
+"""The command `mass prepare`: plan, run the flow if there is work, report.
 
-Prefect is started only where there is work, and brings its own server unless PREFECT_API_URL names one.
+Prefect is started only if there is work, and brings its own server unless PREFECT_API_URL names one.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def prepare_store(raw: Path, store: StorePath, settings: Settings, options: Opti
     Args:
         raw: A folder, a manifest, or one file.
         store: The store; made where there is none.
-        settings: Of ingest and proposals.
-        options: How it is run.
+        settings: Settings of ingest and proposals.
+        options: Settings of the run that change no byte.
 
     Returns:
         The outcome of every scan.
@@ -63,7 +63,7 @@ def prepare_store(raw: Path, store: StorePath, settings: Settings, options: Opti
 
 
 def run_flow(work: Work) -> None:
-    """Run the flow `prepare` on a plan that is made."""
+    """Run the flow `prepare` with a finished plan."""
     options = work.options
     if options.scheduler:
         print(check_cluster(options), file=sys.stderr)
@@ -94,7 +94,7 @@ def run_flow(work: Work) -> None:
 
 
 def say_where_to_look(work: Work, settings: Mapping[Any, Any]) -> None:
-    """Print what shows the run while it goes on: Prefect's page, where a server is there that has one."""
+    """Print where the run can be watched: Prefect's page, if the server has one."""
     from prefect.settings import PREFECT_UI_URL, temporary_settings
 
     if not work.options.scheduler and not has_compiled():
@@ -109,8 +109,8 @@ def say_where_to_look(work: Work, settings: Mapping[Any, Any]) -> None:
 
 
 def import_for_tasks(options: Options) -> None:
-    """Import what takes seconds, where tasks run in this process: while the server starts."""
+    """Import slow modules while the server starts, if tasks run in this process."""
     import_module("flows")
     if options.workers == 1 and not options.scheduler:
         import_module("commands.prepare.scan_task")
-        _ = import_module("storage.writing").write_scan  # a door loads its modules at first use
+        _ = import_module("storage.writing").write_scan  # the package loads its modules at first use

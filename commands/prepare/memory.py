@@ -1,8 +1,8 @@
-"""How much memory a scan takes while it is prepared, and how many fit into a process at once.
+"""Prediction of the memory that a scan takes while it is prepared, and shares of it for threads.
 
-The peak is known from the scan's size before it is read: most is taken while proposals are made, of very fine
-scans while they are read and resampled. Measured with `benchmarks/speed.py` (docs/results.md): 0.81 GiB for
-256^3 voxels, 2.9 GiB for 512 x 512 x 500, 11.2 GiB for 512 x 512 x 2,000.
+The peak is predicted from the scan's size before it is read. It occurs while proposals are made; for very
+fine scans, while they are read and resampled. Measured with `benchmarks/speed.py` (docs/results.md): 0.81 GiB
+for 256^3 voxels, 2.9 GiB for 512 x 512 x 500, 11.2 GiB for 512 x 512 x 2,000.
 
 Reads: headers. Writes: nothing.
 Bounds: a prediction, made before the crop to the body, so mostly too high; see docs/prepare.md.
@@ -23,7 +23,7 @@ from pipeline.ingest import ScanHeader, read_scan_header
 from storage import Scan
 
 PROCESS_BYTES = 500 << 20
-"""A process that has imported all and loaded its compiled code."""
+"""Memory of a process that has imported everything and loaded its compiled code."""
 
 VOXEL_BYTES, MORE_VOXEL_BYTES = 30, 22
 """Bytes per stored voxel of the first `MANY_VOXELS`, and of all further: `max_regions` bounds the trees."""
@@ -34,7 +34,8 @@ RAW_VOXEL_BYTES = 10
 """Bytes per voxel of the file while it is turned and resampled."""
 
 REFUSED_ABOVE = 1.5
-"""A scan is refused only if its predicted peak is so many times what a worker has: it is a prediction."""
+"""A scan is refused only if its predicted peak is this many times a worker's limit, since it is a
+prediction."""
 
 
 class TooLittleMemory(MemoryError):  # noqa: N818 - as the errors of pipeline
@@ -42,7 +43,7 @@ class TooLittleMemory(MemoryError):  # noqa: N818 - as the errors of pipeline
 
 
 def predicted_peak(raw_voxels: int, stored_voxels: int) -> int:
-    """Return the bytes that a process takes at most while it prepares a scan, itself included.
+    """Return the predicted peak memory in bytes of a process that prepares a scan.
 
     Args:
         raw_voxels: Voxels of the file.
@@ -54,7 +55,7 @@ def predicted_peak(raw_voxels: int, stored_voxels: int) -> int:
 
 
 def peak_of_header(header: ScanHeader, settings: Settings) -> int:
-    """Return the predicted peak of a scan of which the header is known, in bytes."""
+    """Return the predicted peak of a scan in bytes, from its header."""
     return predicted_peak(header.num_voxels, header.voxels_at(settings.ingest.spacing_mm))
 
 
@@ -66,7 +67,7 @@ def peak_of_job(job: Job, before: Scan | None, settings: Settings) -> int:
     try:
         return peak_of_header(read_scan_header(job.found.source, settings.ingest), settings)
     except ScanError:
-        return PROCESS_BYTES  # reading it says what is wrong with it
+        return PROCESS_BYTES  # reading it will raise the error
 
 
 class MemoryShares:
@@ -82,7 +83,7 @@ class MemoryShares:
 
     @contextmanager
     def taken(self, peak: Callable[[], int]) -> Iterator[None]:
-        """Wait until a scan fits beside those in work, and hold its share inside the block.
+        """Wait until a scan fits beside those in progress, and hold its share inside the block.
 
         Args:
             peak: Its predicted peak in bytes, the process included; called only where there is a limit.
@@ -124,4 +125,4 @@ def worker_limit() -> int | None:
 
 
 SHARES = MemoryShares(worker_limit)
-"""Of this process."""
+"""Shares of this process."""

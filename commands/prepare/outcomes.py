@@ -1,4 +1,4 @@
-"""What became of each scan of a run, for people and for machines.
+"""Outcomes of the scans of a run, for the terminal and for --json.
 
 Reads: nothing. Writes: plain values for JSON, rows for a table.
 """
@@ -18,31 +18,30 @@ State = Literal["committed", "failed", "not done"]
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one scan."""
+    """Outcome of one scan."""
 
     scan_id: str
     location: str
-    """Place to show, without a patient's name."""
+    """Name in messages, without a patient's name."""
     state: State
     dataset: str = ""
     failure: Failure | None = None
     """Why it failed; None in the other states."""
     stop: str = ""
-    """Of a scan that is not done: why the run stopped before its end."""
+    """For a scan that is not done: why the run stopped before its end."""
     lasting: bool = False
-    """Of a failure: whether it would be the same again for the same files and settings."""
+    """For a failure: whether the same files and settings would fail again."""
     why: str = ""
-    """Why the scan was worked on."""
+    """Reason why the scan was prepared."""
     seconds: float = 0.0
     num_proposals: int = 0
     source_digest: str = ""
     choices_digest: str = ""
     files: FileStates = ()
     traceback: str = ""
-    """Of a failure that nobody foresaw."""
+    """Traceback of an unexpected failure."""
     notes: tuple[str, ...] = ()
-    """Of a committed scan: what was unusual in its files and what was done about it, and what became of
-    imported masks."""
+    """For a committed scan: remarks on its files, on corrections, and on imported masks."""
 
     def __post_init__(self) -> None:
         if (self.state == "failed") != (self.failure is not None):
@@ -57,26 +56,26 @@ class RunReport:
     skipped: tuple[str, ...]
     """Scans that were done before."""
     failed: tuple[Failure, ...]
-    """Sorted by id: of this run, of the search, and of earlier runs where nothing changed."""
+    """Failures sorted by id: of this run, of the search, and of earlier runs if nothing has changed."""
     not_done: tuple[Outcome, ...]
     reasons: dict[str, int]
-    """Why scans were worked on."""
+    """Number of scans for each reason why they were prepared."""
     notes: tuple[str, ...]
     absent: tuple[str, ...]
     """Scans that the store has and the search did not find."""
     seconds: float
     stopped: str = ""
-    """Why the run ended before its end; empty where it did not."""
+    """Why the run stopped early; empty if it did not."""
     interrupted: bool = False
-    """Whether someone asked for that."""
+    """Whether the user interrupted it."""
 
     @property
     def exit_code(self) -> int:
-        """0 where every scan is committed, 1 where one failed or was not done, 130 after an interrupt."""
+        """0 if every scan is committed, 1 if one failed or was not done, 130 after an interrupt."""
         return 130 if self.interrupted else int(bool(self.failed or self.not_done or self.stopped))
 
     def summary(self) -> str:
-        """The run in one line."""
+        """Return a summary of the run in one line."""
         parts = [f"{len(self.committed)} committed", f"{len(self.skipped)} done before"]
         parts.append(f"{len(self.failed)} failed")
         if self.not_done:
@@ -84,11 +83,11 @@ class RunReport:
         return f"{', '.join(parts)}, in {duration(self.seconds)}"
 
     def noted(self) -> list[tuple[str, str]]:
-        """Scan and note, for every note of a scan of this run."""
+        """Return (scan, note) for every note of a scan of this run."""
         return [(outcome.scan_id, note) for outcome in self.committed for note in outcome.notes]
 
     def groups(self) -> list[tuple[str, int, int, float]]:
-        """Data set, scans committed, proposals a scan, seconds a scan; sorted by data set."""
+        """Return (data set, scans committed, proposals per scan, seconds per scan), sorted by data set."""
         members: dict[str, list[Outcome]] = {}
         for outcome in self.committed:
             members.setdefault(outcome.dataset, []).append(outcome)
@@ -121,7 +120,7 @@ class RunReport:
         return [{name: row.get(name, "") for name in columns} for row in (*failed, *left, *done)]
 
     def to_json(self) -> dict[str, Any]:
-        """The run for machines."""
+        """Return the run as plain values, for --json."""
         return {
             "committed": [
                 {
@@ -147,12 +146,12 @@ class RunReport:
 
 
 def counted_scans(number: int) -> str:
-    """A number of scans in words."""
+    """Return a number of scans as text."""
     return "1 scan" if number == 1 else f"{number:,} scans"
 
 
 def failure_values(failures: Iterable[Failure]) -> list[dict[str, str]]:
-    """Failures for machines."""
+    """Return failures as plain values."""
     return [
         {"scan": f.scan_id, "file": f.location, "kind": f.kind, "reason": f.reason, "remedy": f.remedy}
         for f in failures

@@ -1,8 +1,8 @@
-"""What a task is given, and the checks that a worker is fit for it.
+"""The payload of a task, and checks that a worker can do it.
 
-A worker may be another machine: with another version of this package, or without a way to the store or to the
-scans. Each would fail every scan, one after the other. So a payload says what sent it, a worker compares that
-with what it has before it looks at the scans, and the run stops with what to do.
+A worker may be on another machine: with another version of this package, or without access to the store or
+the scans. Then every scan would fail. So a payload contains the sender's versions; a worker compares them
+with its own before it reads a scan, and the run stops with a message.
 
 Reads: the store's store.json. Writes: bytes.
 """
@@ -41,7 +41,7 @@ Device: TypeAlias = Literal["auto", "cpu", "numpy", "gpu"]
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What every task needs to know; goes to the workers."""
+    """Settings that every task needs; sent to the workers."""
 
     settings: Settings
     wanted: Wanted
@@ -66,7 +66,7 @@ class _Envelope:
 
 
 def worker_name() -> str:
-    """Return what this process is called in messages: a Dask worker by its name, and its machine."""
+    """Return the name of this process in messages: a Dask worker's name, and its machine."""
     distributed: Any = sys.modules.get("distributed")  # loaded in every worker
     try:
         name = f" {distributed.get_worker().name}" if distributed else ""
@@ -76,7 +76,7 @@ def worker_name() -> str:
 
 
 def code_versions() -> dict[str, str]:
-    """What must be the same in all processes that work on a store, by name."""
+    """Return the versions that must be equal in all processes that work on a store, by name."""
     return {
         "mass3d": version("mass3d"),
         "algorithm version": str(ALGORITHM_VERSION),
@@ -87,7 +87,7 @@ def code_versions() -> dict[str, str]:
 
 
 def pack(store: StorePath, raw: Path, config_digest: str, setup: Setup, jobs: Sequence[Job]) -> bytes:
-    """Return the payload of a task: bytes, since Prefect keeps what a task is given, and paths hold names."""
+    """Return the payload of a task, as bytes: Prefect stores a task's arguments, and paths may hold names."""
     envelope = _Envelope(
         code=code_versions(),
         store=str(store.resolve() if isinstance(store, Path) else store),
@@ -108,14 +108,16 @@ def unpack(payload: bytes) -> tuple[Store, Setup, tuple[Job, ...]]:
     here, own = worker_name(), code_versions()
     differing = [name for name in own if own[name] != envelope.code.get(name)]
     if differing:
-        told = ", ".join(f"{name} {own[name]} there, {envelope.code.get(name)} here" for name in differing)
-        raise WorkerUnfitError(f"{here} has other code: {told}. Install the same version on all machines")
+        versions = ", ".join(
+            f"{name} {own[name]} there, {envelope.code.get(name)} here" for name in differing
+        )
+        raise WorkerUnfitError(f"{here} has other code: {versions}. Install the same version on all machines")
     shared = "must lie on a file system that all machines see under the same path"
     name = Path(envelope.store).name  # only names: Prefect keeps errors, and paths may hold a patient's name
     try:
         store = open_store(envelope.store)
     except StoreUnreachable:
-        raise  # may pass: it is tried again
+        raise  # temporary: it is tried again
     except (StoreDenied, LibraryMissing) as error:
         raise WorkerUnfitError(f"{here} cannot open the store: {error}") from None
     except (StorageError, OSError) as error:

@@ -1,12 +1,12 @@
-"""What there is to do for each scan, decided before any work and without I/O of its own.
+"""The plan: what is to be done for each scan, decided before any work and without I/O of its own.
 
     a source as it is     ─┐          ┌─ job: from its files ("ingest"), or the stored image ("proposals")
     what the store has    ─┼─ decide ─┼─ done
     digests wanted now    ─┘          └─ failed before, and nothing changed since
 
-Reads: sources and what was recorded of them. Writes: a `Plan`. A source counts as unchanged when its files'
-sizes and times and the choices made for it are those recorded; only else are its bytes looked at, through the
-function that the caller hands in.
+Reads: sources and their records. Writes: a `Plan`. A source counts as unchanged if its files' sizes and times
+and the choices made for it are those recorded; otherwise its bytes are compared, by the function that the
+caller passes.
 """
 
 from __future__ import annotations
@@ -21,56 +21,57 @@ from pipeline.discovery import Source
 from pipeline.errors import Failure
 
 Stage = Literal["ingest", "proposals", "case"]
-"""Where work on a scan begins: at its files, or at the stored image; for "case" nothing is computed."""
+"""Where work on a scan begins: at its files, or at the stored image; "case": nothing is computed."""
 
 FileStates = tuple[tuple[str, int, int], ...]
-"""(what, size in bytes, mtime in ns) of each of a source's files, as `fingerprint.source_stat` gives them."""
+"""(what, size in bytes, mtime in ns) of each of a source's files, as `fingerprint.source_stat` returns
+them."""
 
 _PACKED_SUFFIXES = (".gz", ".nrrd", ".mha", ".zraw")
-"""Files whose voxels are mostly compressed: about a byte a voxel, others about two."""
+"""Suffixes of files whose voxels are mostly compressed: about a byte per voxel; others have about two."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """Digests of what each stage would be given now: its settings and the version of its code."""
+    """Digests of each stage's present inputs: its settings and the version of its code."""
 
     ingest: str
     proposals: str
     ingest_change: str = ""
-    """How the settings differ from those that the store has, in words; empty where that is not known."""
+    """How the ingest settings differ from the store's, in words; empty if not known."""
     proposals_change: str = ""
-    """Likewise."""
+    """The same for the proposals settings."""
     refusals: int = 0
     """Version of the rules by which inputs are refused."""
 
     @property
     def config_digest(self) -> str:
-        """All in one, for telling whether a failure would be the same again."""
+        """One digest of all, to decide whether a failure would occur again."""
         return f"{self.ingest[:16]}+{self.proposals[:16]}+{self.refusals}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A source as it is now."""
+    """A source, with the present state of its files."""
 
     source: Source
     files: FileStates
-    """Empty where they could not be looked at."""
+    """Empty if they could not be examined."""
     choices_digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What the store recorded of a scan."""
+    """The store's record of a scan."""
 
     committed: Mapping[str, str] | None = None
-    """Stage digests of the committed scan, None where there is none."""
+    """Stage digests of the committed scan; None if there is none."""
     case: str = ""
     """Case of the committed scan."""
     failure: Failure | None = None
-    """Of the last try, if it failed."""
+    """Failure of the last try, if it failed."""
     config_digest: str = ""
-    """`Wanted.config_digest` at that failure; empty where another try may end otherwise."""
+    """`Wanted.config_digest` at that failure; empty if another try may succeed."""
     source_digest: str = ""
     files: FileStates = ()
     choices_digest: str = ""
@@ -87,18 +88,18 @@ class Job:
     stage: Stage
     why: str
     source_digest: str = ""
-    """Of the source, where its files are not read again; empty where the worker reads its bytes."""
+    """Digest of the source if its files are not read again; empty if the worker computes it."""
     again: bool = False
-    """Whether the scan is made even if it is committed as wanted: its files are damaged."""
+    """Whether the scan is made again even if it is up to date, because its files are damaged."""
 
     @property
     def scan_id(self) -> str:
-        """The scan."""
+        """Id of the scan."""
         return self.found.source.scan_id
 
     @property
     def weight(self) -> int:
-        """About how many voxels its files hold, guessed from their bytes: its share of the time."""
+        """Approximate number of voxels in its files, from their bytes; its share of the time."""
         source = self.found.source
         if source.item is not None:
             return math.prod(source.item.shape_zyx)
@@ -109,28 +110,28 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """A scan that is committed as wanted."""
+    """A scan that is committed and up to date."""
 
     found: Found
     source_digest: str
     recorded: bool
-    """Whether the ledger says so; else the line has to be written."""
+    """Whether the ledger has its line; else the line is to be written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be done, and what is not."""
+    """Jobs, and scans without work."""
 
     jobs: tuple[Job, ...]
-    """Largest first, so that none of the long ones begins last."""
+    """Largest first, so that no long one begins last."""
     done: tuple[Done, ...]
     failed: tuple[Failure, ...]
-    """Failures of earlier runs that would be the same again."""
+    """Failures of earlier runs that would occur again."""
     absent: tuple[str, ...]
     """Scans that the store knows and the search did not find, sorted."""
 
     def reasons(self) -> dict[str, int]:
-        """How many jobs there are for each reason, most first."""
+        """Return the number of jobs for each reason, most first."""
         return dict(Counter(job.why for job in self.jobs).most_common())
 
 
@@ -143,13 +144,13 @@ def make_plan(
     retry_failed: bool = False,
     elsewhere: Iterable[str] = (),
 ) -> Plan:
-    """The plan for all sources.
+    """Return the plan for all sources.
 
     Args:
         found: Sources as they are now.
-        known: What the store recorded, by scan id.
-        wanted: Digests of the stages as they would be run now.
-        digest: Digest of a source's bytes; None where they cannot be read. Called only where it matters.
+        known: The store's records, by scan id.
+        wanted: Digests of the stages' present inputs.
+        digest: Returns the digest of a source's bytes; None if they cannot be read. Called only if needed.
         retry_failed: Whether failures are tried again although nothing changed.
         elsewhere: Ids that the search found but could not make a source of.
     """
@@ -181,7 +182,7 @@ def decide(
     digest: Callable[[Source], str | None],
     retry_failed: bool = False,
 ) -> Job | Done | Failure:
-    """What to do with one scan."""
+    """Return what to do with one scan."""
     unchanged = (
         bool(found.files) and found.files == known.files and found.choices_digest == known.choices_digest
     )
@@ -209,7 +210,7 @@ def decide(
 
 
 def _is_same_but_for_case(found: Found, known: Known, digest: Callable[[Source], str | None]) -> bool:
-    """Whether a source would be what is committed if it still had its old case."""
+    """Whether a source differs from the committed scan in its case only."""
     if found.source.case == known.case or known.committed is None:
         return False
     return digest(replace(found.source, case=known.case)) == known.committed.get("source")
@@ -220,7 +221,7 @@ def _changed(stage: Stage, change: str) -> str:
 
 
 def batches(jobs: Iterable[Job], *, max_scans: int, max_weight: int) -> Iterator[tuple[Job, ...]]:
-    """The jobs in their order, small neighbours together; a large one stays alone."""
+    """Yield the jobs in their order, small neighbours in one batch; a large one is a batch by itself."""
     batch: list[Job] = []
     weight = 0
     for job in jobs:

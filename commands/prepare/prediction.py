@@ -1,12 +1,12 @@
-"""How long scans will take, and how many bytes they will have, from their headers and a short trial.
+"""Prediction of the time and the bytes of scans, from their headers and a short trial.
 
-Time and bytes of a scan follow from its voxels at the store's spacing, by a curve through a few scans that
-were prepared: both fall per voxel as scans grow. Between two points the curve is a straight line of
-logarithms; above the last it goes on by `GROWTH`, below the first it stays as it is.
+Time and bytes of a scan follow from its voxels at the store's spacing, by a curve through a few prepared
+scans; per voxel both fall as scans grow. Between two points the curve is linear in logarithms; above the last
+it grows with the power `GROWTH`, below the first it is constant.
 
 Reads: bundled scans, for the trial; sizes of stored scans in an index. Writes: nothing.
 Bounds: voxels are counted before the crop to the body, in the trial too; scans with much air around cost less
-than is predicted. Within a factor of 2 for the sets of docs/results.md.
+than predicted. Right within a factor of 2 for the sets of docs/results.md.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from pipeline.ingest import ScanHeader, read_scan_header
 from storage import IndexEntry, create_store
 
 GROWTH = {"seconds": 0.65, "processor_seconds": 0.65, "num_bytes": 0.8}
-"""Above the points of a trial, what is predicted grows with this power of the voxels. Fits CTs of 256^3,
+"""Above the points of a trial, predictions grow with this power of the voxels. Fits CTs of 256^3,
 512 x 512 x 500 and 512 x 512 x 2,000 voxels (docs/results.md, *Proposals: time and memory*)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A scan that was prepared."""
+    """Measurements of a prepared scan."""
 
     voxels: float
-    """At the store's spacing, before the crop."""
+    """Voxels at the store's spacing, before the crop."""
     seconds: float
     processor_seconds: float
     num_bytes: float
@@ -45,10 +45,10 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a scan will take."""
+    """Predicted cost of a scan."""
 
     seconds: float
-    """In a process that has all cores."""
+    """Seconds in a process that has all cores."""
     processor_seconds: float
     num_bytes: float
     peak_bytes: int
@@ -57,24 +57,24 @@ class Cost:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points by rising voxels, none twice."""
+    """Points by ascending voxels, all different."""
 
     points: tuple[Point, ...]
 
     @classmethod
     def through(cls, points: Iterable[Point]) -> Curve:
-        """A curve through points in any order; of those with equal voxels the last."""
+        """Return a curve through points in any order; of points with equal voxels the last is used."""
         by_voxels = {point.voxels: point for point in points}
         return cls(tuple(by_voxels[voxels] for voxels in sorted(by_voxels)))
 
     @property
     def slowdown(self) -> float:
-        """Seconds that a second of processor time took in the trial, at least 1: others use the machine."""
+        """Seconds per second of processor time in the trial; above 1 if others use the machine."""
         processor = sum(point.processor_seconds for point in self.points)
         return max(1.0, sum(point.seconds for point in self.points) / processor) if processor else 1.0
 
     def at(self, voxels: float, what: str) -> float:
-        """Return the seconds, processor_seconds or num_bytes of a scan of so many voxels."""
+        """Return the seconds, processor_seconds or num_bytes of a scan with this number of voxels."""
         first, last = self.points[0], self.points[-1]
         if voxels <= first.voxels:
             return float(getattr(first, what))
@@ -87,7 +87,7 @@ class Curve:
         return math.exp(low + part * (high - low))
 
     def cost(self, header: ScanHeader, settings: Settings) -> Cost:
-        """Return what a scan will take."""
+        """Return the predicted cost of a scan."""
         voxels = header.voxels_at(settings.ingest.spacing_mm)
         return Cost(
             seconds=self.at(voxels, "seconds"),
@@ -98,7 +98,7 @@ class Curve:
 
 
 def run_trial(sources: Sequence[Source], settings: Settings, device: Device) -> Curve:
-    """Prepare some scans into a temporary store, and return what each took.
+    """Prepare some scans into a temporary store, and return the curve of their costs.
 
     The first is prepared twice, since compiled code is loaded with it.
     """
@@ -127,7 +127,7 @@ def run_trial(sources: Sequence[Source], settings: Settings, device: Device) -> 
 
 
 def stored_share(entries: Iterable[IndexEntry], curve: Curve) -> float:
-    """Return how many times the bytes of a trial's curve the scans of a store have; 1 without any."""
+    """Return the ratio of the bytes of a store's scans to those of a trial's curve; 1 without scans."""
     known = [entry for entry in entries if entry.num_bytes]
     if not known:
         return 1.0
@@ -136,13 +136,13 @@ def stored_share(entries: Iterable[IndexEntry], curve: Curve) -> float:
 
 
 def seconds_of_run(costs: Sequence[Cost], *, workers: int, cores: int, slowdown: float = 1.0) -> float:
-    """Return the seconds of a run of so many processes on this machine, without its start.
+    """Return the seconds of a run with several processes on this machine, without its start.
 
     Args:
-        costs: Of its scans.
-        workers: Processes; one has all cores.
-        cores: Of the machine.
-        slowdown: Seconds that a second of processor time takes.
+        costs: Costs of its scans.
+        workers: Number of processes; a single one has all cores.
+        cores: Number of the machine's cores.
+        slowdown: Seconds per second of processor time.
     """
     if workers == 1:
         return sum(cost.seconds for cost in costs)

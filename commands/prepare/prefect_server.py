@@ -1,9 +1,9 @@
-"""The Prefect server of a run: in memory, of this user alone, gone with the run.
+"""The embedded Prefect server of a run: in memory, for this user only, ended with the run.
 
-Reads:  PREFECT_API_URL, where a server is there already; PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.
+Reads:  PREFECT_API_URL, if a server runs already; PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.
 Writes: Prefect's home under the cache folder; nothing else, and nothing that is set already is changed.
-Bounds: one server a process. A server that does not answer, or a machine without a loopback, is an error that
-        tells what to do within half a minute.
+Bounds: one server per process. A server that does not answer, or a machine without a loopback, is an error
+        that tells what to do within half a minute.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CONNECTION_SECONDS = 5.0
 """Longest wait for this machine to reach itself."""
 
 _END_OF_TABLES = "-- end"
-"""Last line of kept tables that are whole."""
+"""Last line of kept tables that are complete."""
 
 _NAMED_SERVER = ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")
 
@@ -51,15 +51,15 @@ _NAMED_SERVER = ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING"
 def prefect_server(
     scheduler: str = "", meanwhile: Callable[[], object] = lambda: None, *, embedded: bool = False
 ) -> Iterator[dict[Any, Any]]:
-    """A Prefect server for the time of a run, unless PREFECT_API_URL names one that is there already.
+    """Run a Prefect server during the block, unless PREFECT_API_URL names one that runs already.
 
     Args:
-        scheduler: Address of the Dask scheduler whose workers must reach it; none for this machine's.
-        meanwhile: Done while it starts.
-        embedded: Whether PREFECT_API_URL is passed over.
+        scheduler: Address of the Dask scheduler whose workers must reach it; "" for this machine only.
+        meanwhile: Called while it starts.
+        embedded: Whether PREFECT_API_URL is ignored.
 
     Yields:
-        Prefect settings that lead to the server; they travel to Dask workers with each task.
+        Prefect settings for clients of the server; they are sent to Dask workers with each task.
 
     Raises:
         CommandError: No server answers, or this machine has no network for one.
@@ -82,10 +82,10 @@ def prefect_server(
 
 @contextmanager
 def _embedded_server(host: str, meanwhile: Callable[[], object]) -> Iterator[dict[Any, Any]]:
-    """The program's own server on an address of this machine.
+    """Run the program's own server on an address of this machine.
 
-    Its database is in memory: nothing to migrate between versions, no file that two runs could fight over.
-    It ends with this process, however that ends. Only who knows the run's random password may talk to it.
+    Its database is in memory: nothing to migrate between versions, no file that two runs could both use. It
+    ends with this process, in whatever way that ends. Clients need the run's random password.
     """
     print("starting the embedded Prefect server (seconds; a minute on a busy machine)", file=sys.stderr)
     password = f"mass:{secrets.token_urlsafe(24)}"
@@ -106,7 +106,7 @@ def _embedded_server(host: str, meanwhile: Callable[[], object]) -> Iterator[dic
             stdout=subprocess.PIPE,
             stderr=log,
             env=os.environ | environment,
-            start_new_session=True,  # Ctrl-C is for us, not for it
+            start_new_session=True,  # Ctrl-C must not reach the server
             text=True,
         )
         from prefect.events.clients import PrefectEventsClient
@@ -116,7 +116,7 @@ def _embedded_server(host: str, meanwhile: Callable[[], object]) -> Iterator[dic
         EventsWorker.set_client_override(PrefectEventsClient, reconnection_attempts=0)
         try:
             yield prefect_settings(f"http://{host}:{wait_for_server(server, host, log)}/api", password)
-            EventsWorker.drain_all(timeout=EVENTS_SECONDS)  # or it would wait for the dead server at our exit
+            EventsWorker.drain_all(timeout=EVENTS_SECONDS)  # else it would wait for the dead server at exit
         finally:
             EventsWorker.set_client_override(None)
             server.kill()
@@ -124,11 +124,11 @@ def _embedded_server(host: str, meanwhile: Callable[[], object]) -> Iterator[dic
 
 
 def keep_prefect_quiet() -> None:
-    """Give Prefect a home of its own, no telemetry and no log lines; what is set already stays."""
+    """Set Prefect's home, no telemetry and no log lines; variables that are set already stay."""
     settings = {
         "PREFECT_HOME": str(cache_folder() / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_CLIENT_MAX_RETRIES": "2",  # a run does not wait minutes for a server that is gone
+        "PREFECT_CLIENT_MAX_RETRIES": "2",  # do not wait minutes for a server that is gone
         "DO_NOT_TRACK": "1",
         "PREFECT_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
@@ -141,14 +141,14 @@ def keep_prefect_quiet() -> None:
 
 
 def prefect_settings(url: str, password: str | None) -> dict[Any, Any]:
-    """The settings that lead a client to a server."""
+    """Return the settings of a client of a server."""
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
     return {PREFECT_API_URL: url} | ({PREFECT_API_AUTH_STRING: password} if password else {})
 
 
 def serve_prefect(host: str) -> None:
-    """Be the embedded server: say the port, serve, and end when the parent's end of stdin is closed."""
+    """Run the embedded server: print the port, serve, and end when the parent closes stdin."""
     import uvicorn
 
     def end_with_parent() -> None:
@@ -166,18 +166,18 @@ def serve_prefect(host: str) -> None:
 
 
 def keep_tables() -> None:
-    """Let this process, a Prefect server with an empty database in memory, make its tables as they were kept.
+    """Make this Prefect server, with its empty database in memory, create its tables from a kept file.
 
-    A hundred migrations make them, in five seconds; what they left is kept as statements in the cache folder,
-    by version, before the first request: nothing of a run is in it. It is made anew where it is missing or
-    cut. Has to be called before the server starts.
+    Otherwise a hundred migrations create them, in five seconds. Their result is kept as SQL statements in the
+    cache folder, by version, before the first request: so it holds nothing of a run. A missing or incomplete
+    file is written again. Has to be called before the server starts.
     """
     from prefect import __version__
     from prefect.server.database.interface import PrefectDBInterface
 
     kept = cache_folder() / f"prefect-{__version__}.sql"
     migrate: Callable[[Any], Awaitable[None]] | None = getattr(PrefectDBInterface, "create_db", None)
-    if migrate is None:  # another version of Prefect: it makes its tables as it does
+    if migrate is None:  # another version of Prefect: it creates its tables itself
         return
 
     async def create_db(self: Any) -> None:
@@ -195,7 +195,7 @@ def keep_tables() -> None:
 
 
 def read_tables(path: Path) -> str:
-    """Return the kept statements; empty where there are none, or not all."""
+    """Return the kept statements; "" if there are none, or not all."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -204,7 +204,7 @@ def read_tables(path: Path) -> str:
 
 
 def write_tables(path: Path, lines: list[str]) -> None:
-    """Keep statements; a folder that cannot be written to is no error."""
+    """Write statements to be kept; a folder that cannot be written to is no error."""
     text = "\n".join([*lines, _END_OF_TABLES, ""])
     # Several servers that start at once write the same text.
     with suppress(OSError):
@@ -212,7 +212,7 @@ def write_tables(path: Path, lines: list[str]) -> None:
 
 
 def wait_for_server(server: subprocess.Popen[str], host: str, log: Any) -> int:
-    """The port of the embedded server, once it answers."""
+    """Wait until the embedded server answers; return its port."""
     limit = os.environ.get("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS")
     deadline = time.monotonic() + (float(limit) if limit else SERVER_START_SECONDS)
     assert server.stdout is not None
@@ -236,10 +236,10 @@ def wait_for_server(server: subprocess.Popen[str], host: str, log: Any) -> int:
 
 
 def require_answer(url: str, *, seconds: float = ANSWER_SECONDS) -> None:
-    """Wait until a Prefect server answers, whatever it says: an error of the client says more about that.
+    """Wait until a Prefect server answers; an error in the answer is left to the client.
 
     Raises:
-        CommandError: Nothing answers; the message tells what to do.
+        CommandError: No server answers; the message says what to do.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -248,12 +248,12 @@ def require_answer(url: str, *, seconds: float = ANSWER_SECONDS) -> None:
             with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=max(1.0, left)):
                 return
         except urllib.error.HTTPError as error:
-            if error.code not in (502, 503, 504):  # what a proxy says of a server that is gone
+            if error.code not in (502, 503, 504):  # a proxy's answer for a server that is gone
                 return
             reason = f"it answers {error.code} {error.reason}"
         except (OSError, http.client.HTTPException, ValueError) as error:
             cause = getattr(error, "reason", error)
-            if isinstance(cause, ssl.SSLError):  # there is a server; which certificates count, Prefect knows
+            if isinstance(cause, ssl.SSLError):  # there is a server; Prefect checks its certificate
                 return
             reason = str(cause) or type(cause).__name__
         if time.monotonic() + 1 >= deadline:
@@ -269,7 +269,7 @@ def require_connection(host: str) -> None:
     """Check that this machine reaches itself at an address, as the embedded server needs.
 
     Raises:
-        CommandError: It does not; the message tells what to do.
+        CommandError: It does not; the message says what to do.
     """
     try:
         with socket.create_server((host, 0)) as listening:
@@ -284,7 +284,7 @@ def require_connection(host: str) -> None:
 
 
 def own_address(scheduler: str) -> str:
-    """The address of this machine that a Dask scheduler's workers can reach; the loopback without one."""
+    """Return the address of this machine that a Dask scheduler's workers can reach; loopback without one."""
     if not scheduler:
         return "127.0.0.1"
     host, _, port = scheduler.split("://")[-1].rpartition(":")

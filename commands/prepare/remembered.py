@@ -1,11 +1,11 @@
-"""What is remembered of a store on this machine: where its scans came from, and how long each took.
+"""Records of a store on this machine: the sources of its scans, and the seconds that each took.
 
-A store holds no path of its sources, which may hold a patient's name; `mass repair` needs them. Nor does it
-hold a time, so that the same work gives the same bytes; `mass inspect` shows them. So each run of `mass
-prepare` leaves both in the cache folder of its user.
+A store holds no paths of its sources, since they may hold a patient's name; `mass repair` needs them. It
+holds no times either, so that the same work gives the same bytes; `mass inspect` shows them. So each run of
+`mass prepare` writes both into the user's cache folder.
 
 Reads and writes: in the cache folder `sources/<digest of the store's path>.json`, `seconds/<the same>.json`.
-Bounds: only what this user prepared on this machine; elsewhere the user names the folders.
+Bounds: only stores that this user prepared on this machine; elsewhere the user names the folders.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from commands.caches import cache_folder
 from storage import StorePath, digest_of
 
 MOST_SEARCHES = 20
-"""Searches that are remembered of a store; the newest stay."""
+"""Most searches that are remembered per store; the newest are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """What a run of `mass prepare` searched for scans, and how."""
+    """The folder or file that a run of `mass prepare` searched for scans, with the options of the search."""
 
     raw: str
     """Absolute path of a folder, a manifest or a file."""
@@ -50,7 +50,7 @@ def remembered_searches(store: StorePath) -> Sequence[Search]:
 
 
 def remember_seconds(store: StorePath, seconds: Mapping[str, float]) -> None:
-    """Remember how long some scans took, beside those known; a cache that cannot be written is no error."""
+    """Add the seconds of some scans to those remembered; a cache that cannot be written is no error."""
     if seconds:
         rounded = {scan_id: round(value, 3) for scan_id, value in seconds.items()}
         _keep(_path(store, "seconds"), {**remembered_seconds(store), **rounded})

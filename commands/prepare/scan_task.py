@@ -1,4 +1,4 @@
-"""What a task of `mass prepare` does: read, compute, commit, and say what became of each scan."""
+"""The task of `mass prepare`: read, compute and commit scans, and return their outcomes."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ from storage import (
 
 
 def prepare_batch(payload: bytes) -> list[Outcome]:
-    """The task: prepare some scans, one after the other, and say what became of each.
+    """Prepare some scans, one after the other, and return their outcomes.
 
-    A bad scan is an outcome, not an exception; only errors that may pass are raised, and Prefect tries again:
-    scans that are committed by then are not done again.
+    The failure of a scan is an outcome, not an exception. Only temporary errors are raised: Prefect tries
+    again, and scans that are committed by then are not done again.
 
     Args:
         payload: Made by `payload.pack`.
 
     Raises:
-        WorkerUnfitError: This process is no worker for this run, see `payload.unpack`.
+        WorkerUnfitError: This process cannot work for this run, see `payload.unpack`.
     """
     return_large_arrays()
     store, setup, jobs = unpack(payload)
@@ -54,13 +54,13 @@ def prepare_batch(payload: bytes) -> list[Outcome]:
 
 
 def may_pass(task: Any, task_run: Any, state: Any) -> bool:
-    """Return whether a Prefect task failed by something that may pass: a disk or network that is away."""
+    """Return whether a Prefect task failed by a temporary error of a disk or network."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, BaseException) and is_transient(error)
 
 
 def _attempt(store: Store, setup: Setup, job: Job) -> Outcome:
-    """The outcome of one scan, whatever happens."""
+    """Return the outcome of one scan; errors become failures."""
     began = time.monotonic()
     source, digest = job.found.source, job.source_digest
     ended = partial(
@@ -77,7 +77,7 @@ def _attempt(store: Store, setup: Setup, job: Job) -> Outcome:
         ended = partial(ended, state="committed", num_proposals=num_proposals, notes=notes)
     except StoreFull as error:
         ended = partial(ended, state="not done", stop=str(error))
-    except Exception as error:  # the one place where a bug in one scan is kept from the others
+    except Exception as error:  # the one place where a bug in one scan must not end the others
         if is_transient(error):
             raise
         ended = partial(
@@ -91,12 +91,12 @@ def _attempt(store: Store, setup: Setup, job: Job) -> Outcome:
 
 
 def _is_foreseen(error: Exception) -> bool:
-    """Whether an error is no bug of this package."""
+    """Whether an error is expected, and no bug of this package."""
     return isinstance(error, ScanError | StorageError | MemoryError)
 
 
 def _failure(error: Exception, source: Source) -> Failure:
-    """The failure of a scan; only a bug has no remedy that the user could take."""
+    """Return the failure of a scan, with a remedy; for a bug, the request to report it."""
     failure = Failure.of(error, scan_id=source.scan_id, location=source.location)
     match error:
         case ScanError():
@@ -129,7 +129,7 @@ def _traceback(error: Exception, source: Source) -> str:
 
 
 def prepare_one(store: Store, setup: Setup, job: Job) -> tuple[str, int, tuple[str, ...]]:
-    """Read, compute and commit a scan. Returns the source's digest, the number of proposals, and notes."""
+    """Read, compute and commit a scan; return the source's digest, the number of proposals, and notes."""
     source = job.found.source
     digest = job.source_digest or until_stalled(
         lambda: source_digest(source),
@@ -150,14 +150,14 @@ def prepare_one(store: Store, setup: Setup, job: Job) -> tuple[str, int, tuple[s
 
 
 def with_kept_imports(before: Scan | None, record: ScanRecord) -> tuple[ScanRecord, tuple[str, ...]]:
-    """A scan made anew, with the imported masks that it had, and a note on what became of them.
+    """Return a scan that was made again, with its imported masks, and notes on them.
 
-    Masks belong to places in the patient, so they are kept where the stored grid is the same as before. Of a
-    damaged scan those are kept whose own files are whole.
+    Masks are kept if the stored grid is the same as before. Of a damaged scan, those are kept whose own files
+    are undamaged.
 
     Args:
-        before: The scan as it is in the store; None where it is new.
-        record: The scan as it is going to be, without imported masks.
+        before: The scan in the store; None if it is new.
+        record: The new scan, without imported masks.
     """
     if before is None:
         return record, ()
@@ -179,7 +179,7 @@ def with_kept_imports(before: Scan | None, record: ScanRecord) -> tuple[ScanReco
 
 
 def _fresh_record(before: Scan | None, setup: Setup, job: Job, digests: Mapping[str, str]) -> ScanRecord:
-    """A scan from its files."""
+    """Return the record of a scan from its files."""
     source, config = job.found.source, setup.settings.ingest
     scan = standardize(read_source(source, config), config)
     labels = [
@@ -215,7 +215,7 @@ def _fresh_record(before: Scan | None, setup: Setup, job: Job, digests: Mapping[
 
 
 def _record_again(before: Scan | None, setup: Setup, job: Job, digests: Mapping[str, str]) -> ScanRecord:
-    """A stored scan with new proposals."""
+    """Return the record of a stored scan with new proposals."""
     scan = _there(before, job)
     record = own_record(scan.record())
     made = _proposals(setup, record, scan.intensity, record.spacing_zyx_mm)
@@ -225,20 +225,20 @@ def _record_again(before: Scan | None, setup: Setup, job: Job, digests: Mapping[
 def _record_of_other_case(
     before: Scan | None, setup: Setup, job: Job, digests: Mapping[str, str]
 ) -> ScanRecord:
-    """A stored scan that is of another case now; nothing else changes."""
+    """Return the record of a stored scan with another case; nothing else changes."""
     record = own_record(_there(before, job).record())
     return replace(record, digests=digests, case=job.found.source.case)
 
 
 def _there(before: Scan | None, job: Job) -> Scan:
-    """The stored scan that a job starts from."""
+    """Return the stored scan that a job starts from."""
     if before is None:
         raise ScanNotFound(f"scan {job.scan_id}: it is in the store no longer. Run the same command again")
     return before
 
 
 _RECORDS = {"ingest": _fresh_record, "proposals": _record_again, "case": _record_of_other_case}
-"""How the record is made, by the stage where work begins."""
+"""Function that makes the record, by the stage where work begins."""
 
 
 def _proposals(
@@ -247,7 +247,7 @@ def _proposals(
     intensity: Any,
     spacing_zyx_mm: tuple[float, float, float],
 ) -> dict[str, Any]:
-    """The proposals of an image, as fields of a record."""
+    """Return the proposals of an image, as fields of a record."""
     made = propose(
         scan.image,
         scale=scan.scale,
@@ -262,7 +262,7 @@ def _proposals(
 
 
 def without_paths(text: str, source: Source) -> str:
-    """The text without the paths of a source, which may hold a patient's name."""
+    """Return the text without the paths of a source, which may hold a patient's name."""
     paths = [*source.files, *(path for label in source.labels for path in label.files)]
     for path in sorted({*paths, *(path.parent for path in paths)}, key=lambda path: -len(str(path))):
         text = text.replace(str(path), source.location)

@@ -1,4 +1,4 @@
-"""Batches of scans on their way to the workers and back: where tasks run, how many, how often they are tried.
+"""Scheduling of batches: submitting them to workers, collecting outcomes, repeating failed tasks.
 
 Reads:  a `Work`, and the Prefect task that prepares a batch.
 Writes: outcomes into the work.
@@ -35,10 +35,10 @@ BATCH_SCANS, BATCH_VOXELS = 8, 2_000_000
 """Most small scans that share a task, and most (estimated) voxels: a few seconds of work."""
 
 RETRY_DELAYS_SECONDS = (2.0, 10.0)
-"""Waits before another try where a disk or network failed."""
+"""Seconds before each further try after an error of a disk or network."""
 
 NO_WORKER_SECONDS = 90.0
-"""Longest wait for a Dask worker to come or to come back."""
+"""Longest time without any Dask worker, in seconds."""
 
 POLL_SECONDS = 0.5
 
@@ -47,12 +47,12 @@ OURS = ("commands", "flows", "pipeline", "storage")
 
 
 class BatchScheduler:
-    """Submits batches, a few ahead of the workers, and records what comes back."""
+    """Submits batches, a few ahead of the workers, and records their outcomes."""
 
     def __init__(self, work: Work, task: Any) -> None:
         self.work = work
         self.task = task
-        """Prefect's; takes a payload of `payload_of`, returns outcomes."""
+        """The Prefect task; takes a payload, returns outcomes."""
         self.waiting = deque(batches(work.plan.jobs, max_scans=BATCH_SCANS, max_weight=BATCH_VOXELS))
         self.in_flight: dict[Any, tuple[Job, ...]] = {}
         """Batches by the id of their task run."""
@@ -61,14 +61,15 @@ class BatchScheduler:
         self.memory = memory_for_workers(work.options) or math.inf
         """Bytes that batches in flight may take together."""
         self.peaks: dict[Any, int] = {}
-        """Predicted peak of each batch in flight, in bytes; 0 where the workers see to it themselves."""
+        """Predicted peak of each batch in flight, in bytes; 0 if the workers limit their memory
+        themselves."""
         self.in_hand_since: dict[Any, float] = {}
-        """When they were submitted."""
+        """Time of their submission."""
         self.ahead: dict[str, float] = {}
-        """Scans that are committed although their batch is in flight, and when that was seen."""
+        """Scans that are committed while their batch is in flight, with the time when this was seen."""
         self.index = IndexTail(work.store_path)
         self.deaths: Counter[str] = Counter()
-        """How often a scan was in a batch whose task died."""
+        """Number of times that a scan was in a batch whose task died."""
         self.last_worker_seen = time.monotonic()
 
     def run(self) -> None:
@@ -83,7 +84,7 @@ class BatchScheduler:
         self.work.ended = True
 
     def watched(self) -> AbstractContextManager[Callable[[State], None] | None]:
-        """Return what keeps a page of the run up to date, if that is wanted."""
+        """Return a context that keeps a page of the run up to date, if --watch is given."""
         if not self.work.options.watch:
             return nullcontext()
         from commands.pages.preparing import watched_preparing
@@ -107,7 +108,7 @@ class BatchScheduler:
             future.add_done_callback(self.finished.put)
 
     def collect_one(self) -> None:
-        """Record the next batch that is done; stop the run where no worker has been there for long."""
+        """Record the next finished batch; stop the run if there has been no worker for long."""
         try:
             future = self.finished.get(timeout=POLL_SECONDS)
         except queue.Empty:
@@ -126,14 +127,14 @@ class BatchScheduler:
         del self.in_hand_since[future.task_run_id], self.peaks[future.task_run_id]
         try:
             outcomes = future.result()
-        except Exception as error:  # noqa: BLE001 - whatever a task dies of, the others go on
+        except Exception as error:  # noqa: BLE001 - any error of a task; the others go on
             outcomes = self.after_death(batch, error)
         self.work.record(outcomes)
         for job in batch:
             self.ahead.pop(job.scan_id, None)
 
     def look_ahead(self) -> None:
-        """See which scans are committed whose batch has not come back."""
+        """Look for scans that are committed though their batch is not finished."""
         now = time.monotonic()
         new = (scan_id for scan_id in self.index.new_ids() if scan_id not in self.work.outcomes)
         self.ahead |= dict.fromkeys(new, now)
@@ -145,9 +146,9 @@ class BatchScheduler:
         return max(peak_of_job(job, None, self.work.setup.settings) for job in batch)
 
     def in_hand(self) -> tuple[str, float]:
-        """Return the scan that is worked on, and since when; of several workers' that of the oldest batch.
+        """Return the scan in progress and its start; with several workers, that of the oldest batch.
 
-        A batch tells of its scans only when all are done; before, the index tells which are committed.
+        A batch returns its outcomes only when all are done; until then the index shows which are committed.
         """
         if not self.in_hand_since:
             return "", 0.0
@@ -159,10 +160,10 @@ class BatchScheduler:
         return batch[min(last + 1, len(batch) - 1)].scan_id, since
 
     def after_death(self, batch: tuple[Job, ...], error: Exception) -> list[Outcome]:
-        """Return the outcomes of a batch whose task died as a whole: worker killed, disk away.
+        """Return the outcomes of a batch whose task died as a whole: worker killed, disk gone.
 
-        Its scans are submitted again one by one, so that only the one at fault fails; the one that killed its
-        worker, once more.
+        Its scans are submitted again one by one, so that only the scan at fault fails. A single scan that
+        killed its worker is tried once more.
         """
         if unfit := reason_to_stop(error):
             self.work.stop = self.work.stop or unfit
@@ -188,7 +189,7 @@ def submit(task: Any, work: Work, batch: Sequence[Job]) -> Any:
 
 
 def reason_to_stop(error: Exception) -> str:
-    """Return why a run cannot go on after the end of a task; empty where only this task is concerned."""
+    """Return why a run cannot go on after the error of a task; "" if only this task is concerned."""
     if isinstance(error, WorkerUnfitError):
         return str(error)
     name = (getattr(error, "name", "") or "").split(".")[0]
@@ -230,7 +231,7 @@ def outcome_of_death(job: Job, error: Exception) -> Outcome:
 def stopped_by_signals(work: Work) -> Iterator[None]:
     """Finish the scans in flight after the first Ctrl-C or SIGTERM; the second ends the process at once.
 
-    Does nothing outside of the main thread, where Python lets nobody handle signals.
+    Does nothing outside of the main thread, where Python allows no signal handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -238,7 +239,7 @@ def stopped_by_signals(work: Work) -> Iterator[None]:
 
     def stop(number: int, frame: Any) -> None:
         if work.stop:
-            os._exit(128 + number)  # safe: what is committed is whole, the rest is swept by the next run
+            os._exit(128 + number)  # safe: committed scans are complete, the next run removes the rest
         work.stop, work.interrupted = f"interrupted by {signal.Signals(number).name}", True
         hurry_reads()
         print("\nstopping: the scans in hand are finished; once more to stop at once", file=sys.stderr)

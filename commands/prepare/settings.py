@@ -1,6 +1,6 @@
 """Before and after the work of `mass prepare`: settings, plan, ledger, and what is printed.
 
-What a task does is in `scan_task`, which tasks run where in `scheduler`.
+The work of a task is in `scan_task`, the scheduling of tasks in `scheduler`.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from pipeline.toml_settings import config_values, describe_change, parse_config,
 from storage import LedgerEntry, LedgerFile, Store, digest_of, read_failed, read_ledger
 
 MOST_NOTES = 30
-"""Notes on scans that are printed after a run; all are in the store and in the file of --json."""
+"""Most notes on scans that are printed after a run; all are in the store and in the file of --json."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings of `mass prepare`: a table of the TOML file each."""
+    """The settings of `mass prepare`; each field is a table of the TOML file."""
 
     ingest: IngestConfig
     proposals: ProposalConfig
 
     @classmethod
     def read(cls, path: Path | None) -> Settings:
-        """The settings in a TOML file; the defaults where there is none."""
+        """Return the settings in a TOML file; the defaults without a file."""
         tables = read_tables(path, ["ingest", "proposals"]) if path else {"ingest": {}, "proposals": {}}
         return cls(
             ingest=parse_config(tables["ingest"], IngestConfig, where="[ingest]"),
@@ -45,7 +45,7 @@ class Settings:
 
     @classmethod
     def stored(cls, config: Mapping[str, Any]) -> Settings:
-        """The settings that a store was prepared with, as store.json has them; a null stands for none."""
+        """Return the settings in a store.json; null stands for None."""
         tables = {
             name: {key: value for key, value in config.get(name, {}).items() if value is not None}
             for name in ("ingest", "proposals")
@@ -56,16 +56,16 @@ class Settings:
         )
 
     def values(self) -> dict[str, dict[str, Any]]:
-        """All settings as JSON, by table."""
+        """Return all settings as JSON, by table."""
         return {"ingest": config_values(self.ingest), "proposals": config_values(self.proposals)}
 
 
 def wanted_digests(config: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> Wanted:
-    """What the stages would be given now: the settings in `config` (as store.json has them) and this code.
+    """Return the digests of the stages' present inputs: the settings in `config` and this code.
 
     Args:
         config: Settings by table.
-        before: Settings that the store had, to tell what differs.
+        before: Settings that the store had, to describe the differences.
     """
     code = {"ingest": INGEST_VERSION, "proposals": ALGORITHM_VERSION}
     digests = {
@@ -93,7 +93,7 @@ def _counted(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def found_now(source: Source) -> Found:
-    """A source with the state of its files."""
+    """Return a source with the state of its files."""
     try:
         files = tuple(source_stat(source))
     except UnreadableFile:
@@ -102,7 +102,7 @@ def found_now(source: Source) -> Found:
 
 
 def known_scans(store: Store) -> dict[str, Known]:
-    """What the store and its ledger have recorded of every scan."""
+    """Return the records of every scan in the store and its ledger."""
     known = {
         scan_id: Known(committed=entry.digests, case=entry.case) for scan_id, entry in store.entries.items()
     }
@@ -119,13 +119,13 @@ def known_scans(store: Store) -> dict[str, Known]:
 
 
 def known_failures(store: Store) -> dict[str, Failure]:
-    """The failures that the ledger records, by scan, sorted."""
+    """Return the failures in the ledger, by scan, sorted."""
     failures = {scan_id: failure_in(line) for scan_id, line in read_failed(store.path).items()}
     return {scan_id: failure for scan_id, failure in failures.items() if failure is not None}
 
 
 def failure_in(line: LedgerEntry) -> Failure | None:
-    """The failure that a line of the ledger records, if it does."""
+    """Return the failure in a line of the ledger, or None."""
     if line.state != "failed":
         return None
     return Failure(
@@ -134,7 +134,7 @@ def failure_in(line: LedgerEntry) -> Failure | None:
 
 
 def ledger_line(outcome: Outcome, config_digest: str) -> LedgerEntry:
-    """The ledger's line for a scan: committed, or failed and why."""
+    """Return the ledger's line for a scan: committed, or failed with the reason."""
     failure = outcome.failure
     return LedgerEntry(
         scan_id=outcome.scan_id,
@@ -153,7 +153,7 @@ def ledger_line(outcome: Outcome, config_digest: str) -> LedgerEntry:
 
 
 def make_the_plan(discovery: Discovery, store: Store, wanted: Wanted, *, retry_failed: bool) -> Plan:
-    """What there is to do, from what was found and what the store knows."""
+    """Return the plan, from the found sources and the store's records."""
 
     def digest(source: Source) -> str | None:
         try:
@@ -172,12 +172,12 @@ def make_the_plan(discovery: Discovery, store: Store, wanted: Wanted, *, retry_f
 
 
 def outcome_of_failure(failure: Failure) -> Outcome:
-    """A scan that the search found no way to read."""
+    """Return the outcome of a scan that the search could not read."""
     return Outcome(scan_id=failure.scan_id, location=failure.location, state="failed", failure=failure)
 
 
 def outcome_of_done(done: Done) -> Outcome:
-    """A scan that is in the store already."""
+    """Return the outcome of a scan that is in the store already."""
     found = done.found
     return Outcome(
         scan_id=found.source.scan_id,
@@ -192,7 +192,7 @@ def outcome_of_done(done: Done) -> Outcome:
 def print_plan(
     discovery: Discovery, plan: Plan, *, gone: Sequence[str], forgotten: Sequence[str], pruned: bool
 ) -> None:
-    """Print what was found and what is going to be done, before it is."""
+    """Print what was found and what will be done."""
     for note in discovery.notes:
         print(f"  {printable(note)}")
     found = len(discovery.sources) + len(discovery.failures)
@@ -212,7 +212,7 @@ def print_plan(
 
 
 def print_report(report: RunReport) -> None:
-    """Print what became of the scans."""
+    """Print the outcomes of the scans."""
     if report.committed:
         columns = ("data set", "scans", "proposals a scan", "seconds a scan")
         print_table("prepared", columns, report.groups())
@@ -231,7 +231,7 @@ def print_report(report: RunReport) -> None:
 
 
 def write_log(outcomes: Iterable[Outcome]) -> None:
-    """Keep the tracebacks of failures that nobody foresaw, outside of the store."""
+    """Write the tracebacks of unexpected failures to a file outside of the store."""
     traces = [f"{outcome.scan_id}\n{outcome.traceback}" for outcome in outcomes if outcome.traceback]
     if traces:
         folder = cache_folder() / "logs"

@@ -1,4 +1,4 @@
-"""A run of `mass prepare` in progress: how it is run, what came back, what is written down."""
+"""A run of `mass prepare` in progress: its options, its outcomes, and the ledger."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ from storage import (
 )
 
 LEDGER_SECONDS = 30.0
-"""The ledger is written about so often: after a kill, few sources' bytes have to be looked at again."""
+"""Seconds between two writings of the ledger: after a kill, few sources' bytes have to be read again."""
 
 LEDGER_SHARE = 0.02
-"""Most of a run's time that writing the ledger takes: it is written whole, so that is seldom in a large
-store."""
+"""Largest fraction of a run's time for writing the ledger. It is written as a whole, so in a large store it
+is written less often."""
 
 
 @dataclass(kw_only=True)
 class Tally:
-    """Counts of the jobs that have ended, kept up as they end, since a run may have 100,000."""
+    """Counts of the jobs that have ended; updated with each, since a run may have 100,000."""
 
     weights: Mapping[str, int]
     """Weight of each job, by scan."""
@@ -63,7 +63,7 @@ class Tally:
 
     @classmethod
     def of(cls, jobs: Sequence[Job]) -> Tally:
-        """The tally of a plan of which nothing is done."""
+        """Return the tally of a plan before any work."""
         weights = {job.scan_id: job.weight for job in jobs}
         return cls(weights=weights, total=sum(weights.values()))
 
@@ -79,10 +79,10 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How `prepare` is to be run; none of it changes a byte of the store."""
+    """Options of a run of `prepare`; none changes a byte of a stored scan."""
 
     workers: int = 1
-    """Processes on this machine; 1 works in this process."""
+    """Number of processes on this machine; 1: this process."""
     scheduler: str = ""
     """Address of a Dask scheduler to use instead."""
     device: Device = "auto"
@@ -92,46 +92,46 @@ class Options:
     prune: bool = False
     """Remove scans from the store whose sources are gone."""
     follow_links: bool = False
-    """Follow links that lead to folders outside of what is searched."""
+    """Follow links that lead to folders outside of the searched one."""
     watch: bool = False
     """Keep a page of the run up to date."""
     layout: str = "auto"
-    """How the files of a folder lie, one of `pipeline.discovery.LAYOUT_NAMES`."""
+    """Layout of the folder, one of `pipeline.discovery.LAYOUT_NAMES`."""
     embedded_server: bool = False
-    """Use the Prefect server of the run, also where PREFECT_API_URL names another."""
+    """Use the embedded Prefect server, even if PREFECT_API_URL names another."""
 
 
 @dataclass(kw_only=True)
 class Work:
-    """A run in progress: what is left, what came back. Lives in this process and is never pickled."""
+    """A run in progress: plan, options and outcomes. It stays in this process and is never pickled."""
 
     store_path: StorePath
     options: Options
     setup: Setup
     plan: Plan
     raw: Path
-    """What was searched for scans."""
+    """The searched folder, manifest or file."""
     discovery: Discovery
     gone: tuple[str, ...] = ()
     """Scans that the store has and the search did not find."""
     server_is_kept: bool = True
-    """Whether Prefect's server outlives the run, so that somebody can look at what is left with it."""
+    """Whether Prefect's server outlives the run, so that artifacts can be viewed later."""
     began: float = field(default_factory=time.monotonic)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     last_ended: float = field(default_factory=time.monotonic)
-    """When the last scan came back, on the monotonic clock."""
+    """Time of the last outcome, on the monotonic clock."""
     lines: list[LedgerEntry] = field(default_factory=list)
-    """Of the ledger, not written yet."""
+    """Lines of the ledger that are not written yet."""
     written: float = field(default_factory=time.monotonic)
     writing_seconds: float = 0.0
-    """What the last writing of the ledger took."""
+    """Seconds of the last writing of the ledger."""
     tally: Tally = field(init=False)
     stop: str = ""
-    """Why nothing more is begun."""
+    """Why no more scans are begun; empty if they are."""
     interrupted: bool = False
-    """Whether someone asked for the end."""
+    """Whether the user interrupted the run."""
     ended: bool = False
-    """Whether the last task has come back."""
+    """Whether the last task has ended."""
     closed: bool = False
 
     def __post_init__(self) -> None:
@@ -139,7 +139,7 @@ class Work:
 
     @cached_property
     def config_digest(self) -> str:
-        """Of the settings in the store when the first task is submitted; workers compare it with theirs."""
+        """Digest of the store's settings when the first task is submitted; workers compare it with theirs."""
         return open_store(self.store_path).info.config_digest
 
     def record(self, outcomes: Iterable[Outcome]) -> None:
@@ -156,7 +156,7 @@ class Work:
             self.write_ledger()
 
     def write_ledger(self) -> None:
-        """Write down what is not written yet."""
+        """Write the lines of the ledger that are not written yet."""
         began = time.monotonic()
         try:
             write_ledger(self.store_path, self.lines)
@@ -170,14 +170,14 @@ class Work:
         self.writing_seconds = self.written - began
 
     def close(self) -> None:
-        """Complete log, ledger and index, and remove what writers that died have left; once."""
+        """Complete log, ledger and index, and remove the files of dead writers; done once."""
         if self.closed:
             return
         self.closed = True
         write_log(self.outcomes.values())
         self.write_ledger()
         try:
-            if self.plan.jobs:  # else the sweep before the plan has seen all that there is
+            if self.plan.jobs:  # otherwise the sweep before the plan was enough
                 sweep(self.store_path)
             finish(self.store_path)
         except StoreFull as error:
@@ -190,12 +190,12 @@ class Work:
         ahead: Mapping[str, float] | None = None,
         in_hand: tuple[str, float] = ("", 0.0),
     ) -> Progress:
-        """How far the jobs are.
+        """Return the progress of the jobs.
 
         Args:
-            began: When work on them began, on the monotonic clock.
-            ahead: Scans that are committed, whose batch has not come back yet, and when they were.
-            in_hand: The scan that is worked on, or the first of several, and when it was begun.
+            began: Start of the work, on the monotonic clock.
+            ahead: Scans that are committed while their batch is in flight, with the time.
+            in_hand: The scan in progress, or the first of several, and its start.
         """
         early = {scan_id: when for scan_id, when in (ahead or {}).items() if scan_id not in self.outcomes}
         weights = [self.tally.weights[scan_id] for scan_id in early if scan_id in self.tally.weights]
@@ -249,7 +249,7 @@ _WORK: ContextVar[Work | None] = ContextVar("work", default=None)
 def current_work() -> Work | None:
     """Return the run that this process works on, if it is planned already.
 
-    It is no parameter of the flow, since Prefect sends those to every worker.
+    It is not a parameter of the flow, since Prefect sends parameters to every worker.
     """
     return _WORK.get()
 
@@ -270,8 +270,8 @@ def plan_work(raw: Path, store_path: StorePath, settings: Settings, options: Opt
     Args:
         raw: A folder, a manifest, or one file.
         store_path: The store; made where there is none.
-        settings: Of ingest and proposals.
-        options: How it is run.
+        settings: Settings of ingest and proposals.
+        options: Options of the run.
 
     Raises:
         CommandError: There is no such device.

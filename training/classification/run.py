@@ -217,8 +217,8 @@ class _Job:
             return self.full(callbacks.progress)
         if features is None:
             rows = (*self.split.train, *self.split.validation, *self.split.test)
-            told = partial(callbacks.scan, "encode") if callbacks.scan else None
-            features = self.encoded(rows, told)
+            progress = partial(callbacks.scan, "encode") if callbacks.scan else None
+            features = self.encoded(rows, progress)
         if self.config.mode == "frozen-linear":
             return self.linear(features)
         return self.attention(features, callbacks.progress)

@@ -323,7 +323,7 @@ class Segmenter:
             lost = _listed([structure.values[0] for structure in self.missing])
             notes.append(f"nothing of label {lost} is left in the references at this spacing: not looked for")
         if carried is not None:
-            notes.append(_told(found))
+            notes.append(_confidence_note(found))
         return Segmentation(
             labels=(values.astype(np.uint16) if values.max() > 255 else values.astype(np.uint8))[places],
             found=found,
@@ -388,7 +388,7 @@ def segment(
     return replace(result, probabilities=kept)
 
 
-def _told(found: Sequence[Found]) -> str:
+def _confidence_note(found: Sequence[Found]) -> str:
     """Return a note with the confidence of each structure, lowest first."""
     ranked = sorted(found, key=lambda one: one.confidence or 0.0)
     low = [one for one in ranked if (one.confidence or 0.0) < LOW_CONFIDENCE]
