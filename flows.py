@@ -110,9 +110,7 @@ def publish_scans(report: RunReport, store: StorePath) -> None:
     from commands.inspect import inspect_store
 
     create_table_artifact(key="prepared-scans", table=report.rows(), description=report.summary())
-    if isinstance(store, Path) and (
-        report.committed or report.skipped
-    ):  # the page is written beside the store
+    if isinstance(store, Path) and (report.committed or report.skipped):  # the page is beside the store
         page = store.resolve().with_name(f"{store.name}-report.html")
         inspect_store(store, [], page, full=0, most=MOST_REPORTED_SCANS)
         create_link_artifact(key="store-report", link=page.as_uri(), link_text=page.name)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.pages.run import RUN_PAGE, is_run, read_run, run_page
-from commands.prepare.remembered import remembered_seconds
+from commands.prepare.local_records import remembered_seconds
 from commands.prepare.settings import known_scans
 from commands.survey import MOST_VOXELS_IN_PAGE, Surveyed, level_within, pack_of, packs_within, survey
 from commands.terminal import CommandError, print_failures

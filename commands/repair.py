@@ -6,7 +6,7 @@
             └─ a damaged scan           made again, if its source still has the same bytes; imported masks
                                         are kept if their own files are undamaged
 
-Reads:  the store; the folders or manifests that it was prepared from (`prepare.remembered`).
+Reads:  the store; the folders or manifests that it was prepared from (`commands.prepare.local_records`).
 Writes: damaged scans, the index. With the same settings and code a scan has the bytes of before.
 """
 
@@ -21,9 +21,9 @@ from typing import Any
 
 from commands.disk_errors import warn_of_locks
 from commands.prepare.command import run_flow
+from commands.prepare.local_records import Search, remembered_searches
 from commands.prepare.outcomes import RunReport, counted_scans, failure_values
 from commands.prepare.plan import Job, Plan
-from commands.prepare.remembered import Search, remembered_searches
 from commands.prepare.scan_task import Setup
 from commands.prepare.settings import Settings, found_now, print_report, wanted_digests
 from commands.prepare.work import Options, Work

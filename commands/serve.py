@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from commands.prepare.remembered import remembered_seconds
+from commands.prepare.local_records import remembered_seconds
 from commands.survey import VERIFY, level_within, pack_of
 from pipeline.report import ScanRow, StoreContents, index_row, store_page, table_row
 from storage import CorruptStore, InvalidSelection, Store, StorePath, open_store, scan_bytes

@@ -65,9 +65,7 @@ def add_segment(add: argparse.ArgumentParser) -> None:
         "--spacing", type=float, metavar="MM", help="voxel edge to work at (default: that of the training)"
     )
     add.add_argument(
-        "--modality",
-        choices=("ct", "mr", "pet"),
-        help="modality of all given scans (default: from DICOM, or guessed)",
+        "--modality", choices=("ct", "mr", "pet"), help="of all scans (default: from DICOM, or guessed)"
     )
     add.add_argument(
         "--across-modalities", action="store_true", help="take targets of a modality no reference has"

@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 
 from commands.disk_errors import warn_of_locks
+from commands.prepare.local_records import Search, remember_search, remember_seconds
 from commands.prepare.outcomes import Outcome, RunReport
 from commands.prepare.plan import Job, Plan
-from commands.prepare.remembered import Search, remember_search, remember_seconds
 from commands.prepare.scan_task import Device, Setup
 from commands.prepare.settings import (
     Settings,

@@ -419,7 +419,7 @@ def test_no_network_is_named_by_none(folder: Path, capsys: pytest.CaptureFixture
     assert main(["segment", "none", *shown, *rest, *told]) == 0
     (target,) = json.loads((folder / "told.json").read_text())["targets"]
     assert target["confidences"]
-    assert "the checkpoint does not tell" not in capsys.readouterr().out
+    assert "the checkpoint does not say" not in capsys.readouterr().out
     assert main(["segment", "none", *shown, *rest, "--by", "network"]) == 2
     assert "--by network asks a network" in capsys.readouterr().err
     assert main(["segment", "none", "--finetuned", *rest]) == 2

@@ -22,7 +22,7 @@ from commands.demo import bundled_or_named
 from commands.inspect import inspect_store
 from commands.main import main
 from commands.prepare.command import prepare_store
-from commands.prepare.remembered import remember_seconds, remembered_seconds
+from commands.prepare.local_records import remember_seconds, remembered_seconds
 from commands.prepare.settings import Settings
 from commands.prepare.work import Options
 from commands.status import cases_line

@@ -3,6 +3,6 @@ from .config import (
     FinetuneRecipe as FinetuneRecipe,
     finetune_recipe as finetune_recipe,
 )
-from .report import report_document as report_document
+from .evaluation import report_document as report_document
 from .run import Finetuning as Finetuning, finetune as finetune
 from .scans import LabelledScans as LabelledScans

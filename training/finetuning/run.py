@@ -47,6 +47,7 @@ from training.engine import (
 )
 from training.evaluation import TITLES, Evaluation
 from training.finetuning.config import FinetuneConfig, with_chosen_window
+from training.finetuning.evaluation import evaluate_tokens, report_document, scalars
 from training.finetuning.initial_tokens import OnScan, initial_tokens, random_tokens
 from training.finetuning.labelled_samples import (
     LabelledBatch,
@@ -55,7 +56,6 @@ from training.finetuning.labelled_samples import (
     augment_labelled,
     make_labelled_loader,
 )
-from training.finetuning.report import evaluate_tokens, report_document, scalars
 from training.finetuning.scans import LabelledScans, Mode, choose_scans
 from training.inference import FINETUNED, Case, PromptedIris, TokenTable, weights_file, write_png
 from training.network import (

@@ -21,8 +21,8 @@ from training.engine.task import Task
 from training.errors import CheckpointError, ConfigError
 from training.evaluation.surfaces import surface_distances
 from training.finetuning.config import FinetuneConfig, finetune_recipe
+from training.finetuning.evaluation import evaluate_tokens, report_document
 from training.finetuning.initial_tokens import initial_tokens
-from training.finetuning.report import evaluate_tokens, report_document
 from training.finetuning.run import finetune
 from training.finetuning.scans import FinetuneTaskConfig, choose_scans
 from training.inference.prediction import predict_labels
