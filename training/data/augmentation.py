@@ -30,6 +30,11 @@ from training.errors import ConfigError
 
 Range = tuple[float, float]
 
+_CURVE_KNOTS = 7
+_SAME = np.linspace(0.0, 1.0, _CURVE_KNOTS)
+"""The curve that changes nothing."""
+_BIAS_KNOTS = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class ViewAugmentation:
@@ -57,14 +62,29 @@ class ViewAugmentation:
     """Standard deviation of the Gaussian blur, voxels."""
     noise_std: float = 0.02
     """Standard deviation of the Gaussian noise added to each voxel, z-score units."""
+    curve_probability: float = 0.0
+    """Probability that the intensities go through a random curve, which can exchange dark and bright; the
+    lowest one stays. Two views of one scan then no longer match by their intensities."""
+    max_curve: float = 1.0
+    """How far such a curve departs from the identity, at most: 0 not at all, 1 to values drawn anew."""
+    bias_probability: float = 0.0
+    """Probability that the intensities are multiplied by a smooth random field, as the bias field of MR."""
+    bias_std: float = 0.3
+    """Standard deviation of the field's logarithm."""
 
     def __post_init__(self) -> None:
-        for name in ("affine_probability", "intensity_probability"):
+        for name in (
+            "affine_probability",
+            "intensity_probability",
+            "curve_probability",
+            "max_curve",
+            "bias_probability",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be 0 to 1, got {getattr(self, name)}")
         if not 0 <= self.max_scale_change < 1:
             raise ConfigError(f"max_scale_change must be >= 0 and < 1, got {self.max_scale_change}")
-        for name in ("max_rotation_degrees", "max_shear", "brightness_shift_std", "noise_std"):
+        for name in ("max_rotation_degrees", "max_shear", "brightness_shift_std", "noise_std", "bias_std"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be >= 0, got {getattr(self, name)}")
         for name in ("brightness", "gamma", "contrast", "blur_voxels"):
@@ -117,6 +137,10 @@ class Drawn:
     """float32 (B,), z-score units; neutral 0."""
     noise_seed: Tensor
     """int64 (B,): seed of each sample's noise."""
+    curve: Tensor
+    """float32 (B, 7), 0..1: what seven equally spaced intensities become; neutral 0, 1/6, ..., 1."""
+    bias: Tensor
+    """float32 (B, 4, 4, 4): logarithm of the bias field at the knots of a coarse grid; neutral 0."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -169,6 +193,11 @@ def draw(config: ViewAugmentation, generators: list[np.random.Generator]) -> Dra
             for name in _CHANGES
         },
         noise_seed=torch.tensor([seed for _, _, seed in rows], dtype=torch.int64),
+        # Drawn last, and only where wanted: other samples are those of before there were such changes.
+        curve=torch.from_numpy(
+            np.stack([_draw_curve(config, generator) for generator in generators])
+        ).float(),
+        bias=torch.from_numpy(np.stack([_draw_bias(config, generator) for generator in generators])).float(),
     )
 
 
@@ -197,6 +226,23 @@ def _draw_one(
     for name, change in zip(_CHANGES, changed, strict=True):
         values[name] = values[name] if change else _CHANGES[name][0]
     return matrix, values, int(generator.integers(2**63 - 1))
+
+
+def _draw_curve(config: ViewAugmentation, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Draw what the intensities become, (7,), see `Drawn`."""
+    if config.curve_probability == 0 or generator.random() >= config.curve_probability:
+        return _SAME
+    part = generator.uniform(0.0, config.max_curve)
+    drawn = generator.uniform(0.0, 1.0, _CURVE_KNOTS)
+    drawn[0] = 0.0
+    return np.asarray((1 - part) * _SAME + part * drawn)
+
+
+def _draw_bias(config: ViewAugmentation, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Draw the knots of the bias field's logarithm, (4, 4, 4)."""
+    if config.bias_probability == 0 or generator.random() >= config.bias_probability:
+        return np.zeros((_BIAS_KNOTS,) * 3)
+    return generator.normal(0.0, config.bias_std, (_BIAS_KNOTS,) * 3)
 
 
 def affine_matrix(
@@ -235,6 +281,11 @@ def apply_drawn(codes: Tensor, words: Tensor, batch: Cuts, drawn: Drawn) -> tupl
     """
     with torch.no_grad(), torch.autocast(codes.device.type, enabled=False):
         image, words = warp(codes, words, batch, drawn.matrix)
+        for sample, (curve, bias) in enumerate(zip(drawn.curve, drawn.bias, strict=True)):
+            if not torch.equal(curve, torch.from_numpy(_SAME).float()):
+                image[sample] = _map_intensities(image[sample], curve.to(image.device))
+            if bias.any():
+                image[sample] = _multiply_smoothly(image[sample], bias.to(image.device))
         for name, (neutral, change) in _CHANGES.items():
             values: Tensor = getattr(drawn, name)
             chosen = torch.nonzero(values != neutral)[:, 0].tolist()
@@ -324,6 +375,26 @@ def _blur(image: Tensor, sigma: Tensor) -> Tensor:
         moved = image.movedim(axis, 2).flatten(3)
         image = (weights[:, None] @ moved).view(image.movedim(axis, 2).shape).movedim(2, axis)
     return image
+
+
+def _map_intensities(image: Tensor, curve: Tensor) -> Tensor:
+    """Return an image (1, Z, Y, X) through a curve (7,) from its minimum to its mean plus 3 deviations."""
+    low = image.amin()
+    span = (image.mean() + 3 * image.std() - low).clamp_min(1e-6)
+    place = (image - low) / span * (len(curve) - 1)
+    knot = place.floor().clamp(0, len(curve) - 2)
+    first, second = curve[knot.long()], curve[knot.long() + 1]
+    # Above the last knot, the few brightest voxels keep their distance to it.
+    inside = place.clamp(max=len(curve) - 1)
+    mapped = first + (second - first) * (inside - knot)
+    return low + span * (mapped + (place - inside) / (len(curve) - 1))
+
+
+def _multiply_smoothly(image: Tensor, bias: Tensor) -> Tensor:
+    """Return an image (1, Z, Y, X) whose height above its minimum is multiplied by exp of a smooth field."""
+    low = image.amin()
+    field = functional.interpolate(bias[None, None], image.shape[1:], mode="trilinear", align_corners=True)
+    return low + (image - low) * field[0].exp()
 
 
 def _noise(like: Tensor, seed: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 
 import numpy as np
@@ -284,3 +285,48 @@ def test_a_gpu_augments_as_the_cpu_does() -> None:
     here, there = augment(batch, config), augment(batch.to("cuda"), config)
     torch.testing.assert_close(there.target.cpu(), here.target, rtol=0, atol=5e-3)
     assert (there.target_masks.cpu() != here.target_masks).float().mean() < 2e-3
+
+
+def test_a_curve_exchanges_tissues_but_keeps_the_background_and_the_masks() -> None:
+    batch = drawn_batch(1)
+    codes = torch.randint(0, 3000, batch.target_codes.shape, dtype=torch.int16)
+    plain, words = apply_drawn(codes, batch.target_words, batch, identity(1))
+    curve = torch.tensor([[0.0, 1.0, 0.8, 0.6, 0.4, 0.2, 0.1]])
+    image, kept = apply_drawn(codes, batch.target_words, batch, replace(identity(1), curve=curve))
+    assert torch.equal(kept, words)
+    low, top = plain.min(), plain.mean() + 3 * plain.std()
+    knots = low + (top - low) * torch.arange(7) / 6
+    expected = np.interp(plain, knots, low + (top - low) * curve[0])
+    np.testing.assert_allclose(image, expected, rtol=1e-4, atol=1e-3)
+    assert image.argmin() == plain.argmin()
+    bright, brighter = (plain - knots[1]).abs().argmin(), (plain - knots[3]).abs().argmin()
+    assert image.flatten()[bright] > image.flatten()[brighter]
+
+
+def test_a_bias_field_is_smooth_and_leaves_the_lowest_voxels() -> None:
+    batch = drawn_batch(1)
+    plain, words = apply_drawn(batch.target_codes, batch.target_words, batch, identity(1))
+    bias = torch.full((1, 4, 4, 4), math.log(2.0))
+    doubled, kept = apply_drawn(
+        batch.target_codes, batch.target_words, batch, replace(identity(1), bias=bias)
+    )
+    torch.testing.assert_close(doubled - plain.min(), 2 * (plain - plain.min()), rtol=1e-4, atol=1e-4)
+    assert torch.equal(kept, words)
+
+
+def test_appearance_is_drawn_for_each_view_and_only_where_wanted() -> None:
+    batch, weak = drawn_batch(), ViewAugmentation()
+    wanted = replace(weak, curve_probability=1.0, bias_probability=1.0)
+    first, second = (draw(wanted, [np.random.default_rng(seed)]) for seed in (1, 2))
+    assert not torch.equal(first.curve, second.curve)
+    assert not torch.equal(first.bias, second.bias)
+    assert same(
+        draw(weak, [np.random.default_rng(1)]),
+        draw(replace(wanted, curve_probability=0.0, bias_probability=0.0), [np.random.default_rng(1)]),
+    )
+    old = {field.name for field in fields(first)} - {"curve", "bias"}
+    before = draw(weak, [np.random.default_rng(1)])
+    assert all(torch.equal(getattr(first, name), getattr(before, name)) for name in old)
+    views = augment(batch, AugmentationConfig(reference=wanted, target=wanted))
+    assert torch.isfinite(views.reference).all()
+    assert torch.isfinite(views.target).all()
