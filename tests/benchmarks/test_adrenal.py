@@ -50,6 +50,7 @@ def test_only_the_arms_of_all_weights_take_the_steps() -> None:
 
 
 @pytest.mark.usefixtures("_one_thread")
+@pytest.mark.long
 def test_finished_cells_are_kept_and_the_table_has_every_arm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

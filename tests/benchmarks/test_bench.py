@@ -354,6 +354,7 @@ def test_every_arm_and_use_has_a_title() -> None:
 # ------------------------------------------------------------------------------------ from end to end
 
 
+@pytest.mark.long
 def test_the_bench_goes_from_drawn_scans_to_a_table_and_keeps_its_cells(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ def test_the_table_bins_what_is_there_and_counts_what_is_not() -> None:
     assert "3 structures that are not there: 2 called low, median 0.40" in table
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("quick_registration")
 def test_pairs_are_measured_once_and_absent_ones_have_no_dice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

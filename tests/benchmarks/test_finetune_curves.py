@@ -51,6 +51,7 @@ def command(store: Store, folder: Path, *more: str) -> list[str]:
     ]
 
 
+@pytest.mark.long
 def test_cells_are_kept_and_the_table_has_every_row(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,6 +72,7 @@ def volume_of(gpu: ModuleType) -> Any:
     )
 
 
+@pytest.mark.long
 def test_a_store_is_compared_scan_by_scan(
     gpu: ModuleType, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

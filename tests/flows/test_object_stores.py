@@ -72,7 +72,9 @@ def scan_objects(store: StoreUrl) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.parametrize("loaded_by", ["this process", pytest.param("workers", marks=pytest.mark.long)])
 def test_prepare_and_pretrain_give_the_same_bytes_as_on_disk(
+    loaded_by: str,
     proxy: Proxy,
     raw: Path,
     tmp_path: Path,
@@ -98,7 +100,7 @@ def test_prepare_and_pretrain_give_the_same_bytes_as_on_disk(
     for name, store, more in (
         ("a", local, []),
         ("b", url, []),
-        ("c", url, [*cache, "--workers", "1"]),
+        ("c", url, [*cache, "--workers", "1"] if loaded_by == "workers" else cache),
         ("d", url, cache),
     ):
         words = ["pretrain", str(store), str(tmp_path / name), "--recipe", "small", "--device", "cpu"]

@@ -204,7 +204,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return stop
 
 
-@pytest.mark.parametrize("from_scratch", [False, True])
+@pytest.mark.parametrize("from_scratch", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_run_stopped_and_gone_on_with_ends_with_the_same_weights(
     from_scratch: bool,
     phantom_store: Store,

@@ -55,7 +55,7 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
     return bytes(made)
 
 
-@pytest.mark.parametrize("times", [8, pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.parametrize("times", [16, pytest.param(60, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", ["seg", "rtstruct", "pet", "enhanced"])
 def test_a_damaged_file_is_a_clear_failure_or_reads(
     tree: dict[str, Path], tmp_path: Path, kind: str, times: int
