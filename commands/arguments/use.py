@@ -19,7 +19,7 @@ DEMO_FINETUNE_STEPS = 250
 
 def add_segment(add: argparse.ArgumentParser) -> None:
     """The options of `mass segment`."""
-    add_checkpoint(add, or_else="; none: no network, references are carried over by registration")
+    add_checkpoint(add, or_else="none: no network, references are carried over by registration")
     add.add_argument(
         "--reference-image",
         action="append",
