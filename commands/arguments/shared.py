@@ -94,7 +94,9 @@ def add_training(add: argparse.ArgumentParser, recipes: Sequence[str], *, defaul
 def add_watch(add: argparse._ActionsContainer, page: str) -> None:
     """Give a command the option --watch."""
     add.add_argument(
-        "--watch", action="store_true", help=f"keep a page up to date that renews itself in a browser: {page}"
+        "--watch",
+        action="store_true",
+        help=f"keep a page up to date that reloads itself in a browser: {page}",
     )
 
 

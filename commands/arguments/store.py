@@ -18,7 +18,7 @@ def add_prepare(add: argparse.ArgumentParser) -> None:
         "--config", type=Path, metavar="C.toml", help="settings: tables [ingest] and [proposals]"
     )
     add.add_argument(
-        "--follow-links", action="store_true", help="follow links that lead to folders outside of RAW too"
+        "--follow-links", action="store_true", help="also follow links to folders outside of RAW"
     )
     add_layout(add)
     where = add.add_mutually_exclusive_group()
@@ -61,7 +61,7 @@ def add_plan(add: argparse.ArgumentParser) -> None:
         "--config", type=Path, metavar="C.toml", help="settings: tables [ingest] and [proposals]"
     )
     add.add_argument(
-        "--follow-links", action="store_true", help="follow links that lead to folders outside of RAW too"
+        "--follow-links", action="store_true", help="also follow links to folders outside of RAW"
     )
     add_layout(add)
     add_workers(add, "processes that `mass prepare` would have (default: 1)")
@@ -77,7 +77,7 @@ def add_repair(add: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="RAW",
-        help="what it was prepared from (may be repeated; default: as `mass prepare` did on this machine)",
+        help="folder or manifest of its scans (may be repeated; default: as in `mass prepare` here)",
     )
     add_layout(add)
     add_workers(add, "processes on this machine (default: 1, in this process)")
@@ -164,6 +164,6 @@ def add_inspect(add: argparse.ArgumentParser) -> None:
         type=float,
         default=25,
         metavar="N",
-        help="size of the page up to which scans are carried in it for the viewer (25)",
+        help="size of the page up to which it includes scans for the viewer (25)",
     )
     add_workers(add, "scans read at once (default: 1)")

@@ -42,7 +42,7 @@ def add_pretrain(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--dry-run",
         action="store_true",
-        help="print parameters, memory, time of a step (over ten) and of the run; write nothing",
+        help="print parameters, memory, time of a step (mean of ten) and of the run; write nothing",
     )
     add.add_argument(
         "--pairs",
