@@ -223,6 +223,20 @@ def raise_unless_gone(error: OSError) -> None:
         raise error
 
 
+def paths_in(folder: Path) -> list[Path]:
+    """Return the paths in a folder, sorted; none if it is gone, or no folder.
+
+    Not Path.glob: that takes a folder without permission for an empty one.
+
+    Raises:
+        OSError: The folder cannot be listed.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def list_files(root: Path) -> list[str]:
     """Return the keys (relative paths, / between parts) of all files under `root`, sorted.
 

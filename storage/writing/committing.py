@@ -25,6 +25,7 @@ from storage.errors import CorruptScan, ScanExists, ScanNotFound
 from storage.files import (
     checksum,
     full_disk_named,
+    paths_in,
     remove_if_empty,
     remove_tree,
     replace_file,
@@ -239,7 +240,7 @@ def _sweep_temporary(root: Path) -> int:
         return 0
     repaired = 0
     in_use: set[str] = set()
-    for lock in sorted(parent.glob("*" + _LOCK)):
+    for lock in [path for path in paths_in(parent) if path.name.endswith(_LOCK)]:
         base = lock.name.removesuffix(_LOCK)
         handle = take_lock(lock, create=False)
         if handle is None:
@@ -308,8 +309,8 @@ def _sweep_index(root: Path) -> int:
 
 def committed_scans(root: Path) -> Iterator[Commit]:
     """Yield the COMMIT.json of every folder under scans/ that has a valid one and the right path."""
-    for parent in sorted((root / SCANS_FOLDER).glob("*")):
-        for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
+    for parent in paths_in(root / SCANS_FOLDER):
+        for folder in paths_in(parent):
             # Damaged ones are left out: verify reports them, a commit replaces them.
             commit = _read_commit(folder)
             if commit is not None and root / commit.entry.path == folder:
@@ -331,6 +332,6 @@ def finish(store: str | StorePath) -> None:
     with full_disk_named(root, "finish"), store_lock(root):
         write_index(root, read_sound_index(root).entries.values())
         remove_if_empty(root / TEMPORARY_FOLDER)
-        for parent in (root / SCANS_FOLDER).glob("*"):
+        for parent in paths_in(root / SCANS_FOLDER):
             remove_if_empty(parent)
         remove_if_empty(root / SCANS_FOLDER)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from storage.access import StorePath, StoreUrl
 from storage.errors import CorruptScan, InvalidSelection
-from storage.files import checksum, list_files, reader_lock, remove_if_empty, remove_tree
+from storage.files import checksum, list_files, paths_in, reader_lock, remove_if_empty, remove_tree
 from storage.layout import COMMIT_FILE, INDEX_FILE, SCANS_FOLDER, scan_key
 from storage.reading import Index, IndexEntry, open_store, parse_commit, read_index
 from storage.writing.ledger import ledger_problems
@@ -70,7 +70,8 @@ def _scan_folders(root: Path) -> dict[str, str]:
     """Return the name of every folder two levels under scans/, by its path."""
     return {
         f"{SCANS_FOLDER}/{folder.parent.name}/{folder.name}": folder.name
-        for folder in sorted((root / SCANS_FOLDER).glob("*/*"))
+        for parent in paths_in(root / SCANS_FOLDER)
+        for folder in paths_in(parent)
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -119,9 +120,14 @@ def read_pair_table(folder: str | Path, digests: Mapping[str, str]) -> PairTable
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no folder of pairs. `mass pair STORE {folder}` makes it")
+    try:
+        # Not Path.glob: it takes a folder without permission for an empty one.
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror}). Check who may read it") from error
     digest = hashlib.sha256()
     found = []
-    for path in sorted(folder.glob(f"*{_BETWEEN}*.npz")):
+    for path in [folder / name for name in names if name.endswith(".npz")]:
         reference, _, target = path.name.removesuffix(".npz").partition(_BETWEEN)
         if reference not in digests or target not in digests:
             continue

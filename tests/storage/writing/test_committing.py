@@ -324,3 +324,29 @@ def test_a_folder_that_cannot_be_listed_is_an_error_and_not_an_empty_one(
     assert [(problem.key, problem.what) for problem in problems] == [
         (folder, "cannot be listed (Input/output error); check the disk")
     ]
+
+
+@pytest.mark.parametrize("folder", ["scans", "part of scans"])
+def test_a_store_that_may_not_be_listed_keeps_its_index(
+    store: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = store_bytes(store)
+    refused = store / "scans" if folder == "scans" else open_store(store).scan("scan-1").path.parent
+
+    def refusing(plain: Any) -> Any:
+        def look(path: Any = ".") -> Any:
+            if Path(path) == refused:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return plain(path)
+
+        return look
+
+    # A refusal is simulated, as nothing is refused to root.
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    with pytest.raises(PermissionError):
+        sweep(store)
+    with pytest.raises(PermissionError):
+        list(verify(store))
+    monkeypatch.undo()
+    assert store_bytes(store) == before
