@@ -84,7 +84,7 @@ def kernel_results(backend: Backend, shape: tuple[int, int, int], num_values: in
     on_host = {
         **{f"graph.{name}": getattr(graph, name) for name in ("pairs", "faces", "sums", "lows")},
         **{f"merged.{name}": getattr(merged, name) for name in ("pairs", "faces", "sums", "lows")},
-        **{f"sums.{name}": getattr(sums, name) for name in ("voxels", "levels", "places")},
+        **{f"sums.{name}": getattr(sums, name) for name in ("voxels", "levels", "coordinates")},
         **{f"tree {k}": backend.to_host(tree.zones) for k, tree in enumerate(trees)},
         "sketches": leaf_sketches(labels, count, backend),
         "counted": count_inside(labels, inside, count, backend),

@@ -100,7 +100,7 @@ def test_supervoxels_and_their_sums_do_not_depend_on_slabs_and_threads(num_value
         count = join_lowest_pass_in_place(labels, count, evidence, backend)
         np.testing.assert_array_equal(labels, joined, strict=True)
         found = region_sums(labels, count, volumes, backend)
-        for name in ("voxels", "levels", "places"):
+        for name in ("voxels", "levels", "coordinates"):
             np.testing.assert_array_equal(getattr(found, name), getattr(sums, name), name, strict=True)
         np.testing.assert_array_equal(leaf_sketches(labels, count, backend), sketches)
 
