@@ -6,16 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import SimpleITK as sitk
 
 from commands.main import main
-from commands.prepare import payload
 from commands.prepare.cluster import check_cluster, tasks_at_once
 from commands.prepare.command import prepare_store
 from commands.prepare.outcomes import RunReport
@@ -26,9 +23,6 @@ from storage import verify
 from tests.flows.dask_cluster import ROOT, Cluster, wait_for
 from tests.phantom import phantom
 from tests.waits import PATIENT_SECONDS
-
-if TYPE_CHECKING:
-    from distributed import LocalCluster
 
 HANGING = """
 import sys
@@ -128,22 +122,39 @@ def test_a_worker_without_room_for_the_program_itself_is_refused_at_the_start(
     assert seen[0].startswith("the Dask worker small may take 0.2 GiB, and this program alone takes 0.5 GiB")
 
 
-@pytest.fixture(scope="module")
-def threads() -> Iterator[LocalCluster]:
-    """A scheduler and a worker with two threads, all in this process: quick, and killed by nobody."""
-    from distributed import LocalCluster
+IN_ONE_PROCESS = """
+import sys
+from distributed import LocalCluster
+with LocalCluster(
+    n_workers=1, threads_per_worker=2, processes=False, protocol="tcp://", host="127.0.0.1",
+    scheduler_port=0, dashboard_address="127.0.0.1:0", memory_limit="200GB",
+) as cluster:
+    print(cluster.scheduler_address, flush=True)
+    sys.stdin.read()
+"""
 
-    with LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, protocol="tcp://", host="127.0.0.1",
-        scheduler_port=0, dashboard_address="127.0.0.1:0", memory_limit="200GB",
-    ) as cluster:  # fmt: skip
-        yield cluster
+
+@pytest.fixture(scope="module")
+def small_cluster() -> Iterator[str]:
+    """The address of a scheduler and a worker that share one process: it starts in half the time of two.
+
+    Not this process: threads of Dask draw random numbers, which Hypothesis would take for those of its tests.
+    """
+    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    running = subprocess.Popen(
+        [sys.executable, "-c", IN_ONE_PROCESS],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | path,
+    )  # fmt: skip
+    with running:
+        assert running.stdout is not None
+        yield running.stdout.readline().strip()
+        running.kill()
 
 
 def test_a_worker_that_a_scheduler_has_writes_what_this_process_writes(
-    threads: LocalCluster, raw: Path, prepared_once: Path, tmp_path: Path, settings: Settings
+    small_cluster: str, raw: Path, prepared_once: Path, tmp_path: Path, settings: Settings
 ) -> None:
-    options = Options(scheduler=threads.scheduler_address)
+    options = Options(scheduler=small_cluster)
     report = prepare_store(raw, tmp_path / "store", settings, options)
     assert (report.exit_code, len(report.committed), report.failed) == (0, 3, ())
     assert store_bytes(tmp_path / "store") == store_bytes(prepared_once)
@@ -151,22 +162,17 @@ def test_a_worker_that_a_scheduler_has_writes_what_this_process_writes(
 
 
 def test_a_worker_of_other_code_stops_the_run(
-    threads: LocalCluster, raw: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    small_cluster: str, raw: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sender, whole = threading.get_ident(), payload.code_versions
-
-    def code_versions() -> dict[str, str]:
-        return whole() | ({"mass3d": "0.0.1"} if threading.get_ident() == sender else {})
-
-    monkeypatch.setattr(payload, "code_versions", code_versions)
-    report = prepare_store(raw, tmp_path / "store", settings, Options(scheduler=threads.scheduler_address))
+    monkeypatch.setattr("commands.prepare.payload.code_versions", lambda: {"mass3d": "0.0.1"})
+    report = prepare_store(raw, tmp_path / "store", settings, Options(scheduler=small_cluster))
     assert (report.exit_code, len(report.not_done), report.failed) == (1, 3, ())
     assert "has other code: mass3d 0.1.0 there, 0.0.1 here" in report.stopped
 
 
-def test_without_a_gpu_no_worker_is_given_work_for_one(threads: LocalCluster) -> None:
+def test_without_a_gpu_no_worker_is_given_work_for_one(small_cluster: str) -> None:
     with pytest.raises(CommandError, match=r"no worker offers a GPU.*--resources \"GPU=1\""):
-        check_cluster(Options(scheduler=threads.scheduler_address, device="gpu"))
+        check_cluster(Options(scheduler=small_cluster, device="gpu"))
 
 
 def test_a_paused_worker_counts_only_while_it_computes() -> None:
