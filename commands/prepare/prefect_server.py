@@ -206,9 +206,11 @@ def read_tables(path: Path) -> str:
 def write_tables(path: Path, lines: list[str]) -> None:
     """Write statements to be kept; a folder that cannot be written to is no error."""
     text = "\n".join([*lines, _END_OF_TABLES, ""])
-    # Several servers that start at once write the same text.
+    # Several servers may start at once, and write_atomically has one temporary name for a path.
+    own = path.with_suffix(f".{os.getpid()}")
     with suppress(OSError):
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_atomically(own, lambda file: file.write(text.encode()))
+        own.replace(path)
 
 
 def wait_for_server(server: subprocess.Popen[str], host: str, log: Any) -> int:

@@ -26,7 +26,7 @@ from .region_pairs import (
     read_pairs as read_pairs,
     write_pairs as write_pairs,
 )
-from .sample_reader import KnownScans as KnownScans, opened as opened
+from .sample_reader import KnownScans as KnownScans, opened_store as opened_store
 from .sampling import (
     MAX_MASKS as MAX_MASKS,
     DataConfig as DataConfig,

@@ -105,7 +105,7 @@ class KnownScans:
         return scan.entry
 
 
-def opened(store: str | StorePath | Store) -> Store:
+def opened_store(store: str | StorePath | Store) -> Store:
     """Return a store, opened if it is not.
 
     Raises:
@@ -136,7 +136,7 @@ class SampleReader:
     def __init__(
         self, store: str | StorePath | Store, scan_ids: Sequence[str], config: DataConfig, *, seed: int
     ) -> None:
-        found = opened(store)
+        found = opened_store(store)
         self._known = KnownScans(found, scan_ids)
         entries = [found.entries[scan_id] for scan_id in scan_ids]
         drawable = scans_with_weight(entries, config.source_weights)

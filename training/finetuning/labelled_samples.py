@@ -53,7 +53,7 @@ from training.data import (
     jittered,
     level_window,
     make_choice,
-    opened,
+    opened_store,
     stack,
     unpack_words,
     whole,
@@ -193,7 +193,7 @@ class LabelReader:
         *,
         seed: int,
     ) -> None:
-        found = opened(store)
+        found = opened_store(store)
         self._known = KnownScans(found, scan_ids)
         self._choice = make_choice((found.entries[scan_id] for scan_id in scan_ids), config.dataset_weights)
         self._label = label
