@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from argparse import Namespace
@@ -15,7 +14,7 @@ from typing import Any
 from commands.pages.run import watched_run
 from commands.pretrain import say_where_to_look
 from commands.progress import Progress
-from commands.terminal import CommandError, State, print_precision, print_table, shown
+from commands.terminal import CommandError, State, decimals, json_number, print_precision, print_table, shown
 from pipeline.toml_settings import parse_config, read_tables
 from training.engine import CONFIG, Callbacks
 from training.evaluation import NARROW_COLUMNS, Evaluation, Table
@@ -179,8 +178,8 @@ def print_result(
     row = (
         "from scratch" if config.finetune.from_scratch else config.finetune.mode,
         f"{result.step}/{config.optimisation.num_steps}",
-        f"{result.first_loss:.3f}",
-        f"{result.last_loss:.3f}",
+        decimals(result.first_loss),
+        decimals(result.last_loss),
         f"{result.samples_per_second:.2f}",
         f"{100 * result.data_wait_fraction:.1f} %",
     )
@@ -212,8 +211,8 @@ def to_document(folder: Path, config: FinetuneConfig, done: Finetuning) -> dict[
         "resumed": done.resumed,
         "step": result.step,
         "complete": result.complete,
-        "first_loss": _plain(result.first_loss),
-        "last_loss": _plain(result.last_loss),
+        "first_loss": json_number(result.first_loss),
+        "last_loss": json_number(result.last_loss),
         "seconds": result.seconds,
         "samples_per_second": result.samples_per_second,
         "weights": str(done.weights) if done.weights else None,
@@ -224,7 +223,3 @@ def to_document(folder: Path, config: FinetuneConfig, done: Finetuning) -> dict[
 def _listed(ids: tuple[str, ...]) -> str:
     more = f" and {len(ids) - _LISTED} more" if len(ids) > _LISTED else ""
     return ", ".join(ids[:_LISTED]) + more
-
-
-def _plain(value: float) -> float | None:
-    return None if math.isnan(value) else value

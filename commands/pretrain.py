@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.pages.run import watched_run
-from commands.terminal import CommandError, print_precision, print_table, shown
+from commands.terminal import CommandError, decimals, json_number, print_precision, print_table, shown
 from pipeline.toml_settings import parse_config, read_tables
 from storage import StorePath
 from training.engine import CONFIG, RECORD, Callbacks, DeviceName
@@ -213,8 +213,8 @@ def print_result(config: PretrainConfig, done: Pretraining, again: str) -> None:
     row = (
         f"{result.step}/{config.optimisation.num_steps}",
         done.num_scans,
-        f"{result.first_loss:.3f}",
-        f"{result.last_loss:.3f}",
+        decimals(result.first_loss),
+        decimals(result.last_loss),
         f"{result.samples_per_second:.2f}",
         f"{100 * result.data_wait_fraction:.1f} %",
     )
@@ -234,8 +234,8 @@ def to_document(folder: Path, done: Pretraining) -> dict[str, Any]:
         "resumed": done.resumed,
         "step": result.step,
         "complete": result.complete,
-        "first_loss": result.first_loss,
-        "last_loss": result.last_loss,
+        "first_loss": json_number(result.first_loss),
+        "last_loss": json_number(result.last_loss),
         "seconds": result.seconds,
         "samples_per_second": result.samples_per_second,
         "data_wait_fraction": result.data_wait_fraction,

@@ -203,6 +203,16 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
+def decimals(value: float, digits: int = 3) -> str:
+    """Return a number with so many decimals; "-" for NaN, the mean of nothing."""
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def json_number(value: float) -> float | None:
+    """Return a number for a JSON document, which cannot hold NaN: None in its place."""
+    return None if math.isnan(value) else value
+
+
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table to stdout, as wide as the terminal (120 without one); numbers are right-aligned."""
     import rich.box

@@ -204,11 +204,16 @@ def test_a_run_in_a_folder_with_a_run_says_how_to_go_on(
 
 
 def test_a_run_that_is_done_is_not_done_again(
-    phantom_store: Store, undisturbed: Path, capsys: pytest.CaptureFixture[str]
+    phantom_store: Store, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (undisturbed / METRICS).read_text()
-    assert main(["pretrain", str(phantom_store.path), str(undisturbed), "--resume", "--device", "cpu"]) == 0
-    assert "6/6" in capsys.readouterr().out
+    found = tmp_path / "found.json"
+    command = ["pretrain", str(phantom_store.path), str(undisturbed), "--resume", "--device", "cpu"]
+    assert main([*command, "--json", str(found)]) == 0
+    out = capsys.readouterr().out
+    assert "6/6" in out
+    assert "nan" not in out
+    assert json.loads(found.read_text(), parse_constant=pytest.fail)["last_loss"] is None
     assert (undisturbed / METRICS).read_text() == before
 
 
