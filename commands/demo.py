@@ -5,7 +5,8 @@ and that of a whole head from one labelled head.
 
 *Reads* a store with labels, pretrained weights, and the raw file of a scan that is not in the store, with the
 label map that an expert drew of it. *Writes* the run of the fine-tuning; NAME_seg with the labels on the
-scan's own grid, and NAME_seg.png, where the expert's outlines are blue and the predicted ones orange.
+scan's own grid, and NAME_seg.png: on the left the expert's outlines, on the right these in blue and the
+predicted ones in orange.
 """
 
 from __future__ import annotations
@@ -325,7 +326,8 @@ def _print_dice(
         )
     if mean < _LOW_DICE:
         print(f"Fine-tuned as briefly it reaches {mean:.2f}: look at the picture, and train longer.")
-    print(f"labels: {labels}\npicture: {picture} (blue: the expert's, orange: drawn)")
+    print(f"labels: {labels}")
+    print(f"picture: {picture} (left: the expert's mask; right: blue the expert's, orange what was drawn)")
     return {
         "scan": name,
         "dice": {names[value]: dice[value] for value in dice},
