@@ -21,8 +21,8 @@ STAMP  := $(VENV)/installed
 WORKERS ?= 3
 
 # A current pip chooses 240 packages in a third of the time that the one of Python 3.11 needs; where no newer one
-# can be had, that one does. Modules are compiled when they are first imported: most never are.
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+# can be had, that one does.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Tests start Python many times: modules that were compiled once are kept, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
