@@ -21,8 +21,9 @@ STAMP  := $(VENV)/installed
 WORKERS ?= 3
 
 # A current pip chooses 240 packages in a third of the time that the one of Python 3.11 needs; where no newer one
-# can be had, that one does.
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# can be had, that one does. Modules are compiled when they are first imported, as most never are; higra's at once,
+# without its warnings.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 # Tests start Python many times: modules that were compiled once are kept, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
@@ -87,6 +88,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	-$(PIP_INSTALL) --upgrade pip
 	$(PIP_INSTALL) -c constraints.txt -e '.[dev,docs]'
+	$(BIN)/python -W ignore -c 'import higra'
 	touch $(STAMP)
 
 clean:
