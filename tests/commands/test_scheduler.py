@@ -1,4 +1,4 @@
-"""Which scan is in hand, as far as a batch of them tells."""
+"""Which scan is in hand, as far as a batch of them tells; and what happens to a batch whose task died."""
 
 from __future__ import annotations
 
@@ -56,3 +56,14 @@ def test_of_several_workers_the_oldest_batch_is_told(tmp_path: Path) -> None:
     made.in_flight = {1: jobs[:1], 2: jobs[1:]}
     made.in_hand_since = {1: 30.0, 2: 20.0}
     assert made.in_hand() == ("bob", 20.0)
+
+
+def test_scans_of_a_batch_that_died_are_tried_one_by_one_and_a_single_one_fails(tmp_path: Path) -> None:
+    ann, bob, cid = job("ann", 40), job("bob", 30), job("cid", 30)
+    made = scheduler(tmp_path, ())
+    made.waiting.append((cid,))
+    assert made.after_death((ann, bob), RuntimeError("the disk is gone")) == []
+    assert list(made.waiting) == [(ann,), (bob,), (cid,)]
+    (outcome,) = made.after_death((ann,), RuntimeError("the disk is gone"))
+    assert (outcome.scan_id, outcome.failure is not None) == ("ann", True)
+    assert list(made.waiting) == [(ann,), (bob,), (cid,)]
