@@ -22,9 +22,9 @@ def blobs(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return make_blob_store(tmp_path_factory.mktemp("blobs") / "store")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread():
-    """Bits depend on the number of threads: one, as in the processes that tests start."""
+    """Bits depend on the number of threads: one, for fixtures of the module too."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

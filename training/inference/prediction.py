@@ -216,15 +216,18 @@ def _fine_views(
 def _refine(
     result: NDArray[np.float32], views: Sequence[ScanView], fine: Sequence[NDArray[np.float32]]
 ) -> None:
-    """Replace probabilities in place where fine views show them; where views overlap, by weighted means.
+    """Average the probabilities in place with those of the fine views, where a view shows them.
+
+    The whole scan and the fine views count alike; where views overlap, their weighted mean counts.
 
     Args:
-        result: (k, z, y, x) on the grid of the scan.
+        result: (k, z, y, x) of the whole scan's window, on the grid of the scan.
         views: Boxes of the scan.
         fine: Probabilities in the window of each view, (k, z, y, x).
     """
     shape = size_of(result.shape[1:])
     norm = np.zeros(shape, np.float32)
+    whole = result.copy() if views else result
     for view, values in zip(views, fine, strict=True):
         inside = visible_box(view, shape).slices
         weight = from_window(window_weights(size_of(values.shape[1:])), shape, view)
@@ -234,6 +237,9 @@ def _refine(
             drawn = from_window(new, shape, view)
             old[inside] = (old[inside] * before + drawn * weight) / (before + weight)
         norm[inside] += weight
+    if views:  # elsewhere both are the same
+        result += whole
+        result *= 0.5
 
 
 def _jobs(
