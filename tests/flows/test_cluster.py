@@ -151,6 +151,7 @@ def small_cluster() -> Iterator[str]:
         running.kill()
 
 
+@pytest.mark.long
 def test_a_worker_that_a_scheduler_has_writes_what_this_process_writes(
     small_cluster: str, raw: Path, prepared_once: Path, tmp_path: Path, settings: Settings
 ) -> None:

@@ -228,6 +228,7 @@ def test_an_unknown_scan_is_an_error_that_names_it(
     assert not (tmp_path / "x.html").exists()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("quick_registration")
 def test_the_demo_ends_with_the_segmentation_of_a_scan_it_never_saw(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -136,6 +136,7 @@ def drawn(crop: tuple[int, int, int], seed: int = 0) -> tuple[Tensor, Tensor, Te
     return target, reference, torch.rand(1, 2, *crop) < 0.3
 
 
+@pytest.mark.long
 @compiles
 def test_crops_of_another_size_compile_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.testing import CompileCounter

@@ -73,6 +73,7 @@ def undisturbed(phantom_store: Store, checkpoint: Path, tmp_path_factory: pytest
 # ------------------------------------------------------------ learning
 
 
+@pytest.mark.long
 def test_a_few_dozen_steps_raise_the_dice_of_an_unseen_scan_from_nothing(
     phantom_store: Store, checkpoint: Path, tmp_path: Path
 ) -> None:

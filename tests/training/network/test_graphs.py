@@ -56,6 +56,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_features_are_the_same_in_pytorch_torchscript_and_onnx_runtime(
     net: Iris, onnx_file: Path, torchscript_file: Path, shape: tuple[int, ...]
