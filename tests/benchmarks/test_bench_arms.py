@@ -83,6 +83,7 @@ def test_each_arm_learns_something_on_drawn_scans(name: str) -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TASKS)
 def test_the_same_seed_gives_the_same_weights_and_only_the_encoder_is_trained(
     name: str, bench_set: BenchSet, tmp_path: Path

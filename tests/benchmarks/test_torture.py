@@ -221,6 +221,7 @@ def test_the_store_of_the_undisturbed_run_is_whole(commit: Subject, undisturbed:
     assert len(open_store(undisturbed / "store")) == 6
 
 
+@pytest.mark.long
 def test_damage_at_rest_is_named_mended_and_never_read_as_something_else(
     commit: Subject, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

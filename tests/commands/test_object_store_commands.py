@@ -59,6 +59,7 @@ def results(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.long
 def test_each_command_gives_at_a_url_what_it_gives_on_disk(url: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, weights = ModelConfig(channels=(4, 4, 8, 8, 8), num_tasks=1).make(), tmp_path / "w.safetensors"

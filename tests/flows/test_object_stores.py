@@ -72,7 +72,8 @@ def scan_objects(store: StoreUrl) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.parametrize("loaded_by", ["this process", pytest.param("workers", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("loaded_by", ["this process", "workers"])
 def test_prepare_and_pretrain_give_the_same_bytes_as_on_disk(
     loaded_by: str,
     proxy: Proxy,
