@@ -13,6 +13,7 @@ import hashlib
 import io
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,9 @@ from storage.layout import LOCK_FILE, TEMPORARY_FOLDER
 
 # EFBIG: a limit on the size of one file (ulimit -f) is treated like a quota.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+_REMOVALS, _REMOVAL_PAUSE_SECONDS = 100, 0.02
+"""How often a folder is removed whose files other threads still change."""
 
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL}
 
@@ -199,11 +203,22 @@ def remove_if_empty(folder: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file, or a folder with its contents; a missing path is not an error."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    """Remove a file, or a folder with its contents; a missing path is not an error.
+
+    When a write of Zarr fails (a full disk), its other threads may still finish theirs. So if a file is gone
+    before it is removed, or a new one is there afterwards, the folder is listed again.
+    """
+    for tries_left in reversed(range(_REMOVALS)):
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            return
+        except OSError as error:
+            if not tries_left or error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                raise
+            time.sleep(_REMOVAL_PAUSE_SECONDS)
 
 
 def checksum(path: Path) -> tuple[int, str]:

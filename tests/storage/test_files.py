@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from storage import write_atomically
+from storage.files import remove_tree
 
 
 @contextmanager
@@ -64,3 +65,49 @@ def test_a_disk_that_is_gone_is_told_though_nothing_can_be_cleared_away(
     monkeypatch.setattr(os, "unlink", lambda *_: gone() or pytest.fail("not reached"))
     with pytest.raises(OSError, match="Input/output error"):
         write_atomically(tmp_path / "a", lambda file: file.write(b"x"))
+
+
+def test_a_folder_is_removed_whose_files_other_threads_take_away_or_add(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "scan"
+    (folder / "image").mkdir(parents=True)
+    for name in ("a", "b"):
+        (folder / "image" / name).touch()
+    unlink, rmdir, pending = os.unlink, os.rmdir, ["gone", "added"]
+
+    def taken_away(*args: object, **options: object) -> None:
+        unlink(*args, **options)  # type: ignore[arg-type]
+        if "gone" in pending:
+            pending.remove("gone")
+            raise FileNotFoundError(errno.ENOENT, "gone")
+
+    def added(*args: object, **options: object) -> None:
+        if "added" in pending:
+            pending.remove("added")
+            (folder / "image" / "c").touch()
+        rmdir(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "unlink", taken_away)
+    monkeypatch.setattr(os, "rmdir", added)
+    remove_tree(folder)
+    assert (os.listdir(tmp_path), pending) == ([], [])
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.EIO])
+def test_a_folder_that_cannot_be_removed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    tries = []
+
+    def fail(*_: object, **__: object) -> None:
+        tries.append(1)
+        raise OSError(code, os.strerror(code))
+
+    (tmp_path / "scan").mkdir()
+    (tmp_path / "scan" / "a").touch()
+    monkeypatch.setattr(os, "unlink", fail)
+    monkeypatch.setattr("storage.files._REMOVAL_PAUSE_SECONDS", 0)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        remove_tree(tmp_path / "scan")
+    assert (len(tries) > 1) == (code == errno.ENOENT)
