@@ -227,19 +227,18 @@ def _refine(
     """
     shape = size_of(result.shape[1:])
     norm = np.zeros(shape, np.float32)
-    whole = result.copy() if views else result
+    weights = []
     for view, values in zip(views, fine, strict=True):
-        inside = visible_box(view, shape).slices
         weight = from_window(window_weights(size_of(values.shape[1:])), shape, view)
-        np.maximum(weight, np.finfo(np.float32).tiny, out=weight)
-        before = norm[inside]
+        weights.append(np.maximum(weight, np.finfo(np.float32).tiny))
+        norm[visible_box(view, shape).slices] += weights[-1]
+    for volume in result if views else ():
+        np.multiply(volume, 0.5, out=volume, where=norm > 0)
+    for view, values, weight in zip(views, fine, weights, strict=True):
+        inside = visible_box(view, shape).slices
+        share = 0.5 * weight / norm[inside]
         for old, new in zip(result, values, strict=True):
-            drawn = from_window(new, shape, view)
-            old[inside] = (old[inside] * before + drawn * weight) / (before + weight)
-        norm[inside] += weight
-    if views:  # elsewhere both are the same
-        result += whole
-        result *= 0.5
+            old[inside] += share * from_window(new, shape, view)
 
 
 def _jobs(
