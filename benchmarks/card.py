@@ -2,16 +2,17 @@
 
     python benchmarks/card.py                      on a machine with a card, without a store or any data
     python benchmarks/card.py --device cpu         a trial of this script with tiny sizes, without a card
+    python benchmarks/card.py --device cpu --only ten_steps --steps 10    in Triton's interpreter: 15 minutes
     python benchmarks/card.py --only sync published
 
 Each part runs in a process of its own, with a limit: a part that fails or takes too long ends nothing else.
 The last lines are JSON, one for each part: "part", "ok" (null: measured, not judged), "seconds", and what was
 found. Exit code 1 where a part is not ok.
 
-Compared are: kernels with their plain form in float64; the network on the card with the CPU's; ten steps with
-kernels with ten plain ones, beside the spread of plain steps whose images are rounded otherwise; a captured
-step with an eager one; a run that was stopped with one that was not; waits of the host in a step. Measured:
-the card's matrix product and copy, steps of the published and the small recipe with and without kernels,
+Compared are: kernels with their plain form in float64; the network on the card with the CPU's; ten steps in
+bfloat16, with kernels, plain, and plain on images rounded otherwise, with ten in float32; a captured step
+with an eager one; a run that was stopped with one that was not; waits of the host in a step. Measured: the
+card's matrix product and copy, steps of the published and the small recipe with and without kernels,
 compiled, recomputed, captured. Views are drawn: no loader takes part (that is benchmarks/train_speed.py).
 """
 
@@ -27,6 +28,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ from torch.nn import functional
 from training.data import Views
 from training.engine import (
     OptimisationConfig,
+    Precision,
     RunConfig,
     Task,
     Trainer,
@@ -64,13 +67,14 @@ def main() -> int:
             # In Triton's interpreter, where that is not hours.
             forms._on_gpu = lambda x: options.part in ("kernels", "network", "ten_steps")
             torch.set_num_threads(1)
-        print("\n" + json.dumps(PARTS[options.part](options.device)))
+        part = partial(ten_steps, steps=options.steps) if options.part == "ten_steps" else PARTS[options.part]
+        print("\n" + json.dumps(part(options.device)))
         return 0
     began, lines = time.monotonic(), []
     for name in options.only or PARTS:
         left = ALL_SECONDS - (time.monotonic() - began)
-        limit = min(LIMIT_SECONDS, left) if options.device == "cuda" else 600
-        line = run_part(name, options.device, limit) if limit > 5 else {"error": "no time left"}
+        limit = min(LIMIT_SECONDS, left) if options.device == "cuda" else 300 * max(options.steps, 2)
+        line = run_part(name, options, limit) if limit > 5 else {"error": "no time left"}
         lines.append({"part": name, "ok": False} | line)
         print(f"{name}: {'not ok' if lines[-1]['ok'] is False else 'done'}", flush=True)
     for line in lines:
@@ -84,14 +88,17 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--steps", type=int, metavar="N", help="of the part ten_steps: 10, on a CPU 2")
     parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.steps = options.steps or (2 if options.device == "cpu" else 10)
+    return options
 
 
-def run_part(name: str, device: str, limit: float) -> Found:
+def run_part(name: str, options: argparse.Namespace, limit: float) -> Found:
     """Run a part in a process of its own."""
-    began = time.monotonic()
-    command = [sys.executable, __file__, "--part", name, "--device", device]
+    began, device = time.monotonic(), options.device
+    command = [sys.executable, __file__, "--part", name, "--device", device, "--steps", str(options.steps)]
     environment = os.environ | ({"TRITON_INTERPRET": "1"} if device == "cpu" else {})
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment)
@@ -188,32 +195,37 @@ def network(device: str) -> Found:
     return {"ok": ok and kernel["gradients"] < 1.5 * plain["gradients"] + 1e-2, "distance_from_cpu": apart}
 
 
-def ten_steps(device: str) -> Found:
-    """Ten bfloat16 steps with kernels beside ten plain ones, and plain ones on images rounded otherwise."""
+def ten_steps(device: str, *, steps: int = 10) -> Found:
+    """How far are ten bfloat16 steps from float32: with kernels, plain, and plain on other rounding?
 
-    def train(seed: int | None, folder: Path) -> tuple[list[float], Tensor]:
-        trainer = synthetic(
-            folder, small_config(device, steps=2 if device == "cpu" else 10), device, rounding=seed
-        )
+    Not from each other: the plain form rounds more often than the kernels.
+    """
+
+    def train(folder: str, precision: Precision, seed: int | None = None) -> tuple[list[float], Tensor]:
+        config = small_config(device, steps=steps, precision=precision)
+        trainer = synthetic(Path(place) / folder, config, device, rounding=seed)
         trainer.run()
         return trainer.losses, torch.cat([w.detach().flatten().cpu() for w in trainer.task.net.parameters()])
 
     with tempfile.TemporaryDirectory() as place:
         with plain_forms():
-            plain, *others = (train(seed, Path(place) / f"plain-{seed}") for seed in (None, 1, 2))
-        fused = train(None, Path(place) / "kernels")
+            exact = train("float32", "float32")
+            plain = [train(f"plain-{seed}", "bfloat16", seed) for seed in (None, 1, 2)]
+        fused = train("kernels", "bfloat16")
 
     def apart(one: tuple[list[float], Tensor]) -> dict[str, float]:
-        losses = max(abs(a - b) for a, b in zip(one[0], plain[0], strict=True))
-        return {"largest_loss_difference": losses, "weights": distance(one[1], plain[1])}
+        losses = max(abs(a - b) for a, b in zip(one[0], exact[0], strict=True))
+        return {"largest_loss_difference": losses, "weights": distance(one[1], exact[1])}
 
-    spread, ours = [apart(other) for other in others], apart(fused)
-    ok = all(ours[name] <= 1.5 * max(each[name] for each in spread) + 1e-4 for name in ours)
+    others, ours = [apart(other) for other in plain], apart(fused)
+    ok = all(ours[name] <= 1.5 * max(each[name] for each in others) + 1e-4 for name in ours)
     return {
         "ok": ok,
         "kernels": ours,
-        "rounded_otherwise": spread,
-        "losses": plain[0],
+        "plain": others[0],
+        "rounded_otherwise": others[1:],
+        "losses_float32": exact[0],
+        "losses_plain": plain[0][0],
         "losses_kernels": fused[0],
     }
 
@@ -431,11 +443,11 @@ def outputs(net: Iris, views: Views, precision: str) -> tuple[Tensor, Tensor]:
     return logits.detach(), torch.cat([w.grad.flatten() for w in net.parameters() if w.grad is not None])
 
 
-def small_config(device: str, *, steps: int) -> PretrainConfig:
+def small_config(device: str, *, steps: int, precision: Precision = "bfloat16") -> PretrainConfig:
     """The small recipe; on a CPU tinier still."""
     config = recipe("small")
     run = RunConfig(num_workers=0, evaluate_every=0, draw_every=0, log_every=1, checkpoint_every=1000)
-    optimisation: OptimisationConfig = replace(config.optimisation, num_steps=steps, precision="bfloat16")
+    optimisation: OptimisationConfig = replace(config.optimisation, num_steps=steps, precision=precision)
     if device == "cpu":
         # Not 16 nor 32 planes: two of them in bfloat16 are not for oneDNN (training.network.blocks), and the
         # blocks that the kernels join have no way around it on a CPU.

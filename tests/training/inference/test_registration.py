@@ -136,7 +136,7 @@ def test_large_windows_are_bent_at_a_coarser_resolution(monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("quick_registration")
-@pytest.mark.parametrize(("turn", "size"), [(60.0, 1.0), (-40.0, 1.25)])
+@pytest.mark.parametrize(("turn", "size"), [(60.0, 1.0), (-40.0, 1.25), (90.0, 1.0)])
 def test_a_turned_structure_of_another_size_is_found(
     turn: float, size: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
