@@ -40,9 +40,7 @@ def add_segment(add: argparse.ArgumentParser) -> None:
         "--finetuned", action="store_true", help="CHECKPOINT is of `mass finetune`: it needs no reference"
     )
     add.add_argument("targets", type=Path, nargs="+", metavar="TARGET", help="files or folders of raw scans")
-    add.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="the results' folder; made if missing"
-    )
+    add.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
     add.add_argument(
         "--label",
         action="append",
