@@ -2,7 +2,7 @@
 
     python benchmarks/card.py                      on a machine with a card, without a store or any data
     python benchmarks/card.py --device cpu         a trial of this script with tiny sizes, without a card
-    python benchmarks/card.py --device cpu --only ten_steps --steps 10    in Triton's interpreter: 15 minutes
+    python benchmarks/card.py --device cpu --only ten_steps --steps 10    in Triton's interpreter: 20 minutes
     python benchmarks/card.py --only sync published
 
 Each part runs in a process of its own, with a limit: a part that fails or takes too long ends nothing else.
