@@ -64,6 +64,7 @@ def write(
     values = {
         "pretraining_steps": form.pretraining_steps,
         "window_voxels": form.window_voxels,
+        "early_fraction": form.early_fraction,
         "seeds": form.seeds,
         "cells": list(cells),
     }
@@ -127,6 +128,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=int, nargs="+", help="default: those of the form")
     made.add_argument("--pretraining-steps", type=int, metavar="N")
     made.add_argument("--window-voxels", type=int, metavar="N", help="most voxels of a window")
+    made.add_argument(
+        "--early-fraction",
+        type=float,
+        metavar="F",
+        help="of the pretrainings' steps, the first ones, in windows of a quarter of the voxels",
+    )
     made.add_argument("--counts", nargs="+", metavar="N", help="labelled scans of fine-tunings, or `all`")
     made.add_argument("--steps", type=int, nargs="+", metavar="N", help="of fine-tunings")
     made.add_argument(
@@ -156,6 +163,7 @@ def form_of(options: argparse.Namespace) -> Form:
         seeds=tuple(options.seeds or form.seeds),
         pretraining_steps=options.pretraining_steps or form.pretraining_steps,
         window_voxels=options.window_voxels or form.window_voxels,
+        early_fraction=form.early_fraction if options.early_fraction is None else options.early_fraction,
         prompts=options.prompts or form.prompts,
     )
     if options.counts or options.steps or options.cross:

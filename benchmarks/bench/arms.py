@@ -69,8 +69,18 @@ def source_arm(name: str) -> str:
     return ARMS[name].pretrained_as or name
 
 
-def config_of(bench_set: BenchSet, *, seed: int, steps: int, window_voxels: int) -> PretrainConfig:
-    """The settings of every pretraining of a set: the recipe for whole scans, with the set's window."""
+def config_of(
+    bench_set: BenchSet, *, seed: int, steps: int, window_voxels: int, early_fraction: float = 0.0
+) -> PretrainConfig:
+    """The settings of every pretraining of a set: the recipe for whole scans, with the set's window.
+
+    Args:
+        bench_set: The set.
+        seed: Of weights and samples.
+        steps: Of the pretraining.
+        window_voxels: Most voxels of a window.
+        early_fraction: Fraction of the steps, the first ones, in windows of a quarter of these voxels.
+    """
     base = whole()
     kept = set(bench_set.split.pretraining)
     config = replace(
@@ -80,7 +90,8 @@ def config_of(bench_set: BenchSet, *, seed: int, steps: int, window_voxels: int)
             exclude=tuple(sorted(set(bench_set.store.entries) - kept)),
             holdout_fraction=0.0,
             max_window_voxels=window_voxels,
-            early_fraction=0.0,  # small windows at first are made for masks; all arms have the same windows
+            early_window_voxels=window_voxels // 4 if early_fraction else 0,
+            early_fraction=early_fraction,
         ),
         optimisation=replace(base.optimisation, num_steps=steps, seed=seed),
         run=replace(

@@ -32,6 +32,9 @@ class Form:
     pretraining_steps: int = 400
     window_voxels: int = 24_576
     """Most voxels of the window that a scan is shown in."""
+    early_fraction: float = 0.0
+    """Fraction of the steps of every pretraining, the first ones, in windows of a quarter of these voxels, as
+    in `mass pretrain --recipe whole` (0.75)."""
     grid: tuple[tuple[int, int], ...] = ((1, 150), (5, 50), (5, 150), (5, 400), (20, 150), (ALL, 150))
     """Labelled scans and steps of the fine-tunings."""
     prompts: int = 3
@@ -191,7 +194,8 @@ def seconds_of(
     asked = targets * 6 * mega * SECONDS_A_MEGAVOXEL["finetune"]
     if cell.use == PRETRAIN:
         kind = "masks" if ARMS[cell.arm].masks else "task"
-        step = SECONDS_A_STEP + BATCH * VIEWS * mega * SECONDS_A_MEGAVOXEL[kind]
+        shown = mega * (1 - 0.75 * form.early_fraction)
+        step = SECONDS_A_STEP + BATCH * VIEWS * shown * SECONDS_A_MEGAVOXEL[kind]
         return START_SECONDS + form.pretraining_steps * step
     if cell.arm in RIVALS:
         prompts = form.prompts if cell.use == ONE_SHOT else 5

@@ -100,6 +100,7 @@ class Bench:
             seed=cell.seed,
             steps=self.form.pretraining_steps,
             window_voxels=self.form.window_voxels,
+            early_fraction=self.form.early_fraction,
         )
 
     def folder(self, cell: Cell) -> Path:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from storage import Store
-from training.data import Batch, Share, augment, make_loader
+from training.data import Batch, Share, augment
 from training.engine import (
     LossTerms,
     Ranks,
@@ -40,6 +40,7 @@ from training.network import WEIGHTS, Iris, ModelCard, TrainedOn, export_weights
 from training.network.blocks import ResidualBlock
 from training.network.encoder import Encoder
 from training.pretraining import PretrainConfig
+from training.pretraining.stages import staged_batches
 
 ViewsT = TypeVar("ViewsT")
 Change = Callable[[Tensor, "list[np.random.Generator]"], ViewsT]
@@ -112,14 +113,7 @@ def task_of(
 
     def batches(size: int, first: int, number: int) -> Iterable[Batch]:
         share = Share(first_sample=first, num_samples=number, batch_size=size)
-        return make_loader(
-            store,
-            scans,
-            config.data,
-            share,
-            seed=config.optimisation.seed,
-            num_workers=config.run.num_workers,
-        )
+        return staged_batches(store, scans, config, share)
 
     def prepare(batch: Batch) -> ViewsT:
         views = augment(batch.to(device), config.augmentation)

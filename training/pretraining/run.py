@@ -25,7 +25,6 @@ from training.data import (
     Share,
     Views,
     augment,
-    make_loader,
     read_pair_table,
     split_scans,
     window_for,
@@ -59,7 +58,7 @@ from training.network import (
     export_weights,
 )
 from training.pretraining.config import PretrainConfig
-from training.pretraining.stages import Stage, stages_of, with_window
+from training.pretraining.stages import Stage, staged_batches, stages_of, with_window
 
 _DRAWN_MASKS = 4
 """Largest number of masks of a sample in a picture."""
@@ -301,29 +300,16 @@ def pretraining_task(
     device = next(net.parameters()).device
     on_gpu = device.type == "cuda"
     evaluation = choose_evaluation(store, config, split)
-    shapes = [store.entries[scan_id].shape_zyx for scan_id in split.training]
-    stages = stages_of(config.data, shapes, config.optimisation.num_steps)
 
     def batches(size: int, first: int, number: int) -> Iterator[Batch]:
-        for stage in stages:
-            begin = max(first, stage.first_step * config.optimisation.batch_size)
-            end = min(first + number, stage.last_step * config.optimisation.batch_size)
-            if begin < end:
-                yield from make_loader(
-                    store,
-                    split.training,
-                    stage.data,
-                    Share(
-                        first_sample=begin,
-                        num_samples=end - begin,
-                        batch_size=size,
-                        rank=ranks.rank,
-                        world_size=ranks.world_size,
-                    ),
-                    seed=config.optimisation.seed,
-                    num_workers=config.run.num_workers,
-                    pin_memory=on_gpu,
-                )
+        share = Share(
+            first_sample=first,
+            num_samples=number,
+            batch_size=size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        )
+        return staged_batches(store, split.training, config, share, pin_memory=on_gpu)
 
     def prepare(batch: Batch) -> Views:
         return augment(batch.to(device, non_blocking=on_gpu), config.augmentation)

@@ -7,15 +7,17 @@
 A network must first learn that the mask in the reference defines the structure to segment; only then it
 learns precise outlines. It learns the first in small windows too, which cost less time, if both views show
 the scan at nearly the same position; with boxes anywhere it does not (docs/decisions/0025-early-windows.md).
-Reads and writes nothing.
+*Reads* samples of a store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from training.data import DataConfig, Triple, cut_around, window_for
+from storage import Store
+from training.data import Batch, DataConfig, Share, Triple, cut_around, make_loader, window_for
+from training.pretraining.config import PretrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,3 +60,32 @@ def stages_of(data: DataConfig, shapes: Sequence[Triple], num_steps: int) -> tup
 def with_window(data: DataConfig, window: Triple) -> DataConfig:
     """Return the settings of samples with another window, and the cut for it."""
     return replace(data, crop_voxels=window, cut_voxels=cut_around(window))
+
+
+def staged_batches(
+    store: Store, scans: Sequence[str], config: PretrainConfig, share: Share, *, pin_memory: bool = False
+) -> Iterator[Batch]:
+    """Yield the batches of some consecutive samples of a pretraining, each with the window of its stage.
+
+    Args:
+        store: Store that samples are read from.
+        scans: Training scans.
+        config: All settings, with the chosen window.
+        share: The samples, counted from the first step of the training, and the process that they are for.
+        pin_memory: Whether batches are in pinned memory, for a GPU.
+    """
+    shapes = [store.entries[scan_id].shape_zyx for scan_id in scans]
+    size = config.optimisation.batch_size
+    for stage in stages_of(config.data, shapes, config.optimisation.num_steps):
+        begin = max(share.first_sample, stage.first_step * size)
+        end = min(share.first_sample + share.num_samples, stage.last_step * size)
+        if begin < end:
+            yield from make_loader(
+                store,
+                scans,
+                stage.data,
+                replace(share, first_sample=begin, num_samples=end - begin),
+                seed=config.optimisation.seed,
+                num_workers=config.run.num_workers,
+                pin_memory=pin_memory,
+            )
