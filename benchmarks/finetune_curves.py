@@ -39,7 +39,8 @@ from commands.finetune import read_finetune_settings
 from storage import Store, open_store
 from training.engine import CHECKPOINTS, RECORD
 from training.finetuning import FinetuneConfig, finetune
-from training.inference import load_finetuned, predict_labels, weights_file
+from training.inference import load_finetuned, predict_labels
+from training.network import weights_file
 
 ARMS = ("scratch", "pretrained")
 RIVALS = {"copied": METHODS["copied"], "registration": METHODS["located + demons + refined"]}

@@ -26,7 +26,6 @@ from training.finetuning import (
     finetune_recipe,
     report_document,
 )
-from training.inference import weights_file
 from training.network import load_checkpoint
 
 _LISTED = 6
@@ -79,7 +78,7 @@ def _recipe_for(arguments: Namespace) -> FinetuneRecipe | None:
     """Return the named recipe; without one, "whole" for a checkpoint that was trained on whole scans."""
     if arguments.resume and not arguments.config:
         return None
-    whole_scans = load_checkpoint(weights_file(arguments.checkpoint)).trained_on.whole_scans
+    whole_scans = load_checkpoint(arguments.checkpoint).trained_on.whole_scans
     if whole_scans and os.environ.get("RANK", "0") == "0":
         print("the checkpoint was trained on whole scans: recipe whole (--recipe names another)")
     return "whole" if whole_scans else None

@@ -154,7 +154,7 @@ def add_export_weights(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--compact",
         action="store_true",
-        help="safetensors: float16, without position volumes: a quarter of a small network's bytes",
+        help="safetensors: int8, without position volumes: an eighth of a small network's bytes",
     )
 
 

@@ -57,7 +57,7 @@ from training.finetuning.labelled_samples import (
     make_labelled_loader,
 )
 from training.finetuning.scans import LabelledScans, Mode, choose_scans
-from training.inference import FINETUNED, Case, PromptedIris, TokenTable, weights_file, write_png
+from training.inference import FINETUNED, Case, PromptedIris, TokenTable, write_png
 from training.network import (
     MODEL_CARD,
     WEIGHTS,
@@ -67,6 +67,7 @@ from training.network import (
     export_weights,
     load_checkpoint,
     preparation_warning,
+    weights_file,
 )
 
 REPORT = "report.json"

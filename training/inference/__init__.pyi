@@ -12,7 +12,6 @@ from .prompted import (
     load_finetuned as load_finetuned,
     token_inference as token_inference,
     token_prompt as token_prompt,
-    weights_file as weights_file,
 )
 from .prompts import (
     WHOLE_SCAN_THRESHOLD as WHOLE_SCAN_THRESHOLD,

@@ -27,7 +27,7 @@ from training.data import Size
 from training.engine import read_checkpoint
 from training.errors import CheckpointError, ConfigError
 from training.inference.prompts import InferenceConfig, Prompt, Structure
-from training.network import WEIGHTS, Iris, Priors, WhichWeights, load_checkpoint
+from training.network import Iris, Priors, WhichWeights, load_checkpoint, weights_file
 
 FINETUNED = "mass3d_finetuned"
 """Key of the table in a safetensors file's metadata, and in a checkpoint's "config"."""
@@ -239,21 +239,6 @@ def load_finetuned(path: Path | str, *, weights: WhichWeights = "ema") -> Finetu
             "file is damaged"
         )
     return Finetuned(net=net, table=table)
-
-
-def weights_file(path: Path | str) -> Path:
-    """Return the weights file for a path: the exported weights of a run's folder, otherwise the path itself.
-
-    Raises:
-        CheckpointError: The folder has no exported weights.
-    """
-    path = Path(path)
-    if path.is_dir():
-        exported = path / WEIGHTS
-        if not exported.is_file():
-            raise CheckpointError(f"{path}: no {WEIGHTS} in it. Name a complete run, or a checkpoint")
-        return exported
-    return path
 
 
 def tokens_of(net: Iris) -> Priors:

@@ -42,6 +42,7 @@ from .sealing import (
 from .task_encoding import NUM_QUERIES as NUM_QUERIES
 from .weights import (
     MODEL_CARD as MODEL_CARD,
+    SHIPPED as SHIPPED,
     WEIGHTS as WEIGHTS,
     ModelCard as ModelCard,
     WhichWeights as WhichWeights,
@@ -49,4 +50,5 @@ from .weights import (
     export_weights as export_weights,
     installed_versions as installed_versions,
     load_checkpoint as load_checkpoint,
+    weights_file as weights_file,
 )

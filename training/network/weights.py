@@ -44,10 +44,17 @@ POSITION_VOLUMES = ".pos_embed.embedding"
 
 _ARCHITECTURE = "mass3d"
 _LEFT_OUT = "left_out"
+_STEP = ".step"
+"""End of the names of the steps of rounded tensors: (rows,), float32. A row is int8 values times its step."""
+_SMALLEST_ROUNDED = 1024
+"""Tensors of fewer values, and vectors, are float16: together they are a few kilobytes."""
 _COMPACT = (
-    "float16, without the position volumes (learned offsets by place, close to 0 in the small networks), "
-    "which are read as zeros. Written by `mass export-weights --compact`."
+    "int8 with one step a row (an output channel), vectors as float16, without the position volumes (learned "
+    "offsets by place, close to 0 in the small networks), which are read as zeros. Written by `mass "
+    "export-weights --compact`."
 )
+SHIPPED = {"small-v1": Path(__file__).parents[2] / "examples" / "weights" / "small-v1.safetensors"}
+"""Weights that come with a checkout of this project, by the name that is given in place of a file."""
 _WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DDP, weight averaging and torch.compile add to every key."""
 _IN_CONTEXT = """\
@@ -179,8 +186,8 @@ def convert_weights(
         source: As for `load_checkpoint`.
         path: Ends in .safetensors; the card has the same name with .md.
         weights: Which set of weights to write; ignored for files that have only one.
-        compact: Write float16, without the position volumes, which are read as zeros: a quarter of the bytes
-            of a small network. Its outputs change slightly.
+        compact: Write int8 with a step a row, without the position volumes, which are read as zeros: an
+            eighth of the bytes of a small network. Its outputs change slightly.
 
     Returns:
         Path of the card.
@@ -208,17 +215,39 @@ def _converted(source: Path, path: Path, weights: WhichWeights) -> tuple[bytes, 
 
 
 def _compacted(content: bytes, source: Path) -> bytes:
-    """Return a safetensors file as float16, without the position volumes."""
+    """Return a safetensors file with large tensors rounded to int8, and without the position volumes."""
     start = 8 + int.from_bytes(content[:8], "little")
     metadata: dict[str, str] = json.loads(content[8:start]).get("__metadata__", {})
-    tensors = {
-        name: tensor.half() for name, tensor in load(content).items() if not name.endswith(POSITION_VOLUMES)
-    }
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
+    tensors: StateDict = {}
+    for name, tensor in load(content).items():
+        if name.endswith(POSITION_VOLUMES):
+            continue
+        if tensor.dtype == torch.float32 and tensor.ndim >= 2 and tensor.numel() >= _SMALLEST_ROUNDED:
+            tensors[name], tensors[name + _STEP] = _rounded(tensor)
+        else:
+            tensors[name] = tensor if tensor.dtype == torch.int8 or name.endswith(_STEP) else tensor.half()
+        if not all(part.isfinite().all() for part in (tensors[name], tensors.get(name + _STEP, tensor))):
             raise CheckpointError(f"{source}: {name} has values beyond float16. Leave out --compact")
     about = json.loads(metadata.get(_ARCHITECTURE, "{}")) | {_LEFT_OUT: [POSITION_VOLUMES]}
     return in_fixed_order(save(tensors, metadata={**metadata, _ARCHITECTURE: json.dumps(about)}))
+
+
+def _rounded(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the int8 values of a tensor, and the step of each row: a 127th of its largest absolute value."""
+    rows = tensor.reshape(len(tensor), -1)
+    step = rows.abs().amax(1) / 127
+    values = (rows / step.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round().to(torch.int8)
+    return values.reshape(tensor.shape), step
+
+
+def _restored(state: StateDict) -> StateDict:
+    """Return a state dict in which rounded tensors are float32 again."""
+    steps = {name.removesuffix(_STEP): step for name, step in state.items() if name.endswith(_STEP)}
+    return {
+        name: tensor.float() * steps[name].reshape(-1, *[1] * (tensor.ndim - 1)) if name in steps else tensor
+        for name, tensor in state.items()
+        if not name.endswith(_STEP)
+    }
 
 
 def _card_of(source: Path, net: Iris, weights: WhichWeights) -> ModelCard:
@@ -266,27 +295,49 @@ def load_checkpoint(path: Path | str, *, weights: WhichWeights = "ema") -> Iris:
     checkpoint or in the run folder around it.
 
     Args:
-        path: A published .pth, a run's step-N.pt or best.pt, exported .safetensors, or the folder of a
-            complete run.
+        path: A published .pth, a run's step-N.pt or best.pt, exported .safetensors, the folder of a complete
+            run, or the name of weights that come with a checkout (`SHIPPED`).
         weights: Which set of weights to use; ignored for files that have only one.
 
     Raises:
         CheckpointError: There is no such file, it is not a checkpoint of Iris, or it holds more than tensors
             and plain values.
     """
-    path = Path(path)
-    if path.is_dir():
-        folder, path = path, path / WEIGHTS
-        if not path.is_file():
-            raise CheckpointError(
-                f"{folder}: a folder without {WEIGHTS}. Name the folder of a complete run, or a checkpoint"
-            )
+    path = weights_file(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
     read = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, weights)
     net = network_of(read[0], path)
     net.trained_on = read[1] or recorded_beside(path) or TrainedOn()
     return net
+
+
+def weights_file(path: Path | str) -> Path:
+    """Return the file with the weights of a checkpoint.
+
+    Args:
+        path: A file; the folder of a complete run; or a name of `SHIPPED`, if nothing of this name is there.
+
+    Returns:
+        The path itself, the exported weights in the folder, or the file that comes with a checkout.
+
+    Raises:
+        CheckpointError: The folder has no exported weights, or the checkout lacks the file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / WEIGHTS).is_file():
+            raise CheckpointError(f"{path}: no {WEIGHTS} in it. Name a complete run, or a checkpoint")
+        return path / WEIGHTS
+    shipped = SHIPPED.get(str(path))
+    if shipped and not path.exists():
+        if not shipped.is_file():
+            raise CheckpointError(
+                f"{path}: these weights come with a checkout of the project, as examples/weights/"
+                f"{shipped.name}, and {shipped} is not there. Install from a checkout, or name the file"
+            )
+        return shipped
+    return path
 
 
 def network_of(state: StateDict, path: Path) -> Iris:
@@ -331,7 +382,7 @@ def _read_safetensors(path: Path) -> tuple[StateDict, TrainedOn | None]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         check_seal(path)
-        state = load_file(path)
+        state = _restored(load_file(path))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a safetensors file, or a damaged one: {error}") from error
     try:

@@ -186,7 +186,7 @@ def test_exported_weights_must_be_called_safetensors(nets: tuple[Iris, Iris], tm
         export_weights(nets[0], tmp_path / "tiny.pt", CARD)
 
 
-def test_compact_weights_are_a_quarter_of_the_bytes_and_nearly_the_same_network(
+def test_compact_weights_are_an_eighth_of_the_bytes_and_nearly_the_same_network(
     nets: tuple[Iris, Iris], tmp_path: Path
 ) -> None:
     net = nets[0]
@@ -198,13 +198,18 @@ def test_compact_weights_are_a_quarter_of_the_bytes_and_nearly_the_same_network(
         if name.endswith(POSITION_VOLUMES):
             assert tensor.shape == wanted[name].shape
             assert not tensor.any()
-        else:
+        elif tensor.ndim < 2 or tensor.numel() < 1024:
             assert torch.equal(tensor, wanted[name].half().float()), name
+        else:
+            rows, original = tensor.flatten(1), wanted[name].flatten(1)
+            half_a_step = original.abs().amax(1, keepdim=True) / 127 / 2
+            assert ((rows - original).abs() <= 1.001 * half_a_step).all(), name
+            assert not original.any() or not torch.equal(rows, original), name
     assert len([name for name in wanted if name.endswith(POSITION_VOLUMES)]) == 3
     volumes = 4 * sum(tensor.numel() for name, tensor in wanted.items() if name.endswith(POSITION_VOLUMES))
     sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("all", "compact")]
-    assert sizes[1] < 0.6 * (sizes[0] - volumes)
-    assert "float16" in card.read_text()
+    assert sizes[1] < 0.35 * (sizes[0] - volumes)
+    assert "int8" in card.read_text()
     assert CARD.title in card.read_text()
 
 
