@@ -113,7 +113,11 @@ def add_checkpoint(add: argparse.ArgumentParser, *, or_else: str = "") -> None:
         metavar="CHECKPOINT",
         help="; ".join(
             filter(
-                None, ("a run's folder, its weights.safetensors, a .pt file, or the published .pth", or_else)
+                None,
+                (
+                    "a run's folder, its weights.safetensors, a .pt file, the published .pth, small-v1",
+                    or_else,
+                ),
             )
         ),
     )

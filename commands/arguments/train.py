@@ -59,7 +59,7 @@ def add_finetune(add: argparse.ArgumentParser) -> None:
         "checkpoint",
         type=Path,
         metavar="CHECKPOINT",
-        help="weights to start from (.safetensors, .pt, .pth), or the folder of a run",
+        help="weights to start from (.safetensors, .pt, .pth), the folder of a run, or small-v1",
     )
     add_store(add)
     add_cache(add)
@@ -95,7 +95,7 @@ def add_finetune(add: argparse.ArgumentParser) -> None:
 def add_embed(add: argparse.ArgumentParser) -> None:
     """The options of `mass embed`."""
     add.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, exported, or published one"
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, exported, or published one; or small-v1"
     )
     add_store(add)
     add_cache(add)
@@ -113,7 +113,7 @@ def add_embed(add: argparse.ArgumentParser) -> None:
 def add_classify(add: argparse.ArgumentParser) -> None:
     """The options of `mass classify`."""
     add.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, exported, or published one"
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a run's, exported, or published one; or small-v1"
     )
     add_store(add)
     add_cache(add)

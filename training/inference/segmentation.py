@@ -57,7 +57,7 @@ class SegmentConfig:
     """Settings of the segmentation of targets."""
 
     inference: InferenceConfig = field(default_factory=InferenceConfig)
-    """Windows, mirroring, precision, threshold, memory."""
+    """Windows, mirroring, precision, threshold, memory. Left at its default: as the network was trained."""
     by: Method = "network"
     """Method. network: in context. registration: the references' masks are registered to the target, without
     a network. both: the same, and the position where the network finds the structures is tried too
@@ -161,6 +161,8 @@ class Segmenter:
                 f"left at {spacing} mm: the structures are too small, or outside the body that is "
                 "cropped to. Choose a finer spacing, or another reference"
             )
+        if config.inference == InferenceConfig():
+            config = replace(config, inference=inference_for(getattr(net, "trained_on", TrainedOn())))
         prompt = None
         if net is not None and config.by != "registration":
             prompt = _encoded(net, shown, structures, config, device)
@@ -351,12 +353,11 @@ def segment(
     of any reader.
 
     Args:
-        checkpoint: A network (`load_checkpoint`), or the file of one. It runs on the network's device. None:
-        the masks are carried over by registration, without a network.
+        checkpoint: A network, which runs on its own device, or as for `load_checkpoint`. None: no network.
         references: Files of images and of masks on their grids; a mask may hold several label values.
         target: A file, or the folder of a DICOM series.
         labels: Label values to segment; empty takes all in the masks.
-        config: Settings; by default windows of the size that the network was trained on, and by "both".
+        config: Settings; by default by "both".
         spacing_mm: Voxel edge to work at; by default that of the network's training, 1.5 where unknown.
         modality: "ct", "mr" or "pet" of all scans, if their files do not say.
         probabilities: Whether the result holds each structure's probability on the target's own grid.
@@ -374,7 +375,7 @@ def segment(
     device = torch.device("cpu") if weight is None else weight.device
     shown = [read(image, mask=mask, ingest=ingest, modality=modality) for image, mask in references]
     by: Method = "both" if net is not None else "registration"
-    config = config or SegmentConfig(inference=inference_for(trained_on), by=by)
+    config = config or SegmentConfig(by=by)
     segmenter = Segmenter.from_references(net, shown, config, labels=labels, device=device)
     kept: dict[int, NDArray[np.float32]] = {}
 

@@ -53,7 +53,7 @@ _COMPACT = (
     "offsets by place, close to 0 in the small networks), which are read as zeros. Written by `mass "
     "export-weights --compact`."
 )
-SHIPPED = {"small-v1": Path(__file__).parents[2] / "examples" / "weights" / "small-v1.safetensors"}
+SHIPPED = {"small-v1": Path(__file__).parents[2] / "examples" / "weights" / "small-v1" / WEIGHTS}
 """Weights that come with a checkout of this project, by the name that is given in place of a file."""
 _WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DDP, weight averaging and torch.compile add to every key."""
@@ -195,7 +195,7 @@ def convert_weights(
     Raises:
         CheckpointError: As for `load_checkpoint`; or a weight is too large for float16.
     """
-    source = Path(source)
+    source = weights_file(source)
     content, card = _converted(source, path, weights)
     if compact:
         content, card = _compacted(content, source), f"{card.rstrip()}\n\n## Bytes\n\n{_COMPACT}\n"
@@ -205,12 +205,10 @@ def convert_weights(
 def _converted(source: Path, path: Path, weights: WhichWeights) -> tuple[bytes, str]:
     """Return the file to write and its card; existing exported weights and card are returned unchanged."""
     net = load_checkpoint(source, weights=weights)
-    folder = source if source.is_dir() else source.parent
-    if source.is_dir() or source.suffix == ".safetensors":
-        file = source / WEIGHTS if source.is_dir() else source
-        card = folder / MODEL_CARD if file.name == WEIGHTS else file.with_suffix(".md")
+    if source.suffix == ".safetensors":
+        card = source.with_name(MODEL_CARD) if source.name == WEIGHTS else source.with_suffix(".md")
         if card.is_file():
-            return file.read_bytes(), card.read_text(encoding="utf-8")
+            return source.read_bytes(), card.read_text(encoding="utf-8")
     return _packed(net, path, _card_of(source, net, weights))
 
 
@@ -333,8 +331,8 @@ def weights_file(path: Path | str) -> Path:
     if shipped and not path.exists():
         if not shipped.is_file():
             raise CheckpointError(
-                f"{path}: these weights come with a checkout of the project, as examples/weights/"
-                f"{shipped.name}, and {shipped} is not there. Install from a checkout, or name the file"
+                f"{path}: these weights come with a checkout of the project, in examples/weights, and "
+                f"{shipped} is not there. Install from a checkout (`pip install -e .`), or name the file"
             )
         return shipped
     return path

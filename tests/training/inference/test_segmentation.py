@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.loading import LoadedScan, find_one, read_scan
@@ -26,7 +27,7 @@ from training.inference.prompts import WHOLE_SCAN_THRESHOLD, InferenceConfig, Re
 from training.inference.raw_scans import installed_reader
 from training.inference.results import Segmentation
 from training.inference.segmentation import SegmentConfig, Segmenter, inference_for, segment
-from training.network.preparation import TrainedOn
+from training.network import SHIPPED, Iris, TrainedOn, load_checkpoint
 
 WINDOW = InferenceConfig(window_voxels=(48, 64, 48), reference_voxels=(96, 96, 96))
 CONFIG = SegmentConfig(inference=WINDOW)
@@ -407,3 +408,27 @@ def test_a_structure_that_the_network_cannot_see_is_carried_over_all_the_same(re
     assert [structure.values for structure in segmenter.structures] == [(3,)]
     assert [structure.values for structure in segmenter.missing] == [(4,)]
     assert [one.structure.values for one in segmenter.segment(shown).found] == [(3,)]
+
+
+def test_the_shipped_weights_show_large_structures_of_another_head() -> None:
+    """Left at its default, `SegmentConfig.inference` shows scans as the network's training did."""
+    heads, net = SHIPPED["small-v1"].parents[2] / "heads", load_checkpoint("small-v1")
+    truth = sitk.GetArrayFromImage(sitk.ReadImage(heads / "head_03_label.nii.gz"))
+    torch.manual_seed(0)
+    drawn = Iris(net.channels, net.num_tasks).eval()
+    drawn.trained_on = net.trained_on
+
+    def mean_dice(network: Iris) -> float:
+        """Of both halves of the white matter and of the cerebellar cortex."""
+        found = segment(
+            network,
+            references=[(heads / "head_01.nii.gz", heads / "head_01_label.nii.gz")],
+            target=heads / "head_03.nii.gz",
+            config=SegmentConfig(by="network"),
+            modality="mr",
+        )
+        own = [(found.labels == value, truth == value) for value in (2, 41, 8, 47)]
+        return float(np.mean([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in own]))
+
+    assert mean_dice(net) > 0.3
+    assert mean_dice(drawn) < 0.1

@@ -17,12 +17,15 @@ from training.errors import CheckpointError, ConfigError
 from training.network.iris import Iris
 from training.network.weights import (
     POSITION_VOLUMES,
+    SHIPPED,
+    WEIGHTS,
     ModelCard,
     convert_weights,
     export_weights,
     in_fixed_order,
     installed_versions,
     load_checkpoint,
+    weights_file,
 )
 
 CHANNELS = (2, 4, 4, 8, 32)
@@ -230,3 +233,34 @@ def test_weights_beyond_float16_are_not_made_compact(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="beyond float16"):
         convert_weights(tmp_path / "large.safetensors", tmp_path / "compact.safetensors", compact=True)
     assert not (tmp_path / "compact.safetensors").exists()
+
+
+def test_the_shipped_weights_are_found_by_name_small_and_documented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    net = load_checkpoint("small-v1")
+    assert net.trained_on.whole_scans
+    assert net.channels == (8, 16, 32, 64, 64)
+    file = weights_file("small-v1")
+    assert file.stat().st_size < 5_000_000
+    card = file.with_suffix(".md").read_text(encoding="utf-8")
+    assert all(word in card for word in ("Apache-2.0", "CC BY-SA 4.0", "never seen", "[optimisation]"))
+
+
+def test_a_file_of_the_user_comes_before_shipped_weights_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small-v1").mkdir()
+    with pytest.raises(CheckpointError, match=r"no weights\.safetensors in it"):
+        load_checkpoint("small-v1")
+
+
+def test_shipped_weights_that_are_not_there_say_where_they_come_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SHIPPED, "small-v1", tmp_path / "nowhere" / WEIGHTS)
+    with pytest.raises(CheckpointError, match="come with a checkout"):
+        load_checkpoint("small-v1")
