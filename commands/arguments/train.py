@@ -127,8 +127,8 @@ def add_classify(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--mode",
         choices=("frozen-attention", "frozen-linear", "full"),
-        default="frozen-attention",
-        help="what is trained (default: frozen-attention)",
+        default="frozen-linear",
+        help="what is trained (default: frozen-linear, a logistic regression)",
     )
     add.add_argument(
         "--from-scratch", action="store_true", help="start from random weights, in the same encoder"

@@ -393,9 +393,10 @@ def test_the_command_takes_classes_and_splits_that_the_store_knows(
     blobs: Store, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["classify", str(checkpoint), str(blobs.path), str(tmp_path / "run")]
-    more = ["--mode", "frozen-linear", "--device", "cpu", "--json", str(tmp_path / "out.json")]
+    more = ["--device", "cpu", "--json", str(tmp_path / "out.json")]
     assert main([*arguments, *more]) == 0
     told = json.loads((tmp_path / "out.json").read_text())
+    assert told["mode"] == "frozen-linear"  # the default: best with few labels (docs/results.md)
     assert (told["complete"], told["tested_on"], told["checkpoint"]) == (True, "test", "net.safetensors")
     assert told["auc"] > 0.95
     assert told["c_chosen_by"] == "validation"
@@ -416,6 +417,7 @@ def test_the_command_takes_settings_and_trains(blobs: Store, checkpoint: Path, t
         [
             *("classify", str(checkpoint), str(blobs.path), str(tmp_path / "run"), "--labels", str(labels)),
             *("--config", str(config), "--test-fraction", "0.25", "--seed", "7", "--device", "cpu"),
+            *("--mode", "frozen-attention"),
         ]
     )
     assert code == 0
