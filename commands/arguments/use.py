@@ -126,7 +126,7 @@ def add_export_weights(add: argparse.ArgumentParser) -> None:
         "checkpoint",
         type=Path,
         metavar="RUN",
-        help="a run's folder, its weights.safetensors, a .pt file, or the published .pth",
+        help="a run's folder, its weights.safetensors, a .pt file, the published .pth, or small-v1",
     )
     add.add_argument("out", type=Path, metavar="OUT", help="folder to write to; no file is replaced")
     add.add_argument(

@@ -226,8 +226,8 @@ def load_finetuned(path: Path | str, *, weights: WhichWeights = "ema") -> Finetu
     plain = _table_in_safetensors(path) if path.suffix == ".safetensors" else _table_in_checkpoint(path)
     if plain is None:
         raise CheckpointError(
-            f"{path}: a network that was not fine-tuned; show it a reference with its mask, or fine-tune it "
-            "(`mass finetune`)"
+            f"{path}: a network that was not fine-tuned; show it a reference with its mask (without "
+            "--finetuned), or fine-tune it (`mass finetune`)"
         )
     try:
         table = TokenTable.from_json(plain)

@@ -206,9 +206,9 @@ def _converted(source: Path, path: Path, weights: WhichWeights) -> tuple[bytes, 
     """Return the file to write and its card; existing exported weights and card are returned unchanged."""
     net = load_checkpoint(source, weights=weights)
     if source.suffix == ".safetensors":
-        card = source.with_name(MODEL_CARD) if source.name == WEIGHTS else source.with_suffix(".md")
-        if card.is_file():
-            return source.read_bytes(), card.read_text(encoding="utf-8")
+        for card in (source.with_name(MODEL_CARD), source.with_suffix(".md")):
+            if card.is_file() and (source.name == WEIGHTS or card.stem == source.stem):
+                return source.read_bytes(), card.read_text(encoding="utf-8")
     return _packed(net, path, _card_of(source, net, weights))
 
 
@@ -303,7 +303,8 @@ def load_checkpoint(path: Path | str, *, weights: WhichWeights = "ema") -> Iris:
     """
     path = weights_file(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
+        known = ", ".join(SHIPPED)
+        raise CheckpointError(f"{path}: there is no such file, nor weights of this name (there are: {known})")
     read = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, weights)
     net = network_of(read[0], path)
     net.trained_on = read[1] or recorded_beside(path) or TrainedOn()
@@ -325,7 +326,10 @@ def weights_file(path: Path | str) -> Path:
     path = Path(path)
     if path.is_dir():
         if not (path / WEIGHTS).is_file():
-            raise CheckpointError(f"{path}: no {WEIGHTS} in it. Name a complete run, or a checkpoint")
+            hidden = (
+                f" (it hides the weights {path} that come with the project)" if str(path) in SHIPPED else ""
+            )
+            raise CheckpointError(f"{path}: no {WEIGHTS} in it{hidden}. Name a complete run, or a checkpoint")
         return path / WEIGHTS
     shipped = SHIPPED.get(str(path))
     if shipped and not path.exists():

@@ -253,7 +253,7 @@ def test_a_file_of_the_user_comes_before_shipped_weights_of_its_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small-v1").mkdir()
-    with pytest.raises(CheckpointError, match=r"no weights\.safetensors in it"):
+    with pytest.raises(CheckpointError, match=r"no weights\.safetensors in it \(it hides"):
         load_checkpoint("small-v1")
 
 
@@ -264,3 +264,9 @@ def test_shipped_weights_that_are_not_there_say_where_they_come_from(
     monkeypatch.setitem(SHIPPED, "small-v1", tmp_path / "nowhere" / WEIGHTS)
     with pytest.raises(CheckpointError, match="come with a checkout"):
         load_checkpoint("small-v1")
+
+
+def test_the_card_of_shipped_weights_goes_with_them(tmp_path: Path) -> None:
+    card = convert_weights("small-v1", tmp_path / WEIGHTS, compact=True)
+    assert "CC BY-SA 4.0" in card.read_text(encoding="utf-8")
+    assert (tmp_path / WEIGHTS).stat().st_size < 5_000_000
