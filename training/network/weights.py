@@ -329,7 +329,9 @@ def weights_file(path: Path | str) -> Path:
             hidden = (
                 f" (it hides the weights {path} that come with the project)" if str(path) in SHIPPED else ""
             )
-            raise CheckpointError(f"{path}: no {WEIGHTS} in it{hidden}. Name a complete run, or a checkpoint")
+            raise CheckpointError(
+                f"{path}: a folder without {WEIGHTS}{hidden}. Name a complete run, or a checkpoint"
+            )
         return path / WEIGHTS
     shipped = SHIPPED.get(str(path))
     if shipped and not path.exists():

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def test_a_run_that_goes_on_tells_no_step_twice(tmp_path: Path) -> None:
     for step in range(1, 6):
         first.record("train", step, {"loss": 1 / step})
     first.close()
+    time.sleep(1.1)  # TensorBoard reads files in the order of their names, which hold whole seconds
     second = Monitor(tmp_path, step=3)  # the steps 4 and 5 were never saved
     for step in range(4, 7):
         second.record("train", step, {"loss": 2 / step})

@@ -253,7 +253,7 @@ def test_a_file_of_the_user_comes_before_shipped_weights_of_its_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small-v1").mkdir()
-    with pytest.raises(CheckpointError, match=r"no weights\.safetensors in it \(it hides"):
+    with pytest.raises(CheckpointError, match=r"without weights\.safetensors \(it hides"):
         load_checkpoint("small-v1")
 
 
