@@ -291,7 +291,7 @@ def test_a_network_that_was_not_fine_tuned_is_refused(checkpoint: Path, tmp_path
     torch.save(load_checkpoint(checkpoint).state_dict(), tmp_path / "plain.pth")
     with pytest.raises(CheckpointError, match="not fine-tuned"):
         load_finetuned(tmp_path / "plain.pth")
-    with pytest.raises(CheckpointError, match=r"no weights\.safetensors in it"):
+    with pytest.raises(CheckpointError, match=r"a folder without weights\.safetensors"):
         load_finetuned(tmp_path)
     (tmp_path / "text.safetensors").write_text("no weights")
     with pytest.raises(CheckpointError, match="not a safetensors file"):
