@@ -49,7 +49,7 @@ from training.inference import (
 )
 from training.network import TrainedOn, load_checkpoint
 
-SHIPPED = "small-v1"
+_WEIGHTS = "small-v1"
 """Weights of the last step, which come with the project."""
 _HEAD_MM = 3.0
 """Voxel edge at which the bundled heads are stored and segmented."""
@@ -209,7 +209,7 @@ def demonstrate_whole_scan(out: Path) -> dict[str, Any]:
     target, truth = folder / "head_03.nii.gz", folder / "head_03_label.nii.gz"
     print(f"7. one labelled head is enough: segment {target} as {reference} and its mask show")
     began = time.monotonic()
-    net = load_checkpoint(SHIPPED)
+    net = load_checkpoint(_WEIGHTS)
     ingest = ingest_config(net.trained_on.ingest_settings, spacing_mm=_HEAD_MM)
     source, pair = find_one(target, ingest), find_one(reference, ingest)
     shown = load_source(pair, ingest, mask=mask, modality="mr")
@@ -237,7 +237,7 @@ def demonstrate_whole_scan(out: Path) -> dict[str, Any]:
     print_table(f"one-shot, in {time.monotonic() - began:.0f} s", columns, rows)
     print(f"labels: {out / 'head_03_seg.nii.gz'}\npicture: {out / 'head_03_seg.png'}")
     options = f"--reference-image {reference} --reference-mask {mask} --modality mr --spacing {_HEAD_MM:g}"
-    print(f"again: mass segment {SHIPPED} {options} {target} --out {out}")
+    print(f"again: mass segment {_WEIGHTS} {options} {target} --out {out}")
     return {"dice": {found.structure.name: dice.get(found.structure.values[0]) for found in result.found}}
 
 

@@ -53,6 +53,8 @@ _COMPACT = (
     "offsets by place, close to 0 in the small networks), which are read as zeros. Written by `mass "
     "export-weights --compact`."
 )
+_BYTES = "\n\n## Bytes\n\n"
+"""Heading of the card's last section, where weights are compact."""
 SHIPPED = {"small-v1": Path(__file__).parents[2] / "examples" / "weights" / "small-v1" / WEIGHTS}
 """Weights that come with a checkout of this project, by the name that is given in place of a file."""
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -198,7 +200,8 @@ def convert_weights(
     source = weights_file(source)
     content, card = _converted(source, path, weights)
     if compact:
-        content, card = _compacted(content, source), f"{card.rstrip()}\n\n## Bytes\n\n{_COMPACT}\n"
+        content = _compacted(content, source)
+        card = f"{card.split(_BYTES)[0].rstrip()}{_BYTES}{_COMPACT}\n"
     return _write(path, content, card)
 
 
@@ -220,8 +223,8 @@ def _compacted(content: bytes, source: Path) -> bytes:
     for name, tensor in load(content).items():
         if name.endswith(POSITION_VOLUMES):
             continue
-        if tensor.dtype == torch.float32 and tensor.ndim >= 2 and tensor.numel() >= _SMALLEST_ROUNDED:
-            tensors[name], tensors[name + _STEP] = _rounded(tensor)
+        if tensor.is_floating_point() and tensor.ndim >= 2 and tensor.numel() >= _SMALLEST_ROUNDED:
+            tensors[name], tensors[name + _STEP] = _rounded(tensor.float())
         else:
             tensors[name] = tensor if tensor.dtype == torch.int8 or name.endswith(_STEP) else tensor.half()
         if not all(part.isfinite().all() for part in (tensors[name], tensors.get(name + _STEP, tensor))):

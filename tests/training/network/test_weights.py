@@ -267,6 +267,18 @@ def test_shipped_weights_that_are_not_there_say_where_they_come_from(
 
 
 def test_the_card_of_shipped_weights_goes_with_them(tmp_path: Path) -> None:
-    card = convert_weights("small-v1", tmp_path / WEIGHTS, compact=True)
-    assert "CC BY-SA 4.0" in card.read_text(encoding="utf-8")
-    assert (tmp_path / WEIGHTS).stat().st_size < 5_000_000
+    card = convert_weights("small-v1", tmp_path / WEIGHTS, compact=True).read_text(encoding="utf-8")
+    assert "CC BY-SA 4.0" in card
+    assert card.count("## Bytes") == 1
+    assert (tmp_path / WEIGHTS).read_bytes() == SHIPPED["small-v1"].read_bytes()
+
+
+def test_half_precision_that_an_earlier_version_wrote_is_rounded_too(
+    nets: tuple[Iris, Iris], tmp_path: Path
+) -> None:
+    halves = {name: tensor.half() for name, tensor in nets[0].state_dict().items()}
+    (tmp_path / "old.safetensors").write_bytes(save(halves))
+    convert_weights(tmp_path / "old.safetensors", tmp_path / "new.safetensors", compact=True)
+    assert any(
+        tensor.dtype == torch.int8 for tensor in load((tmp_path / "new.safetensors").read_bytes()).values()
+    )
