@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ class Arm:
     """Whether fine-tuning takes the encoder alone; decoder and tokens are then those of "from scratch"."""
     pretrained_as: str = ""
     """Another arm whose network this one uses."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the samples (`[data]`) that differ from those of all other arms, by name."""
+    only_when_named: bool = False
+    """Whether it is left out of every form, and runs where `--only` names it."""
 
     @property
     def is_pretrained(self) -> bool:
@@ -54,8 +59,15 @@ class Arm:
 ARMS = {
     "scratch": Arm(title="from scratch"),
     "slic": Arm(title="flat SLIC masks", masks="slic"),
-    "first": Arm(title="the first version's masks", masks="first"),
+    "first": Arm(title="the first version's masks", masks="first", only_when_named=True),
     "ours": Arm(title="**our masks**", masks="ours"),
+    "ours-crops": Arm(
+        title="our masks, crops of the finest level",
+        masks="ours",
+        data={"whole_fraction": 0.0},
+        only_when_named=True,
+    ),
+    "ours-best": Arm(title="the 250 best of our masks", masks="best", only_when_named=True),
     "ours-encoder": Arm(title="our masks, the encoder alone", pretrained_as="ours", encoder_only=True),
     "mae": Arm(title="masked autoencoding", task=MASKED_AUTOENCODING, encoder_only=True),
     "genesis": Arm(title="restoration (Models Genesis)", task=RESTORATION, encoder_only=True),
@@ -70,7 +82,13 @@ def source_arm(name: str) -> str:
 
 
 def config_of(
-    bench_set: BenchSet, *, seed: int, steps: int, window_voxels: int, early_fraction: float = 0.0
+    bench_set: BenchSet,
+    *,
+    seed: int,
+    steps: int,
+    window_voxels: int,
+    early_fraction: float = 0.0,
+    data: Mapping[str, Any] | None = None,
 ) -> PretrainConfig:
     """The settings of every pretraining of a set: the recipe for whole scans, with the set's window.
 
@@ -80,6 +98,7 @@ def config_of(
         steps: Of the pretraining.
         window_voxels: Most voxels of a window.
         early_fraction: Fraction of the steps, the first ones, in windows of a quarter of these voxels.
+        data: Settings of the samples that an arm changes, by name.
     """
     base = whole()
     kept = set(bench_set.split.pretraining)
@@ -92,6 +111,7 @@ def config_of(
             max_window_voxels=window_voxels,
             early_window_voxels=window_voxels // 4 if early_fraction else 0,
             early_fraction=early_fraction,
+            **(data or {}),
         ),
         optimisation=replace(base.optimisation, num_steps=steps, seed=seed),
         run=replace(

@@ -1,6 +1,7 @@
 """The masks that in-context arms are pretrained on, each as a store of the same scans.
 
     ours     the proposals of the set's store, as they are
+    best     of these the 250 with the highest scores a scan
     slic     flat SLIC segments (`benchmarks.slic_store`)
     first    proposals of this project's first version (`benchmarks.first_version`; needs the git history)
     expert   the expert's label maps: a mask for each structure, and one for all of them together
@@ -10,6 +11,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from pipeline.quality.slic_baseline import SlicConfig
 from storage import ScanRecord, Store, commit_scan, create_store, digest_of, finish, open_store
 from storage.records.proposal_checks import atom_extents
 
+NUM_BEST = 250
 EXPERT = "expert"
 _VERSION = "1"
 
@@ -32,7 +35,7 @@ def store_of(masks: str, about: SetDescription, store: Store, sources: Sources) 
     """Return the store with these masks; made, or completed, where it is not there.
 
     Args:
-        masks: "ours", "slic", "first" or "expert".
+        masks: "ours", "best", "slic", "first" or "expert".
         about: The set.
         store: Its store.
         sources: Where the stores are kept.
@@ -45,8 +48,11 @@ def store_of(masks: str, about: SetDescription, store: Store, sources: Sources) 
     match masks:
         case "slic":
             return make_slic_store(store.path, folder, slic=SlicConfig(), progress=lambda line: None)
+        case "best":
+            return make_store(store, folder, f"best-{NUM_BEST}", with_best_masks, list(store.entries))
         case "expert":
-            return make_expert_store(store, folder)
+            labelled = [scan_id for scan_id, entry in store.entries.items() if entry.labels]
+            return make_store(store, folder, EXPERT, with_expert_masks, labelled)
         case "first":
             return _first(about, store, folder)
         case _:
@@ -68,17 +74,32 @@ def _first(about: SetDescription, store: Store, folder: Path) -> Store:
     return open_store(folder)
 
 
-def make_expert_store(store: Store, folder: Path) -> Store:
-    """Return a store of the labelled scans whose proposals are the expert's structures."""
+def make_store(
+    store: Store, folder: Path, name: str, changed: Callable[[ScanRecord], ScanRecord], ids: Sequence[str]
+) -> Store:
+    """Return a store of some scans with other proposals; scans that are there already are kept.
+
+    Args:
+        store: Where the scans are.
+        folder: Of the new store.
+        name: Of the change, for the digests of its proposals.
+        changed: Returns a scan with its other proposals.
+        ids: The scans.
+    """
     made = create_store(folder, spacing_mm=store.info.spacing_mm, config=store.info.config)
-    for scan_id, entry in store.entries.items():
-        wanted = {**entry.digests, "proposals": digest_of([EXPERT, _VERSION])}
+    for scan_id in ids:
+        wanted = {**store.entries[scan_id].digests, "proposals": digest_of([name, _VERSION])}
         there = made.entries.get(scan_id)
-        if entry.labels and (there is None or there.digests != wanted):
-            record = with_expert_masks(store.scan(scan_id).record())
+        if there is None or there.digests != wanted:
+            record = changed(store.scan(scan_id).record())
             commit_scan(folder, replace(record, digests=wanted), replace=True)
     finish(folder)
     return open_store(folder)
+
+
+def with_best_masks(record: ScanRecord) -> ScanRecord:
+    """Return the scan with its first proposals alone; they are sorted by score."""
+    return replace(record, table=record.table[:NUM_BEST], scores=record.scores[:NUM_BEST])
 
 
 def with_expert_masks(record: ScanRecord) -> ScanRecord:

@@ -18,7 +18,7 @@ from benchmarks.bench.uses import RIVALS
 PRETRAIN, ONE_SHOT, FIVE_SHOT, CLASSIFY = "pretrain", "one-shot", "five-shot", "classify"
 ALL = 0
 """Number of labelled scans: all there are."""
-_NOT_IN_SHORT = ("first", "ours-encoder")
+_WITHOUT_NAME = tuple(arm for arm, about in ARMS.items() if not about.only_when_named)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,11 @@ class Form:
 
 FULL = Form(
     sets=tuple(name for name in SETS if name not in ("sts_pet", "spinal_cord")),
-    arms=tuple(arm for arm in ARMS if arm != "first"),
+    arms=_WITHOUT_NAME,
 )
 QUICK = Form(
     sets=("phantoms", "hippocampus"),
-    arms=tuple(arm for arm in ARMS if arm not in _NOT_IN_SHORT),
+    arms=tuple(arm for arm in _WITHOUT_NAME if arm != "ours-encoder"),
     rivals=("copied", "registration"),
     seeds=(0,),
     pretraining_steps=150,

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench.arms import ARMS, config_of, pretrain_arm
+from benchmarks.bench.arms import ARMS, config_of, pretrain_arm, source_arm
 from benchmarks.bench.plan import CLASSIFY, FIVE_SHOT, ONE_SHOT, PRETRAIN, Cell, Form
 from benchmarks.bench.sets import BenchSet, Sources
 from benchmarks.bench.uses import (
@@ -94,13 +94,14 @@ class Bench:
         return values
 
     def config(self, cell: Cell) -> PretrainConfig:
-        """Settings of the pretraining of a cell's set and seed."""
+        """Settings of the pretraining of a cell's set, seed and arm."""
         return config_of(
             self.sets[cell.set],
             seed=cell.seed,
             steps=self.form.pretraining_steps,
             window_voxels=self.form.window_voxels,
             early_fraction=self.form.early_fraction,
+            data=ARMS[source_arm(cell.arm)].data,
         )
 
     def folder(self, cell: Cell) -> Path:

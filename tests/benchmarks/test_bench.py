@@ -15,7 +15,7 @@ from PIL import Image
 import benchmarks.bench.__main__ as script
 from benchmarks.bench import report
 from benchmarks.bench.arms import ARMS
-from benchmarks.bench.masks import with_expert_masks
+from benchmarks.bench.masks import NUM_BEST, make_store, with_best_masks, with_expert_masks
 from benchmarks.bench.phantoms import ORGANS, UNSEEN, PhantomConfig, draw_phantom
 from benchmarks.bench.plan import ALL, FULL, QUICK, Cell, cells_of, chosen, seconds_of
 from benchmarks.bench.run import Bench, claimed, run_cells
@@ -124,6 +124,21 @@ def test_experts_masks_are_their_structures_and_all_of_them_together() -> None:
         with_expert_masks(replace(record, labels=(empty,)))
 
 
+def test_the_best_masks_are_the_first_ones_of_the_same_scans(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.bench.masks.NUM_BEST", 3)
+    made = make_store(store, tmp_path / "best", "best-3", with_best_masks, store.scan_ids[:2])
+    assert made.scan_ids == store.scan_ids[:2]
+    for scan_id in made.scan_ids:
+        own, few = store.scan(scan_id), made.scan(scan_id)
+        assert own.entry.num_proposals > 3 == few.entry.num_proposals
+        region = tuple(slice(0, side) for side in own.shape)
+        np.testing.assert_array_equal(few.masks([0, 1, 2], region), own.masks([0, 1, 2], region))
+        np.testing.assert_array_equal(few.image(), own.image())
+    assert NUM_BEST == 250
+
+
 def test_a_set_is_prepared_at_its_spacing() -> None:
     assert "spacing_mm = 3.0" in prepare_settings(SETS["acdc"])
     assert "max_proposals = 200" in prepare_settings(SETS["adrenal"])
@@ -149,6 +164,27 @@ def test_a_pretraining_comes_before_what_needs_it() -> None:
 def test_only_arms_that_can_answer_in_context_are_asked_to() -> None:
     cells = [cell for cell in cells_of(FULL, SETS, POOLS) if cell.use in ("one-shot", "five-shot")]
     assert {cell.arm for cell in cells} == {"copied", "demons", "registration", "slic", "ours", "expert"}
+
+
+def test_arms_of_other_settings_run_where_they_are_named_and_share_nothing(
+    store: Store, tmp_path: Path
+) -> None:
+    odd = {name for name, arm in ARMS.items() if arm.only_when_named}
+    assert odd == {"first", "ours-crops", "ours-best"}
+    assert not odd & {*FULL.arms, *QUICK.arms}
+    options = script.parser().parse_args([str(tmp_path), "--quick", "--only", "hippocampus/ours-crops"])
+    form = script.form_of(options)
+    assert set(form.arms) - set(QUICK.arms) == {"ours-crops"}
+    about = replace(SETS["hippocampus"], targets=1)
+    sets = {"hippocampus": BenchSet(about=about, store=store, split=split_of(about, store))}
+    bench = Bench(out=tmp_path, sources=Sources(out=tmp_path), form=form, sets=sets)
+    ours, crops, mae = (
+        Cell(set="hippocampus", seed=0, arm=arm, use="pretrain") for arm in ("ours", "ours-crops", "mae")
+    )
+    assert bench.config(ours) == bench.config(mae)
+    assert bench.config(ours).data.whole_fraction == 1.0
+    assert bench.config(crops).data == replace(bench.config(ours).data, whole_fraction=0.0)
+    assert bench.key(crops).rsplit("/", 1)[1] != bench.key(ours).rsplit("/", 1)[1]
 
 
 def test_fine_tunings_on_more_labels_than_there_are_are_left_out() -> None:
