@@ -32,11 +32,12 @@ import torch
 
 from storage import Store, open_store
 from training.classification.config import ClassifyConfig, Mode, classify_config
-from training.classification.embedding import EmbeddingConfig, ScanFeatures, encode_store, encoder_digest
+from training.classification.embedding import EmbeddingConfig, ScanFeatures, encode_store
 from training.classification.labels import ClassSplit, ClassTable, split_classes, table_of_store
 from training.classification.run import RESULTS, ClassScans, classify
 from training.engine.run_folder import RECORD
 from training.network.iris import Iris
+from training.network.sealing import weights_digest
 from training.network.weights import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,7 +171,7 @@ def run_cell(
             ClassScans(store=store, table=table, split=part, features=features),
             folder,
             settings_of(ARMS[cell.arm], cell.seed, steps),
-            checkpoint=encoder_digest(net.encoder)[:12],
+            checkpoint=weights_digest(net.encoder)[:12],
             resume=(folder / RECORD).exists(),
         )
     if not done.exists():

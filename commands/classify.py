@@ -23,7 +23,6 @@ from training.classification import (
     classify_config,
     embedding_for,
     encode_scan,
-    encoder_digest,
     interval,
     read_class_table,
     score_rows,
@@ -33,7 +32,7 @@ from training.classification import (
     write_features,
 )
 from training.engine import Callbacks, choose_device
-from training.network import TrainedOn, load_checkpoint, preparation_warning
+from training.network import TrainedOn, load_checkpoint, preparation_warning, weights_digest
 
 _TABLES = ("classification", "embedding", "augmentation", "optimisation", "run")
 
@@ -61,7 +60,7 @@ def run_embed(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     for scan_id in counted("embed", store.scan_ids):
         image = store.scan(scan_id).image(normalize=True)
         pooled[scan_id] = encode_scan(encoder, image, config, device=device).pooled.numpy()
-    digest = encoder_digest(net.encoder)
+    digest = weights_digest(net.encoder)
     write_features(path, store, pooled, channels=net.channels, encoder=digest)
     num_features = len(next(iter(pooled.values())))
     print(f"{len(pooled)} scans, {num_features} features each: {path}")

@@ -1,44 +1,44 @@
 """`mass segment`: references with masks, raw targets, and for each target a result on its own grid.
 
-*Writes* DIR/NAME_seg.SUFFIX (labels), DIR/NAME_seg.png (a picture) and, on request,
-DIR/NAME_prob_VALUE.SUFFIX for each structure. A target's files are made in a hidden folder and renamed once
-all of them are complete; if it fails or is interrupted, nothing of it is written.
+What is written for a target, and what of it is there already: `commands.segmenting.results`. Several targets
+at a time: `commands.segmenting.workers`.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import sys
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from commands.progress import Step, TargetProgress
-from commands.terminal import CommandError, print_failures, print_table, shown
-from pipeline.discovery import Source, distinct_ids
-from pipeline.errors import Failure, NoSuchFrame, ScanError
-from pipeline.ingest import IngestConfig, find_one, find_targets, ingest_config, load_source
+from commands.progress import Progress, Step, TargetProgress
+from commands.segmenting.results import TABLE, Written, kept_result, write_results_table
+from commands.segmenting.targets import (
+    CHOOSE_FRAME,
+    Job,
+    OnStep,
+    collect_targets,
+    segment_one,
+    with_own_remedy,
+)
+from commands.segmenting.workers import in_workers
+from commands.terminal import CommandError, State, print_failures, print_table, shown
+from pipeline.discovery import Source
+from pipeline.errors import Failure, NoSuchFrame
+from pipeline.ingest import IngestConfig, find_one, ingest_config, load_source
 from training.engine import choose_device
-from training.errors import TrainingError
 from training.inference import (
-    Found,
     InferenceConfig,
-    Segmentation,
     SegmentConfig,
     Segmenter,
-    Structure,
-    draw_cases,
     inference_for,
     load_finetuned,
 )
@@ -46,7 +46,6 @@ from training.network import PUBLISHED_SPACING_MM, TrainedOn, load_checkpoint
 
 NO_NETWORK = "none"
 """Given in place of a checkpoint: references are carried over without a network."""
-_CHOOSE_FRAME = "Choose one with --frame N, counted from 0"
 _STEPS: dict[str, tuple[Step, ...]] = {
     "network": ("windows",),
     "registration": ("references",),
@@ -55,46 +54,28 @@ _STEPS: dict[str, tuple[Step, ...]] = {
 """Steps that are counted for a target, in order, by method."""
 _LISTED_STRUCTURES = 6
 """Most structures that the table lists for a target, the largest first."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Written:
-    """Result of one target."""
-
-    scan_id: str
-    location: str
-    labels: Path
-    picture: Path
-    probabilities: tuple[Path, ...]
-    volumes_ml: dict[str, float]
-    """Volume of each requested structure, by name and label value."""
-    modality: str
-    modality_origin: str
-    seconds: float
-    agreement: float | None
-    """Agreement of the images, if masks were carried over by registration."""
-    confidences: dict[str, float]
-    """Estimated Dice of each structure, 0..1, if masks were carried over."""
-    notes: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as plain values."""
-        return {
-            **asdict(self),
-            "labels": str(self.labels),
-            "picture": str(self.picture),
-            "probabilities": [str(path) for path in self.probabilities],
-        }
+_LISTED_TARGETS = 50
+"""Most targets that the table lists; of more those with the least confidence."""
 
 
 def run_segment(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     """Run `mass segment`; return the exit code and the results for --json."""
-    make = _segmenter_of_tokens if arguments.finetuned else _segmenter_of_references
-    segmenter, ingest, trained_on = make(arguments)
+    segmenter, ingest, trained_on = _segmenter(arguments)
     for name, note in _first_notes(arguments, trained_on, segmenter):
         print(f"{name}: {note}")
     with ended_by_sigterm():
-        return segment_targets(segmenter, arguments, ingest)
+        return segment_targets(arguments, Job.of(arguments, segmenter, ingest))
+
+
+def _segmenter(arguments: Namespace) -> tuple[Segmenter, IngestConfig, TrainedOn]:
+    """Return the segmenter, the settings of the targets' preparation, and those of the training."""
+    return (_segmenter_of_tokens if arguments.finetuned else _segmenter_of_references)(arguments)
+
+
+def _job_of(arguments: Namespace) -> Job:
+    """Return the job that the command line asks for; a worker makes its own."""
+    segmenter, ingest, _ = _segmenter(arguments)
+    return Job.of(arguments, segmenter, ingest)
 
 
 def _segmenter_of_references(arguments: Namespace) -> tuple[Segmenter, IngestConfig, TrainedOn]:
@@ -116,7 +97,7 @@ def _segmenter_of_references(arguments: Namespace) -> tuple[Segmenter, IngestCon
             for image, mask in pairs
         ]
     except NoSuchFrame as error:
-        raise NoSuchFrame(error.reason, path=error.path, remedy=_CHOOSE_FRAME) from None
+        raise NoSuchFrame(error.reason, path=error.path, remedy=CHOOSE_FRAME) from None
     segmenter = Segmenter.from_references(net, references, config, labels=arguments.label, device=device)
     return segmenter, ingest, trained_on
 
@@ -216,47 +197,43 @@ def _first_notes(
 # ---------------------------------------------------------------- the targets
 
 
-def segment_targets(
-    segmenter: Segmenter, arguments: Namespace, ingest: IngestConfig
-) -> tuple[int, dict[str, Any]]:
+def segment_targets(arguments: Namespace, job: Job) -> tuple[int, dict[str, Any]]:
     """Segment every target; failures do not stop the others. Return the exit code and the results.
 
     Args:
-        segmenter: The segmenter.
-        arguments: `targets`, `out`, `probabilities`, `modality`.
-        ingest: Settings of the targets' preparation.
+        arguments: `targets`, `out`, `workers`, `again`; with several workers all that make the segmenter.
+        job: What is done with a target.
     """
-    sources, failed = collect_targets(arguments.targets, ingest)
-    written: list[Written] = []
+    sources, failed = collect_targets(arguments.targets, job.ingest)
     began = time.monotonic()
     code = 0
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    job.out.mkdir(parents=True, exist_ok=True)
+    there = {} if arguments.again else _results_there(job, sources)
+    written = list(there.values())
+    left = [source for source in sources if source.scan_id not in there]
+    run = _one_by_one if arguments.workers == 1 or len(left) < 2 else _several_at_a_time
     try:
-        with shown("segment") as show:
-            for number, source in enumerate(sources, start=1):
-                at = TargetProgress(
-                    target=number,
-                    num_targets=len(sources),
-                    name=source.scan_id,
-                    done=0,
-                    total=0,
-                    seconds=time.monotonic() - began,
-                    failed=len(failed),
-                )
-                try:
-                    written.append(_segment_one(segmenter, source, arguments, ingest, at, show))
-                except (ScanError, TrainingError, OSError, RuntimeError, MemoryError) as error:
-                    failed.append(_failure(source, error))
+        with shown("segment") as show, closing(run(arguments, job, left, show)) as results:
+            for result in results:
+                if isinstance(result, Failure):
+                    failed.append(result)
+                else:
+                    written.append(result)
     except KeyboardInterrupt:
         print("interrupted: the targets in the table are complete, of the others nothing was written")
         code = 130
-    failed = [_with_own_remedy(failure) for failure in failed]
+    finally:
+        write_results_table(job.out)
+    order = {source.scan_id: number for number, source in enumerate(sources)}
+    written.sort(key=lambda one: order[one.scan_id])
+    failed = [with_own_remedy(failure) for failure in failed]
     _print_targets(written)
     print_failures(failed)
+    segmenter = job.segmenter
     document = {
         "targets": [one.to_json() for one in written],
         "failed": [asdict(failure) for failure in failed],
-        "spacing_mm": ingest.spacing_mm,
+        "spacing_mm": job.ingest.spacing_mm,
         "window_voxels": list(segmenter.config.inference.window_voxels),
         "structures": {str(s.values[0]): s.name for s in segmenter.structures},
         "not_in_references": [s.values[0] for s in segmenter.missing],
@@ -266,75 +243,49 @@ def segment_targets(
     return code or int(bool(failed)), document
 
 
-def collect_targets(targets: Sequence[Path], config: IngestConfig) -> tuple[list[Source], list[Failure]]:
-    """Return the scans at some paths, each with an id of its own, and failures of the rest."""
-    found: dict[str, Source] = {}
-    failed: list[Failure] = []
-    for target in dict.fromkeys(targets):
-        try:
-            there = find_targets(target, config)
-        except ScanError as error:
-            failed.append(Failure.of(error, scan_id=target.name, location=str(target)))
-            continue
-        found |= {f"{target} {source.location}": source for source in there.sources}
-        failed.extend(there.failures)
-    ids = distinct_ids({key: source.scan_id for key, source in found.items()})
-    return [replace(source, scan_id=ids[key]) for key, source in found.items()], failed
+def _results_there(job: Job, sources: Sequence[Source]) -> dict[str, Written]:
+    """Return the results that an earlier run made in the same way, by id of the target."""
+    found = {source.scan_id: kept_result(job.out, source, job.mark) for source in sources}
+    return {scan_id: one for scan_id, one in found.items() if one is not None}
 
 
-def _segment_one(
-    segmenter: Segmenter,
-    source: Source,
-    arguments: Namespace,
-    ingest: IngestConfig,
-    at: TargetProgress,
-    show: Callable[[TargetProgress], None],
-) -> Written:
-    """Read, segment and write one target; return its result."""
-    began = time.monotonic()
-    show(at)
-    scan = load_source(source, ingest, modality=arguments.modality)
-    show_step = _step_callback(at, _STEPS[segmenter.config.by], began, show)
-
-    with staged(arguments.out, source.scan_id) as folder:
-
-        def keep(structure: Structure, probability: NDArray[np.float32]) -> None:
-            scan.write(folder / f"{source.scan_id}_prob_{structure.values[0]}{scan.suffix}", probability)
-
-        result = segmenter.segment(
-            scan,
-            on_probability=keep if arguments.probabilities else None,
-            progress=show_step,
+def _one_by_one(
+    arguments: Namespace, job: Job, sources: Sequence[Source], show: Callable[[State], None]
+) -> Generator[Written | Failure, None, None]:
+    """Segment targets in this process, with every step shown."""
+    began, failed = time.monotonic(), 0
+    for number, source in enumerate(sources, start=1):
+        at = TargetProgress(
+            target=number,
+            num_targets=len(sources),
+            name=source.scan_id,
+            done=0,
+            total=0,
+            seconds=time.monotonic() - began,
+            failed=failed,
         )
-        labels = folder / f"{source.scan_id}_seg{scan.suffix}"
-        result.save(labels)
-        picture = folder / f"{source.scan_id}_seg.png"
-        draw_cases(result.cases()).save(picture)
-    return Written(
-        scan_id=source.scan_id,
-        location=source.location,
-        labels=arguments.out / labels.name,
-        picture=arguments.out / picture.name,
-        probabilities=tuple(
-            arguments.out / f"{source.scan_id}_prob_{found.structure.values[0]}{scan.suffix}"
-            for found in result.found
-            if arguments.probabilities
-        ),
-        volumes_ml=_volumes(result),
-        modality=scan.modality,
-        modality_origin=scan.modality_origin,
-        seconds=time.monotonic() - began,
-        agreement=result.agreement,
-        confidences={_named(one): one.confidence for one in result.found if one.confidence is not None},
-        notes=result.notes,
-    )
+        show(at)
+        result = segment_one(job, source, _step_callback(at, _STEPS[job.segmenter.config.by], show))
+        failed += isinstance(result, Failure)
+        yield result
 
 
-def _step_callback(
-    at: TargetProgress, steps: tuple[Step, ...], began: float, show: Callable[[TargetProgress], None]
-) -> Callable[[Step, int, int], None]:
-    """Return a function that shows each step of a target; `began` is when reading it began."""
-    step_began: dict[Step, float] = {steps[0]: time.monotonic()}
+def _several_at_a_time(
+    arguments: Namespace, job: Job, sources: Sequence[Source], show: Callable[[State], None]
+) -> Generator[Written | Failure, None, None]:
+    """Segment targets in processes of their own."""
+    began, done, failed = time.monotonic(), 0, 0
+    show(Progress.of_equals(0, len(sources), 0.0))
+    for result in in_workers(partial(_job_of, arguments), sources, arguments.workers):
+        done, failed = done + 1, failed + isinstance(result, Failure)
+        show(Progress.of_equals(done, len(sources), time.monotonic() - began, failed=failed))
+        yield result
+
+
+def _step_callback(at: TargetProgress, steps: tuple[Step, ...], show: Callable[[State], None]) -> OnStep:
+    """Return a function that shows each step of a target, which begins now."""
+    began = time.monotonic()
+    step_began: dict[Step, float] = {steps[0]: began}
 
     def show_step(step: Step, done: int, total: int) -> None:
         now = time.monotonic()
@@ -353,62 +304,6 @@ def _step_callback(
     return show_step
 
 
-def _volumes(result: Segmentation) -> dict[str, float]:
-    return {_named(one): one.volume_ml for one in result.found}
-
-
-def _named(found: Found) -> str:
-    return f"{found.structure.name} ({found.structure.values[0]})"
-
-
-@contextmanager
-def staged(out: Path, name: str) -> Iterator[Path]:
-    """Yield a hidden folder; its files are moved to `out` at the end of the block, unless it fails."""
-    folder = out / f".{name}.{os.getpid()}.part"
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        files = sorted(folder.iterdir())
-        for path in files:
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        for path in files:
-            path.replace(out / path.name)
-    finally:
-        shutil.rmtree(folder)
-
-
-def _failure(source: Source, error: BaseException) -> Failure:
-    """Return the failure of a target."""
-    if isinstance(error, ScanError):
-        return Failure.of(error, scan_id=source.scan_id, location=source.location)
-    reason, remedy = str(error), ""
-    if isinstance(error, TrainingError):
-        reason = reason.removeprefix(f"{source.location}: ")
-        reason, _, remedy = reason.partition(". ")
-    elif isinstance(error, MemoryError) or "memory" in reason.lower():
-        reason = "there is not enough memory for this scan"
-        remedy = "Use a larger --spacing or a smaller --window"
-    elif isinstance(error, OSError):
-        reason = f"its result cannot be written ({error.strerror or error})"
-        remedy = "Check the folder of --out, and the space on its disk"
-    else:
-        reason = f"{type(error).__name__}: {reason.splitlines()[0] if reason else ''}"
-        remedy = "Check the space on the disk of --out; else this is a bug in mass3d, please report it"
-    return Failure(
-        scan_id=source.scan_id,
-        location=source.location,
-        reason=reason,
-        remedy=remedy,
-        kind=type(error).__name__,
-    )
-
-
-def _with_own_remedy(failure: Failure) -> Failure:
-    """Return the failure with a remedy for this command: there is no manifest here to choose a frame in."""
-    return replace(failure, remedy=_CHOOSE_FRAME) if failure.kind == NoSuchFrame.__name__ else failure
-
-
 def _structure_text(one: Written, name: str) -> str:
     """Return a structure's name with its volume and, if known, its confidence."""
     text = f"{name} {one.volumes_ml[name]:.3g}"
@@ -418,18 +313,26 @@ def _structure_text(one: Written, name: str) -> str:
 def _print_targets(written: Sequence[Written]) -> None:
     if not written:
         return
+    listed, title = written, f"segmented ({len(written):,})"
+    if len(written) > _LISTED_TARGETS:
+        doubtful = sorted(written, key=lambda one: min(one.confidences.values(), default=1.0))
+        listed = doubtful[:_LISTED_TARGETS]
+        title += f"; these {len(listed)} have the least confidence, {TABLE} lists all"
     rows = []
-    for one in written:
+    for one in listed:
         largest = sorted(one.volumes_ml.items(), key=lambda item: -item[1])
-        listed = ", ".join(_structure_text(one, name) for name, _ in largest[:_LISTED_STRUCTURES])
+        first = ", ".join(_structure_text(one, name) for name, _ in largest[:_LISTED_STRUCTURES])
         more = f" and {len(largest) - _LISTED_STRUCTURES} more" if len(largest) > _LISTED_STRUCTURES else ""
         modality = one.modality + (", guessed" if one.modality_origin.startswith("guess") else "")
-        rows.append((one.scan_id, modality, listed + more, f"{one.seconds:.1f}", str(one.labels)))
+        rows.append((one.scan_id, modality, first + more, f"{one.seconds:.1f}", str(one.labels)))
     print_table(
-        f"segmented ({len(written)})",
+        title,
         ("target", "modality", "ml of structures [confidence]", "seconds", "file"),
         rows,
     )
-    for one in written:
-        for note in one.notes:
+    kept = sum(one.kept for one in written)
+    if kept:
+        print(f"{kept} of these were there already, made with the same settings (--again makes them again)")
+    for one in listed:
+        for note in one.notes if not one.kept else ():
             print(f"{one.scan_id}: {note}")

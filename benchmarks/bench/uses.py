@@ -25,7 +25,7 @@ import torch
 from benchmarks.bench.sets import BenchSet
 from benchmarks.registration import METHODS, Image, Labels, Method, Shown
 from benchmarks.rivals import Network, scored
-from training.classification import ClassScans, classify, classify_config, embedding_for, encoder_digest
+from training.classification import ClassScans, classify, classify_config, embedding_for
 from training.classification.labels import ClassSplit, table_of_store
 from training.classification.run import RESULTS
 from training.engine import CHECKPOINTS, Ranks, Trainer, choose_device
@@ -35,7 +35,7 @@ from training.finetuning.initial_tokens import initial_tokens, random_tokens
 from training.finetuning.run import finetuning_task, freeze, token_table
 from training.finetuning.scans import LabelledScans, find_structures
 from training.inference import PromptedIris, TokenTable, predict_labels, token_inference, token_prompt
-from training.network import Iris, TrainedOn, load_checkpoint
+from training.network import Iris, TrainedOn, load_checkpoint, weights_digest
 from training.pretraining import PretrainConfig
 
 RIVALS = {
@@ -223,7 +223,7 @@ def classified(bench_set: BenchSet, start: Start, folder: Path, *, seed: int) ->
             optimisation=replace(config.optimisation, seed=seed),
         )
         scans = ClassScans(store=bench_set.store, table=table, split=split)
-        classify(net, scans, folder, config, checkpoint=encoder_digest(net.encoder)[:12])
+        classify(net, scans, folder, config, checkpoint=weights_digest(net.encoder)[:12])
     found = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     return {name: float(found[name]) for name in ("auc", "balanced_accuracy")}
 

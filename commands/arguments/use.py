@@ -61,6 +61,15 @@ def add_segment(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--probabilities", action="store_true", help="write each structure's probability as an image too"
     )
+    _add_reading(add)
+    add_workers(add, "targets at a time, each in a process of its own (1)")
+    add.add_argument(
+        "--again", action="store_true", help="make results again that are there, made with the same settings"
+    )
+
+
+def _add_reading(add: argparse.ArgumentParser) -> None:
+    """The options of how references and targets are read."""
     add.add_argument(
         "--spacing", type=float, metavar="MM", help="voxel edge to work at (default: that of the training)"
     )

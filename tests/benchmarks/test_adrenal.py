@@ -13,10 +13,10 @@ import torch
 
 import benchmarks.adrenal as script
 from tests.training.blob_store import make_blob_store
-from training.classification.embedding import encoder_digest
 from training.classification.heads import export_encoder
 from training.classification.labels import ClassTable, split_classes, table_of_store
 from training.network.iris import Iris
+from training.network.sealing import weights_digest
 from training.network.weights import load_checkpoint
 
 
@@ -79,8 +79,8 @@ def test_finished_cells_are_kept_and_the_table_has_every_arm(
     assert {row["num_train"] for row in results["rows"]} == {len(part)} == {4}
     linear = results["cells"]["frozen-linear-20-seed0"]
     drawn = results["cells"]["drawn-linear-20-seed0"]
-    assert linear["encoder"] == encoder_digest(load_checkpoint(checkpoint).encoder)
-    assert drawn["encoder"] == encoder_digest(script.drawn_net(load_checkpoint(checkpoint), 0).encoder)
+    assert linear["encoder"] == weights_digest(load_checkpoint(checkpoint).encoder)
+    assert drawn["encoder"] == weights_digest(script.drawn_net(load_checkpoint(checkpoint), 0).encoder)
     text = (tmp_path / "out" / "results.md").read_text()
     assert "20 % (4 scans)" in text
     assert all(script.ARMS[name].title in text for name in names)

@@ -19,7 +19,8 @@ from PIL import Image
 from commands import segment as segmenting
 from commands.main import main
 from commands.progress import TargetProgress
-from commands.segment import staged
+from commands.segmenting import targets
+from commands.segmenting.results import staged
 from tests.phantom import Phantom, phantom, write_dicom
 from tests.training.like_intensity import LikeInside
 from tests.waits import PATIENT_SECONDS
@@ -81,6 +82,15 @@ def files_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.exists() else set()
 
 
+def files_of(*labels: str) -> set[str]:
+    """What a run leaves that writes these label maps and nothing else."""
+    names = [label.split("_seg.")[0] for label in labels]
+    each = [
+        {label, f"{name}_seg.png", f"{name}_result.json"} for label, name in zip(labels, names, strict=True)
+    ]
+    return {"results.csv"}.union(*each)
+
+
 def test_files_and_dicom_folders_are_answered_in_their_format_with_a_picture(
     net: LikeInside, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,8 +98,7 @@ def test_files_and_dicom_folders_are_answered_in_their_format_with_a_picture(
     write_dicom(folder / "scans" / "series", drawn)
     draw(seed=3).write(folder / "scans" / "b.nrrd")
     assert mass(folder, "scans") == 0
-    names = {"a_seg.mha", "b_seg.nrrd", "series_seg.nii.gz"}
-    assert files_in(folder / "out") == names | {name.split(".")[0] + ".png" for name in names}
+    assert files_in(folder / "out") == files_of("a_seg.mha", "b_seg.nrrd", "series_seg.nii.gz")
     told = json.loads((folder / "told.json").read_text())
     assert [target["scan_id"] for target in told["targets"]] == ["a", "b", "series"]
     assert told["structures"] == {"3": "label 3", "4": "label 4"}
@@ -111,7 +120,7 @@ def test_names_beside_the_mask_options_and_probabilities(net: LikeInside, folder
     (folder / "mask.json").write_text('{"3": "lung", "4": "bone"}')
     options = ("--label", "4", "--probabilities", "--largest-component", "--mirror", "--spacing", "2.5")
     assert mass(folder, "scans/a.mha", *options) == 0
-    assert files_in(folder / "out") == {"a_seg.mha", "a_seg.png", "a_prob_4.mha"}
+    assert files_in(folder / "out") == files_of("a_seg.mha") | {"a_prob_4.mha"}
     told = json.loads((folder / "told.json").read_text())
     assert (told["structures"], told["spacing_mm"]) == ({"4": "bone"}, 2.5)
     probability = labels_in(folder / "out" / "a_prob_4.mha")
@@ -139,7 +148,7 @@ def test_a_bad_target_is_told_of_and_does_not_stop_the_others(
     good = (folder / "scans" / "a.mha").read_bytes()
     (folder / "short.mha").write_bytes(good[: len(good) // 2])
     assert mass(folder, "short.mha", "nowhere.nii", "scans") == 1
-    assert files_in(folder / "out") == {"a_seg.mha", "a_seg.png"}
+    assert files_in(folder / "out") == files_of("a_seg.mha")
     told = json.loads((folder / "told.json").read_text())
     assert {failure["scan_id"]: failure["kind"] for failure in told["failed"]} == {
         "nowhere.nii": "UnreadableFile",
@@ -153,17 +162,17 @@ def test_a_bad_target_is_told_of_and_does_not_stop_the_others(
 def test_a_result_that_cannot_be_written_leaves_nothing_of_it(
     net: LikeInside, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segmenting, "draw_cases", lambda cases: 1 / 0)
+    monkeypatch.setattr(targets, "draw_cases", lambda cases: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         mass(folder, "scans")
-    assert files_in(folder / "out") == set()
+    assert files_in(folder / "out") == files_of()
 
     def full(cases):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(segmenting, "draw_cases", full)
+    monkeypatch.setattr(targets, "draw_cases", full)
     assert mass(folder, "scans") == 1
-    assert files_in(folder / "out") == set()
+    assert files_in(folder / "out") == files_of()
     told = json.loads((folder / "told.json").read_text())
     assert told["failed"][0]["reason"] == "its result cannot be written (No space left on device)"
 
@@ -181,6 +190,26 @@ def test_staged_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
         (part / "x_seg.nii").write_text("whole")
         assert files_in(tmp_path) == {part.name}
     assert files_in(tmp_path) == {"x_seg.nii"}
+
+
+def test_a_record_is_there_only_beside_the_files_that_it_describes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x_result.json").write_text("of before")
+    moved: list[str] = []
+    replace_file = Path.replace
+
+    def noted(path: Path, place: Path) -> Path:
+        moved.append(path.name)
+        assert not (tmp_path / "x_result.json").exists()
+        return replace_file(path, place)
+
+    monkeypatch.setattr(Path, "replace", noted)
+    with staged(tmp_path, "x") as part:
+        for name in ("x_result.json", "x_seg.nii", "x_seg.png"):
+            (part / name).write_text("new")
+    assert moved == ["x_seg.nii", "x_seg.png", "x_result.json"]
+    assert (tmp_path / "x_result.json").read_text() == "new"
 
 
 SLOW = """
@@ -222,7 +251,7 @@ def test_a_signal_ends_it_with_nothing_half_written(folder: Path, number: int, c
     run.send_signal(number)
     out, _ = run.communicate(timeout=PATIENT_SECONDS)
     assert run.returncode == code
-    assert files_in(folder / "out") == set()
+    assert files_in(folder / "out") == files_of()
     assert ("interrupted" in out) == (number == signal.SIGINT)
 
 
@@ -361,7 +390,7 @@ def test_a_target_of_another_modality_is_told_of_by_itself(
     (failure,) = json.loads((folder / "told.json").read_text())["failed"]
     assert failure["reason"] == "the target is MR, the references are CT"
     assert "--across-modalities" in failure["remedy"]
-    assert files_in(folder / "out") == {"ct_seg.nii.gz", "ct_seg.png"}
+    assert files_in(folder / "out") == files_of("ct_seg.nii.gz")
     assert main([*arguments, "--across-modalities"]) == 0
 
 
@@ -389,7 +418,7 @@ def test_a_real_checkpoint_without_a_record_is_used_at_the_published_spacing(
     assert main([str(argument) for argument in arguments]) == 0
     assert json.loads((folder / "told.json").read_text())["spacing_mm"] == 1.5
     assert "the published 1.5 mm are taken" in capsys.readouterr().out
-    assert files_in(folder / "out") == {"a_seg.mha", "a_seg.png"}
+    assert files_in(folder / "out") == files_of("a_seg.mha")
 
 
 @pytest.mark.usefixtures("quick_registration")

@@ -5,7 +5,6 @@ from .embedding import (
     check_features_path as check_features_path,
     embedding_for as embedding_for,
     encode_scan as encode_scan,
-    encoder_digest as encoder_digest,
     write_features as write_features,
 )
 from .heads import Classifier as Classifier, load_classifier as load_classifier

@@ -16,7 +16,6 @@ Bounds: a window is a multiple of 16 voxels. It is padded with the scan's minimu
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -215,15 +214,6 @@ def encode_store(
     finally:
         encoder.train(training)
     return found
-
-
-def encoder_digest(encoder: nn.Module) -> str:
-    """Return the SHA-256 of an encoder's weights, which identifies the encoder of features and heads."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def check_features_path(path: Path) -> Path:

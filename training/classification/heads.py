@@ -21,9 +21,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from storage import write_atomically
-from training.classification.embedding import EmbeddingConfig, ScanFeatures, encode_scan, encoder_digest
+from training.classification.embedding import EmbeddingConfig, ScanFeatures, encode_scan
 from training.errors import CheckpointError
-from training.network import Iris, check_seal, in_fixed_order, load_checkpoint
+from training.network import Iris, check_seal, in_fixed_order, load_checkpoint, weights_digest
 
 HEAD, ENCODER = "head.safetensors", "encoder.safetensors"
 Kind = Literal["attention", "linear"]
@@ -215,7 +215,7 @@ def load_classifier(run: Path | str, checkpoint: Path | str | None = None) -> Cl
     if not own.exists() and checkpoint is None:
         raise CheckpointError(f"{run}: its encoder is that of the checkpoint it was made with, name that too")
     net = load_checkpoint(own if own.exists() else Path(checkpoint or ""))
-    if encoder_digest(net.encoder) != card.encoder:
+    if weights_digest(net.encoder) != card.encoder:
         raise CheckpointError(
             f"{checkpoint}: has another encoder than {run / HEAD} is for, name the one used"
         )

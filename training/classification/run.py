@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from storage import Store, digest_of, write_atomically
 from training.classification.config import ClassifyConfig
-from training.classification.embedding import Progress, ScanFeatures, encode_store, encoder_digest
+from training.classification.embedding import Progress, ScanFeatures, encode_store
 from training.classification.heads import (
     ENCODER,
     HEAD,
@@ -66,7 +66,7 @@ from training.engine import (
     settle_precision,
 )
 from training.errors import ConfigError
-from training.network import Iris
+from training.network import Iris, weights_digest
 
 RESULTS, TABLE, PREDICTIONS, LABELS = "results.json", "results.md", "predictions.csv", "labels.csv"
 
@@ -175,7 +175,7 @@ def _record(net: Iris, scans: ClassScans, config: ClassifyConfig) -> RunRecord:
         for part, rows in (("train", split.train), ("val", split.validation), ("test", split.test))
     }
     data = {
-        "encoder": encoder_digest(net.encoder),
+        "encoder": weights_digest(net.encoder),
         "classes": list(table.classes),
         "labels": digest_of({"used": used}),
         **{f"num_{part}": len(rows) for part, rows in used.items()},
@@ -338,7 +338,7 @@ class _Job:
             multi_label=table.multi_label,
             width=sum(self.net.channels) + (self.net.channels[-1] if linear else 0),
             hidden=0 if linear else config.hidden,
-            encoder=encoder_digest(self.net.encoder),
+            encoder=weights_digest(self.net.encoder),
             embedding=config.embedding,
         )
         export_head(self.folder / HEAD, trained.head, card)

@@ -4,6 +4,7 @@ from .distributed import (
     Ranks as Ranks,
     choose_device as choose_device,
     joined_processes as joined_processes,
+    use_threads as use_threads,
 )
 from .losses import LossTerms as LossTerms, segmentation_loss as segmentation_loss
 from .monitoring import (

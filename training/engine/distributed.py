@@ -91,6 +91,11 @@ def choose_device(name: DeviceName, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def use_threads(number: int) -> None:
+    """Let PyTorch use so many threads in this process, one of several that share the processors."""
+    torch.set_num_threads(number)
+
+
 def common_support(ranks: Ranks, device: torch.device) -> Support:
     """Return the bfloat16 support that all processes have, on all machines; every process must call this."""
     support = bfloat16_support(device)

@@ -23,6 +23,7 @@ from .prompts import (
     encode_references as encode_references,
 )
 from .registration import (
+    LOW_CONFIDENCE as LOW_CONFIDENCE,
     Carried as Carried,
     Registration as Registration,
     carry as carry,

@@ -38,6 +38,7 @@ from .sealing import (
     check_archive as check_archive,
     check_seal as check_seal,
     in_fixed_order as in_fixed_order,
+    weights_digest as weights_digest,
 )
 from .task_encoding import NUM_QUERIES as NUM_QUERIES
 from .weights import (

@@ -14,12 +14,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from training.errors import CheckpointError
 
 SEAL = "sha256"
 """Name of the checksum in the metadata."""
 
 _CHUNK_BYTES = 1 << 24
+
+
+def weights_digest(module: object) -> str:
+    """Return the SHA-256 of a network's weights as float32, whatever their device; "" without a network."""
+    if not isinstance(module, nn.Module):
+        return ""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def in_fixed_order(written: bytes) -> bytes:

@@ -18,7 +18,6 @@ from training.classification.embedding import (
     EmbeddingConfig,
     embedding_for,
     encode_scan,
-    encoder_digest,
     feature_names,
     write_features,
 )
@@ -26,6 +25,7 @@ from training.data.whole_scans import to_window
 from training.errors import ConfigError
 from training.network.iris import Iris
 from training.network.preparation import TrainedOn
+from training.network.sealing import weights_digest
 
 CHANNELS = (4, 8, 16, 16, 16)
 
@@ -106,9 +106,9 @@ def test_tokens_are_averaged_until_they_are_few_and_their_mean_stays() -> None:
 def test_the_digest_tells_encoders_apart(net: Iris) -> None:
     torch.manual_seed(4)
     other = Iris(CHANNELS, 1)
-    assert encoder_digest(net.encoder) != encoder_digest(other.encoder)
+    assert weights_digest(net.encoder) != weights_digest(other.encoder)
     other.encoder.load_state_dict(net.encoder.state_dict())
-    assert encoder_digest(net.encoder) == encoder_digest(other.encoder)
+    assert weights_digest(net.encoder) == weights_digest(other.encoder)
 
 
 @pytest.mark.parametrize("values", [{"window_voxels": (20, 16, 16)}, {"max_tokens": 0}])
@@ -163,7 +163,7 @@ def test_the_command_writes_the_features_of_every_scan(
     if suffix == "npz":
         with np.load(out) as file:
             ids, rows, names = file["ids"].tolist(), file["features"], tuple(file["names"].tolist())
-            assert str(file["encoder"]) == encoder_digest(net.encoder)
+            assert str(file["encoder"]) == weights_digest(net.encoder)
             assert rows.dtype == np.float32
     else:
         with out.open(newline="") as text:

@@ -1,0 +1,238 @@
+"""Many targets of `mass segment`: several at a time, run again to go on, a table of all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from commands import segment as segmenting
+from commands.arguments import parser
+from commands.main import main
+from commands.segmenting import workers
+from commands.segmenting.results import Written
+from commands.segmenting.targets import Job
+from pipeline.discovery import Source
+from pipeline.errors import Failure
+from pipeline.ingest import IngestConfig
+from tests.commands.test_segment import draw, files_in, files_of, stand_in
+from tests.waits import PATIENT_SECONDS
+from training.inference import Reference, SegmentConfig, Segmenter
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A reference with its mask, and three targets."""
+    draw().write(tmp_path / "ref.nii.gz")
+    draw().write_labels(tmp_path / "mask.nii.gz")
+    for seed, name in enumerate("abc", start=1):
+        draw(seed=seed).write(tmp_path / "scans" / f"{name}.mha")
+    return tmp_path
+
+
+def arguments(folder: Path, out: str, *more: str, spacing: str = "5") -> list[str]:
+    shown = ["--reference-image", folder / "ref.nii.gz", "--reference-mask", folder / "mask.nii.gz"]
+    rest = [folder / "scans", "--out", folder / out, "--modality", "ct", "--spacing", spacing]
+    return [*map(str, ["segment", "none", *shown, *rest]), "--json", str(folder / "told.json"), *more]
+
+
+def told(folder: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((folder / "told.json").read_text())
+    return document
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    found = {path.name: json.loads(path.read_text()) for path in folder.glob("*_result.json")}
+    return {name: {**record, "seconds": 0} for name, record in found.items()}
+
+
+ALL = files_of("a_seg.mha", "b_seg.mha", "c_seg.mha")
+
+
+def test_several_at_a_time_write_the_same_bytes_as_one_after_the_other(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "scans" / "broken.mha").write_bytes(b"ObjectType = Image\n")
+    assert main(arguments(folder, "one")) == 1
+    one = told(folder)
+    assert main(arguments(folder, "several", "--workers", "2")) == 1
+    several = told(folder)
+    assert files_in(folder / "one") == files_in(folder / "several") == ALL
+    for name in ALL - {name for name in ALL if name.endswith("_result.json")}:
+        assert (folder / "one" / name).read_bytes() == (folder / "several" / name).read_bytes()
+    assert records(folder / "one") == records(folder / "several")
+    assert [target["scan_id"] for target in several["targets"]] == ["a", "b", "c"]
+    assert several["failed"] == one["failed"]
+    assert "segmented (3)" in capsys.readouterr().out
+
+
+def test_run_again_it_makes_what_is_missing_or_would_be_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(segmenting, "load_checkpoint", lambda path, weights: stand_in())
+
+    def made(*more: str, spacing: str = "5") -> set[str]:
+        """Ids of the targets that a run makes, of those whose results it returns."""
+        asked = arguments(folder, "out", "--by", "network", *more, spacing=spacing)
+        assert main(["segment", "checkpoint", *asked[2:]]) == 0
+        assert [target["scan_id"] for target in told(folder)["targets"]] == ["a", "b", "c"]
+        return {target["scan_id"] for target in told(folder)["targets"] if not target["kept"]}
+
+    out = folder / "out"
+    assert made() == {"a", "b", "c"}
+    first = told(folder)["targets"]
+    capsys.readouterr()
+    assert made() == set()
+    assert [{**target, "kept": False} for target in told(folder)["targets"]] == first
+    assert "3 of these were there already" in capsys.readouterr().out
+    (out / "a_seg.png").unlink()
+    (out / "b_result.json").write_text("{")
+    assert made() == {"a", "b"}
+    os.utime(folder / "scans" / "c.mha", ns=(1, 1))
+    assert made() == {"c"}
+    assert made("--again") == {"a", "b", "c"}
+    assert made("--label", "4") == {"a", "b", "c"}
+    assert made("--label", "4", spacing="5.5") == {"a", "b", "c"}
+    draw(seed=9).write(folder / "ref.nii.gz")
+    assert made("--label", "4", spacing="5.5") == {"a", "b", "c"}
+
+
+@pytest.mark.usefixtures("quick_registration")
+def test_a_table_has_a_row_for_each_structure_of_all_results_in_the_folder(folder: Path) -> None:
+    (folder / "mask.json").write_text('{"3": "lung (left), or what", "4": "bone"}')
+    assert main(arguments(folder, "out")) == 0
+    volumes = {target["scan_id"]: target["volumes_ml"] for target in told(folder)["targets"]}
+    for name in "bc":
+        (folder / "scans" / f"{name}.mha").unlink()
+    assert main(arguments(folder, "out")) == 0
+    with (folder / "out" / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["target"], row["structure"], row["label"]) for row in rows] == [
+        (target, *part) for target in "abc" for part in (("lung (left), or what", "3"), ("bone", "4"))
+    ]
+    for row in rows:
+        volume = volumes[row["target"]][f"{row['structure']} ({row['label']})"]
+        assert float(row["volume_ml"]) == pytest.approx(volume, rel=1e-3)
+        assert (float(row["confidence"]) < 0.5) == (row["low_confidence"] == "yes")
+        assert (folder / "out" / row["labels"]).exists()
+
+
+def test_of_very_many_targets_those_of_least_confidence_are_listed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def written(number: int) -> Written:
+        return Written(
+            scan_id=f"scan{number:03d}",
+            location="",
+            labels=tmp_path / "x",
+            picture=tmp_path / "x",
+            probabilities=(),
+            volumes_ml={"bone (4)": 1.0, "lung (3)": 2.0},
+            modality="ct",
+            modality_origin="",
+            seconds=1.0,
+            agreement=0.5,
+            confidences={"bone (4)": 0.9, "lung (3)": number / 80},
+            notes=("a note",),
+        )
+
+    segmenting._print_targets([written(number) for number in reversed(range(80))])
+    out = capsys.readouterr().out
+    assert [f"scan{number:03d}" in out for number in range(80)] == [True] * 50 + [False] * 30
+    assert "these 50 have the least confidence, results.csv lists all" in out
+    assert out.count("a note") == 50
+
+
+# ------------------------------------------------------------------------------------ workers that end
+
+
+def source(name: str) -> Source:
+    return Source(scan_id=name, format="file", files=(Path(name),), location=name)
+
+
+def ends(place: Path, job: object, one: Source, on_step: object = None) -> Written | Failure:
+    """Stands for the work on a target: "bad" ends its process, "once" does where it is tried first."""
+    first = place / one.scan_id
+    tried = first.exists()
+    first.touch()
+    if one.scan_id == "bad" or (one.scan_id == "once" and not tried):
+        os._exit(9)
+    return Failure(scan_id=one.scan_id, reason="", remedy="", kind="")
+
+
+def job_that_ends(place: Path) -> Any:
+    workers.segment_one = partial(ends, place)
+    return object()
+
+
+def test_a_target_that_ends_its_process_fails_and_the_others_go_on(tmp_path: Path) -> None:
+    names = ["one", "bad", "two", "once", "three"]
+    found = list(workers.in_workers(partial(job_that_ends, tmp_path), [*map(source, names)], 2))
+    assert sorted(result.scan_id for result in found) == sorted(names)
+    failed = [result for result in found if isinstance(result, Failure) and result.kind]
+    assert [(failure.scan_id, failure.kind) for failure in failed] == [("bad", BrokenProcessPool.__name__)]
+    assert "Use fewer --workers" in failed[0].remedy
+
+
+def is_running(process: str) -> bool:
+    """Whether a process is there and has not ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_workers_with_nothing_half_written(folder: Path, number: int, code: int) -> None:
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from commands.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments(folder, "out", "--workers", "2", spacing="1.2")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    deadline = time.monotonic() + PATIENT_SECONDS
+    while len([*(folder / "out").glob(".*.part")]) < 2:
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    run.send_signal(number)
+    run.communicate(timeout=PATIENT_SECONDS)
+    assert run.returncode == code
+    assert not list((folder / "out").glob(".*"))
+    whole = {path.name.removesuffix("_result.json") for path in (folder / "out").glob("*_result.json")}
+    assert files_in(folder / "out") == files_of(*(f"{name}_seg.mha" for name in whole))
+    assert len(children) >= 2
+    while any(map(is_running, children)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_results_follow_from_the_weights_too(folder: Path) -> None:
+    asked = parser().parse_args(arguments(folder, "out"))
+    nets = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), None]
+    shown = Reference(image=np.zeros((4, 4, 4), np.float32), labels=np.ones((4, 4, 4), np.uint16))
+    config = SegmentConfig(by="registration")
+    made = [Segmenter(net, None, config, references=[shown]) for net in nets]  # type: ignore[arg-type]
+    marks = [Job.of(asked, one, IngestConfig()).mark for one in [*made, *made]]
+    assert marks[:3] == marks[3:]
+    assert len(set(marks)) == 3
