@@ -4,6 +4,7 @@
     a worker ends early     the targets in hand are tried again, each alone; one at which it ends again has
                             failed, and the others go on
     Ctrl-C, SIGTERM         workers are ended; what they had begun is removed, as without workers
+    this process is killed  workers end too, and remove what they had begun
 
 A worker reads references and network itself: they need not be sent, and may be on a GPU.
 """
@@ -14,6 +15,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -102,9 +104,17 @@ def _begin(make_job: Callable[[], Job], threads: int) -> None:
     global _job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends this one
     signal.signal(signal.SIGTERM, _exit)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     use_threads(threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)  # type: ignore[no-untyped-call]
     _job = make_job()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
