@@ -62,7 +62,7 @@ def measure(arguments: argparse.Namespace, workers: int) -> dict[str, Any]:
 def table_of(rows: list[dict[str, Any]]) -> str:
     """One row for each number of workers; the first is what the others are compared with."""
     lines = [
-        "| workers | targets | seconds | targets a minute | times as fast | same bytes | largest process, GiB |",
+        "| workers | targets | seconds | a minute | times as fast | same bytes | largest process, GiB |",
         "|--:|--:|--:|--:|--:|---|--:|",
     ]
     for row in rows:
