@@ -143,7 +143,7 @@ class Network:
 
     def __init__(self, folder: Path) -> None:
         from training import load_checkpoint
-        from training.inference.segmentation import inference_for
+        from training.inference.prompts import inference_for
 
         self.net = load_checkpoint(folder).eval()
         self.config = inference_for(self.net.trained_on)

@@ -47,7 +47,7 @@ from training.inference import (
     inference_for,
     load_finetuned,
 )
-from training.network import TrainedOn, load_checkpoint
+from training.network import load_checkpoint
 
 _WEIGHTS = "small-v1"
 """Weights of the last step, which come with the project."""
@@ -213,7 +213,7 @@ def demonstrate_whole_scan(out: Path) -> dict[str, Any]:
     ingest = ingest_config(net.trained_on.ingest_settings, spacing_mm=_HEAD_MM)
     source, pair = find_one(target, ingest), find_one(reference, ingest)
     shown = load_source(pair, ingest, mask=mask, modality="mr")
-    config = replace(_as_trained(net.trained_on), by="both")
+    config = SegmentConfig(by="both", across_modalities=True)
     result = Segmenter.from_references(net, [shown], config).segment(
         load_source(source, ingest, modality="mr")
     )
@@ -279,9 +279,7 @@ def segment_unseen(
     source = find_one(unseen.image, ingest)
     scan = load_source(source, ingest, modality=tuned.modalities[0] if len(tuned.modalities) == 1 else None)
     expected = read_own_labels(source, ingest, unseen.mask)
-    segmenter = Segmenter.from_finetuned(
-        tuned, SegmentConfig(inference=tuned.inference(), across_modalities=True)
-    )
+    segmenter = Segmenter.from_finetuned(tuned, SegmentConfig(across_modalities=True))
     result = segmenter.segment(scan)
     one_shot = in_context(store, pretrained, done.scans, scan).dice(expected)
     return _print_dice(result, expected, one_shot, done.scans.training[0], out)
@@ -290,15 +288,12 @@ def segment_unseen(
 def in_context(store: Path, pretrained: Path, scans: LabelledScans, target: LoadedScan) -> Segmentation:
     """Return the segmentation in context with one labelled scan, before any fine-tuning."""
     net = load_checkpoint(pretrained)
-    config = _as_trained(net.trained_on)
+    inference = inference_for(net.trained_on)
+    config = SegmentConfig(inference=inference, across_modalities=True)
     shown = open_store(store).scan(scans.training[0])
     reference = Reference(image=shown.image(normalize=True), labels=shown.labels(scans.label))
-    prompt = encode_references(net, [reference], scans.structures, config.inference)
+    prompt = encode_references(net, [reference], scans.structures, inference)
     return Segmenter(net, prompt, config, references=[reference]).segment(target)
-
-
-def _as_trained(trained_on: TrainedOn) -> SegmentConfig:
-    return SegmentConfig(inference=inference_for(trained_on), across_modalities=True)
 
 
 def _print_dice(

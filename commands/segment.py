@@ -234,7 +234,7 @@ def segment_targets(arguments: Namespace, job: Job) -> tuple[int, dict[str, Any]
         "targets": [one.to_json() for one in written],
         "failed": [asdict(failure) for failure in failed],
         "spacing_mm": job.ingest.spacing_mm,
-        "window_voxels": list(segmenter.config.inference.window_voxels),
+        "window_voxels": list(segmenter.inference.window_voxels),
         "structures": {str(s.values[0]): s.name for s in segmenter.structures},
         "not_in_references": [s.values[0] for s in segmenter.missing],
         "interrupted": code == 130,

@@ -21,6 +21,7 @@ from .prompts import (
     Reference as Reference,
     Structure as Structure,
     encode_references as encode_references,
+    inference_for as inference_for,
 )
 from .registration import (
     LOW_CONFIDENCE as LOW_CONFIDENCE,
@@ -34,6 +35,5 @@ from .results import Found as Found, Labels as Labels, Segmentation as Segmentat
 from .segmentation import (
     SegmentConfig as SegmentConfig,
     Segmenter as Segmenter,
-    inference_for as inference_for,
     segment as segment,
 )

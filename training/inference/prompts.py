@@ -36,6 +36,7 @@ from training.data import (
 )
 from training.engine import Precision, autocast, choose_precision
 from training.errors import ConfigError, DataError
+from training.network import TrainedOn
 
 Flip: TypeAlias = tuple[int, ...]
 """Axes of (z, y, x) that are mirrored."""
@@ -45,6 +46,10 @@ Progress: TypeAlias = Callable[[int, int], None]
 """Called with the number of windows done, and of all windows."""
 StepProgress: TypeAlias = Callable[[Literal["windows", "references"], int, int], None]
 """Called with the name of what is counted, the number done, and the number of all."""
+
+
+_MAX_REFERENCE_VOXELS = 128
+"""Most voxels of a reference along an axis: the size of the network's position volume."""
 
 
 class InContextNet(Protocol):
@@ -126,6 +131,20 @@ class InferenceConfig:
         return tuple(
             tuple(axis for axis in range(3) if bits[axis]) for bits in product((False, True), repeat=3)
         )
+
+
+def inference_for(trained_on: TrainedOn, **changes: Any) -> InferenceConfig:
+    """Return settings for a network with references: windows as in its training, 128^3 if not known.
+
+    For a fine-tuned network use `Finetuned.inference`, with a higher threshold. `changes`: other fields.
+    """
+    crop = trained_on.crop_voxels or (128, 128, 128)
+    z, y, x = (max(STRIDE_VOXELS, side - side % STRIDE_VOXELS) for side in crop)
+    z_most, y_most, x_most = (min(side, _MAX_REFERENCE_VOXELS) for side in (z, y, x))
+    own: dict[str, Any] = {"window_voxels": (z, y, x), "reference_voxels": (z_most, y_most, x_most)}
+    if trained_on.whole_scans:
+        own |= {"whole_scans": True, "threshold": WHOLE_SCAN_THRESHOLD}
+    return InferenceConfig(**{**own, **changes})
 
 
 @dataclass(frozen=True, kw_only=True)

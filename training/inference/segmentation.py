@@ -13,23 +13,21 @@ on its own grid and one structure's probability on it, however many structures t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from training.data import STRIDE_VOXELS
 from training.errors import ConfigError, DataError
 from training.inference.label_maps import claim, in_whole, keep_largest
 from training.inference.prediction import predict
 from training.inference.prompted import Finetuned
 from training.inference.prompts import (
-    WHOLE_SCAN_THRESHOLD,
     InContextNet,
     InferenceConfig,
     Progress,
@@ -38,6 +36,7 @@ from training.inference.prompts import (
     StepProgress,
     Structure,
     encode_references,
+    inference_for,
 )
 from training.inference.raw_scans import RawScan, installed_reader
 from training.inference.registration import LOW_CONFIDENCE, THRESHOLD, Carried, carry_structures
@@ -48,16 +47,13 @@ Method: TypeAlias = Literal["network", "registration", "both"]
 ProbabilitySink: TypeAlias = Callable[[Structure, NDArray[np.float32]], object]
 """Called with each structure's probability on the target's own grid, one structure after the other."""
 
-_MAX_REFERENCE_VOXELS = 128
-"""Most voxels of a reference along an axis: the size of the network's position volume."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentConfig:
     """Settings of the segmentation of targets."""
 
-    inference: InferenceConfig = field(default_factory=InferenceConfig)
-    """Windows, mirroring, precision, threshold, memory. Left at its default: as the network was trained."""
+    inference: InferenceConfig | None = None
+    """Windows, mirroring, precision, threshold, memory; None for those of the network's training."""
     by: Method = "network"
     """Method. network: in context. registration: the references' masks are registered to the target, without
     a network. both: the same, and the position where the network finds the structures is tried too
@@ -66,20 +62,6 @@ class SegmentConfig:
     """Whether only the largest connected part (over faces, edges and corners) of each structure is kept."""
     across_modalities: bool = False
     """Whether a target may be of a modality that no reference has."""
-
-
-def inference_for(trained_on: TrainedOn, **changes: Any) -> InferenceConfig:
-    """Return settings for a network with references: windows as in its training, 128^3 if not known.
-
-    For a fine-tuned network use `Finetuned.inference`, with a higher threshold. `changes`: other fields.
-    """
-    crop = trained_on.crop_voxels or (128, 128, 128)
-    z, y, x = (max(STRIDE_VOXELS, side - side % STRIDE_VOXELS) for side in crop)
-    z_most, y_most, x_most = (min(side, _MAX_REFERENCE_VOXELS) for side in (z, y, x))
-    own: dict[str, Any] = {"window_voxels": (z, y, x), "reference_voxels": (z_most, y_most, x_most)}
-    if trained_on.whole_scans:
-        own |= {"whole_scans": True, "threshold": WHOLE_SCAN_THRESHOLD}
-    return InferenceConfig(**{**own, **changes})
 
 
 class Segmenter:
@@ -100,8 +82,8 @@ class Segmenter:
 
         Args:
             net: The network, on `device`, in evaluation mode; None if the masks are registered without it.
-            prompt: Prompt made with `config.inference`; each structure has one label value, that of the
-            results. None without a network.
+            prompt: Prompt made with the same `inference`; each structure has one label value, that of the
+                results. None without a network.
             config: Settings.
             modalities: Modalities of the references; empty accepts targets of any.
             references: The first one for pictures; all of them if masks are registered.
@@ -116,7 +98,9 @@ class Segmenter:
             raise ConfigError(f"by {config.by}: there is no reference to carry over. Give one")
         if config.by != "registration" and net is None:
             raise ConfigError(f"by {config.by}: there is no network to ask. Name a checkpoint")
-        self.net, self.prompt, self.config, self.device = net, prompt, config, device
+        self.inference = config.inference or _inference_of(net)
+        self.net, self.prompt, self.device = net, prompt, device
+        self.config = replace(config, inference=self.inference)
         wanted = tuple(structures) or (prompt.structures + prompt.missing if prompt else ())
         shown = [structure for structure in wanted if _is_shown(structure, references)]
         if config.by == "network" and prompt:
@@ -161,8 +145,6 @@ class Segmenter:
                 f"left at {spacing} mm: the structures are too small, or outside the body that is "
                 "cropped to. Choose a finer spacing, or another reference"
             )
-        if config.inference == InferenceConfig():
-            config = replace(config, inference=inference_for(getattr(net, "trained_on", TrainedOn())))
         prompt = None
         if net is not None and config.by != "registration":
             prompt = _encoded(net, shown, structures, config, device)
@@ -198,7 +180,7 @@ class Segmenter:
             ConfigError: Mirrored copies are requested.
         """
         inference = replace(
-            config.inference,
+            config.inference or tuned.inference(),
             masks_at_once=tuned.masks_at_once,
             whole_mask=True,
             whole_scans=tuned.table.whole_scans,
@@ -244,7 +226,7 @@ class Segmenter:
             DataError: The target is of another modality than the references.
         """
         self._check_modality(target)
-        threshold = self.config.inference.threshold if self.config.by == "network" else THRESHOLD
+        threshold = self.inference.threshold if self.config.by == "network" else THRESHOLD
         places = np.zeros(target.own_shape, np.uint16)
         best = np.full(target.own_shape, threshold, np.float32)
         passes, carried = self._passes(target, progress)
@@ -290,7 +272,7 @@ class Segmenter:
             self.net,
             target.image,
             [self.prompt],
-            self.config.inference,
+            self.inference,
             device=self.device,
             progress=progress,
         )
@@ -427,12 +409,17 @@ def _encoded(
     device: torch.device | str,
 ) -> Prompt | None:
     """Return the prompt; None if no structure is left for the network, but masks can be registered."""
+    inference = config.inference or _inference_of(net)
     try:
-        return encode_references(net, references, structures, config.inference, device=device)
+        return encode_references(net, references, structures, inference, device=device)
     except DataError:
         if config.by == "network":
             raise
         return None
+
+
+def _inference_of(net: InContextNet | None) -> InferenceConfig:
+    return inference_for(getattr(net, "trained_on", None) or TrainedOn())
 
 
 def _is_shown(structure: Structure, references: Sequence[Reference]) -> bool:

@@ -28,7 +28,8 @@ from training.finetuning.run import finetune
 from training.finetuning.scans import FinetuneTaskConfig, find_structures
 from training.inference.prediction import predict_labels
 from training.inference.prompted import load_finetuned
-from training.inference.segmentation import SegmentConfig, Segmenter, inference_for
+from training.inference.prompts import inference_for
+from training.inference.segmentation import SegmentConfig, Segmenter
 from training.network.preparation import TrainedOn
 
 pytestmark = pytest.mark.usefixtures("one_thread")

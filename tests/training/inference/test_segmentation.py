@@ -23,10 +23,10 @@ from tests.storage.drawn_record import draw_record
 from tests.training.like_intensity import LikeInside
 from training.data.whole_scans import labels_to_window
 from training.errors import ConfigError, DataError
-from training.inference.prompts import WHOLE_SCAN_THRESHOLD, InferenceConfig, Reference
+from training.inference.prompts import WHOLE_SCAN_THRESHOLD, InferenceConfig, Reference, inference_for
 from training.inference.raw_scans import installed_reader
 from training.inference.results import Segmentation
-from training.inference.segmentation import SegmentConfig, Segmenter, inference_for, segment
+from training.inference.segmentation import SegmentConfig, Segmenter, segment
 from training.network import SHIPPED, Iris, TrainedOn, load_checkpoint
 
 WINDOW = InferenceConfig(window_voxels=(48, 64, 48), reference_voxels=(96, 96, 96))

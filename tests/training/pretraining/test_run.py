@@ -34,8 +34,7 @@ from training.engine.precision import ChosenPrecision, Precision, Support
 from training.engine.run_folder import CONFIG, has_begun, to_toml
 from training.errors import ConfigError
 from training.evaluation.in_context import EvaluationConfig
-from training.inference.prompts import InferenceConfig
-from training.inference.segmentation import inference_for
+from training.inference.prompts import InferenceConfig, inference_for
 from training.network.weights import load_checkpoint
 from training.pretraining.config import PretrainConfig, large, published, small, whole
 from training.pretraining.run import choose_evaluation, in_context_loss, pretrain
