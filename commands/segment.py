@@ -20,7 +20,13 @@ from types import FrameType
 from typing import Any, Literal
 
 from commands.progress import Progress, Step, TargetProgress
-from commands.segmenting.results import TABLE, Written, kept_result, write_results_table
+from commands.segmenting.results import (
+    TABLE,
+    Written,
+    clear_leftovers,
+    result_there,
+    write_results_table,
+)
 from commands.segmenting.targets import (
     CHOOSE_FRAME,
     Job,
@@ -204,12 +210,13 @@ def segment_targets(arguments: Namespace, job: Job) -> tuple[int, dict[str, Any]
         arguments: `targets`, `out`, `workers`, `again`; with several workers all that make the segmenter.
         job: What is done with a target.
     """
-    sources, failed = collect_targets(arguments.targets, job.ingest)
     began = time.monotonic()
     code = 0
-    job.out.mkdir(parents=True, exist_ok=True)
+    make_out(job.out)
+    sources, failed = collect_targets(arguments.targets, job.ingest, job.out)
     there = {} if arguments.again else _results_there(job, sources)
-    written = list(there.values())
+    written = [one for one in there.values() if isinstance(one, Written)]
+    failed += [one for one in there.values() if isinstance(one, Failure)]
     left = [source for source in sources if source.scan_id not in there]
     run = _one_by_one if arguments.workers == 1 or len(left) < 2 else _several_at_a_time
     try:
@@ -220,10 +227,13 @@ def segment_targets(arguments: Namespace, job: Job) -> tuple[int, dict[str, Any]
                 else:
                     written.append(result)
     except KeyboardInterrupt:
-        print("interrupted: the targets in the table are complete, of the others nothing was written")
+        print(
+            "interrupted: the targets in the table are complete, of the others nothing was written. The same "
+            "command goes on"
+        )
         code = 130
     finally:
-        write_results_table(job.out)
+        _write_table(job, failed)
     order = {source.scan_id: number for number, source in enumerate(sources)}
     written.sort(key=lambda one: order[one.scan_id])
     failed = [with_own_remedy(failure) for failure in failed]
@@ -243,9 +253,32 @@ def segment_targets(arguments: Namespace, job: Job) -> tuple[int, dict[str, Any]
     return code or int(bool(failed)), document
 
 
-def _results_there(job: Job, sources: Sequence[Source]) -> dict[str, Written]:
-    """Return the results that an earlier run made in the same way, by id of the target."""
-    found = {source.scan_id: kept_result(job.out, source, job.mark) for source in sources}
+def make_out(out: Path) -> None:
+    """Make the folder of the results, and remove what runs that were killed long ago have left in it.
+
+    Raises:
+        CommandError: There can be no such folder.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(
+            f"--out {out}: there can be no such folder ({error.strerror}). Name another"
+        ) from None
+    clear_leftovers(out)
+
+
+def _write_table(job: Job, failed: Sequence[Failure]) -> None:
+    """Write results.csv; if that fails, say so: the results are there all the same."""
+    try:
+        write_results_table(job.out, job.mark, without={failure.scan_id for failure in failed})
+    except OSError as error:
+        print(f"{job.out / TABLE} cannot be written: {error.strerror}", file=sys.stderr)
+
+
+def _results_there(job: Job, sources: Sequence[Source]) -> dict[str, Written | Failure]:
+    """Return what is there of targets that are not to be made, by their ids."""
+    found = {source.scan_id: result_there(job.out, source, job.mark) for source in sources}
     return {scan_id: one for scan_id, one in found.items() if one is not None}
 
 
@@ -332,7 +365,10 @@ def _print_targets(written: Sequence[Written]) -> None:
     )
     kept = sum(one.kept for one in written)
     if kept:
-        print(f"{kept} of these were there already, made with the same settings (--again makes them again)")
+        print(f"from before, made with the same settings: {kept} (--again makes them again)")
+    for one in written:
+        if one.edited:
+            print(f"{one.scan_id}: its label map was changed since it was made, and is kept")
     for one in listed:
         for note in one.notes if not one.kept else ():
             print(f"{one.scan_id}: {note}")

@@ -4,28 +4,31 @@
     NAME_seg.png              a picture
     NAME_prob_VALUE.SUFFIX    probability of a structure, on request
     NAME_result.json          the record: volumes, confidences, notes, and the marks below
-    results.csv               a row for each target and structure, of all records in the folder
+    results.csv               a row for each target and structure of the records of a job
 
-Files of a target are made in a hidden folder and renamed once all of them are complete, the record last. So a
-target with a record is complete. It is kept by a later run if both marks are the same: that of the job
-(settings, references, weights) and that of the target (its files' sizes and times).
+Files of a target are made in a hidden folder and renamed once all of them are complete. A later run keeps
+them if both marks are the same: that of the job (settings, references, weights) and that of the target (the
+content of its files). It replaces nothing that it did not make, and no labels that were changed since.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.discovery import Source, choices_digest, source_stat
-from storage import digest_of, write_atomically
+from pipeline.discovery import Source, source_digest
+from pipeline.errors import Failure, ScanError
 from training.inference import LOW_CONFIDENCE, Found
 
 TABLE = "results.csv"
@@ -39,8 +42,12 @@ _COLUMNS = (
     "volume_ml",
     "confidence",
     "low_confidence",
+    "edited",
     "labels",
 )
+_DAY_SECONDS = 86_400
+_LATER_FIELDS = ("kept", "edited")
+"""Of a result, but not of its record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +71,8 @@ class Written:
     notes: tuple[str, ...]
     kept: bool = False
     """Whether an earlier run made it."""
+    edited: bool = False
+    """Whether the labels were changed since: volumes and confidences are of before."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain values."""
@@ -82,8 +91,7 @@ class Written:
             picture=Path(self.picture.name),
             probabilities=tuple(Path(path.name) for path in self.probabilities),
         ).to_json()
-        del values["kept"]
-        return values
+        return {name: value for name, value in values.items() if name not in _LATER_FIELDS}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], folder: Path) -> Written:
@@ -92,7 +100,7 @@ class Written:
         Raises:
             KeyError, TypeError: It is no record of this version.
         """
-        values = {field.name: record[field.name] for field in fields(cls) if field.name != "kept"}
+        values = {field.name: record[field.name] for field in fields(cls) if field.name not in _LATER_FIELDS}
         values |= {name: folder / Path(values[name]).name for name in ("labels", "picture")}
         values["probabilities"] = tuple(folder / Path(name).name for name in values["probabilities"])
         values["notes"] = tuple(values["notes"])
@@ -110,8 +118,12 @@ def named(found: Found) -> str:
 
 
 def mark_of(source: Source) -> str:
-    """Return a mark of a target that changes if one of its files does."""
-    return digest_of([choices_digest(source), source_stat(source)])
+    """Return a digest of a target's image, wherever it lies and whatever lies beside it.
+
+    Raises:
+        ScanError: A file cannot be read.
+    """
+    return source_digest(replace(source, labels=(), dataset="", split="", case="", classes=()))
 
 
 def write_record(folder: Path, written: Written, *, job: str, target: str) -> None:
@@ -123,73 +135,158 @@ def write_record(folder: Path, written: Written, *, job: str, target: str) -> No
         job: Mark of the job.
         target: Mark of the target.
     """
-    record = {**written.to_record(), "job": job, "target": target}
-    text = json.dumps(record, indent=1) + "\n"
+    marks = {"job": job, "target": target, "labels_sha256": _sha256(folder / written.labels.name)}
+    text = json.dumps({**written.to_record(), **marks}, indent=1) + "\n"
     (folder / f"{written.scan_id}{_RECORD_SUFFIX}").write_text(text, encoding="utf-8")
 
 
-def kept_result(out: Path, source: Source, job: str) -> Written | None:
-    """Return the result of a target that is there already and was made in the same way; else None."""
-    try:
-        record = json.loads((out / f"{source.scan_id}{_RECORD_SUFFIX}").read_bytes())
-        if record["job"] != job or record["target"] != mark_of(source):
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """A record that was read."""
+
+    written: Written
+    job: str
+    target: str
+    labels_sha256: str
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether the labels are there and were changed."""
+        return self.written.labels.exists() and _sha256(self.written.labels) != self.labels_sha256
+
+    @classmethod
+    def read(cls, path: Path) -> _Record | None:
+        """Return the record in a file; None if there is none, or a damaged one."""
+        try:
+            values = json.loads(path.read_bytes())
+            marks = {name: str(values[name]) for name in ("job", "target", "labels_sha256")}
+            return cls(written=Written.from_record(values, path.parent), **marks)
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        written = Written.from_record(record, out)
-    except (OSError, ValueError, KeyError, TypeError):  # none, a damaged one, or one of another version
-        return None
-    return written if all(path.exists() for path in written.files) else None
 
 
-def write_results_table(out: Path) -> None:
-    """Write results.csv: a row for each target and structure of all records in a folder."""
+def result_there(out: Path, source: Source, job: str) -> Written | Failure | None:
+    """Return what is there of a target: its result, why none may be written, or None if one may be.
+
+    Args:
+        out: Folder of the results.
+        source: The target.
+        job: Mark of the job.
+    """
+    record = _Record.read(out / f"{source.scan_id}{_RECORD_SUFFIX}")
+    if record is None:
+        labels = [path.name for path in out.glob(f"{source.scan_id}_seg.*") if path.suffix != ".png"]
+        return (
+            _in_the_way(source, f"{labels[0]} is there, which no record says was made here")
+            if labels
+            else None
+        )
+    try:
+        same = record.target == mark_of(source)
+    except ScanError:
+        return None  # it fails where it is read, with its reason
+    if not same:
+        return _in_the_way(source, "the result of another image is there under this name")
+    if record.is_edited:
+        if record.job == job:
+            return replace(record.written, edited=True)
+        return _in_the_way(source, f"{record.written.labels.name} was changed since it was made")
+    whole = all(path.exists() for path in record.written.files)
+    return record.written if whole and record.job == job else None
+
+
+def _in_the_way(source: Source, reason: str) -> Failure:
+    return Failure(
+        scan_id=source.scan_id,
+        location=source.location,
+        reason=reason,
+        remedy="Name another --out, or replace it (--again)",
+        kind="ResultInTheWay",
+    )
+
+
+def own_files(out: Path) -> set[Path]:
+    """Return labels and probabilities of all records in a folder, resolved: they are no targets."""
+    records = (_Record.read(path) for path in out.glob(f"*{_RECORD_SUFFIX}"))
+    return {path.resolve() for record in records if record for path in record.written.files}
+
+
+def write_results_table(out: Path, job: str, *, without: Collection[str] = ()) -> None:
+    """Write results.csv: a row for each target and structure of the records of a job; none without any.
+
+    Args:
+        out: Folder of the results.
+        job: Mark of the job.
+        without: Ids of targets that are left out.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(_COLUMNS)
-    for path in sorted(out.glob(f"*{_RECORD_SUFFIX}")):
-        try:
-            one = Written.from_record(json.loads(path.read_bytes()), out)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        rows.writerows(_rows_of(one))
-    write_atomically(out / TABLE, lambda file: file.write(text.getvalue().encode()))
+    found = [_Record.read(path) for path in sorted(out.glob(f"*{_RECORD_SUFFIX}"))]
+    chosen = [record for record in found if record and record.job == job]
+    chosen = [record for record in chosen if record.written.scan_id not in without]
+    for record in chosen:
+        rows.writerows(_rows_of(replace(record.written, edited=record.is_edited)))
+    if chosen:  # under a name of its own: another run may write it at the same time
+        with tempfile.TemporaryDirectory(prefix=f".{TABLE}.", suffix=".part", dir=out) as folder:
+            table = Path(folder) / TABLE
+            table.write_text(text.getvalue(), encoding="utf-8", newline="")
+            table.replace(out / TABLE)
 
 
 def _rows_of(one: Written) -> Iterator[tuple[object, ...]]:
     for structure, volume in one.volumes_ml.items():
         name, value = structure.removesuffix(")").rsplit(" (", 1)
-        confidence = one.confidences.get(structure)
-        low = "" if confidence is None else "yes" if confidence < LOW_CONFIDENCE else "no"
-        told = "" if confidence is None else f"{confidence:.3f}"
+        confidence = None if one.edited else one.confidences.get(structure)
         yield (
             one.scan_id,
             one.location,
             one.modality,
             name,
             value,
-            f"{volume:.4g}",
-            told,
-            low,
+            "" if one.edited else f"{volume:.4g}",
+            "" if confidence is None else f"{confidence:.3f}",
+            "" if confidence is None else "yes" if confidence < LOW_CONFIDENCE else "no",
+            "yes" if one.edited else "no",
             one.labels.name,
         )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def staged(out: Path, name: str) -> Iterator[Path]:
     """Yield a hidden folder; its files are moved to `out` at the end of the block, unless it fails.
 
-    A record is removed first and moved last: whoever finds one finds the files that it describes.
+    The record is moved first: it tells whether the labels are those that were made, and what is missing.
+    Files of an earlier result that this one does not have are removed.
     """
-    folder = out / f".{name}.{os.getpid()}.part"
-    folder.mkdir(parents=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".part", dir=out))
     try:
         yield folder
         record = f"{name}{_RECORD_SUFFIX}"
-        files = sorted(folder.iterdir(), key=lambda path: (path.name == record, path.name))
+        earlier = _Record.read(out / record)
+        files = sorted(folder.iterdir(), key=lambda path: (path.name != record, path.name))
         for path in files:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-        (out / record).unlink(missing_ok=True)
         for path in files:
             path.replace(out / path.name)
+        for path in earlier.written.files if earlier else ():
+            if path.name not in {file.name for file in files}:
+                path.unlink(missing_ok=True)
     finally:
         shutil.rmtree(folder)
+
+
+def clear_leftovers(out: Path) -> None:
+    """Remove hidden folders of runs that were killed more than a day ago."""
+    for folder in out.glob(".*.part"):
+        if folder.is_dir() and time.time() - folder.stat().st_mtime > _DAY_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)

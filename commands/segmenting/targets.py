@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commands.progress import Step
-from commands.segmenting.results import Written, mark_of, named, staged, write_record
+from commands.segmenting.results import Written, mark_of, named, own_files, staged, write_record
 from pipeline.discovery import Source, distinct_ids
 from pipeline.errors import Failure, NoSuchFrame, ScanError
 from pipeline.ingest import IngestConfig, find_targets, load_source
@@ -75,20 +75,41 @@ def _digest(array: NDArray[np.generic]) -> str:
     return hashlib.sha256(f"{array.shape} {array.dtype}".encode() + array.tobytes()).hexdigest()
 
 
-def collect_targets(targets: Sequence[Path], config: IngestConfig) -> tuple[list[Source], list[Failure]]:
-    """Return the scans at some paths, each with an id of its own, and failures of the rest."""
+def collect_targets(
+    targets: Sequence[Path], config: IngestConfig, out: Path
+) -> tuple[list[Source], list[Failure]]:
+    """Return the scans at some paths, each with an id of its own, and failures of the rest.
+
+    Args:
+        targets: Files and folders.
+        config: How they are read.
+        out: Folder of the results; those that are there are no targets.
+    """
     found: dict[str, Source] = {}
     failed: list[Failure] = []
+    own = own_files(out)
     for target in dict.fromkeys(targets):
         try:
             there = find_targets(target, config)
         except ScanError as error:
             failed.append(Failure.of(error, scan_id=target.name, location=str(target)))
             continue
-        found |= {f"{target} {source.location}": source for source in there.sources}
+        place = target.resolve()
+        out_is_below = place in out.resolve().parents
+        for source in there.sources:
+            files = {path.resolve() for path in source.files}
+            if files & own or (out_is_below and any(out.resolve() in file.parents for file in files)):
+                continue
+            found[str((place if place.is_dir() else place.parent) / source.location)] = source
         failed.extend(there.failures)
     ids = distinct_ids({key: source.scan_id for key, source in found.items()})
-    return [replace(source, scan_id=ids[key]) for key, source in found.items()], failed
+    return [_told_apart(source, ids[key], key) for key, source in found.items()], failed
+
+
+def _told_apart(source: Source, scan_id: str, key: str) -> Source:
+    """Return a source with its id; if others have the same name, with the path of its target too."""
+    location = source.location if scan_id == source.scan_id else key
+    return replace(source, scan_id=scan_id, location=location)
 
 
 def segment_one(job: Job, source: Source, on_step: OnStep | None = None) -> Written | Failure:

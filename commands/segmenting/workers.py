@@ -59,8 +59,9 @@ def in_workers(
                     for future in wait(in_hand, return_when=FIRST_COMPLETED).done:
                         yield future.result()
                         del in_hand[future]
-            except BrokenProcessPool:  # at one of those in hand
-                pass
+            except BrokenProcessPool:
+                names = ", ".join(source.scan_id for source in in_hand.values())
+                print(f"a process ended early at one of these: {names}; each is tried again", file=sys.stderr)
         for source in in_hand.values():
             yield _alone(make_job, source)
 

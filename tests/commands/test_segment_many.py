@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 from commands import segment as segmenting
@@ -28,7 +29,7 @@ from commands.segmenting.targets import Job
 from pipeline.discovery import Source
 from pipeline.errors import Failure
 from pipeline.ingest import IngestConfig
-from tests.commands.test_segment import draw, files_in, files_of, stand_in
+from tests.commands.test_segment import draw, files_in, files_of, labels_in, stand_in
 from tests.waits import PATIENT_SECONDS
 from training.inference import Reference, SegmentConfig, Segmenter
 
@@ -81,17 +82,38 @@ def test_several_at_a_time_write_the_same_bytes_as_one_after_the_other(
     assert "segmented (3)" in capsys.readouterr().out
 
 
-def test_run_again_it_makes_what_is_missing_or_would_be_another(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def by_network(folder: Path, out: str, *more: str, spacing: str = "5") -> list[str]:
+    """A command that is quick where `quick_network` stands in."""
+    return ["segment", "checkpoint", *arguments(folder, out, "--by", "network", *more, spacing=spacing)[2:]]
+
+
+@pytest.fixture
+def quick_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segmenting, "load_checkpoint", lambda path, weights: stand_in())
 
+
+def ids(folder: Path, *, kept: bool) -> set[str]:
+    """Ids of the targets that the last run made, or kept."""
+    return {target["scan_id"] for target in told(folder)["targets"] if target["kept"] == kept}
+
+
+def failures(folder: Path) -> dict[str, str]:
+    return {failure["scan_id"]: failure["reason"] for failure in told(folder)["failed"]}
+
+
+def rows_in(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.usefixtures("quick_network")
+def test_run_again_it_makes_what_is_missing_or_would_be_another(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def made(*more: str, spacing: str = "5") -> set[str]:
-        """Ids of the targets that a run makes, of those whose results it returns."""
-        asked = arguments(folder, "out", "--by", "network", *more, spacing=spacing)
-        assert main(["segment", "checkpoint", *asked[2:]]) == 0
+        assert main(by_network(folder, "out", *more, spacing=spacing)) == 0
         assert [target["scan_id"] for target in told(folder)["targets"]] == ["a", "b", "c"]
-        return {target["scan_id"] for target in told(folder)["targets"] if not target["kept"]}
+        return ids(folder, kept=False)
 
     out = folder / "out"
     assert made() == {"a", "b", "c"}
@@ -99,17 +121,111 @@ def test_run_again_it_makes_what_is_missing_or_would_be_another(
     capsys.readouterr()
     assert made() == set()
     assert [{**target, "kept": False} for target in told(folder)["targets"]] == first
-    assert "3 of these were there already" in capsys.readouterr().out
+    assert "from before, made with the same settings: 3" in capsys.readouterr().out
     (out / "a_seg.png").unlink()
-    (out / "b_result.json").write_text("{")
-    assert made() == {"a", "b"}
+    (out / "b_seg.mha").unlink()
     os.utime(folder / "scans" / "c.mha", ns=(1, 1))
-    assert made() == {"c"}
+    assert made() == {"a", "b"}
+    (folder / "scans").rename(folder / "moved")
+    (folder / "scans").symlink_to(folder / "moved")
+    assert made() == set()
     assert made("--again") == {"a", "b", "c"}
+    assert made("--probabilities", "--label", "4") == {"a", "b", "c"}
+    assert (out / "a_prob_4.mha").exists()
     assert made("--label", "4") == {"a", "b", "c"}
+    assert not list(out.glob("*_prob_*"))
+    assert {row["label"] for row in rows_in(out)} == {"4"}
     assert made("--label", "4", spacing="5.5") == {"a", "b", "c"}
     draw(seed=9).write(folder / "ref.nii.gz")
     assert made("--label", "4", spacing="5.5") == {"a", "b", "c"}
+    assert len(rows_in(out)) == 3
+
+
+@pytest.mark.usefixtures("quick_network")
+def test_nothing_is_replaced_that_it_did_not_make(folder: Path) -> None:
+    out = folder / "out"
+    out.mkdir()
+    (out / "a_seg.mha").write_bytes(b"an expert's")
+    assert main(by_network(folder, "out")) == 1
+    assert ids(folder, kept=False) == {"b", "c"}
+    assert "no record says was made here" in failures(folder)["a"]
+    corrected = labels_in(out / "b_seg.mha")
+    corrected[:] = 4
+    sitk.WriteImage(sitk.GetImageFromArray(corrected), str(out / "b_seg.mha"))
+    bytes_of = {name: (out / f"{name}_seg.mha").read_bytes() for name in "abc"}
+    assert bytes_of["a"] == b"an expert's"
+    assert main(by_network(folder, "out")) == 1
+    assert ids(folder, kept=True) == {"b", "c"}
+    assert {row["target"]: (row["edited"], row["volume_ml"] != "") for row in rows_in(out)} == {
+        "b": ("yes", False),
+        "c": ("no", True),
+    }
+    draw(seed=7).write(folder / "scans" / "c.mha")
+    assert main(by_network(folder, "out", "--label", "3")) == 1
+    found = failures(folder)
+    assert found["b"] == "b_seg.mha was changed since it was made"
+    assert found["c"] == "the result of another image is there under this name"
+    assert {name: (out / f"{name}_seg.mha").read_bytes() for name in "abc"} == bytes_of
+    assert main(by_network(folder, "out", "--again")) == 0
+    assert all((out / f"{name}_seg.mha").read_bytes() != old for name, old in bytes_of.items())
+
+
+@pytest.mark.usefixtures("quick_network")
+def test_scans_of_one_size_and_time_are_two(folder: Path) -> None:
+    for name, seed in (("one", 1), ("two", 2)):
+        draw(seed=seed).write(folder / name / "img" / "scan.nii")
+        os.utime(folder / name / "img" / "scan.nii", ns=(5, 5))
+    assert len({(folder / name / "img" / "scan.nii").stat().st_size for name in ("one", "two")}) == 1
+
+    def run(*targets: str) -> int:
+        asked = by_network(folder, "out")
+        place = asked.index(str(folder / "scans"))
+        return main([*asked[:place], *(str(folder / name / "img") for name in targets), *asked[place + 1 :]])
+
+    assert run("one") == 0
+    assert run("two") == 1
+    assert failures(folder) == {"scan": "the result of another image is there under this name"}
+    assert run("one", "two") == 0
+    files = {row["target"]: row["file"] for row in rows_in(folder / "out")}
+    assert sorted(Path(file).parts[-3] for name, file in files.items() if name != "scan") == ["one", "two"]
+
+
+@pytest.mark.usefixtures("quick_network")
+@pytest.mark.parametrize("out", ["scans", "scans/results"])
+def test_results_among_the_targets_are_no_targets(folder: Path, out: str) -> None:
+    assert main(by_network(folder, out, "--probabilities")) == 0
+    there = files_in(folder / "scans")
+    assert main(by_network(folder, out, "--probabilities")) == 0
+    assert ids(folder, kept=True) == {"a", "b", "c"}
+    assert ids(folder, kept=False) == set()
+    assert files_in(folder / "scans") == there
+
+
+@pytest.mark.usefixtures("quick_network")
+def test_what_killed_runs_left_long_ago_is_removed(folder: Path) -> None:
+    old, young = (folder / "out" / f".{name}.part" for name in ("a.x1", "b.x2"))
+    for left in (old, young):
+        left.mkdir(parents=True)
+        (left / "half").touch()
+    os.utime(old, (1, 1))
+    assert main(by_network(folder, "out")) == 0
+    assert not old.exists()
+    assert young.exists()
+
+
+@pytest.mark.usefixtures("quick_network")
+def test_an_out_that_cannot_be_and_a_table_that_cannot_be_written(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "file").touch()
+    for out in ("file", "file/below"):
+        assert main(by_network(folder, out)) == 2
+        assert f"--out {folder / out}: there can be no such folder" in capsys.readouterr().err
+    (folder / "out" / "results.csv").mkdir(parents=True)
+    assert main(by_network(folder, "out")) == 0
+    told_of = capsys.readouterr()
+    assert "results.csv cannot be written" in told_of.err
+    assert "segmented (3)" in told_of.out
 
 
 @pytest.mark.usefixtures("quick_registration")
@@ -120,8 +236,7 @@ def test_a_table_has_a_row_for_each_structure_of_all_results_in_the_folder(folde
     for name in "bc":
         (folder / "scans" / f"{name}.mha").unlink()
     assert main(arguments(folder, "out")) == 0
-    with (folder / "out" / "results.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_in(folder / "out")
     assert [(row["target"], row["structure"], row["label"]) for row in rows] == [
         (target, *part) for target in "abc" for part in (("lung (left), or what", "3"), ("bone", "4"))
     ]
@@ -226,10 +341,8 @@ def test_a_signal_ends_the_workers_with_nothing_half_written(folder: Path, numbe
     wait_while(lambda: any(map(is_running, children)))
     assert not list((folder / "out").glob(".*"))
     whole = {path.name.removesuffix("_result.json") for path in (folder / "out").glob("*_result.json")}
-    table = {"results.csv"} if number != signal.SIGKILL else set()
-    assert (
-        files_in(folder / "out") == files_of(*(f"{name}_seg.mha" for name in whole)) - {"results.csv"} | table
-    )
+    table = set() if number == signal.SIGKILL else {"results.csv"}
+    assert files_in(folder / "out") | table == files_of(*(f"{name}_seg.mha" for name in whole)) | table
 
 
 def test_results_follow_from_the_weights_too(folder: Path) -> None:
