@@ -227,10 +227,8 @@ def segment_targets(arguments: Namespace, job: Job) -> tuple[int, dict[str, Any]
                 else:
                     written.append(result)
     except KeyboardInterrupt:
-        print(
-            "interrupted: the targets in the table are complete, of the others nothing was written. The same "
-            "command goes on"
-        )
+        done = "the targets in the table are complete, of the others nothing" if written else "nothing"
+        print(f"interrupted: {done} was written. The same command goes on")
         code = 130
     finally:
         _write_table(job, failed)
