@@ -22,6 +22,7 @@ from typing import Any, Literal
 from commands.progress import Progress, Step, TargetProgress
 from commands.segmenting.results import (
     TABLE,
+    ResultInTheWayError,
     Written,
     clear_leftovers,
     result_there,
@@ -36,7 +37,7 @@ from commands.segmenting.targets import (
     with_own_remedy,
 )
 from commands.segmenting.workers import in_workers
-from commands.terminal import CommandError, State, print_failures, print_table, shown
+from commands.terminal import CommandError, State, counted, print_failures, print_table, shown
 from pipeline.discovery import Source
 from pipeline.errors import Failure, NoSuchFrame
 from pipeline.ingest import IngestConfig, find_one, ingest_config, load_source
@@ -214,16 +215,19 @@ def segment_targets(arguments: Namespace, job: Job) -> tuple[int, dict[str, Any]
     code = 0
     make_out(job.out)
     sources, failed = collect_targets(arguments.targets, job.ingest, job.out)
-    there = {} if arguments.again else _results_there(job, sources)
+    if not sources and not failed:
+        raise CommandError("there is no target: what was named are results of this command. Name scans")
+    there = {} if job.again else _results_there(job, sources)
     written = [one for one in there.values() if isinstance(one, Written)]
     failed += [one for one in there.values() if isinstance(one, Failure)]
+    broken: list[Failure] = []
     left = [source for source in sources if source.scan_id not in there]
     run = _one_by_one if arguments.workers == 1 or len(left) < 2 else _several_at_a_time
     try:
         with shown("segment") as show, closing(run(arguments, job, left, show)) as results:
             for result in results:
                 if isinstance(result, Failure):
-                    failed.append(result)
+                    broken.append(result)
                 else:
                     written.append(result)
     except KeyboardInterrupt:
@@ -231,10 +235,10 @@ def segment_targets(arguments: Namespace, job: Job) -> tuple[int, dict[str, Any]
         print(f"interrupted: {done} was written. The same command goes on")
         code = 130
     finally:
-        _write_table(job, failed)
+        _write_table(job, [one for one in broken if one.kind != ResultInTheWayError.__name__])
     order = {source.scan_id: number for number, source in enumerate(sources)}
     written.sort(key=lambda one: order[one.scan_id])
-    failed = [with_own_remedy(failure) for failure in failed]
+    failed = [with_own_remedy(failure) for failure in [*failed, *broken]]
     _print_targets(written)
     print_failures(failed)
     segmenter = job.segmenter
@@ -276,8 +280,17 @@ def _write_table(job: Job, failed: Sequence[Failure]) -> None:
 
 def _results_there(job: Job, sources: Sequence[Source]) -> dict[str, Written | Failure]:
     """Return what is there of targets that are not to be made, by their ids."""
-    found = {source.scan_id: result_there(job.out, source, job.mark) for source in sources}
-    return {scan_id: one for scan_id, one in found.items() if one is not None}
+    found: dict[str, Written | Failure] = {}
+    by_id = {source.scan_id: source for source in sources}
+    for scan_id in counted("results from before", list(by_id)):
+        try:
+            one = result_there(job.out, by_id[scan_id], job.mark)
+        except ResultInTheWayError as error:
+            found[scan_id] = Failure.of(error, scan_id=scan_id, location=by_id[scan_id].location)
+        else:
+            if one is not None:
+                found[scan_id] = one
+    return found
 
 
 def _one_by_one(

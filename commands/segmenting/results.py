@@ -14,6 +14,7 @@ content of its files). It replaces nothing that it did not make, and no labels t
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -22,13 +23,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.discovery import Source, source_digest
-from pipeline.errors import Failure, ScanError
+from pipeline.errors import ScanError
 from training.inference import LOW_CONFIDENCE, Found
 
 TABLE = "results.csv"
@@ -46,6 +47,8 @@ _COLUMNS = (
     "labels",
 )
 _DAY_SECONDS = 86_400
+_PART = ".mass.part"
+"""End of the names of hidden folders."""
 _LATER_FIELDS = ("kept", "edited")
 """Of a result, but not of its record."""
 
@@ -152,7 +155,7 @@ class _Record:
     @property
     def is_edited(self) -> bool:
         """Whether the labels are there and were changed."""
-        return self.written.labels.exists() and _sha256(self.written.labels) != self.labels_sha256
+        return self.written.labels.is_file() and _sha256(self.written.labels) != self.labels_sha256
 
     @classmethod
     def read(cls, path: Path) -> _Record | None:
@@ -165,44 +168,53 @@ class _Record:
             return None
 
 
-def result_there(out: Path, source: Source, job: str) -> Written | Failure | None:
-    """Return what is there of a target: its result, why none may be written, or None if one may be.
+class ResultInTheWayError(ScanError):
+    """Something is there that a result may not replace."""
+
+
+def result_there(out: Path, source: Source, job: str) -> Written | None:
+    """Return the result of a target if it is there, None if it has to be made.
 
     Args:
         out: Folder of the results.
         source: The target.
         job: Mark of the job.
+
+    Raises:
+        ResultInTheWayError: A result under this name would replace what may not be replaced.
     """
+    try:
+        return _result_there(out, source, job)
+    except OSError as error:
+        reason = f"what is there under this name cannot be read ({error.strerror or error})"
+        raise _in_the_way(reason) from None
+
+
+def _result_there(out: Path, source: Source, job: str) -> Written | None:
     record = _Record.read(out / f"{source.scan_id}{_RECORD_SUFFIX}")
     if record is None:
-        labels = [path.name for path in out.glob(f"{source.scan_id}_seg.*") if path.suffix != ".png"]
-        return (
-            _in_the_way(source, f"{labels[0]} is there, which no record says was made here")
-            if labels
-            else None
-        )
+        names = (f"{source.scan_id}_seg.*", f"{source.scan_id}_prob_*", f"{source.scan_id}{_RECORD_SUFFIX}")
+        there = [path.name for name in names for path in sorted(out.glob(name))]
+        if there:
+            raise _in_the_way(f"{there[0]} is there, and no record says that it was made here")
+        return None
     try:
         same = record.target == mark_of(source)
     except ScanError:
         return None  # it fails where it is read, with its reason
     if not same:
-        return _in_the_way(source, "the result of another image is there under this name")
+        raise _in_the_way("the result of another file is there under this name")
     if record.is_edited:
         if record.job == job:
-            return replace(record.written, edited=True)
-        return _in_the_way(source, f"{record.written.labels.name} was changed since it was made")
-    whole = all(path.exists() for path in record.written.files)
+            return replace(record.written, edited=True, volumes_ml={}, confidences={})
+        raise _in_the_way(f"{record.written.labels.name} was changed since it was made")
+    whole = all(path.is_file() for path in record.written.files)
     return record.written if whole and record.job == job else None
 
 
-def _in_the_way(source: Source, reason: str) -> Failure:
-    return Failure(
-        scan_id=source.scan_id,
-        location=source.location,
-        reason=reason,
-        remedy="Name another --out, or replace it (--again)",
-        kind="ResultInTheWay",
-    )
+def _in_the_way(reason: str) -> ResultInTheWayError:
+    remedy = "Name another --out, or replace it: this target alone, with --again"
+    return ResultInTheWayError(reason, path=None, remedy=remedy)
 
 
 def own_files(out: Path) -> set[Path]:
@@ -230,11 +242,14 @@ def write_results_table(out: Path, job: str, *, without: Collection[str] = ()) -
     chosen = [record for record in chosen if record.written.scan_id not in without]
     for record in chosen:
         rows.writerows(_rows_of(replace(record.written, edited=record.is_edited)))
-    if chosen:  # under a name of its own: another run may write it at the same time
-        with tempfile.TemporaryDirectory(prefix=f".{TABLE}.", suffix=".part", dir=out) as folder:
-            table = Path(folder) / TABLE
-            table.write_text(text.getvalue(), encoding="utf-8", newline="")
-            table.replace(out / TABLE)
+    table = out / TABLE
+    if table.is_file() and not table.read_text("utf-8", "replace").startswith(",".join(_COLUMNS[:3])):
+        raise OSError(errno.EEXIST, "there is a table of this name that this command did not write")
+    if chosen or table.exists():  # under a name of its own: another run may write it at the same time
+        with tempfile.TemporaryDirectory(prefix=f".{TABLE}.", suffix=_PART, dir=out) as folder:
+            made = Path(folder) / TABLE
+            made.write_text(text.getvalue(), encoding="utf-8", newline="")
+            made.replace(table)
 
 
 def _rows_of(one: Written) -> Iterator[tuple[object, ...]]:
@@ -264,10 +279,10 @@ def _sha256(path: Path) -> str:
 def staged(out: Path, name: str) -> Iterator[Path]:
     """Yield a hidden folder; its files are moved to `out` at the end of the block, unless it fails.
 
-    The record is moved first: it tells whether the labels are those that were made, and what is missing.
-    Files of an earlier result that this one does not have are removed.
+    Files of an earlier result are removed first, then the record is moved, then the others: whenever a run is
+    killed, files are missing, and none is taken for another's.
     """
-    folder = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".part", dir=out))
+    folder = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=_PART, dir=out))
     try:
         yield folder
         record = f"{name}{_RECORD_SUFFIX}"
@@ -276,17 +291,18 @@ def staged(out: Path, name: str) -> Iterator[Path]:
         for path in files:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
+        before = {path.name for path in (*files[1:], *(earlier.written.files if earlier else ()))}
+        for file_name in sorted(before):
+            (out / file_name).unlink(missing_ok=True)
         for path in files:
             path.replace(out / path.name)
-        for path in earlier.written.files if earlier else ():
-            if path.name not in {file.name for file in files}:
-                path.unlink(missing_ok=True)
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def clear_leftovers(out: Path) -> None:
     """Remove hidden folders of runs that were killed more than a day ago."""
-    for folder in out.glob(".*.part"):
-        if folder.is_dir() and time.time() - folder.stat().st_mtime > _DAY_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in out.glob(f".*{_PART}"):
+        with suppress(OSError):  # another run may remove it too
+            if time.time() - folder.stat().st_mtime > _DAY_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import traceback
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,8 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commands.progress import Step
-from commands.segmenting.results import Written, mark_of, named, own_files, staged, write_record
-from pipeline.discovery import Source, distinct_ids
+from commands.segmenting.results import (
+    Written,
+    mark_of,
+    named,
+    own_files,
+    result_there,
+    staged,
+    write_record,
+)
+from pipeline.discovery import Source, distinct_ids, id_from_parts
 from pipeline.errors import Failure, NoSuchFrame, ScanError
 from pipeline.ingest import IngestConfig, find_targets, load_source
 from storage import digest_of
@@ -43,6 +52,8 @@ class Job:
     """Of all targets; None to find out."""
     probabilities: bool
     """Whether each structure's probability is written too."""
+    again: bool
+    """Whether results that are there are replaced, whatever they are."""
     mark: str
     """Of all that results follow from, but the target."""
 
@@ -67,6 +78,7 @@ class Job:
             out=arguments.out,
             modality=arguments.modality,
             probabilities=arguments.probabilities,
+            again=arguments.again,
             mark=digest_of(follows_from),
         )
 
@@ -94,22 +106,33 @@ def collect_targets(
         except ScanError as error:
             failed.append(Failure.of(error, scan_id=target.name, location=str(target)))
             continue
-        place = target.resolve()
-        out_is_below = place in out.resolve().parents
         for source in there.sources:
-            files = {path.resolve() for path in source.files}
-            if files & own or (out_is_below and any(out.resolve() in file.parents for file in files)):
-                continue
-            found[str((place if place.is_dir() else place.parent) / source.location)] = source
+            if not own & {path.resolve() for path in source.files}:
+                found[_key(source)] = _with_name(source, target)
         failed.extend(there.failures)
     ids = distinct_ids({key: source.scan_id for key, source in found.items()})
-    return [_told_apart(source, ids[key], key) for key, source in found.items()], failed
+    return [_told_apart(source, ids[key]) for key, source in found.items()], failed
 
 
-def _told_apart(source: Source, scan_id: str, key: str) -> Source:
-    """Return a source with its id; if others have the same name, with the path of its target too."""
-    location = source.location if scan_id == source.scan_id else key
-    return replace(source, scan_id=scan_id, location=location)
+def _key(source: Source) -> str:
+    """Return what tells a scan from all others, however it was named."""
+    parts = [source.files[0].resolve(), source.frame, source.stack, source.item and source.item.array]
+    return " ".join(map(str, [*parts, source.item and source.item.index]))
+
+
+def _with_name(source: Source, target: Path) -> Source:
+    """Return a source; one that has no name of its own has that of the folder that was named."""
+    if source.scan_id != id_from_parts(()):
+        return source
+    return replace(source, scan_id=id_from_parts([target.resolve().name]))
+
+
+def _told_apart(source: Source, scan_id: str) -> Source:
+    """Return a source with its id; if others have the same name, with its path for a location."""
+    if scan_id == source.scan_id:
+        return source
+    path = source.files[0].parent if source.format == "dicom" else source.files[0]
+    return replace(source, scan_id=scan_id, location=str(path))
 
 
 def segment_one(job: Job, source: Source, on_step: OnStep | None = None) -> Written | Failure:
@@ -122,7 +145,7 @@ def segment_one(job: Job, source: Source, on_step: OnStep | None = None) -> Writ
     """
     try:
         return _segmented(job, source, on_step)
-    except (ScanError, TrainingError, OSError, RuntimeError, MemoryError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other targets go on
         return _failure(source, error)
 
 
@@ -163,10 +186,12 @@ def _segmented(job: Job, source: Source, on_step: OnStep | None) -> Written:
             notes=result.notes,
         )
         write_record(folder, written, job=job.mark, target=target)
+        if not job.again:  # once more: another run may have written meanwhile, or a reader corrected a map
+            result_there(job.out, source, job.mark)
     return written
 
 
-def _failure(source: Source, error: BaseException) -> Failure:
+def _failure(source: Source, error: Exception) -> Failure:
     """Return the failure of a target."""
     if isinstance(error, ScanError):
         return with_own_remedy(Failure.of(error, scan_id=source.scan_id, location=source.location))
@@ -181,6 +206,7 @@ def _failure(source: Source, error: BaseException) -> Failure:
         reason = f"its result cannot be written ({error.strerror or error})"
         remedy = "Check the folder of --out, and the space on its disk"
     else:
+        traceback.print_exception(error)
         reason = f"{type(error).__name__}: {reason.splitlines()[0] if reason else ''}"
         remedy = "Check the space on the disk of --out; else this is a bug in mass3d, please report it"
     return Failure(

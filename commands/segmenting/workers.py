@@ -88,7 +88,7 @@ def _pool(make_job: Callable[[], Job], workers: int) -> Iterator[ProcessPoolExec
         workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin,
-        initargs=(make_job, max(1, (os.cpu_count() or 1) // workers)),
+        initargs=(make_job, max(1, _processors() // workers)),
     )
     try:
         yield pool
@@ -98,6 +98,11 @@ def _pool(make_job: Callable[[], Job], workers: int) -> Iterator[ProcessPoolExec
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _begin(make_job: Callable[[], Job], threads: int) -> None:

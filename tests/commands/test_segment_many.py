@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,13 +24,14 @@ import torch
 from commands import segment as segmenting
 from commands.arguments import parser
 from commands.main import main
-from commands.segmenting import workers
+from commands.segmenting import targets, workers
 from commands.segmenting.results import Written
-from commands.segmenting.targets import Job
+from commands.segmenting.targets import Job, collect_targets
 from pipeline.discovery import Source
 from pipeline.errors import Failure
 from pipeline.ingest import IngestConfig
 from tests.commands.test_segment import draw, files_in, files_of, labels_in, stand_in
+from tests.phantom import write_dicom
 from tests.waits import PATIENT_SECONDS
 from training.inference import Reference, SegmentConfig, Segmenter
 
@@ -148,7 +150,7 @@ def test_nothing_is_replaced_that_it_did_not_make(folder: Path) -> None:
     (out / "a_seg.mha").write_bytes(b"an expert's")
     assert main(by_network(folder, "out")) == 1
     assert ids(folder, kept=False) == {"b", "c"}
-    assert "no record says was made here" in failures(folder)["a"]
+    assert "no record says that it was made here" in failures(folder)["a"]
     corrected = labels_in(out / "b_seg.mha")
     corrected[:] = 4
     sitk.WriteImage(sitk.GetImageFromArray(corrected), str(out / "b_seg.mha"))
@@ -164,7 +166,7 @@ def test_nothing_is_replaced_that_it_did_not_make(folder: Path) -> None:
     assert main(by_network(folder, "out", "--label", "3")) == 1
     found = failures(folder)
     assert found["b"] == "b_seg.mha was changed since it was made"
-    assert found["c"] == "the result of another image is there under this name"
+    assert found["c"] == "the result of another file is there under this name"
     assert {name: (out / f"{name}_seg.mha").read_bytes() for name in "abc"} == bytes_of
     assert main(by_network(folder, "out", "--again")) == 0
     assert all((out / f"{name}_seg.mha").read_bytes() != old for name, old in bytes_of.items())
@@ -184,10 +186,11 @@ def test_scans_of_one_size_and_time_are_two(folder: Path) -> None:
 
     assert run("one") == 0
     assert run("two") == 1
-    assert failures(folder) == {"scan": "the result of another image is there under this name"}
+    assert failures(folder) == {"scan": "the result of another file is there under this name"}
+    assert [row["target"] for row in rows_in(folder / "out")] == ["scan", "scan"]
     assert run("one", "two") == 0
-    files = {row["target"]: row["file"] for row in rows_in(folder / "out")}
-    assert sorted(Path(file).parts[-3] for name, file in files.items() if name != "scan") == ["one", "two"]
+    files = {row["file"] for row in rows_in(folder / "out") if row["target"] != "scan"}
+    assert files == {str(folder / name / "img" / "scan.nii") for name in ("one", "two")}
 
 
 @pytest.mark.usefixtures("quick_network")
@@ -203,14 +206,14 @@ def test_results_among_the_targets_are_no_targets(folder: Path, out: str) -> Non
 
 @pytest.mark.usefixtures("quick_network")
 def test_what_killed_runs_left_long_ago_is_removed(folder: Path) -> None:
-    old, young = (folder / "out" / f".{name}.part" for name in ("a.x1", "b.x2"))
-    for left in (old, young):
+    old, young, foreign = (folder / "out" / name for name in (".a.x.mass.part", ".b.x.mass.part", ".c.part"))
+    for left in (old, young, foreign):
         left.mkdir(parents=True)
         (left / "half").touch()
-    os.utime(old, (1, 1))
+    for left in (old, foreign):
+        os.utime(left, (1, 1))
     assert main(by_network(folder, "out")) == 0
-    assert not old.exists()
-    assert young.exists()
+    assert [left.exists() for left in (old, young, foreign)] == [False, True, True]
 
 
 @pytest.mark.usefixtures("quick_network")
@@ -222,10 +225,89 @@ def test_an_out_that_cannot_be_and_a_table_that_cannot_be_written(
         assert main(by_network(folder, out)) == 2
         assert f"--out {folder / out}: there can be no such folder" in capsys.readouterr().err
     (folder / "out" / "results.csv").mkdir(parents=True)
-    assert main(by_network(folder, "out")) == 0
-    told_of = capsys.readouterr()
-    assert "results.csv cannot be written" in told_of.err
-    assert "segmented (3)" in told_of.out
+    (folder / "other").mkdir()
+    (folder / "other" / "results.csv").write_text("of,a,user\n")
+    for out in ("out", "other"):
+        assert main(by_network(folder, out)) == 0
+        told_of = capsys.readouterr()
+        assert "results.csv cannot be written" in told_of.err
+        assert "segmented (3)" in told_of.out
+    assert (folder / "other" / "results.csv").read_text() == "of,a,user\n"
+
+
+@pytest.mark.usefixtures("quick_network")
+def test_whatever_a_killed_run_leaves_is_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with another label is killed before each change of a file; one with the first label goes on."""
+    out = folder / "out"
+    operations = 0
+    for name in ("unlink", "replace"):
+        real = getattr(Path, name)
+
+        def counted(path: Path, *more: Any, real: Any = real, **options: Any) -> Any:
+            nonlocal operations
+            if path.name.startswith("a_") and (operations := operations - 1) == 0:
+                raise KeyboardInterrupt
+            return real(path, *more, **options)
+
+        monkeypatch.setattr(Path, name, counted)
+    stopped = 0
+    for number in range(1, 20):
+        assert main(by_network(folder, "out", "--label", "3", "--again")) == 0
+        expected = {path.name: path.read_bytes() for path in out.glob("a_seg.*")}
+        operations = number
+        stopped += main(by_network(folder, "out", "--label", "4")) == 130
+        operations = 0
+        assert main(by_network(folder, "out", "--label", "3")) == 0
+        assert {path.name: path.read_bytes() for path in out.glob("a_seg.*")} == expected
+        if operations == 0 and stopped < number:
+            break
+    assert stopped == 5  # labels and picture removed; record, labels and picture moved
+
+
+@pytest.mark.usefixtures("quick_network")
+def test_what_comes_while_a_target_is_made_is_not_replaced(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, draw_cases = folder / "out", targets.draw_cases
+
+    def drawn(cases: Any) -> Any:
+        (out / "a_seg.mha").touch()
+        return draw_cases(cases)
+
+    monkeypatch.setattr(targets, "draw_cases", drawn)
+    assert main(by_network(folder, "out")) == 1
+    assert "a_seg.mha is there, and no record says" in failures(folder)["a"]
+    assert (out / "a_seg.mha").stat().st_size == 0
+
+
+def test_scans_are_told_apart_by_their_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    config, out = IngestConfig(), folder / "out"
+
+    def collected(*names: str) -> list[tuple[str, str]]:
+        sources, failed = collect_targets([Path(name) for name in names], config, out)
+        assert not failed
+        return [(source.scan_id, source.location) for source in sources]
+
+    assert [name for name, _ in collected("scans/a.mha", "scans", str(folder / "scans" / "b.mha"))] == [
+        "a",
+        "b",
+        "c",
+    ]
+    (folder / "scans" / "scans").mkdir()
+    draw(seed=7).write(folder / "scans" / "scans" / "a.mha")
+    assert len(collected("scans/a.mha", "scans/scans/a.mha")) == 2
+    shutil.rmtree(folder / "scans" / "scans")
+    volume = sitk.ReadImage(str(folder / "scans" / "a.mha"))
+    sitk.WriteImage(sitk.JoinSeries([volume, volume]), str(folder / "four.nii.gz"))
+    (folder / "m.csv").write_text("id,image,frame\nf0,four.nii.gz,0\nf1,four.nii.gz,1\n")
+    assert [name for name, _ in collected("m.csv")] == ["f0", "f1"]
+    for patient, seed in (("pat1", 1), ("pat2", 2)):
+        write_dicom(folder / patient / "image", draw(seed=seed), series_uid=f"1.2.{seed}")
+    assert collected("pat1")[0][0] == "pat1"
+    both = collected("pat1/image", "pat2/image")
+    assert len({name for name, _ in both}) == 2
+    assert [location for _, location in both] == ["pat1/image", "pat2/image"]
 
 
 @pytest.mark.usefixtures("quick_registration")
