@@ -208,7 +208,7 @@ def segment_targets(arguments: Namespace, job: Job) -> tuple[int, dict[str, Any]
     """Segment every target; failures do not stop the others. Return the exit code and the results.
 
     Args:
-        arguments: `targets`, `out`, `workers`, `again`; with several workers all that make the segmenter.
+        arguments: `targets` and `workers`; with several workers also all that a job is made of.
         job: What is done with a target.
     """
     began = time.monotonic()
@@ -222,9 +222,14 @@ def segment_targets(arguments: Namespace, job: Job) -> tuple[int, dict[str, Any]
     failed += [one for one in there.values() if isinstance(one, Failure)]
     broken: list[Failure] = []
     left = [source for source in sources if source.scan_id not in there]
-    run = _one_by_one if arguments.workers == 1 or len(left) < 2 else _several_at_a_time
+    alone = arguments.workers == 1 or len(left) < 2
     try:
-        with shown("segment") as show, closing(run(arguments, job, left, show)) as results:
+        with (
+            shown("segment") as show,
+            closing(
+                _one_by_one(job, left, show) if alone else _several_at_a_time(arguments, left, show)
+            ) as results,
+        ):
             for result in results:
                 if isinstance(result, Failure):
                     broken.append(result)
@@ -294,7 +299,7 @@ def _results_there(job: Job, sources: Sequence[Source]) -> dict[str, Written | F
 
 
 def _one_by_one(
-    arguments: Namespace, job: Job, sources: Sequence[Source], show: Callable[[State], None]
+    job: Job, sources: Sequence[Source], show: Callable[[State], None]
 ) -> Generator[Written | Failure, None, None]:
     """Segment targets in this process, with every step shown."""
     began, failed = time.monotonic(), 0
@@ -315,7 +320,7 @@ def _one_by_one(
 
 
 def _several_at_a_time(
-    arguments: Namespace, job: Job, sources: Sequence[Source], show: Callable[[State], None]
+    arguments: Namespace, sources: Sequence[Source], show: Callable[[State], None]
 ) -> Generator[Written | Failure, None, None]:
     """Segment targets in processes of their own."""
     began, done, failed = time.monotonic(), 0, 0

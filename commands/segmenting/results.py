@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import hashlib
 import io
 import json
 import os
@@ -30,6 +29,7 @@ from typing import Any
 
 from pipeline.discovery import Source, source_digest
 from pipeline.errors import ScanError
+from storage import checksum
 from training.inference import LOW_CONFIDENCE, Found
 
 TABLE = "results.csv"
@@ -75,7 +75,7 @@ class Written:
     kept: bool = False
     """Whether an earlier run made it."""
     edited: bool = False
-    """Whether the labels were changed since: volumes and confidences are of before."""
+    """Whether the labels were changed since, so that the volumes and confidences of before are left out."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain values."""
@@ -138,7 +138,7 @@ def write_record(folder: Path, written: Written, *, job: str, target: str) -> No
         job: Mark of the job.
         target: Mark of the target.
     """
-    marks = {"job": job, "target": target, "labels_sha256": _sha256(folder / written.labels.name)}
+    marks = {"job": job, "target": target, "labels_sha256": checksum(folder / written.labels.name)[1]}
     text = json.dumps({**written.to_record(), **marks}, indent=1) + "\n"
     (folder / f"{written.scan_id}{_RECORD_SUFFIX}").write_text(text, encoding="utf-8")
 
@@ -155,7 +155,7 @@ class _Record:
     @property
     def is_edited(self) -> bool:
         """Whether the labels are there and were changed."""
-        return self.written.labels.is_file() and _sha256(self.written.labels) != self.labels_sha256
+        return self.written.labels.is_file() and checksum(self.written.labels)[1] != self.labels_sha256
 
     @classmethod
     def read(cls, path: Path) -> _Record | None:
@@ -268,11 +268,6 @@ def _rows_of(one: Written) -> Iterator[tuple[object, ...]]:
             "yes" if one.edited else "no",
             one.labels.name,
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -194,7 +194,7 @@ def _segmented(job: Job, source: Source, on_step: OnStep | None) -> Written:
 def _failure(source: Source, error: Exception) -> Failure:
     """Return the failure of a target."""
     if isinstance(error, ScanError):
-        return with_own_remedy(Failure.of(error, scan_id=source.scan_id, location=source.location))
+        return Failure.of(error, scan_id=source.scan_id, location=source.location)
     reason, remedy = str(error), ""
     if isinstance(error, TrainingError):
         reason = reason.removeprefix(f"{source.location}: ")
