@@ -194,7 +194,7 @@ def demonstrate_use(
     print(f"6. segment {name}, which was neither prepared nor trained on, from its file {unseen.image}")
     document["unseen"] = segment_unseen(store, pretrained, done, unseen, out)
     modality = done.scans.modalities[0]
-    print(f"again: mass segment {run} --finetuned {unseen.image} --modality {modality} --out {out}")
+    print(f"again: mass segment {run} --finetuned {unseen.image} --modality {modality} --again --out {out}")
     return 0, document
 
 
@@ -237,7 +237,7 @@ def demonstrate_whole_scan(out: Path) -> dict[str, Any]:
     print_table(f"one-shot, in {time.monotonic() - began:.0f} s", columns, rows)
     print(f"labels: {out / 'head_03_seg.nii.gz'}\npicture: {out / 'head_03_seg.png'}")
     options = f"--reference-image {reference} --reference-mask {mask} --modality mr --spacing {_HEAD_MM:g}"
-    print(f"again: mass segment {_WEIGHTS} {options} {target} --out {out}")
+    print(f"again: mass segment {_WEIGHTS} {options} {target} --again --out {out}")
     return {"dice": {found.structure.name: dice.get(found.structure.values[0]) for found in result.found}}
 
 
