@@ -88,6 +88,7 @@ def options(arguments: Namespace) -> dict[str, Any]:
     """Return the settings of the table [finetune] that options give; the others are left out."""
     given = {
         "label": arguments.label,
+        "carried": str(arguments.carried) if arguments.carried else None,
         "datasets": arguments.dataset,
         "scans": arguments.scans,
         "num_scans": arguments.num,
@@ -173,6 +174,8 @@ def print_result(
     result, scans = done.result, done.scans
     print(f"label {scans.label}: {', '.join(f'{part.values[0]} {part.name}' for part in scans.structures)}")
     print(f"trained on {len(scans.training)} scans: {_listed(scans.training)}")
+    if scans.carried:
+        print(f"and, with carried labels, on {len(scans.carried)}: {_listed(scans.carried)}")
     columns = ("mode", "steps", "loss, first tenth", "loss, last tenth", "samples/s", "waiting for data")
     row = (
         "from scratch" if config.finetune.from_scratch else config.finetune.mode,
@@ -206,6 +209,7 @@ def to_document(folder: Path, config: FinetuneConfig, done: Finetuning) -> dict[
         "label": scans.label,
         "structures": [{"value": part.values[0], "name": part.name} for part in scans.structures],
         "training_scans": list(scans.training),
+        "carried_scans": list(scans.carried),
         "held_out_scans": list(scans.held_out),
         "resumed": done.resumed,
         "step": result.step,

@@ -63,6 +63,7 @@ from .records import (
     ScanRecord as ScanRecord,
     about_imports as about_imports,
     check_source_name as check_source_name,
+    downsample_labels as downsample_labels,
     import_digest as import_digest,
     imported_sources as imported_sources,
     imports_of as imports_of,

@@ -137,6 +137,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--counts", nargs="+", metavar="N", help="labelled scans of fine-tunings, or `all`")
     made.add_argument("--steps", type=int, nargs="+", metavar="N", help="of fine-tunings")
     made.add_argument(
+        "--carried",
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="labelled scans of fine-tunings that are trained on carried labels, too (--steps; 400)",
+    )
+    made.add_argument(
         "--cross", action="store_true", help="every number of labels with every number of steps"
     )
     made.add_argument("--prompts", type=int, metavar="N", help="references, in turn, of one-shot answers")
@@ -169,6 +176,10 @@ def form_of(options: argparse.Namespace) -> Form:
     if options.counts or options.steps or options.cross:
         counts = [ALL if text == "all" else int(text) for text in options.counts or []]
         form = form.crossed(counts, options.steps or [])
+    if options.carried:
+        steps = options.steps or [400]
+        carried = tuple((int(text), number) for text in options.carried for number in steps)
+        form = replace(form, carried=carried)
     return form
 
 

@@ -67,6 +67,12 @@ ARMS = {
         data={"whole_fraction": 0.0},
         only_when_named=True,
     ),
+    "ours-half": Arm(
+        title="our masks, half whole scans, half crops",
+        masks="ours",
+        data={"whole_fraction": 0.5},
+        only_when_named=True,
+    ),
     "ours-best": Arm(title="the 250 best of our masks", masks="best", only_when_named=True),
     "ours-encoder": Arm(title="our masks, the encoder alone", pretrained_as="ours", encoder_only=True),
     "mae": Arm(title="masked autoencoding", task=MASKED_AUTOENCODING, encoder_only=True),

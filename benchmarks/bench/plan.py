@@ -2,7 +2,8 @@
 
 A cell is one set, arm, use and seed. A form of the bench says how many of each: `FULL`, or `QUICK`. The
 fine-tunings are a cross through the table of labels and steps, not all of it (`--cross` for all): 150 steps
-at every number of labels, and 50 and 400 steps at five labels.
+at every number of labels, and 50 and 400 steps at five labels. With `carried`, there are fine-tunings that
+train on labels carried over by registration, too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from benchmarks.bench.sets import SETS, SetDescription
 from benchmarks.bench.uses import RIVALS
 
 PRETRAIN, ONE_SHOT, FIVE_SHOT, CLASSIFY = "pretrain", "one-shot", "five-shot", "classify"
+FINETUNE, CARRIED = "finetune-", "carried-"
+"""How the uses begin that train on labels: those of labelled scans alone, or carried ones, too."""
 ALL = 0
 """Number of labelled scans: all there are."""
 _WITHOUT_NAME = tuple(arm for arm, about in ARMS.items() if not about.only_when_named)
@@ -37,6 +40,8 @@ class Form:
     in `mass pretrain --recipe whole` (0.75)."""
     grid: tuple[tuple[int, int], ...] = ((1, 150), (5, 50), (5, 150), (5, 400), (20, 150), (ALL, 150))
     """Labelled scans and steps of the fine-tunings."""
+    carried: tuple[tuple[int, int], ...] = ()
+    """Labelled scans and steps of the fine-tunings that are trained on carried labels, too."""
     prompts: int = 3
     """References, one after the other, of one-shot answers."""
 
@@ -87,15 +92,20 @@ class Cell:
     @property
     def labels_and_steps(self) -> tuple[int, int] | None:
         """Labelled scans and steps, if it is a fine-tuning."""
-        if not self.use.startswith("finetune-"):
+        if not self.use.startswith((FINETUNE, CARRIED)):
             return None
         _, count, steps = self.use.split("-")
         return (ALL if count == "all" else int(count)), int(steps)
 
+    @property
+    def with_carried(self) -> bool:
+        """Whether it is a fine-tuning that is trained on carried labels, too."""
+        return self.use.startswith(CARRIED)
 
-def finetune_use(count: int, steps: int) -> str:
+
+def finetune_use(count: int, steps: int, kind: str = FINETUNE) -> str:
     """The use of a fine-tuning."""
-    return f"finetune-{count or 'all'}-{steps}"
+    return f"{kind}{count or 'all'}-{steps}"
 
 
 def cells_of(form: Form, about: Mapping[str, SetDescription], pools: Mapping[str, int]) -> Iterator[Cell]:
@@ -113,6 +123,9 @@ def cells_of(form: Form, about: Mapping[str, SetDescription], pools: Mapping[str
                 finetune_use(count, steps)
                 for count, steps in form.grid
                 if count < pools[name] or (count == pools[name] and (ALL, steps) not in form.grid)
+            ]
+            tuned += [
+                finetune_use(count, steps, CARRIED) for count, steps in form.carried if count <= pools[name]
             ]
             labelled = about[name].labels
             for rival in form.rivals if labelled else ():
@@ -203,7 +216,8 @@ def seconds_of(
     if cell.labels_and_steps:
         steps = cell.labels_and_steps[1]
         step = SECONDS_A_STEP + BATCH * mega * SECONDS_A_MEGAVOXEL["finetune"]
-        return START_SECONDS + asked + steps * step
+        carrying = pool * SECONDS_A_PAIR["registration"] if cell.with_carried else 0.0
+        return START_SECONDS + carrying + asked + steps * step
     if cell.use == CLASSIFY:
         return START_SECONDS + (targets + pool) * 3 * mega
     return START_SECONDS + asked * (form.prompts if cell.use == ONE_SHOT else 5) / 3

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.bench.arms import ARMS
-from benchmarks.bench.plan import CLASSIFY, FIVE_SHOT, ONE_SHOT, PRETRAIN
+from benchmarks.bench.plan import CARRIED, CLASSIFY, FINETUNE, FIVE_SHOT, ONE_SHOT, PRETRAIN
 from benchmarks.bench.sets import SetDescription
 from benchmarks.bench.uses import RIVAL_TITLES
 from benchmarks.curves import draw_curves
@@ -122,10 +122,11 @@ def columns_of(about: SetDescription, structures: Sequence[str]) -> dict[str, li
 
 def use_title(use: str) -> str:
     """What a use is called."""
-    if use.startswith("finetune-"):
+    if use.startswith((FINETUNE, CARRIED)):
         _, count, steps = use.split("-")
         scans = "all labelled scans" if count == "all" else f"{count} labelled scan{'s' * (count != '1')}"
-        return f"fine-tuned on {scans}, {steps} steps"
+        more = " and labels carried over to the others" if use.startswith(CARRIED) else ""
+        return f"fine-tuned on {scans}{more}, {steps} steps"
     return {ONE_SHOT: "one reference", FIVE_SHOT: "five references", CLASSIFY: "frozen classification"}[use]
 
 
@@ -139,10 +140,10 @@ def uses_of(cells: Cells) -> list[str]:
     """Uses of segmentation: in context first, then by labels and steps."""
 
     def rank(use: str) -> tuple[int, int, int]:
-        if not use.startswith("finetune-"):
+        if not use.startswith((FINETUNE, CARRIED)):
             return (0, 0, (ONE_SHOT, FIVE_SHOT).index(use))
         _, count, steps = use.split("-")
-        return (1, 10**6 if count == "all" else int(count), int(steps))
+        return (1 + use.startswith(CARRIED), 10**6 if count == "all" else int(count), int(steps))
 
     return sorted({cell["use"] for cell in cells if "answers" in cell}, key=rank)
 
@@ -272,7 +273,7 @@ def draw(cells: Cells, sets: Mapping[str, SetDescription], pools: Mapping[str, i
     panels: dict[str, dict[str, list[list[tuple[float, float]]]]] = {}
     for name, about in sets.items():
         own = [cell for cell in cells if cell["set"] == name and cell.get("answers")]
-        tuned = [cell for cell in own if cell["use"].startswith("finetune-")]
+        tuned = [cell for cell in own if cell["use"].startswith(FINETUNE)]
         steps = _most_common_steps(tuned)
         arms: dict[str, list[list[tuple[float, float]]]] = {}
         for arm in ordered(tuned, "arm", list(TITLES)):

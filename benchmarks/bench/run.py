@@ -2,6 +2,7 @@
 
     OUT/cells.jsonl            every cell that is done, one a line
     OUT/runs/SET/ARM-USE-seedN-MARK/   networks and tables of a cell
+    OUT/carried/SET-MARK/      labels carried over from the labelled scans of a cell to the others
     OUT/locks/                 which cells a process is at
 
 A cell's key holds a mark of all that it follows from but the code: settings, scans, split. Cells of other
@@ -27,6 +28,7 @@ from benchmarks.bench.sets import BenchSet, Sources
 from benchmarks.bench.uses import (
     RIVALS,
     Start,
+    carried_over,
     classified,
     clean,
     fine_tuned,
@@ -91,6 +93,8 @@ class Bench:
             start = Start(config=self.config(cell))
             tuning = finetune_config(bench_set, start, ids, seed=cell.seed, steps=steps)
             values["finetuning"] = tuning.values()
+            if cell.with_carried:
+                values["carried"] = sorted(set(split["pretraining"]) - set(ids))
         return values
 
     def config(self, cell: Cell) -> PretrainConfig:
@@ -136,7 +140,13 @@ class Bench:
             count, steps = cell.labels_and_steps
             ids = bench_set.labelled(cell.seed, count)
             start = self.start(cell)
-            method = fine_tuned(bench_set, start, ids, self.folder(cell), seed=cell.seed, steps=steps)
+            carried = None
+            if cell.with_carried:
+                folder = self.out / "carried" / f"{cell.set}-{bench_set.digest_of(ids)[:10]}"
+                carried = carried_over(bench_set, ids, folder)
+            method = fine_tuned(
+                bench_set, start, ids, self.folder(cell), seed=cell.seed, steps=steps, carried=carried
+            )
             return {"labelled": ids, "answers": score_method(bench_set, method, [()])}
         shots, number = (5, 1) if cell.use == FIVE_SHOT else (1, self.form.prompts)
         prompts = prompts_of(bench_set, cell.seed, shots, number)

@@ -3,6 +3,8 @@
     in context     shown one labelled scan, or five, and asked about the targets; nothing is trained
     fine-tuning    trained on the labels of 1, 5, 20 or all labelled scans, some steps, then asked
     classification frozen encoder, logistic regression on pooled features, tested on the targets
+    carried        fine-tuning on all other scans of the pretraining, too, with the labels that registration
+                   carries over to them from the labelled ones; their own are not read
     rivals         the labels of the shown scans copied, or carried over by registration; nothing is learnt
 
 Fine-tuning is that of `mass finetune --recipe whole`, but that an arm which pretrained its encoder alone gets
@@ -30,10 +32,12 @@ from training.classification.labels import ClassSplit, table_of_store
 from training.classification.run import RESULTS
 from training.engine import CHECKPOINTS, Ranks, Trainer, choose_device
 from training.engine.checkpoints import list_checkpoints
+from training.errors import DataError
+from training.finetuning.carrying import carry_labels, plan_carrying
 from training.finetuning.config import FinetuneConfig, finetune_recipe, with_chosen_window
 from training.finetuning.initial_tokens import initial_tokens, random_tokens
 from training.finetuning.run import finetuning_task, freeze, token_table
-from training.finetuning.scans import LabelledScans, find_structures
+from training.finetuning.scans import FinetuneTaskConfig, LabelledScans, choose_scans, find_structures
 from training.inference import PromptedIris, TokenTable, predict_labels, token_inference, token_prompt
 from training.network import Iris, TrainedOn, load_checkpoint, weights_digest
 from training.pretraining import PretrainConfig
@@ -132,16 +136,57 @@ def finetune_config(
     return with_chosen_window(config, start.trained_on(bench_set), shapes)
 
 
+def carried_over(bench_set: BenchSet, ids: Sequence[str], folder: Path) -> Path:
+    """Carry the labels of some scans over to all others that are pretrained on; the folder with them.
+
+    Raises:
+        DataError: A scan cannot be read.
+    """
+    store = bench_set.store
+    scans = labelled_scans(bench_set, ids)
+    question = FinetuneTaskConfig(
+        label=scans.label,
+        scans=scans.training,
+        values=tuple(part.values[0] for part in scans.structures),
+    )
+    targets = sorted(set(bench_set.split.pretraining) - set(ids))
+    for done in carry_labels(store.path, folder, plan_carrying(store, question, targets=targets)):
+        if done.error:
+            raise DataError(f"{store.path}: {done.scan_id}: {done.error}")
+    return folder
+
+
 def fine_tuned(
-    bench_set: BenchSet, start: Start, ids: Sequence[str], folder: Path, *, seed: int, steps: int
+    bench_set: BenchSet,
+    start: Start,
+    ids: Sequence[str],
+    folder: Path,
+    *,
+    seed: int,
+    steps: int,
+    carried: Path | None = None,
 ) -> Method:
     """Fine-tune on labelled scans, or go on with it; the network as a method that needs no reference.
+
+    Args:
+        bench_set: The set.
+        start: The network that it starts from.
+        ids: The labelled scans.
+        folder: Of the run.
+        seed: Of drawn weights and samples.
+        steps: Of the training.
+        carried: Labels that were carried over to other scans, to train on, too.
 
     Raises:
         SystemExit: A signal stopped it; the same command goes on.
     """
     config = finetune_config(bench_set, start, ids, seed=seed, steps=steps)
     scans = labelled_scans(bench_set, ids)
+    if carried:
+        values = tuple(part.values[0] for part in scans.structures)
+        chosen = replace(config.finetune, label=scans.label, values=values, carried=str(carried))
+        config = replace(config, finetune=chosen)
+        scans = replace(choose_scans(bench_set.store, chosen), held_out=())
     table = token_table(bench_set.store, scans, config)
     device = choose_device("auto")
     model = starting_model(bench_set, start, scans, config, seed).to(device)

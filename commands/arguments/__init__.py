@@ -21,7 +21,14 @@ from commands.arguments.store import (
     add_status,
     add_verify,
 )
-from commands.arguments.train import add_classify, add_embed, add_finetune, add_pair, add_pretrain
+from commands.arguments.train import (
+    add_carry,
+    add_classify,
+    add_embed,
+    add_finetune,
+    add_pair,
+    add_pretrain,
+)
 from commands.arguments.use import (
     EXAMPLES as EXAMPLES,
     add_demo,
@@ -90,6 +97,11 @@ COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None]]] 
         "commands.pretrain:run_pretrain",
         "train a network on a store's proposals",
         add_pretrain,
+    ),
+    "carry": (
+        "commands.carry:run_carry",
+        "carry labels of a few scans over to others by registration, for finetune",
+        add_carry,
     ),
     "finetune": (
         "commands.finetune:run_finetune",

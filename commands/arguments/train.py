@@ -53,6 +53,35 @@ def add_pretrain(add: argparse.ArgumentParser) -> None:
     add_training(add, ("whole", "large", "small", "published"), default="whole")
 
 
+def add_carry(add: argparse.ArgumentParser) -> None:
+    """The options of `mass carry`."""
+    add_store(add)
+    add_cache(add)
+    add.add_argument(
+        "carried_folder", type=Path, metavar="CARRIED", help="the folder to fill; run again to go on"
+    )
+    add.add_argument("--label", metavar="NAME", help="label map to carry, where the store has several")
+    add.add_argument("--values", nargs="+", type=at_least(1), metavar="N", help="only these label values")
+    add.add_argument("--dataset", action="append", metavar="NAME", help="only its scans (may be repeated)")
+    which = add.add_mutually_exclusive_group()
+    which.add_argument("--scans", nargs="+", metavar="ID", help="carry over from these labelled scans")
+    which.add_argument(
+        "--num",
+        type=at_least(1),
+        metavar="N",
+        help="carry over from N labelled scans, drawn (default: from all, five at most)",
+    )
+    add.add_argument(
+        "--to", nargs="+", metavar="ID", help="to these scans (default: those without the label)"
+    )
+    add.add_argument(
+        "--most", type=at_least(1), metavar="N", help="most scans to carry to, drawn; seconds each (100)"
+    )
+    add.add_argument("--held-out", nargs="+", metavar="ID", help="not to these, nor others of their cases")
+    add.add_argument("--seed", type=int, metavar="S", help="seed of the draws (0)")
+    add_workers(add, "processes that register", default=1)
+
+
 def add_finetune(add: argparse.ArgumentParser) -> None:
     """The options of `mass finetune`."""
     add.add_argument(
@@ -67,6 +96,12 @@ def add_finetune(add: argparse.ArgumentParser) -> None:
         "run_folder", type=Path, metavar="RUN", help="checkpoints, metrics, weights, report; made new"
     )
     add.add_argument("--label", metavar="NAME", help="label map to learn, where the store has several")
+    add.add_argument(
+        "--carried",
+        type=Path,
+        metavar="CARRIED",
+        help="folder of `mass carry`: train on its scans, too, with the labels carried over to them",
+    )
     add.add_argument("--dataset", action="append", metavar="NAME", help="only its scans (may be repeated)")
     which = add.add_mutually_exclusive_group()
     which.add_argument("--scans", nargs="+", metavar="ID", help="train on these scans")

@@ -170,7 +170,7 @@ def test_arms_of_other_settings_run_where_they_are_named_and_share_nothing(
     store: Store, tmp_path: Path
 ) -> None:
     odd = {name for name, arm in ARMS.items() if arm.only_when_named}
-    assert odd == {"first", "ours-crops", "ours-best"}
+    assert odd == {"first", "ours-crops", "ours-half", "ours-best"}
     assert not odd & {*FULL.arms, *QUICK.arms}
     options = script.parser().parse_args([str(tmp_path), "--quick", "--only", "hippocampus/ours-crops"])
     form = script.form_of(options)
@@ -191,6 +191,25 @@ def test_fine_tunings_on_more_labels_than_there_are_are_left_out() -> None:
     few = {cell.use for cell in cells_of(FULL, {"acdc": SETS["acdc"]}, {"acdc": 4})}
     assert {use for use in few if use.startswith("finetune")} == {"finetune-1-150", "finetune-all-150"}
     assert "five-shot" not in few
+
+
+def test_fine_tunings_on_carried_labels_run_where_they_are_asked_for() -> None:
+    about, pools = {"acdc": SETS["acdc"]}, {"acdc": 4}
+    assert not any(cell.with_carried for cell in cells_of(FULL, about, pools))
+    options = script.parser().parse_args(["out", "--carried", "1", "5", "--steps", "150", "--counts", "1"])
+    cells = list(cells_of(script.form_of(options), about, pools))
+    assert {cell.use for cell in cells if cell.with_carried} == {"carried-1-150"}, "five are not there"
+    assert Cell(set="acdc", seed=0, arm="ours", use="carried-1-150").labels_and_steps == (1, 150)
+    plain, more = (
+        Cell(set="acdc", seed=0, arm="ours", use=f"{kind}-1-150") for kind in ("finetune", "carried")
+    )
+    assert more.needs == plain.needs
+    assert seconds_of(more, FULL, targets=6, pool=14, measured={}) > seconds_of(
+        plain, FULL, targets=6, pool=14, measured={}
+    )
+    assert report.use_title("carried-1-150") == (
+        "fine-tuned on 1 labelled scan and labels carried over to the others, 150 steps"
+    )
 
 
 def test_filters_take_parts_and_add_the_pretrainings() -> None:

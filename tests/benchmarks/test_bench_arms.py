@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.bench import uses
 from benchmarks.bench.arms import ARMS, config_of
 from benchmarks.bench.masked_autoencoding import MASKED_FRACTION, mask_blocks
 from benchmarks.bench.phantoms import PhantomConfig, draw_phantom
@@ -17,9 +19,14 @@ from benchmarks.bench.positions import Projected, crop_views, position_loss
 from benchmarks.bench.restoration import distort, mapped, painted, shuffled
 from benchmarks.bench.self_supervised import SelfSupervised, pretrain_encoder
 from benchmarks.bench.sets import SETS, BenchSet, split_of
-from benchmarks.bench.uses import Start, labelled_scans, starting_model
+from benchmarks.bench.uses import Start, carried_over, fine_tuned, labelled_scans, starting_model
+from storage import Store
 from tests.training.phantom_store import make_phantom_store
-from training.finetuning.config import finetune_recipe
+from training.finetuning import carrying
+from training.finetuning.carried_labels import CarriedMaps
+from training.finetuning.config import FinetuneConfig, finetune_recipe
+from training.finetuning.scans import LabelledScans
+from training.inference import Carried, Reference, Structure
 from training.network import Iris, load_checkpoint
 from training.network.encoder import Encoder
 from training.pretraining import PretrainConfig
@@ -129,6 +136,41 @@ def test_decoder_and_tokens_are_those_of_scratch_where_the_encoder_alone_is_take
     trained = load_checkpoint(weights).encoder.state_dict()
     assert all(torch.equal(encoder[f"module.encoder.{key}"], trained[key]) for key in trained)
     assert isinstance(starts[0].network(bench_set, 0), Iris)
+
+
+def test_carried_labels_are_trained_on_and_no_others(
+    bench_set: BenchSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[LabelledScans] = []
+
+    def task(model: object, store: Store, config: FinetuneConfig, scans: LabelledScans, *_: object) -> None:
+        trained.append(scans)
+        shown = CarriedMaps(Path(config.finetune.carried), scans.carried)
+        for scan_id in scans.carried:
+            labels = shown.labels(store.scan(scan_id), scans.label)
+            np.testing.assert_array_equal(np.unique(labels), [0, 1])
+        raise SystemExit
+
+    def first_structure(
+        references: Sequence[Reference], structures: Sequence[Structure], target: np.ndarray
+    ) -> Carried:
+        masks = np.zeros((len(structures), *target.shape), np.float32)
+        masks[0, 2:6, 4:9, 3:8] = 1
+        return Carried(
+            probabilities=masks, agreement=0.5, warped=target, confidences=(0.9,) * len(structures)
+        )
+
+    monkeypatch.setattr(carrying, "carry_structures", first_structure)
+    monkeypatch.setattr(uses, "finetuning_task", task)
+    ids = bench_set.labelled(0, 1)
+    carried = carried_over(bench_set, ids, tmp_path / "carried")
+    start = Start(config=settings(bench_set))
+    with pytest.raises(SystemExit):
+        fine_tuned(bench_set, start, ids, tmp_path / "run", seed=0, steps=1, carried=carried)
+    (scans,) = trained
+    assert scans.training == tuple(ids)
+    assert set(scans.carried) == set(bench_set.split.pretraining) - set(ids)
+    assert not set(scans.trained_on) & set(bench_set.split.targets)
 
 
 # ------------------------------------------------------------------------------------ what is shown

@@ -1,3 +1,11 @@
+from .carrying import (
+    REFERENCES as REFERENCES,
+    TARGETS as TARGETS,
+    CarriedScan as CarriedScan,
+    CarryPlan as CarryPlan,
+    carry_labels as carry_labels,
+    plan_carrying as plan_carrying,
+)
 from .config import (
     FinetuneConfig as FinetuneConfig,
     FinetuneRecipe as FinetuneRecipe,
@@ -5,4 +13,4 @@ from .config import (
 )
 from .evaluation import report_document as report_document
 from .run import Finetuning as Finetuning, finetune as finetune
-from .scans import LabelledScans as LabelledScans
+from .scans import FinetuneTaskConfig as FinetuneTaskConfig, LabelledScans as LabelledScans

@@ -13,7 +13,7 @@ voxels: of the whole scan, or a fine view of some structures (`training.data.fin
 views with which a fine-tuned network predicts (`training.inference.prediction`).
 
 *Valid* for complete label maps: if a structure is visible but not labelled, the network learns that it is
-absent.
+absent. Some scans may have labels that registration carried over to them (`carried_labels`).
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from storage import Scan, StorageError, Store, StorePath
+from storage import Level, Scan, StorageError, Store, StorePath
 from training.data import (
     MAX_MASKS,
     BatchReader,
@@ -59,6 +60,7 @@ from training.data import (
     whole,
 )
 from training.errors import ConfigError, DataError
+from training.finetuning.carried_labels import CarriedMaps
 from training.inference import Structure
 
 _POINTS = 512
@@ -192,11 +194,14 @@ class LabelReader:
         config: LabelledDataConfig,
         *,
         seed: int,
+        carried: CarriedMaps | None = None,
     ) -> None:
+        """Open the store; the label maps of some scans are those of `carried`, not their own."""
         found = opened_store(store)
         self._known = KnownScans(found, scan_ids)
         self._choice = make_choice((found.entries[scan_id] for scan_id in scan_ids), config.dataset_weights)
         self._label = label
+        self._carried = carried or CarriedMaps(Path(), ())
         self._structures = tuple(structures)
         self._config = config
         self._seed = seed
@@ -243,6 +248,12 @@ class LabelReader:
             crop=crop,
         )
 
+    def _labels(
+        self, scan: Scan, region: Box | None = None, level: Level | None = None
+    ) -> NDArray[np.uint8] | NDArray[np.uint16]:
+        """Return the labels of a scan that are trained on: its own, or those carried over to it."""
+        return self._carried.labels(scan, self._label, region.slices if region else None, level)
+
     def _draw_crop(self, scan: Scan, generator: np.random.Generator) -> tuple[int | None, Box]:
         """Draw a crop, around a structure (its index comes first) or anywhere (None)."""
         crop = self._config.boxes.crop_zyx
@@ -285,7 +296,7 @@ class LabelReader:
         low = _lowest_code(scan)
         cut = crop.grow(self._config.boxes.margin_zyx)
         region = cut.intersect(whole(scan.shape))
-        words = lookup[scan.labels(self._label, region.slices)]
+        words = lookup[self._labels(scan, region)]
         codes = cut_out(scan.image_codes(region.slices), region, cut, low)
         return codes, cut_out(words, region, cut, 0), low
 
@@ -299,7 +310,7 @@ class LabelReader:
             view=view.grown(sizes.crop_zyx, sizes.cut_zyx), shape=sizes.cut_zyx, factors=level.factors_zyx
         )
         region = cut.box.intersect(whole(level.shape_zyx))
-        words = lookup[scan.labels(self._label, region.slices, level=level)]
+        words = lookup[self._labels(scan, region, level)]
         codes = scan.image_codes(region.slices, level=level)
         return (
             cut.take(codes, region, padding=low, image=True),
@@ -325,7 +336,7 @@ class LabelReader:
     def _places_of(self, scan: Scan) -> _Places:
         """Return the positions of a scan's structures; the same in every process."""
         if scan.id not in self._places:
-            labels = scan.labels(self._label)
+            labels = self._labels(scan)
             generator = np.random.default_rng(zlib.crc32(scan.id.encode()))
             points: dict[int, NDArray[np.int16]] = {}
             boxes: dict[int, Slices] = {}

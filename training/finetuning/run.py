@@ -46,6 +46,7 @@ from training.engine import (
     settle_precision,
 )
 from training.evaluation import TITLES, Evaluation
+from training.finetuning.carried_labels import CarriedMaps
 from training.finetuning.config import FinetuneConfig, with_chosen_window
 from training.finetuning.evaluation import evaluate_tokens, report_document, scalars
 from training.finetuning.initial_tokens import OnScan, initial_tokens, random_tokens
@@ -137,7 +138,8 @@ def finetune(
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
     config = replace(config, finetune=replace(config.finetune, checkpoint_digest=digest))
     scans = choose_scans(store, config.finetune)
-    shapes = [store.entries[scan_id].shape_zyx for scan_id in scans.training]
+    config = with_known_labels(config, scans)
+    shapes = [store.entries[scan_id].shape_zyx for scan_id in scans.trained_on]
     config = with_chosen_window(config, net.trained_on, shapes)
     record = _record(store, scans, config)
     with joined_processes(device) as (ranks, where):
@@ -165,7 +167,17 @@ def _record(store: Store, scans: LabelledScans, config: FinetuneConfig) -> RunRe
     """Return the settings and scans that the run's folder records."""
     crop = config.data.boxes.crop_zyx
     views = TrainedOn.of_store(store, crop, whole_scans=config.data.whole_fraction > 0)
-    return RunRecord.of_store(store, scans.training, config.values(), views)
+    return RunRecord.of_store(store, scans.trained_on, config.values(), views)
+
+
+def with_known_labels(config: FinetuneConfig, scans: LabelledScans) -> FinetuneConfig:
+    """Return the settings with absolute path and digest of the carried labels; without them unchanged."""
+    if not scans.carried:
+        return config
+    # The absolute path, because a run may be resumed from another folder, or with the option given again.
+    folder = str(Path(config.finetune.carried).absolute())
+    tuning = replace(config.finetune, carried=folder, carried_digest=scans.carried_digest)
+    return replace(config, finetune=tuning)
 
 
 def _announce(callbacks: Callbacks, precision: ChosenPrecision, warning: str) -> None:
@@ -281,9 +293,12 @@ class _Job:
         names = ", ".join(part.name for part in self.table.structures)
         start = "from random weights" if self.config.finetune.from_scratch else "from a checkpoint"
         title = f"Iris, fine-tuned on {len(self.scans.training)} scans of {self.record.store_name}"
+        more = (
+            f"; {len(self.scans.carried)} more scans with labels carried over" if self.scans.carried else ""
+        )
         return replace(
             self.record.card(title, result.step),
-            summary=f"Trained {start} on labels ({self.table.label}: {names}); needs no references.",
+            summary=f"Trained {start} on labels ({self.table.label}: {names}{more}); needs no references.",
             use=_USE,
             metadata={FINETUNED: json.dumps(self.table.to_json())},
         )
@@ -329,7 +344,7 @@ def finetuning_task(
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     seed = config.optimisation.seed
-    reader = LabelReader(store, scans.training, scans.label, scans.structures, config.data, seed=seed)
+    reader = _reader(store, config, scans)
     validation = [
         scan_id
         for scan_id in scans.held_out
@@ -364,6 +379,19 @@ def finetuning_task(
         loss=labelled_loss,
         evaluate=evaluate if validation else None,
         draw=draw_labelled,
+    )
+
+
+def _reader(store: Store, config: FinetuneConfig, scans: LabelledScans) -> LabelReader:
+    """Return the reader of the samples: labelled scans, and those with carried labels."""
+    return LabelReader(
+        store,
+        scans.trained_on,
+        scans.label,
+        scans.structures,
+        config.data,
+        seed=config.optimisation.seed,
+        carried=CarriedMaps(Path(config.finetune.carried), scans.carried),
     )
 
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from storage import IndexEntry, Store
+from storage import IndexEntry, Store, digest_of
 from training.data import DataConfig, cases_in_turn, of_other_cases, split_scans
 from training.errors import ConfigError, DataError
+from training.finetuning.carried_labels import CarriedTable, read_carried_table
 from training.inference import Structure
 
 Mode = Literal["full", "decoder", "tokens"]
@@ -59,6 +60,13 @@ class FinetuneTaskConfig:
     """Largest number of held-out scans in the report at the end."""
     max_token_references: int = 20
     """Largest number of scans that the initial tokens of a structure are averaged over."""
+    carried: str = ""
+    """Folder that `mass carry` has written: its scans are trained on, too, with the labels there. Without
+    `scans` and `num_scans`, the labelled scans to train on are those that these labels are from."""
+    least_confidence: float = 0.5
+    """Least confidence of a carried label map, the mean over its structures, 0..1; others are left out."""
+    carried_digest: str = ""
+    """Digest of the carried label maps; a run sets it when it begins, and then accepts no others."""
     checkpoint_digest: str = ""
     """Set by the program: digest of the checkpoint. A run can be resumed with the same checkpoint only."""
 
@@ -69,8 +77,9 @@ class FinetuneTaskConfig:
         for name in ("max_reported", "max_token_references"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.holdout_fraction <= 1:
-            raise ConfigError(f"holdout_fraction must be 0 to 1, got {self.holdout_fraction}")
+        for name in ("holdout_fraction", "least_confidence"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must be 0 to 1, got {getattr(self, name)}")
         if self.scans and self.num_scans:
             raise ConfigError("scans and num_scans: name the scans to train on, or say how many, not both")
         if self.from_scratch and self.mode != "full":
@@ -95,6 +104,15 @@ class LabelledScans:
     """Structures to learn, in the order of their label values."""
     modalities: tuple[str, ...]
     """Modalities of the training scans, sorted."""
+    carried: tuple[str, ...] = ()
+    """Ids of the scans that are trained on with carried labels, sorted."""
+    carried_digest: str = ""
+    """Digest of these labels; empty without."""
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """Ids of all scans that are trained on, sorted."""
+        return tuple(sorted({*self.training, *self.carried}))
 
 
 def choose_scans(store: Store, config: FinetuneTaskConfig) -> LabelledScans:
@@ -105,9 +123,14 @@ def choose_scans(store: Store, config: FinetuneTaskConfig) -> LabelledScans:
         config: The table [finetune].
 
     Raises:
-        ConfigError: A scan is to be trained on and held out.
-        DataError: There is no such label or scan, there are too few scans, or labels have different names.
+        ConfigError: A scan is to be trained on and held out, or the carried labels are of others.
+        DataError: There is no such label or scan, there are too few scans, labels have different names, or
+            carried labels are damaged or out of date, or none is confident enough.
     """
+    table = _carried_table(store, config)
+    if table:
+        references = () if config.num_scans else tuple(table.question.references)
+        config = replace(config, label=table.question.label, scans=config.scans or references)
     label = _label(store, config)
     candidates = {
         scan_id: entry
@@ -126,15 +149,66 @@ def choose_scans(store: Store, config: FinetuneTaskConfig) -> LabelledScans:
             f"there to train on ({len(held_out)} more are kept out to report on). Ask for fewer"
         )
     training = tuple(sorted(shuffled[: config.num_scans] if config.num_scans else pool))
-    held_out = of_other_cases(held_out or shuffled, training, candidates)
+    carried = _carried_scans(table, training, config, store.entries) if table else ()
+    held_out = of_other_cases(held_out or shuffled, (*training, *carried), store.entries)
     reported = [held_out[k] for k in generator.permutation(len(held_out))][: config.max_reported]
+    structures = find_structures(store, label, training, config.values)
+    lacking = [part for part in structures if table and part.values[0] not in table.question.names]
+    if table and lacking:
+        raise ConfigError(
+            f"{table.folder}: {lacking[0].name} (label {lacking[0].values[0]}) was not carried over, so "
+            "these scans would teach that it is absent. Name the values that were ([finetune] values), or "
+            "carry labels over from scans that have it"
+        )
     return LabelledScans(
         label=label,
         training=training,
         held_out=tuple(reported),
-        structures=find_structures(store, label, training, config.values),
+        structures=structures,
         modalities=tuple(sorted({store.entries[scan_id].modality for scan_id in training})),
+        carried=carried,
+        carried_digest=digest_of({name: table.checksums[name] for name in carried}) if table else "",
     )
+
+
+def _carried_table(store: Store, config: FinetuneTaskConfig) -> CarriedTable | None:
+    """Return the carried labels of the settings, if there are any."""
+    if not config.carried:
+        return None
+    digests = {scan_id: entry.digest for scan_id, entry in store.entries.items()}
+    table = read_carried_table(config.carried, digests)
+    if config.label not in ("", table.question.label):
+        raise ConfigError(
+            f"{table.folder}: the labels there are of {table.question.label!r}, not of {config.label!r}"
+        )
+    return table
+
+
+def _carried_scans(
+    table: CarriedTable,
+    training: Sequence[str],
+    config: FinetuneTaskConfig,
+    entries: Mapping[str, IndexEntry],
+) -> tuple[str, ...]:
+    """Return the scans to train on with carried labels: confident, not held out, excluded or labelled."""
+    sure = [scan_id for scan_id, number in table.confidences.items() if number >= config.least_confidence]
+    kept = of_other_cases(sure, config.held_out, entries)
+    found = tuple(sorted(set(kept) - {*training, *config.exclude}))
+    if not found:
+        highest = max(table.confidences.values())
+        raise DataError(
+            f"{table.folder}: none of the {len(table.confidences)} label maps can be trained on: the highest "
+            f"confidence is {highest:.2f}, at least {config.least_confidence:g} is asked for ([finetune] "
+            "least_confidence), and scans that are held out or excluded do not count"
+        )
+    if config.carried_digest:
+        digest = digest_of({scan_id: table.checksums[scan_id] for scan_id in found})
+        if digest != config.carried_digest:
+            raise ConfigError(
+                f"{table.folder}: these are not the label maps that the run was begun with. Restore them, or "
+                "begin a new run"
+            )
+    return found
 
 
 def _label(store: Store, config: FinetuneTaskConfig) -> str:

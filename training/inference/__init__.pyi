@@ -25,6 +25,7 @@ from .prompts import (
 )
 from .registration import (
     LOW_CONFIDENCE as LOW_CONFIDENCE,
+    THRESHOLD as THRESHOLD,
     Carried as Carried,
     Registration as Registration,
     carry as carry,
