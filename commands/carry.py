@@ -21,6 +21,7 @@ from training.finetuning import (
     carry_labels,
     plan_carrying,
 )
+from training.inference import LOW_CONFIDENCE
 
 _LISTED = 5
 """Most scans that are listed, of each kind."""
@@ -94,9 +95,9 @@ def _print_result(folder: Path, plan: CarryPlan, made: list[CarriedScan]) -> Non
     rows = []
     for value, name in plan.question.names.items():
         found = [one.confidences[value] for one in good]
-        low = sum(number < least for number in found)
+        low = sum(number < LOW_CONFIDENCE for number in found)
         rows.append((name, f"{np.median(found):.2f}" if found else "", f"{low} of {len(found)}"))
-    columns = ("structure", "median confidence", f"scans below {least:g}")
+    columns = ("structure", "median confidence", f"scans below {LOW_CONFIDENCE:g}")
     print_table(f"{folder}: labels carried over, confidence an estimate of the Dice", columns, rows)
     kept = sum(one.kept for one in good)
     if kept:

@@ -33,7 +33,7 @@ from training.inference import Segmenter, Structure, draw_cases
 from training.network import weights_digest
 
 CHOOSE_FRAME = "Choose one with --frame N, counted from 0"
-_RULES = "1"
+_RULES = "2"
 """Raised where the same settings give another answer than before; results of before are then made again."""
 
 OnStep = Callable[[Step, int, int], None]

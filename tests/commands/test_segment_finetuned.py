@@ -65,6 +65,10 @@ def test_a_raw_scan_is_answered_on_its_own_grid_with_the_label_values(folder: Pa
         for value in (1, 3)
     )
     assert np.array_equal(labels == 1, (organ >= 0.5) & (organ >= lung))
+    assert set(target["confidences"]) == set(target["volumes_ml"])
+    for (name, sure), drawn in zip(target["confidences"].items(), (organ, lung), strict=True):
+        assert (sure > 0) == bool((drawn >= 0.5).any()), name
+        assert sure <= 1
     assert segment(folder, tmp_path / "one", "--label", "3") == 0
     assert json.loads((tmp_path / "one.json").read_text())["structures"] == {"3": "lung"}
     (alone,) = json.loads((tmp_path / "one.json").read_text())["targets"]

@@ -63,8 +63,9 @@ class FinetuneTaskConfig:
     carried: str = ""
     """Folder that `mass carry` has written: its scans are trained on, too, with the labels there. Without
     `scans` and `num_scans`, the labelled scans to train on are those that these labels are from."""
-    least_confidence: float = 0.5
-    """Least confidence of a carried label map, the mean over its structures, 0..1; others are left out."""
+    least_confidence: float = 0.3
+    """Least confidence of a carried label map, the mean over its structures, 0..1; others are left out. With
+    0.5 networks were worse (docs/results.md)."""
     carried_digest: str = ""
     """Digest of the carried label maps; a run sets it when it begins, and then accepts no others."""
     checkpoint_digest: str = ""

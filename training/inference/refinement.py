@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from training.data import box_of_mask
+from training.inference.confidence import expected_dice
 
 Image: TypeAlias = NDArray[np.float32]
 Window: TypeAlias = tuple[slice, slice, slice]
@@ -154,7 +155,7 @@ def confidence(
     if window is None:
         return 0.0
     here, there, own = drawn[window], warped[window], target[window]
-    expected = 2 * float(probability[drawn].sum()) / float(drawn.sum() + probability.sum())
+    expected = expected_dice(probability, drawn)
     near = ndimage.binary_dilation(here, iterations=CONFIDENCE_VOXELS)
     whole = correlation(there[near], own[near])
     fine = correlation(_detail(there)[near], _detail(own)[near])

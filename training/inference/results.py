@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from training.inference.pictures import Case
 from training.inference.prompts import Reference, Structure
 from training.inference.raw_scans import RawScan
+from training.inference.registration import LOW_CONFIDENCE
 
 Labels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -34,8 +35,8 @@ class Found:
     volume_ml: float
     """Its volume in millilitres."""
     confidence: float | None = None
-    """Where masks were carried over: estimate of the structure's Dice, 0..1
-    (`training.inference.refinement`)."""
+    """Estimate of the structure's Dice, 0..1, where masks were carried over
+    (`training.inference.refinement`) or a fine-tuned network drew them (`training.inference.confidence`)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,3 +107,19 @@ class Segmentation:
             )
             for found in self._largest
         ]
+
+
+def confidence_note(found: Sequence[Found], how: str) -> str:
+    """Return a note with the confidence of each structure, lowest first.
+
+    Args:
+        found: Structures with their confidences.
+        how: How their masks were made.
+    """
+    ranked = sorted(found, key=lambda one: one.confidence or 0.0)
+    low = [one for one in ranked if (one.confidence or 0.0) < LOW_CONFIDENCE]
+    if not low:
+        return f"{how}; least confidence {ranked[0].confidence or 0:.2f} of 1"
+    named = ", ".join(f"{one.structure.name} {one.confidence or 0:.2f}" for one in low[:6])
+    more = f" and {len(low) - 6} more" if len(low) > 6 else ""
+    return f"low confidence (0 to 1), look whether it is there at all: {named}{more}"

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from training.errors import ConfigError, DataError
+from training.inference.confidence import network_confidence
 from training.inference.label_maps import claim, in_whole, keep_largest
 from training.inference.prediction import predict
 from training.inference.prompted import Finetuned
@@ -39,8 +40,8 @@ from training.inference.prompts import (
     inference_for,
 )
 from training.inference.raw_scans import RawScan, installed_reader
-from training.inference.registration import LOW_CONFIDENCE, THRESHOLD, Carried, carry_structures
-from training.inference.results import Found, Segmentation
+from training.inference.registration import THRESHOLD, Carried, carry_structures
+from training.inference.results import Found, Segmentation, confidence_note
 from training.network import TrainedOn, load_checkpoint
 
 Method: TypeAlias = Literal["network", "registration", "both"]
@@ -76,6 +77,7 @@ class Segmenter:
         modalities: Sequence[str] = (),
         references: Sequence[Reference] = (),
         structures: Sequence[Structure] = (),
+        finetuned: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         """Make a segmenter from an encoded prompt.
@@ -88,6 +90,7 @@ class Segmenter:
             modalities: Modalities of the references; empty accepts targets of any.
             references: The first one for pictures; all of them if masks are registered.
             structures: Structures to segment if masks are registered; empty takes the prompt's.
+            finetuned: Whether the network was fine-tuned on the structures, so that each gets a confidence.
             device: Where to compute.
 
         Raises:
@@ -111,6 +114,7 @@ class Segmenter:
         """Structures without a voxel left in the references."""
         self.modalities = tuple(modalities)
         self.references = tuple(references)
+        self._finetuned = finetuned
 
     @classmethod
     def from_references(
@@ -204,6 +208,7 @@ class Segmenter:
             prompt,
             replace(config, inference=inference),
             modalities=tuned.modalities,
+            finetuned=True,
             device=device,
         )
 
@@ -230,8 +235,11 @@ class Segmenter:
         places = np.zeros(target.own_shape, np.uint16)
         best = np.full(target.own_shape, threshold, np.float32)
         passes, carried = self._passes(target, progress)
+        confidences = list(carried.confidences if carried else (None,) * len(self.structures))
         for _, part, probabilities in passes:
             for place, probability in enumerate(probabilities, start=part.start):
+                if self._finetuned:
+                    confidences[place] = network_confidence(probability, threshold)
                 above = None if on_probability else threshold
                 placed = target.to_own_grid(probability, above=above)
                 if on_probability:
@@ -242,7 +250,7 @@ class Segmenter:
         if self.config.largest_component:
             for place in range(len(self.structures)):
                 keep_largest(places, place + 1)
-        return self._result(target, places, carried)
+        return self._result(target, places, carried, confidences)
 
     def _passes(
         self, target: RawScan, progress: StepProgress | None
@@ -287,12 +295,17 @@ class Segmenter:
             "where it is guessed wrongly, or allow another one on purpose (--across-modalities)"
         )
 
-    def _result(self, target: RawScan, places: NDArray[np.uint16], carried: Carried | None) -> Segmentation:
+    def _result(
+        self,
+        target: RawScan,
+        places: NDArray[np.uint16],
+        carried: Carried | None,
+        confidences: Sequence[float | None],
+    ) -> Segmentation:
         """Replace indices of structures by their label values, and measure each structure."""
         structures = self.structures
         counts = np.bincount(places.ravel(), minlength=len(structures) + 1)
         values = np.array([0, *(structure.values[0] for structure in structures)])
-        confidences = carried.confidences if carried else (None,) * len(structures)
         found = tuple(
             Found(
                 structure=structure,
@@ -306,8 +319,12 @@ class Segmenter:
         if self.missing:
             lost = _listed([structure.values[0] for structure in self.missing])
             notes.append(f"nothing of label {lost} is left in the references at this spacing: not looked for")
-        if carried is not None:
-            notes.append(_confidence_note(found))
+        if carried is not None or self._finetuned:
+            notes.append(
+                confidence_note(
+                    found, "drawn by a network" if self._finetuned else "carried over by registration"
+                )
+            )
         return Segmentation(
             labels=(values.astype(np.uint16) if values.max() > 255 else values.astype(np.uint8))[places],
             found=found,
@@ -369,17 +386,6 @@ def segment(
         on_probability=keep if probabilities else None,
     )
     return replace(result, probabilities=kept)
-
-
-def _confidence_note(found: Sequence[Found]) -> str:
-    """Return a note with the confidence of each structure, lowest first."""
-    ranked = sorted(found, key=lambda one: one.confidence or 0.0)
-    low = [one for one in ranked if (one.confidence or 0.0) < LOW_CONFIDENCE]
-    if not low:
-        return f"carried over by registration; least confidence {ranked[0].confidence or 0:.2f} of 1"
-    named = ", ".join(f"{one.structure.name} {one.confidence or 0:.2f}" for one in low[:6])
-    more = f" and {len(low) - 6} more" if len(low) > 6 else ""
-    return f"low confidence (0 to 1), look whether it is there at all: {named}{more}"
 
 
 def _structures(references: Sequence[RawScan], labels: Sequence[int]) -> list[Structure]:
