@@ -39,16 +39,17 @@ def run_carry(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         scans=tuple(arguments.scans or ()),
         num_scans=arguments.num or 0,
         scan_seed=arguments.seed or 0,
-        held_out=tuple(arguments.held_out or ()),
     )
     plan = plan_carrying(
         open_store(arguments.store),
         config,
         targets=arguments.to or (),
+        kept_out=arguments.held_out or (),
         most=TARGETS if arguments.most is None else arguments.most,
     )
     question = plan.question
-    print(f"label {question.label}: {', '.join(f'{value} {name}' for value, name in question.names.items())}")
+    names = [f"{value} {name}".removesuffix(f" {value}") for value, name in question.names.items()]
+    print(f"label map {question.label!r}: {', '.join(names)}")
     print(
         f"from {len(question.references)} labelled scans ({_listed(list(question.references))}) "
         f"to {len(plan.targets)}"
@@ -107,7 +108,7 @@ def _print_result(folder: Path, plan: CarryPlan, made: list[CarriedScan]) -> Non
     used = [one for one in good if one.confidence >= least]
     unsure = sorted(good, key=lambda one: one.confidence)[:_LISTED]
     print(
-        f"of least confidence, look at ID.png: "
+        f"look at {folder}/ID.png; of least confidence are "
         f"{', '.join(f'{one.scan_id} {one.confidence:.2f}' for one in unsure)}"
         if unsure
         else "nothing was carried over"
@@ -115,7 +116,8 @@ def _print_result(folder: Path, plan: CarryPlan, made: list[CarriedScan]) -> Non
     if used:
         print(
             f"{len(used)} of {len(good)} have a mean confidence of {least:g} or more and are trained on; "
-            f"removing ID.npz leaves a scan out\nnext: mass finetune CHECKPOINT STORE RUN --carried {folder}"
+            "[finetune] exclude leaves others out\n"
+            f"next: mass finetune CHECKPOINT STORE RUN --carried {folder}"
         )
     elif good:
         print(

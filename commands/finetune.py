@@ -66,7 +66,8 @@ def run_finetune(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     if done.is_first:
         print_result(config, done)
         if done.weights and not done.report:
-            print("no labelled scan is kept out: nothing to report on (--num, --held-out)")
+            keep = "mass carry --held-out" if done.scans.carried else "--num, --held-out"
+            print(f"no labelled scan is kept out: nothing to report on ({keep})")
     else:
         arguments.json = None  # the first process writes it
     signal_number = done.result.signal_number

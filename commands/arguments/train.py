@@ -71,13 +71,19 @@ def add_carry(add: argparse.ArgumentParser) -> None:
         metavar="N",
         help="carry over from N labelled scans, drawn (default: from all, five at most)",
     )
-    add.add_argument(
+    where = add.add_mutually_exclusive_group()
+    where.add_argument(
         "--to", nargs="+", metavar="ID", help="to these scans (default: those without the label)"
     )
-    add.add_argument(
+    where.add_argument(
         "--most", type=at_least(1), metavar="N", help="most scans to carry to, drawn; seconds each (100)"
     )
-    add.add_argument("--held-out", nargs="+", metavar="ID", help="not to these, nor others of their cases")
+    add.add_argument(
+        "--held-out",
+        nargs="+",
+        metavar="ID",
+        help="neither from these nor to them, nor others of their cases",
+    )
     add.add_argument("--seed", type=int, metavar="S", help="seed of the draws (0)")
     add_workers(add, "processes that register", default=1)
 

@@ -11,17 +11,14 @@ A worker reads references and network itself: they need not be sent, and may be 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import AbstractContextManager
+from functools import partial
 
 import SimpleITK as sitk
 
@@ -29,9 +26,8 @@ from commands.segmenting.results import Written
 from commands.segmenting.targets import Job, segment_one
 from pipeline.discovery import Source
 from pipeline.errors import Failure
-from training.engine import use_threads
+from training.engine import run_item, use_threads, worker_pool
 
-_ENDED_BY_SIGTERM = 128 + signal.SIGTERM
 _job: Job | None = None
 """A worker's own."""
 
@@ -54,7 +50,7 @@ def in_workers(
             try:
                 while waiting or in_hand:
                     while waiting and len(in_hand) < workers:
-                        future = pool.submit(_segment, waiting[0])
+                        future = pool.submit(run_item, _segment, waiting[0])
                         in_hand[future] = waiting.popleft()
                     for future in wait(in_hand, return_when=FIRST_COMPLETED).done:
                         yield future.result()
@@ -70,7 +66,7 @@ def _alone(make_job: Callable[[], Job], source: Source) -> Written | Failure:
     """Segment a target in a process, after one had ended at it or beside it."""
     with _pool(make_job, 1) as pool:
         try:
-            return pool.submit(_segment, source).result()
+            return pool.submit(run_item, _segment, source).result()
         except BrokenProcessPool:
             return Failure(
                 scan_id=source.scan_id,
@@ -81,23 +77,9 @@ def _alone(make_job: Callable[[], Job], source: Source) -> Written | Failure:
             )
 
 
-@contextmanager
-def _pool(make_job: Callable[[], Job], workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Yield a pool of workers; they are ended if the block is left by an exception."""
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_begin,
-        initargs=(make_job, max(1, _processors() // workers)),
-    )
-    try:
-        yield pool
-    except BaseException:
-        for child in multiprocessing.active_children():
-            child.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _pool(make_job: Callable[[], Job], workers: int) -> AbstractContextManager[ProcessPoolExecutor]:
+    """Return a pool of workers with a job each."""
+    return worker_pool(workers, partial(_begin, make_job, max(1, _processors() // workers)))
 
 
 def _processors() -> int:
@@ -108,28 +90,11 @@ def _processors() -> int:
 def _begin(make_job: Callable[[], Job], threads: int) -> None:
     """Prepare a worker."""
     global _job
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends this one
-    signal.signal(signal.SIGTERM, _exit)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     use_threads(threads)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)  # type: ignore[no-untyped-call]
     _job = make_job()
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _exit(number: int, frame: FrameType | None) -> None:
-    sys.exit(_ENDED_BY_SIGTERM)
-
-
 def _segment(source: Source) -> Written | Failure:
     assert _job is not None
-    try:
-        return segment_one(_job, source)
-    except SystemExit:  # what it had begun is removed; a pool's worker would take the next target
-        os._exit(_ENDED_BY_SIGTERM)
+    return segment_one(_job, source)

@@ -20,6 +20,11 @@ from .precision import (
     autocast as autocast,
     choose_precision as choose_precision,
 )
+from .processes import (
+    in_processes as in_processes,
+    run_item as run_item,
+    worker_pool as worker_pool,
+)
 from .rehearsal import Rehearsal as Rehearsal, rehearse as rehearse
 from .run_folder import (
     CHECKPOINTS as CHECKPOINTS,

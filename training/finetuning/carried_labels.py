@@ -41,6 +41,14 @@ class Question:
     references: Mapping[str, str]
     """The labelled scans: id and digest, as in the index."""
 
+    def is_like(self, other: Question) -> bool:
+        """Whether the same structures are carried over from the same scans, be they prepared anew or not."""
+        return (self.label, self.names, set(self.references)) == (
+            other.label,
+            other.names,
+            set(other.references),
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values."""
         return {**asdict(self), "names": {str(value): name for value, name in self.names.items()}}
@@ -241,7 +249,7 @@ def read_carried_table(folder: str | Path, digests: Mapping[str, str]) -> Carrie
         if any(stale):
             raise DataError(
                 f"{path}: {scan_id}, or a scan that its labels are from, was prepared anew since or removed. "
-                "Run `mass carry` again, which makes only such maps anew"
+                "Run `mass carry` again, which makes only such maps anew, and begin a new run"
             )
         first = next(iter(found.values()), carried)
         if carried.question != first.question:
@@ -254,7 +262,8 @@ def read_carried_table(folder: str | Path, digests: Mapping[str, str]) -> Carrie
         checksums[scan_id] = hashlib.sha256(about + carried.box.tobytes()).hexdigest()[:16]
     if not found:
         raise DataError(
-            f"{folder}: no labels of a scan of this store. `mass carry STORE {folder}` makes them"
+            f"{folder}: no labels here that are carried over to scans of this store. Name the folder that "
+            "`mass carry` has filled, or run it"
         )
     return CarriedTable(
         folder=folder,
@@ -271,7 +280,9 @@ def carried_files(folder: Path) -> list[Path]:
         DataError: There is no such folder, or it cannot be listed.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no folder of carried labels. `mass carry STORE {folder}` makes it")
+        raise DataError(
+            f"{folder}: no folder of carried labels. Name the one that `mass carry` has filled, or run it"
+        )
     try:
         # Not Path.glob: it takes a folder without permission for an empty one.
         names = sorted(os.listdir(folder))

@@ -12,18 +12,18 @@ label of a target is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from storage import IndexEntry, StorageError, Store, StorePath, open_store
 from training.data import cases_in_turn, of_other_cases
-from training.errors import DataError
+from training.engine import in_processes
+from training.errors import ConfigError, DataError
 from training.finetuning.carried_labels import (
     CarriedLabels,
     Question,
@@ -32,7 +32,7 @@ from training.finetuning.carried_labels import (
     read_carried,
     write_carried,
 )
-from training.finetuning.scans import FinetuneTaskConfig, LabelledScans, choose_scans
+from training.finetuning.scans import FinetuneTaskConfig, LabelledScans, check_known, choose_scans
 from training.inference import THRESHOLD, Case, Reference, Structure, carry_structures, write_png
 
 REFERENCES = 5
@@ -75,6 +75,7 @@ def plan_carrying(
     config: FinetuneTaskConfig,
     *,
     targets: Sequence[str] = (),
+    kept_out: Sequence[str] = (),
     most: int = TARGETS,
 ) -> CarryPlan:
     """Return which labels are carried over to which scans.
@@ -82,56 +83,73 @@ def plan_carrying(
     Args:
         store: The store.
         config: Which scans are the references, as for a fine-tuning (`choose_scans`); with neither `scans`
-            nor `num_scans`, at most `REFERENCES` are drawn from all labelled ones. No scan of
-            `exclude`, and none of a case in `held_out`, is a target.
-        targets: Ids of the targets; their own labels are not read. Empty for scans without the label.
-        most: Most targets, of as many cases as possible; those of fewer are among those of more.
+            nor `num_scans`, at most `REFERENCES` are drawn from all labelled ones. No scan of `exclude` is a
+            target.
+        targets: Ids of the targets, each once; their own labels are not read. Empty for scans without the
+            label.
+        kept_out: Ids of scans that are neither references nor targets, with all others of their cases.
+        most: Most targets if none are named, of as many cases as possible; those of fewer are among those of
+            more.
 
     Raises:
-        ConfigError: A scan is a reference and held out.
+        ConfigError: A scan is a reference and kept out.
         DataError: There is no such label or scan, or there is no target.
     """
-    if not config.scans and not config.num_scans:
-        every = choose_scans(store, replace(config, holdout_fraction=0.0)).training
-        config = replace(config, num_scans=min(REFERENCES, len(every)))
-    chosen = choose_scans(store, replace(config, holdout_fraction=0.0))
     entries = store.entries
-    found = sorted(targets or _without_label(store, config, chosen))
-    refused = sorted(set(found) - _allowed(store, config, chosen))
-    if refused:
-        why = (
-            "is a reference, excluded, or of a case that is held out"
-            if refused[0] in entries
-            else "is not there"
-        )
-        raise DataError(
-            f"{store.path}: scan {refused[0]!r} {why}, so no labels are carried over to it. Leave it out"
-        )
-    generator = np.random.default_rng(config.scan_seed)
-    drawn = cases_in_turn((found[k] for k in generator.permutation(len(found))), entries)
+    check_known(store, (*targets, *kept_out))
+    apart = set(entries) - set(of_other_cases(entries, kept_out, entries))
+    torn = sorted(apart & set(config.scans))
+    if torn:
+        raise ConfigError(f"scan {torn[0]!r}, or another of its case, is to be carried from and held out")
+    config = replace(config, holdout_fraction=0.0, exclude=(*config.exclude, *sorted(apart)))
+    if not config.scans and not config.num_scans:
+        config = replace(config, num_scans=min(REFERENCES, len(choose_scans(store, config).training)))
+    chosen = choose_scans(store, config)
+    if targets:
+        found = sorted(set(targets))
+        _check_targets(store, found, config, chosen)
+    else:
+        found = _without_label(store, config, chosen)
+        generator = np.random.default_rng(config.scan_seed)
+        found = cases_in_turn((found[k] for k in generator.permutation(len(found))), entries)[:most]
     return CarryPlan(
         question=Question(
             label=chosen.label,
             names={part.values[0]: part.name for part in chosen.structures},
             references={scan_id: entries[scan_id].digest for scan_id in chosen.training},
         ),
-        targets=tuple(sorted(drawn if targets else drawn[:most])),
+        targets=tuple(sorted(found)),
     )
 
 
-def _allowed(store: Store, config: FinetuneTaskConfig, chosen: LabelledScans) -> set[str]:
-    """Return the scans that labels may be carried over to."""
-    apart = of_other_cases(store.entries, config.held_out, store.entries)
-    return set(apart) - {*config.exclude, *chosen.training}
+def _check_targets(
+    store: Store, targets: Sequence[str], config: FinetuneTaskConfig, chosen: LabelledScans
+) -> None:
+    """Check that labels may be carried over to these scans."""
+    for scan_id in targets:
+        if scan_id in chosen.training:
+            raise DataError(
+                f"{store.path}: scan {scan_id!r} is one of the labelled scans that are carried over from. "
+                "Name others (--scans) to carry labels over to it"
+            )
+        if scan_id in config.exclude:
+            raise DataError(
+                f"{store.path}: scan {scan_id!r} is excluded, or of a case that is held out. Leave it out"
+            )
+        modality = store.entries[scan_id].modality
+        if modality not in chosen.modalities:
+            raise DataError(
+                f"{store.path}: scan {scan_id!r} is {modality.upper()}, the labelled scans are "
+                f"{' and '.join(chosen.modalities).upper()}: registration compares intensities. Leave it out"
+            )
 
 
 def _without_label(store: Store, config: FinetuneTaskConfig, chosen: LabelledScans) -> list[str]:
-    """Return the scans of the references' modalities without the label, of the data sets asked for."""
-    allowed = _allowed(store, config, chosen)
+    """Return the scans of the references' modalities and data sets that lack the label, sorted."""
     found = [
         scan_id
         for scan_id, entry in store.entries.items()
-        if scan_id in allowed
+        if scan_id not in config.exclude
         and chosen.label not in entry.labels
         and entry.modality in chosen.modalities
         and (not config.datasets or entry.dataset in config.datasets)
@@ -142,7 +160,7 @@ def _without_label(store: Store, config: FinetuneTaskConfig, chosen: LabelledSca
             f"{chosen.label!r} or is held out, so there is none to carry it over to. Name some (--to): their "
             "own labels are not read"
         )
-    return found
+    return sorted(found)
 
 
 def carry_labels(
@@ -159,10 +177,12 @@ def carry_labels(
         workers: Number of processes; 1 works in this one.
 
     Raises:
-        DataError: The folder has labels of other structures or from other scans, or files are damaged.
+        ConfigError: The folder has labels of other structures or from other scans.
+        DataError: It is something else than a folder of carried labels.
+        TrainingError: A process ended early.
     """
     opened = open_store(store)
-    check_folder(folder, plan.question)
+    check_folder(folder, plan.question, opened.entries)
     left = []
     for scan_id in plan.targets:
         found = _up_to_date(folder, scan_id, plan.question, opened.entries)
@@ -175,38 +195,37 @@ def carry_labels(
         for scan_id in left:
             yield _carry(opened, folder, plan.question, shown, scan_id)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures: list[Future[CarriedScan]] = [
-            pool.submit(_carry_alone, store, folder, plan.question, scan_id) for scan_id in left
-        ]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            for future in futures:
-                future.cancel()
+    yield from in_processes(partial(_carry_alone, store, folder, plan.question), left, workers)
 
 
-def check_folder(folder: Path, question: Question) -> None:
-    """Check that labels may be carried over into a folder.
+def check_folder(folder: Path, question: Question, scan_ids: Container[str]) -> None:
+    """Check that labels may be carried over into a folder; damaged files and other scans do not matter.
+
+    Args:
+        folder: The folder.
+        question: What is carried over.
+        scan_ids: Scans of the store.
 
     Raises:
-        DataError: It is a file, a file in it is damaged, or it has labels of other structures or scans.
+        DataError: It is something else than a folder of carried labels, or has labels of other structures or
+            from other scans.
     """
     if not folder.exists():
         return
-    for path in carried_files(folder):
-        other = read_carried(path).question
-        same = (other.label, other.names, set(other.references)) == (
-            question.label,
-            question.names,
-            set(question.references),
-        )
-        if not same:
-            raise DataError(
-                f"{folder}: there are labels here already that are from other scans "
-                f"({', '.join(sorted(other.references))}) or of other structures. Name a new folder"
-            )
+    files = carried_files(folder)
+    others = sorted({path.suffix for path in folder.iterdir()} - {".npz", ".png"})
+    if others and not files:
+        raise DataError(f"{folder}: there is something else here. Name a new or an empty folder")
+    for path in files:
+        if path.name.removesuffix(".npz") not in scan_ids:
+            continue
+        with suppress(DataError):
+            other = read_carried(path).question
+            if other.is_like(question):
+                continue
+            where = f"{folder}: there are labels here already that are from other scans"
+            listed = ", ".join(sorted(other.references))
+            raise ConfigError(f"{where} ({listed}) or of other structures. Name a new folder")
 
 
 def carried_labels(
@@ -238,6 +257,7 @@ def carried_labels(
         confidences=dict(zip(question.names, found.confidences, strict=True)),
         agreement=found.agreement,
     )
+    where = f"  {scan_id}, from {next(iter(question.references))}"
     sizes = np.bincount(labels.ravel(), minlength=int(values.max()) + 1)
     largest = sorted(structures, key=lambda part: -int(sizes[part.values[0]]))[:_DRAWN]
     cases = [
@@ -247,7 +267,7 @@ def carried_labels(
             target=image,
             prediction=part.mask(labels),
             spacing_zyx_mm=scan.spacing_zyx_mm,
-            title=f"{part.name}  confidence {carried.confidences[part.values[0]]:.2f}",
+            title=f"{part.name}  confidence {carried.confidences[part.values[0]]:.2f}{where}",
         )
         for part in largest
     ]

@@ -46,6 +46,7 @@ from training.engine import (
     settle_precision,
 )
 from training.evaluation import TITLES, Evaluation
+from training.files import RECORD, read_settings
 from training.finetuning.carried_labels import CarriedMaps
 from training.finetuning.config import FinetuneConfig, with_chosen_window
 from training.finetuning.evaluation import evaluate_tokens, report_document, scalars
@@ -141,7 +142,7 @@ def finetune(
     config = with_known_labels(config, scans)
     shapes = [store.entries[scan_id].shape_zyx for scan_id in scans.trained_on]
     config = with_chosen_window(config, net.trained_on, shapes)
-    record = _record(store, scans, config)
+    record = _record(store, scans, _as_begun(config, folder) if resume else config)
     with joined_processes(device) as (ranks, where):
         wanted = config.optimisation.precision
         precision = settle_precision(folder, wanted, where, resume=resume, ranks=ranks)
@@ -175,9 +176,19 @@ def with_known_labels(config: FinetuneConfig, scans: LabelledScans) -> FinetuneC
     if not scans.carried:
         return config
     # The absolute path, because a run may be resumed from another folder, or with the option given again.
-    folder = str(Path(config.finetune.carried).absolute())
+    folder = str(Path(config.finetune.carried).resolve())
     tuning = replace(config.finetune, carried=folder, carried_digest=scans.carried_digest)
     return replace(config, finetune=tuning)
+
+
+def _as_begun(config: FinetuneConfig, folder: Path) -> FinetuneConfig:
+    """Return the settings with the path of carried labels that the run began with, if they are the same."""
+    if not config.finetune.carried or not (folder / RECORD).exists():
+        return config
+    begun = read_settings(folder).get("finetune", {})
+    if begun.get("carried_digest") != config.finetune.carried_digest:
+        return config
+    return replace(config, finetune=replace(config.finetune, carried=begun["carried"]))
 
 
 def _announce(callbacks: Callbacks, precision: ChosenPrecision, warning: str) -> None:

@@ -129,9 +129,10 @@ def choose_scans(store: Store, config: FinetuneTaskConfig) -> LabelledScans:
             carried labels are damaged or out of date, or none is confident enough.
     """
     table = _carried_table(store, config)
+    references = tuple(table.question.references) if table else ()
     if table:
-        references = () if config.num_scans else tuple(table.question.references)
-        config = replace(config, label=table.question.label, scans=config.scans or references)
+        named = config.scans or (() if config.num_scans else references)
+        config = replace(config, label=table.question.label, scans=named)
     label = _label(store, config)
     candidates = {
         scan_id: entry
@@ -151,7 +152,7 @@ def choose_scans(store: Store, config: FinetuneTaskConfig) -> LabelledScans:
         )
     training = tuple(sorted(shuffled[: config.num_scans] if config.num_scans else pool))
     carried = _carried_scans(table, training, config, store.entries) if table else ()
-    held_out = of_other_cases(held_out or shuffled, (*training, *carried), store.entries)
+    held_out = of_other_cases(held_out or shuffled, (*training, *carried, *references), store.entries)
     reported = [held_out[k] for k in generator.permutation(len(held_out))][: config.max_reported]
     structures = find_structures(store, label, training, config.values)
     lacking = [part for part in structures if table and part.values[0] not in table.question.names]
@@ -182,6 +183,13 @@ def _carried_table(store: Store, config: FinetuneTaskConfig) -> CarriedTable | N
         raise ConfigError(
             f"{table.folder}: the labels there are of {table.question.label!r}, not of {config.label!r}"
         )
+    references = table.question.references
+    torn = set(config.held_out) - set(of_other_cases(config.held_out, references, store.entries))
+    if torn:
+        raise ConfigError(
+            f"scan {min(torn)!r} is to be held out, and the labels in {table.folder} are carried over from "
+            "it or from another scan of its case. Carry labels over without it (mass carry --held-out)"
+        )
     return table
 
 
@@ -196,11 +204,11 @@ def _carried_scans(
     kept = of_other_cases(sure, config.held_out, entries)
     found = tuple(sorted(set(kept) - {*training, *config.exclude}))
     if not found:
-        highest = max(table.confidences.values())
         raise DataError(
-            f"{table.folder}: none of the {len(table.confidences)} label maps can be trained on: the highest "
-            f"confidence is {highest:.2f}, at least {config.least_confidence:g} is asked for ([finetune] "
-            "least_confidence), and scans that are held out or excluded do not count"
+            f"{table.folder}: none of the {len(table.confidences)} label maps can be trained on: "
+            f"{len(table.confidences) - len(sure)} have a confidence below {config.least_confidence:g} "
+            "([finetune] least_confidence), the others are of scans that are held out or excluded, or that "
+            "are trained on with labels of their own"
         )
     if config.carried_digest:
         digest = digest_of({scan_id: table.checksums[scan_id] for scan_id in found})
@@ -238,16 +246,27 @@ def _label(store: Store, config: FinetuneTaskConfig) -> str:
     return config.label or next(iter(counts))
 
 
-def _check_ids(store: Store, label: str, ids: Sequence[str], candidates: Mapping[str, IndexEntry]) -> None:
-    for scan_id in ids:
+def check_known(store: Store, scan_ids: Iterable[str]) -> None:
+    """Check that a store has some scans.
+
+    Raises:
+        DataError: It lacks one.
+    """
+    for scan_id in scan_ids:
         if scan_id not in store.entries:
             near = difflib.get_close_matches(scan_id, store.entries, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise DataError(f"{store.path}: there is no scan {scan_id!r}{hint}")
-        if scan_id not in candidates:
-            raise DataError(
-                f"{store.path}: scan {scan_id!r} is excluded, of another data set, or has no label {label!r}"
-            )
+
+
+def _check_ids(store: Store, label: str, ids: Sequence[str], candidates: Mapping[str, IndexEntry]) -> None:
+    check_known(store, ids)
+    for scan_id in ids:
+        if scan_id in candidates:
+            continue
+        if label not in store.entries[scan_id].labels:
+            raise DataError(f"{store.path}: scan {scan_id!r} has no label {label!r}")
+        raise DataError(f"{store.path}: scan {scan_id!r} is excluded, or of another data set")
 
 
 def _pools(candidates: Mapping[str, IndexEntry], config: FinetuneTaskConfig) -> tuple[list[str], list[str]]:
@@ -317,8 +336,8 @@ def find_structures(
     if missing or not found:
         what = f"value {missing[0]}" if missing else "any value but 0"
         raise DataError(
-            f"{store.path}: none of the {len(ids)} scans trained on has {what} in its label {label!r}. "
-            "Choose other scans"
+            f"{store.path}: none of the {len(ids)} labelled scans chosen has {what} in its label {label!r}, "
+            f"but {', '.join(map(str, sorted(found)[:12])) or 'nothing'}. Choose others"
         )
     values = sorted(set(wanted) or found)
     return tuple(Structure(name=names[v][0] if v in names else str(v), values=(v,)) for v in values)

@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +26,7 @@ from scipy import sparse
 
 from storage import IndexEntry, Level, Scan, StorageError, Store, StorePath, open_store
 from training.data import LEAST_REGIONS, RegionPairs, file_name, read_pairs, write_pairs
+from training.engine import in_processes
 from training.errors import DataError
 from training.inference import register_labels
 
@@ -116,16 +115,7 @@ def make_pairs(
         for pair in left:
             yield _make_pair(opened, folder, *pair)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures: list[Future[PairedScans]] = [
-            pool.submit(_opened_pair, store, folder, *pair) for pair in left
-        ]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            for future in futures:
-                future.cancel()
+    yield from in_processes(partial(_opened_pair, store, folder), left, workers)
 
 
 def paired_regions(store: Store, reference: str, target: str) -> RegionPairs:
@@ -161,8 +151,8 @@ def paired_regions(store: Store, reference: str, target: str) -> RegionPairs:
     )
 
 
-def _opened_pair(store: StorePath, folder: Path, reference: str, target: str) -> PairedScans:
-    return _make_pair(open_store(store), folder, reference, target)
+def _opened_pair(store: StorePath, folder: Path, pair: tuple[str, str]) -> PairedScans:
+    return _make_pair(open_store(store), folder, *pair)
 
 
 def _make_pair(store: Store, folder: Path, reference: str, target: str) -> PairedScans:

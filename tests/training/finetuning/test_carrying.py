@@ -146,7 +146,7 @@ def test_a_folder_is_only_trained_on_as_long_as_it_is_of_these_scans(tmp_path: P
             read_carried_table(tmp_path, digests | {changed: "c"})
     with pytest.raises(DataError, match="prepared anew since or removed"):
         read_carried_table(tmp_path, {"phantom-1": "b"})
-    with pytest.raises(DataError, match="no labels of a scan of this store"):
+    with pytest.raises(DataError, match="no labels here that are carried over to scans of this store"):
         read_carried_table(tmp_path, {"phantom-7": "b"})
     other = replace(QUESTION, names={1: "organ"})
     write_carried(tmp_path, drawn_map(np.ones((2, 2, 2)), "phantom-2", question=other))
@@ -201,20 +201,32 @@ def test_no_more_than_five_labelled_scans_are_registered_if_none_are_named(tmp_p
 
 def test_a_scan_of_a_case_that_is_held_out_is_no_target(tmp_path: Path) -> None:
     own = make_store(tmp_path / "store", labelled=(0, 3))
-    plan = plan_carrying(own, FinetuneTaskConfig(scans=("phantom-0",), held_out=("phantom-3",)))
-    assert plan.targets == ("phantom-1", "phantom-4"), "phantom-2 is of the case of phantom-3"
-    with pytest.raises(DataError, match="'phantom-2' is a reference, excluded, or of a case that is held"):
-        plan_carrying(
-            own,
-            FinetuneTaskConfig(scans=("phantom-0",), held_out=("phantom-3",)),
-            targets=("phantom-1", "phantom-2"),
-        )
+    plan = plan_carrying(own, FinetuneTaskConfig(), kept_out=("phantom-2",))
+    assert list(plan.question.references) == ["phantom-0"], "phantom-3 is of the case of phantom-2"
+    assert plan.targets == ("phantom-1", "phantom-4")
+    with pytest.raises(DataError, match="'phantom-3' is excluded, or of a case that is held out"):
+        plan_carrying(own, FinetuneTaskConfig(), kept_out=("phantom-2",), targets=("phantom-1", "phantom-3"))
+    with pytest.raises(ConfigError, match="'phantom-3', or another of its case, is to be carried from"):
+        plan_carrying(own, FinetuneTaskConfig(scans=("phantom-3",)), kept_out=("phantom-2",))
+
+
+def test_a_scan_is_carried_to_once_and_only_if_it_is_of_the_modality(tmp_path: Path) -> None:
+    own = make_store(tmp_path / "store")
+    twice = plan_carrying(own, FinetuneTaskConfig(), targets=("phantom-1", "phantom-2", "phantom-1"))
+    assert twice.targets == ("phantom-1", "phantom-2")
+    other = replace(phantom_record("phantom-5", seed=5), modality="pet", labels=())
+    commit_scan(own.path, other)
+    finish(own.path)
+    own = open_store(own.path)
+    assert "phantom-5" not in plan_carrying(own, FinetuneTaskConfig()).targets
+    with pytest.raises(DataError, match="'phantom-5' is PET, the labelled scans are"):
+        plan_carrying(own, FinetuneTaskConfig(), targets=("phantom-5",))
 
 
 def test_what_cannot_be_carried_is_said(store: Store, phantom_store: Store) -> None:
     for targets, message in (
-        (("phantom-9",), "scan 'phantom-9' is not there"),
-        (("phantom-0",), "'phantom-0' is a reference"),
+        (("phantom-9",), "no scan 'phantom-9'; did you mean"),
+        (("phantom-0",), "'phantom-0' is one of the labelled scans"),
     ):
         with pytest.raises(DataError, match=message):
             plan_carrying(store, FinetuneTaskConfig(scans=("phantom-0",)), targets=targets)
@@ -254,9 +266,11 @@ def test_made_once_and_again_only_what_is_damaged_or_out_of_date(tmp_path: Path)
     assert carried() == dict.fromkeys(("phantom-1", "phantom-2", "phantom-3"), False)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert carried() == dict.fromkeys(("phantom-1", "phantom-2", "phantom-3"), True)
-    (folder / file_name("phantom-2")).unlink()
+    (folder / file_name("phantom-2")).write_bytes(b"PK damaged")
+    (folder / "of-another-tool.npz").write_bytes(b"not ours")
     assert carried() == {"phantom-1": True, "phantom-2": False, "phantom-3": True}
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert (folder / "of-another-tool.npz").read_bytes() == b"not ours"
+    assert {name: (folder / name).read_bytes() for name in before} == before
     changed = replace(phantom_record("phantom-3", seed=17), labels=(), case="case 2 and 3")
     commit_scan(own.path, changed, replace=True)
     finish(own.path)
@@ -271,8 +285,10 @@ def test_labels_of_other_scans_or_structures_go_into_another_folder(store: Store
     plan = plan_carrying(store, FinetuneTaskConfig(scans=("phantom-0",)))
     assert not any(one.error for one in carry_labels(store.path, tmp_path, plan))
     for config in (FinetuneTaskConfig(scans=("phantom-4",)), FinetuneTaskConfig(values=(1,))):
-        with pytest.raises(DataError, match="labels here already"):
+        with pytest.raises(ConfigError, match="labels here already"):
             list(carry_labels(store.path, tmp_path, plan_carrying(store, config)))
+    with pytest.raises(DataError, match="something else here"):
+        list(carry_labels(store.path, store.path, plan))
 
 
 @pytest.mark.usefixtures("quick")
@@ -320,6 +336,8 @@ def test_confident_scans_are_trained_on_beside_the_labelled_ones(store: Store, c
     fewer = choose_scans(store, less)
     assert fewer.carried == ("phantom-1", "phantom-3")
     assert fewer.carried_digest != chosen.carried_digest
+    digests = {scan_id: entry.digest for scan_id, entry in store.entries.items()}
+    assert set(read_carried_table(carried, digests).checksums) == set(chosen.carried)
     labelled = FinetuneTaskConfig(carried=str(carried), values=(1, 3), num_scans=2, holdout_fraction=0.0)
     assert choose_scans(store, labelled).training == ("phantom-0", "phantom-4")
 
@@ -335,14 +353,25 @@ def test_a_case_is_never_trained_on_and_reported_on(tmp_path: Path, quick: None)
     assert (kept.carried, kept.held_out) == (("phantom-1",), ("phantom-3",))
 
 
+def test_what_labels_were_carried_over_from_is_trained_on_and_never_reported_on(
+    store: Store, carried: Path
+) -> None:
+    config = FinetuneTaskConfig(carried=str(carried), values=(1, 3))
+    other = choose_scans(store, replace(config, scans=("phantom-4",)))
+    assert other.training == ("phantom-4",)
+    assert "phantom-0" not in other.held_out
+    with pytest.raises(ConfigError, match="'phantom-0' is to be held out, and the labels in"):
+        choose_scans(store, replace(config, scans=("phantom-4",), held_out=("phantom-0",)))
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"least_confidence": 0.9}, DataError, "the highest confidence is 0.50, at least 0.9"),
+        ({"least_confidence": 0.9}, DataError, "3 have a confidence below 0.9"),
         ({"values": ()}, ConfigError, "was not carried over"),
         ({"label": "liver"}, ConfigError, "of 'structures', not of 'liver'"),
         ({"carried_digest": "0" * 64}, ConfigError, "not the label maps that the run was begun with"),
-        ({"exclude": ("phantom-1", "phantom-2", "phantom-3")}, DataError, "do not count"),
+        ({"exclude": ("phantom-1", "phantom-2", "phantom-3")}, DataError, "0 have a confidence below 0.3"),
     ],
 )
 def test_what_cannot_be_trained_on_is_said(
@@ -409,6 +438,11 @@ def test_from_the_command_to_a_training_that_shows_them(
     assert set(json.loads((run / "run.json").read_text())["scans"]) == {f"phantom-{k}" for k in range(4)}
     for more in ([], ["--carried", str(folder)]):
         assert main([*begin[:4], "--resume", *more, "--device", "cpu"]) == 0, more
+    folder.rename(tmp_path / "moved")
+    assert main([*begin[:4], "--resume", "--device", "cpu"]) == 2
+    assert "Name the one that `mass carry` has filled" in capsys.readouterr().err
+    assert main([*begin[:4], "--resume", "--carried", "moved", "--device", "cpu"]) == 0
+    (tmp_path / "moved").rename(folder)
     (folder / "phantom-2.npz").unlink()
     assert main([*begin[:4], "--resume", "--device", "cpu"]) == 2
     assert "not the label maps that the run was begun with" in capsys.readouterr().err
