@@ -1,6 +1,7 @@
 """Labels of a few scans, carried over by registration to scans without labels, before a fine-tuning.
 
-    references  labelled scans of a store: those that are named, or some that are drawn
+    references  labelled scans of a store: those that are named, or some that are drawn; for each target those
+                of its modality
     targets     scans of their modalities without the label, of no case that is kept apart; drawn if many
     for each    every reference is registered to it, their masks are averaged and moved onto its boundaries
                 (`training.inference.registration`): a label map, with a confidence for each structure
@@ -17,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -39,6 +41,7 @@ REFERENCES = 5
 """Most labelled scans that labels are carried over from, if none are named: each takes seconds a target."""
 TARGETS = 100
 """Most scans that labels are carried over to, if none are named."""
+_Shown: TypeAlias = dict[str, Reference]
 _DRAWN = 4
 """Most structures in a picture, the largest first."""
 
@@ -191,7 +194,7 @@ def carry_labels(
         else:
             yield found
     if workers <= 1 or len(left) <= 1:
-        shown = _references(opened, plan.question) if left else []
+        shown = _references(opened, plan.question) if left else {}
         for scan_id in left:
             yield _carry(opened, folder, plan.question, shown, scan_id)
         return
@@ -229,14 +232,14 @@ def check_folder(folder: Path, question: Question, scan_ids: Container[str]) -> 
 
 
 def carried_labels(
-    store: Store, question: Question, references: Sequence[Reference], scan_id: str
+    store: Store, question: Question, references: Mapping[str, Reference], scan_id: str
 ) -> tuple[CarriedLabels, list[Case]]:
     """Return the labels that registration carries over to a scan, and the cases of a picture of them.
 
     Args:
         store: The store.
         question: The structures.
-        references: Images (z-scores) and label maps of the labelled scans.
+        references: Images (z-scores) and label maps of the labelled scans of its modality, by id.
         scan_id: The target.
 
     Raises:
@@ -245,7 +248,7 @@ def carried_labels(
     scan = store.scan(scan_id)
     image = scan.image(normalize=True)
     structures = [Structure(name=name, values=(value,)) for value, name in question.names.items()]
-    found = carry_structures(references, structures, image)
+    found = carry_structures(list(references.values()), structures, image)
     values = np.array(list(question.names), np.uint16)
     best = values[found.probabilities.argmax(axis=0)]
     labels = np.where(found.probabilities.max(axis=0) >= THRESHOLD, best, 0).astype(np.uint16)
@@ -257,17 +260,18 @@ def carried_labels(
         confidences=dict(zip(question.names, found.confidences, strict=True)),
         agreement=found.agreement,
     )
-    where = f"  {scan_id}, from {next(iter(question.references))}"
+    first, shown = next(iter(references.items()))
     sizes = np.bincount(labels.ravel(), minlength=int(values.max()) + 1)
     largest = sorted(structures, key=lambda part: -int(sizes[part.values[0]]))[:_DRAWN]
     cases = [
         Case(
-            reference=references[0].image,
-            mask=part.mask(references[0].labels),
+            reference=shown.image,
+            mask=part.mask(shown.labels),
             target=image,
             prediction=part.mask(labels),
             spacing_zyx_mm=scan.spacing_zyx_mm,
-            title=f"{part.name}  confidence {carried.confidences[part.values[0]]:.2f}{where}",
+            title=f"{part.name}  {scan_id}, from {first}  "
+            f"confidence {carried.confidences[part.values[0]]:.2f}",
         )
         for part in largest
     ]
@@ -280,10 +284,11 @@ def _carry_alone(store: StorePath, folder: Path, question: Question, scan_id: st
 
 
 def _carry(
-    store: Store, folder: Path, question: Question, references: Sequence[Reference], scan_id: str
+    store: Store, folder: Path, question: Question, references: Mapping[str, _Shown], scan_id: str
 ) -> CarriedScan:
     try:
-        carried, cases = carried_labels(store, question, references, scan_id)
+        alike = references[store.entries[scan_id].modality]
+        carried, cases = carried_labels(store, question, alike, scan_id)
     except (StorageError, ValueError, RuntimeError) as error:
         return CarriedScan(scan_id=scan_id, confidences={}, error=str(error).splitlines()[-1])
     write_png(folder / f"{scan_id}.png", cases)
@@ -291,10 +296,14 @@ def _carry(
     return CarriedScan(scan_id=scan_id, confidences=carried.confidences)
 
 
-def _references(store: Store, question: Question) -> list[Reference]:
-    """Return images and label maps of the labelled scans."""
-    scans = [store.scan(scan_id) for scan_id in question.references]
-    return [Reference(image=scan.image(normalize=True), labels=scan.labels(question.label)) for scan in scans]
+def _references(store: Store, question: Question) -> dict[str, _Shown]:
+    """Return images and label maps of the labelled scans, by modality and id."""
+    found: dict[str, _Shown] = {}
+    for scan_id in question.references:
+        scan = store.scan(scan_id)
+        shown = Reference(image=scan.image(normalize=True), labels=scan.labels(question.label))
+        found.setdefault(scan.modality, {})[scan_id] = shown
+    return found
 
 
 def _up_to_date(

@@ -280,6 +280,33 @@ def test_made_once_and_again_only_what_is_damaged_or_out_of_date(tmp_path: Path)
     assert carried() == dict.fromkeys(("phantom-1", "phantom-2", "phantom-3"), False)
 
 
+def test_a_scan_gets_the_labels_of_scans_of_its_own_modality(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = make_store(tmp_path / "store")
+    for number, labels in ((5, True), (6, False)):
+        record = phantom_record(f"phantom-{number}", seed=number)
+        commit_scan(
+            own.path, replace(record, modality="pet", labels=record.labels if labels else (), case="p")
+        )
+    finish(own.path)
+    own = open_store(own.path)
+    shown: list[set[bytes]] = []
+
+    def remember(references: Sequence[Reference], *rest: object) -> Carried:
+        shown.append({one.image.tobytes() for one in references})
+        return as_it_lies(references, *rest)
+
+    monkeypatch.setattr(carrying, "carry_structures", remember)
+    plan = plan_carrying(own, FinetuneTaskConfig(), targets=("phantom-1", "phantom-6"))
+    assert not any(one.error for one in carry_labels(own.path, tmp_path / "carried", plan))
+    images = [
+        {own.scan(name).image(normalize=True).tobytes() for name in names}
+        for names in (("phantom-0", "phantom-4"), ("phantom-5",))
+    ]
+    assert shown == images
+
+
 @pytest.mark.usefixtures("quick")
 def test_labels_of_other_scans_or_structures_go_into_another_folder(store: Store, tmp_path: Path) -> None:
     plan = plan_carrying(store, FinetuneTaskConfig(scans=("phantom-0",)))
