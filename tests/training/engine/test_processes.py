@@ -16,12 +16,14 @@ from training.engine import in_processes
 from training.errors import TrainingError
 
 STARTER = """
+import signal
 from functools import partial
 from pathlib import Path
 from tests.training.engine.test_processes import wait_for_ever
 from training.engine import in_processes
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs begin with it ignored
     list(in_processes(partial(wait_for_ever, Path({folder!r})), range(5), 2))
 """
 
@@ -71,14 +73,17 @@ def test_no_worker_outlives_its_parent_and_what_it_began_is_removed(tmp_path: Pa
     script = tmp_path / "starter.py"
     script.write_text(STARTER.format(folder=str(tmp_path)))
     root = Path(__file__).resolve().parents[3]
-    starter = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, str(script)],
         env={**os.environ, "PYTHONPATH": str(root)},
         stderr=subprocess.DEVNULL,
-    )
-    workers = _when(lambda: [int(path.stem) for path in tmp_path.glob("*.tmp")], 2)
-    starter.send_signal(number)
-    assert starter.wait(timeout=60) != 0
+    ) as starter:
+        try:
+            workers = _when(lambda: [int(path.stem) for path in tmp_path.glob("*.tmp")], 2)
+            starter.send_signal(number)
+            assert starter.wait(timeout=60) != 0
+        finally:
+            starter.kill()
     _when(lambda: [pid for pid in workers if not _runs(pid)], 2)
     assert not list(tmp_path.glob("*.tmp"))
 
