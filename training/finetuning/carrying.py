@@ -210,8 +210,8 @@ def check_folder(folder: Path, question: Question, scan_ids: Container[str]) -> 
         scan_ids: Scans of the store.
 
     Raises:
-        DataError: It is something else than a folder of carried labels, or has labels of other structures or
-            from other scans.
+        ConfigError: It has labels of other structures or from other scans.
+        DataError: It is something else than a folder of carried labels.
     """
     if not folder.exists():
         return

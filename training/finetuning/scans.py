@@ -183,6 +183,7 @@ def _carried_table(store: Store, config: FinetuneTaskConfig) -> CarriedTable | N
         raise ConfigError(
             f"{table.folder}: the labels there are of {table.question.label!r}, not of {config.label!r}"
         )
+    check_known(store, config.held_out)
     references = table.question.references
     torn = set(config.held_out) - set(of_other_cases(config.held_out, references, store.entries))
     if torn:
