@@ -20,7 +20,7 @@ from benchmarks.bench.positions import POSITIONS
 from benchmarks.bench.restoration import RESTORATION
 from benchmarks.bench.self_supervised import SelfSupervised, pretrain_encoder
 from benchmarks.bench.sets import BenchSet, Sources
-from training.engine import CHECKPOINTS, has_begun
+from training.engine import CHECKPOINTS, is_run
 from training.network import WEIGHTS
 from training.pretraining import PretrainConfig, pretrain
 from training.pretraining.config import whole
@@ -160,7 +160,7 @@ def pretrain_arm(
             )
         own = [scan_id for scan_id in config.data.exclude if scan_id in store.entries]
         config = replace(config, data=replace(config.data, exclude=tuple(own)))
-        result = pretrain(store.path, folder, config, resume=has_begun(folder)).result
+        result = pretrain(store.path, folder, config, resume=is_run(folder)).result
     if not result.complete:
         raise SystemExit(f"{folder.name}: stopped; the same command goes on")
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

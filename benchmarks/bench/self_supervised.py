@@ -33,6 +33,7 @@ from training.engine import (
     TrainingResult,
     choose_device,
     has_begun,
+    is_run,
     open_run,
     settle_precision,
 )
@@ -77,7 +78,7 @@ def pretrain_encoder(
     settings = {**config.values(), "arm": {"name": arm.name}}
     record = RunRecord.of_store(store, scans, settings, trained_on)
     device = choose_device("auto")
-    resume = has_begun(folder)
+    resume = is_run(folder)
     precision = settle_precision(folder, config.optimisation.precision, device, resume=resume)
     torch.manual_seed(config.optimisation.seed)
     net = config.model.make().to(device)
@@ -91,7 +92,7 @@ def pretrain_encoder(
             settings={**config.values(), "trained_on": trained_on.to_json()},
             precision=precision,
         )
-        if resume:
+        if has_begun(folder):
             trainer.resume()
         result = trainer.run()
         if result.complete:

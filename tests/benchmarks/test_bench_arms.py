@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,22 +13,23 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench import uses
-from benchmarks.bench.arms import ARMS, config_of
+from benchmarks.bench.arms import ARMS, config_of, pretrain_arm
 from benchmarks.bench.masked_autoencoding import MASKED_FRACTION, mask_blocks
 from benchmarks.bench.phantoms import PhantomConfig, draw_phantom
 from benchmarks.bench.positions import Projected, crop_views, position_loss
 from benchmarks.bench.restoration import distort, mapped, painted, shuffled
 from benchmarks.bench.self_supervised import SelfSupervised, pretrain_encoder
-from benchmarks.bench.sets import SETS, BenchSet, split_of
+from benchmarks.bench.sets import SETS, BenchSet, Sources, split_of
 from benchmarks.bench.uses import Start, carried_over, fine_tuned, labelled_scans, starting_model
 from storage import Store
 from tests.training.phantom_store import make_phantom_store
+from training.engine import CHECKPOINTS, is_run
 from training.finetuning import carrying
 from training.finetuning.carried_labels import CarriedMaps
 from training.finetuning.config import FinetuneConfig, finetune_recipe
 from training.finetuning.scans import LabelledScans
 from training.inference import Carried, Reference, Structure
-from training.network import Iris, load_checkpoint
+from training.network import WEIGHTS, Iris, load_checkpoint
 from training.network.encoder import Encoder
 from training.pretraining import PretrainConfig
 
@@ -108,6 +110,25 @@ def test_the_same_seed_gives_the_same_weights_and_only_the_encoder_is_trained(
     assert any(not torch.equal(one[key], drawn[key]) for key in one if key.startswith("encoder"))
     assert nets[0].trained_on.whole_scans
     assert nets[0].trained_on.crop_voxels == settings(bench_set).data.crop_zyx
+
+
+@pytest.mark.parametrize("name", ["ours", "mae"])
+def test_a_pretraining_that_was_killed_before_its_first_checkpoint_is_begun_again(
+    name: str, bench_set: BenchSet, tmp_path: Path
+) -> None:
+    sources = Sources(out=tmp_path, stores={bench_set.about.name: bench_set.store.path})
+    config, folder = settings(bench_set), tmp_path / "run"
+    pretrain_arm(name, bench_set, sources, folder, config)
+    before = load_checkpoint(folder).state_dict()
+    for left in (folder / CHECKPOINTS, folder / WEIGHTS):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink(missing_ok=True)
+    assert is_run(folder)
+    pretrain_arm(name, bench_set, sources, folder, config)
+    after = load_checkpoint(folder).state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 def test_targets_are_not_pretrained_on(bench_set: BenchSet, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from .run_folder import (
     begin_run as begin_run,
     check_run as check_run,
     has_begun as has_begun,
+    is_run as is_run,
     locked_run as locked_run,
     open_run as open_run,
     scan_digests as scan_digests,

@@ -175,7 +175,7 @@ def begin_run(folder: Path, record: RunRecord, precision: ChosenPrecision | None
     """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder}: there is a file of this name. Name a new or an empty folder")
-    if (folder / RECORD).exists():
+    if is_run(folder):
         raise RunError(
             f"{folder}: there is a run here already. Go on with it (--resume), or name another folder"
         )
@@ -206,7 +206,7 @@ def check_run(folder: Path, record: RunRecord) -> None:
         RunError: There is no run in the folder, or its record is damaged.
         ConfigError: Settings or scans differ; the message says which.
     """
-    if not (folder / RECORD).exists():
+    if not is_run(folder):
         raise RunError(f"{folder}: there is no run here to go on with. Leave out --resume to begin one")
     before = read_settings(folder)
     changed = describe_differences(before, record.settings)
@@ -225,7 +225,7 @@ def check_run(folder: Path, record: RunRecord) -> None:
 
 def begun_precision(folder: Path) -> Precision | None:
     """Return the precision that the run in a folder began with; None if no run or no precision is there."""
-    if not (folder / RECORD).exists():
+    if not is_run(folder):
         return None
     name: Precision | None = read_record(folder).get("precision", {}).get("name")
     return name
@@ -264,6 +264,11 @@ def describe_differences(before: Mapping[str, Any], after: Mapping[str, Any]) ->
     ]
 
 
+def is_run(folder: Path) -> bool:
+    """Whether there is a run in this folder, which can be resumed; perhaps it has no checkpoint yet."""
+    return (folder / RECORD).exists()
+
+
 def has_begun(folder: Path) -> bool:
     """Whether the run in this folder has a checkpoint to resume from."""
     return bool(list_checkpoints(folder / CHECKPOINTS))
@@ -287,7 +292,7 @@ def locked_run(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-        if created and not (folder / RECORD).exists():
+        if created and not is_run(folder):
             (folder / LOCK).unlink(missing_ok=True)
             folder.rmdir()
 
