@@ -11,7 +11,6 @@ A worker reads references and network itself: they need not be sent, and may be 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,13 +19,11 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from functools import partial
 
-import SimpleITK as sitk
-
 from commands.segmenting.results import Written
 from commands.segmenting.targets import Job, segment_one
 from pipeline.discovery import Source
 from pipeline.errors import Failure
-from training.engine import run_item, use_threads, worker_pool
+from training.engine import run_item, worker_pool
 
 _job: Job | None = None
 """A worker's own."""
@@ -79,19 +76,12 @@ def _alone(make_job: Callable[[], Job], source: Source) -> Written | Failure:
 
 def _pool(make_job: Callable[[], Job], workers: int) -> AbstractContextManager[ProcessPoolExecutor]:
     """Return a pool of workers with a job each."""
-    return worker_pool(workers, partial(_begin, make_job, max(1, _processors() // workers)))
+    return worker_pool(workers, partial(_begin, make_job))
 
 
-def _processors() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _begin(make_job: Callable[[], Job], threads: int) -> None:
+def _begin(make_job: Callable[[], Job]) -> None:
     """Prepare a worker."""
     global _job
-    use_threads(threads)
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)  # type: ignore[no-untyped-call]
     _job = make_job()
 
 

@@ -22,12 +22,15 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
+from training.engine.distributed import use_threads
 from training.errors import TrainingError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _ENDED_BY_SIGTERM = 128 + signal.SIGTERM
+_THREADS_OF_ITK = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
+"""Read when the first filter of SimpleITK runs."""
 
 
 def in_processes(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
@@ -63,14 +66,14 @@ def worker_pool(workers: int, begin: Callable[[], object] | None = None) -> Iter
     """Yield a pool of workers, which end with this process; they are ended if the block raises an exception.
 
     Args:
-        workers: Number of processes.
+        workers: Number of processes; each takes threads for an equal part of the processors.
         begin: Called in each of them first.
     """
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin,
-        initargs=(begin,),
+        initargs=(max(1, _processors() // workers), begin),
     )
     try:
         yield pool
@@ -90,11 +93,18 @@ def run_item(function: Callable[[Item], Result], item: Item) -> Result:
         os._exit(_ENDED_BY_SIGTERM)
 
 
-def _begin(begin: Callable[[], object] | None) -> None:
+def _processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _begin(threads: int, begin: Callable[[], object] | None) -> None:
     """Prepare a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends this one
     signal.signal(signal.SIGTERM, _exit)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    use_threads(threads)
+    os.environ.setdefault(_THREADS_OF_ITK, str(threads))
     if begin is not None:
         begin()
 

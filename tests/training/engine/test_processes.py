@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk
+import torch
 
 from training.engine import in_processes
 from training.errors import TrainingError
@@ -56,6 +58,16 @@ def wait_for_ever(folder: Path, number: int) -> None:
 def test_each_item_is_done_once() -> None:
     assert sorted(in_processes(doubled, range(7), 2)) == [0, 2, 4, 6, 8, 10, 12]
     assert list(in_processes(doubled, [], 2)) == []
+
+
+def threads_of_a_worker(number: int) -> tuple[int, int]:
+    return torch.get_num_threads(), sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 64])
+def test_the_workers_share_the_processors(workers: int) -> None:
+    each = max(1, len(os.sched_getaffinity(0)) // workers)
+    assert set(in_processes(threads_of_a_worker, range(2), workers)) == {(each, each)}
 
 
 def test_an_error_comes_through() -> None:
