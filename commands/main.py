@@ -1,7 +1,8 @@
 """The `mass` command: parse, run one command, return its exit code.
 
 Nothing heavy is imported before a command runs, so that `mass --help` answers at once. Exit codes: 0 all is
-well, 1 something failed (a table says what), 2 the command cannot be carried out, 130 interrupted.
+well, 1 something failed (a table says what), 2 the command cannot be carried out, 130 interrupted. With
+--json, a command that ends with 2 or 130 writes why as "error".
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import io
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,20 +42,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         place_cache(arguments)
         code, document = getattr(import_module(module), name)(arguments)
         if arguments.json:
-            arguments.json.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            write_json(arguments.json, document)
     except (CommandError, PipelineError, StorageError, TrainingError) as error:
-        print(f"mass: {error}", file=sys.stderr)
-        return 2
+        return _ended(arguments, str(error))
     except OSError as error:
         explained = explain_disk_error(error, vars(arguments).values())
         if not explained:
             raise
-        print(f"mass: {explained}", file=sys.stderr)
-        return 2
+        return _ended(arguments, explained)
     except KeyboardInterrupt:
-        print("mass: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return _ended(arguments, "interrupted; the same command goes on from here", code=130)
     return int(code)
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write the results of a command for machines."""
+    path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _ended(arguments: Namespace, why: str, code: int = 2) -> int:
+    """Say why a command ended early, also for machines; return its exit code."""
+    print(f"mass: {why}", file=sys.stderr)
+    if arguments.json:
+        with suppress(OSError):  # the file may be what the command failed at
+            write_json(arguments.json, {"error": why})
+    return code
 
 
 def place_cache(arguments: Namespace) -> None:

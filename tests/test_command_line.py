@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -16,8 +17,9 @@ from commands.main import main
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
-    "prepare", "status", "verify", "inspect", "score", "pretrain", "segment", "evaluate", "finetune",
-    "embed", "classify", "demo",
+    "prepare", "plan", "status", "verify", "repair", "lift", "score", "inspect", "import-masks", "export",
+    "pair", "pretrain", "carry", "finetune", "segment", "evaluate", "embed", "classify", "export-weights",
+    "demo",
 )  # fmt: skip
 HEAVY = (
     "numpy",
@@ -49,7 +51,7 @@ def test_help_names_every_command_in_under_a_second_of_processor_time() -> None:
     seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     assert run.returncode == 0
     for command in COMMANDS:
-        assert re.search(rf"^ +{command} ", run.stdout, re.MULTILINE), command
+        assert re.search(rf"^ +{command}( |$)", run.stdout, re.MULTILINE), command
     assert seconds < 1
 
 
@@ -156,3 +158,27 @@ def test_the_gpu_has_both_names_in_every_command(arguments: list[str], device: s
 def test_a_device_of_another_name_is_refused() -> None:
     with pytest.raises(SystemExit):
         parser().parse_args(["pretrain", "STORE", "RUN", "--device", "numpy"])
+
+
+def test_a_command_that_ends_early_tells_machines_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = tmp_path / "told.json"
+    told.write_text('{"scans": 12}')
+    assert main(["status", "nowhere", "--json", str(told)]) == 2
+    said = capsys.readouterr().err
+    assert f"mass: {json.loads(told.read_text())['error']}\n" == said
+
+    assert main(["status", "nowhere", "--json", "no/folder/told.json"]) == 2
+    assert capsys.readouterr().err == said
+
+
+def test_an_interrupted_command_tells_machines_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("commands.status.run_status", interrupted)
+    told = tmp_path / "told.json"
+    assert main(["status", "nowhere", "--json", str(told)]) == 130
+    assert json.loads(told.read_text()) == {"error": "interrupted; the same command goes on from here"}

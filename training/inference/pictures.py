@@ -112,7 +112,7 @@ def _draw_case(case: Case, height: int) -> Image.Image:
     for number, panel in enumerate(panels):
         row.paste(panel, (left, head))
         name = "target" if number % 2 else f"{_PLANES[number // 2]} {case.reference_name}"
-        draw.text((left + 2, head), name, fill=(200, 200, 200))
+        draw.text((left + 3, head + 1), name, fill="white", stroke_width=1, stroke_fill="black")
         left += panel.width + _GAP
     return row
 
