@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import csv
 import errno
+import fcntl
 import io
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -234,22 +235,40 @@ def write_results_table(out: Path, job: str, *, without: Collection[str] = ()) -
     Raises:
         OSError: It cannot be written.
     """
+    with _locked(out):  # two runs that end at once each see the records of the other
+        found = [_Record.read(path) for path in sorted(out.glob(f"*{_RECORD_SUFFIX}"))]
+        chosen = [record for record in found if record and record.job == job]
+        chosen = [record for record in chosen if record.written.scan_id not in without]
+        table = out / TABLE
+        if table.is_file() and not table.read_text("utf-8", "replace").startswith(",".join(_COLUMNS[:3])):
+            raise OSError(errno.EEXIST, "there is a table of this name that this command did not write")
+        if chosen or table.exists():
+            with tempfile.TemporaryDirectory(prefix=f".{TABLE}.", suffix=_PART, dir=out) as folder:
+                made = Path(folder) / TABLE
+                made.write_text(_table_of(chosen), encoding="utf-8", newline="")
+                made.replace(table)
+
+
+def _table_of(records: Sequence[_Record]) -> str:
+    """Return a table with a row for each structure of each record."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(_COLUMNS)
-    found = [_Record.read(path) for path in sorted(out.glob(f"*{_RECORD_SUFFIX}"))]
-    chosen = [record for record in found if record and record.job == job]
-    chosen = [record for record in chosen if record.written.scan_id not in without]
-    for record in chosen:
+    for record in records:
         rows.writerows(_rows_of(replace(record.written, edited=record.is_edited)))
-    table = out / TABLE
-    if table.is_file() and not table.read_text("utf-8", "replace").startswith(",".join(_COLUMNS[:3])):
-        raise OSError(errno.EEXIST, "there is a table of this name that this command did not write")
-    if chosen or table.exists():  # under a name of its own: another run may write it at the same time
-        with tempfile.TemporaryDirectory(prefix=f".{TABLE}.", suffix=_PART, dir=out) as folder:
-            made = Path(folder) / TABLE
-            made.write_text(text.getvalue(), encoding="utf-8", newline="")
-            made.replace(table)
+    return text.getvalue()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock while the block runs, where its file system has one for folders."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _rows_of(one: Written) -> Iterator[tuple[object, ...]]:
