@@ -2,11 +2,15 @@
 
 *Reads*: a label map or a probability (z, y, x) on the stored grid. *Writes*: the same on the source's own
 array axes, shape and geometry: labels by nearest neighbour, probabilities by averaged linear interpolation;
-0 outside the stored volume. Also writes arrays as image files.
+0 outside the stored volume. Also writes arrays as image files, and checks that they are whole.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
+import zlib
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -26,6 +30,16 @@ from pipeline.volumes import (
 )
 
 Scalar = TypeVar("Scalar", bound=np.generic)
+
+_NIFTI_HEADER_BYTES = 352
+"""Before the voxels of an uncompressed NIfTI-1 file without extensions."""
+_END_OF_HEADER = {".nii.gz": b"", ".nrrd": b"\n\n", ".mha": b"ElementDataFile = LOCAL\n"}
+"""What stands before the compressed voxels, by suffix."""
+_LONGEST_HEADER_BYTES = 65_536
+_CHUNK_BYTES = 16_384
+"""Of compressed data; it may grow to a thousand times this."""
+_PROBE_BYTES = 1_048_576
+"""Written to find out why a disk takes no more."""
 
 Box: TypeAlias = tuple[slice, slice, slice]
 """Half-open box, in voxels along z, y, x."""
@@ -153,6 +167,7 @@ def write_image(path: Path, array: NDArray[Any], grid: Grid) -> None:
 
     Raises:
         ValueError: The array is not on `grid`.
+        OSError: It could not be written whole.
     """
     import SimpleITK
 
@@ -163,4 +178,51 @@ def write_image(path: Path, array: NDArray[Any], grid: Grid) -> None:
     image.SetSpacing(grid.spacing_xyz_mm)
     image.SetOrigin(grid.origin_xyz_mm)
     image.SetDirection(grid.direction)
-    sitk.WriteImage(image, str(path), useCompression=True)
+    try:
+        sitk.WriteImage(image, str(path), useCompression=True)
+    except RuntimeError as error:
+        if cause := _disk_error(path.parent):
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        raise
+    if not _is_whole(path, array.size * image.GetSizeOfPixelComponent()):
+        path.unlink(missing_ok=True)
+        cause = _disk_error(path.parent) or OSError(errno.EIO, "only a part of it was written")
+        raise OSError(cause.errno, cause.strerror, str(path))
+
+
+def _is_whole(path: Path, num_bytes: int) -> bool:
+    """Whether a file that was just written holds so many bytes of voxels; the library reports no short write.
+
+    The checksum of a compressed stream is checked too. True for detached headers, which are not looked into.
+    """
+    name = path.name.lower()
+    if name.endswith(".nii"):
+        return path.stat().st_size == _NIFTI_HEADER_BYTES + num_bytes
+    end = next((end for suffix, end in _END_OF_HEADER.items() if name.endswith(suffix)), None)
+    if end is None:
+        return True
+    header_bytes = _NIFTI_HEADER_BYTES if not end else 0
+    stream, length = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32), 0  # gzip or zlib, by its first bytes
+    with path.open("rb") as file:
+        head, found, _ = file.read(_LONGEST_HEADER_BYTES).partition(end) if end else (b"", True, b"")
+        if not found:
+            return False
+        file.seek(len(head) + len(end))
+        try:
+            while chunk := file.read(_CHUNK_BYTES):
+                length += len(stream.decompress(chunk))
+        except zlib.error:
+            return False
+    return stream.eof and length == header_bytes + num_bytes
+
+
+def _disk_error(folder: Path) -> OSError | None:
+    """Return the error that writing into a folder meets now, None if there is none."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            for _ in range(_PROBE_BYTES // _CHUNK_BYTES):
+                file.write(bytes(_CHUNK_BYTES))
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error
+    return None
