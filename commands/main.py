@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from training import TrainingError
 
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # lines appear at once, also through a pipe
+        # lines appear at once, also through a pipe; names of files may hold what the terminal cannot show
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     set_process_defaults()
     module, _, name = arguments.run.partition(":")
     try:

@@ -40,6 +40,7 @@ from commands.segmenting.workers import in_workers
 from commands.terminal import CommandError, State, counted, print_failures, print_table, shown
 from pipeline.discovery import Source
 from pipeline.errors import Failure, NoSuchFrame
+from pipeline.formats import printable_path
 from pipeline.ingest import IngestConfig, find_one, ingest_config, load_source
 from training.engine import choose_device
 from training.inference import (
@@ -67,6 +68,7 @@ _LISTED_TARGETS = 50
 
 def run_segment(arguments: Namespace) -> tuple[int, dict[str, Any]]:
     """Run `mass segment`; return the exit code and the results for --json."""
+    check_name_of_out(arguments.out)
     segmenter, ingest, trained_on = _segmenter(arguments)
     for name, note in _first_notes(arguments, trained_on, segmenter):
         print(f"{name}: {note}")
@@ -258,6 +260,12 @@ def segment_targets(arguments: Namespace, job: Job) -> tuple[int, dict[str, Any]
         "seconds": time.monotonic() - began,
     }
     return code or int(bool(failed)), document
+
+
+def check_name_of_out(out: Path) -> None:
+    """Refuse a folder of results whose name is not UTF-8: no image can be written there."""
+    if str(out) != printable_path(out):
+        raise CommandError(f"--out {printable_path(out)}: its name must be UTF-8. Name another")
 
 
 def make_out(out: Path) -> None:

@@ -245,7 +245,8 @@ def write_results_table(out: Path, job: str, *, without: Collection[str] = ()) -
         if chosen or table.exists():
             with tempfile.TemporaryDirectory(prefix=f".{TABLE}.", suffix=_PART, dir=out) as folder:
                 made = Path(folder) / TABLE
-                made.write_text(_table_of(chosen), encoding="utf-8", newline="")
+                text = _table_of(chosen).encode("utf-8", "backslashreplace")  # names of files may be no UTF-8
+                made.write_bytes(text)
                 made.replace(table)
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipeline.discovery import find_value_names
 from pipeline.errors import LabelMismatch, NoSuchFrame, NotAnImage
 from pipeline.exchange.placing import MaskVolume, Target
-from pipeline.formats import check_readable, companions
+from pipeline.formats import check_readable, companions, text_of_path
 from pipeline.ingest import IngestConfig, read_file
 
 sitk: Any = SimpleITK
@@ -153,7 +153,7 @@ def _refuse_scan(values: NDArray[np.uint8] | NDArray[np.uint16], *, shown: str) 
 def _all_volumes(files: Sequence[Path], config: IngestConfig, *, shown: str) -> Iterator[NDArray[Any]]:
     """Yield all volumes of a 4D or vector image: at once where SimpleITK reads it, else one by one."""
     try:
-        image = sitk.ReadImage(str(files[0]))
+        image = sitk.ReadImage(text_of_path(files[0], shown=shown))
     except RuntimeError:
         for frame in count():
             try:

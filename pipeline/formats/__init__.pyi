@@ -27,8 +27,10 @@ from .files import (
     is_transient as is_transient,
     os_error as os_error,
     pair_of as pair_of,
+    printable_path as printable_path,
     refuse_special as refuse_special,
     special_kind as special_kind,
+    text_of_path as text_of_path,
 )
 from .modality_names import NAME_WORDS as NAME_WORDS, Modality as Modality, parse_modality as parse_modality
 from .npz_sets import (

@@ -134,6 +134,31 @@ def check_readable(path: Path, *, shown: str, what: str = "file") -> None:
         raise os_error(error, shown=shown, what=what) from None
 
 
+def text_of_path(path: Path, *, shown: str) -> str:
+    """Return a path as text for SimpleITK, which would end the process at one that is not UTF-8.
+
+    Args:
+        path: The file.
+        shown: Name of the file in error messages.
+
+    Raises:
+        UnreadableFile: The path is not UTF-8, as of files that old Windows or Mac programs named.
+    """
+    text = str(path)
+    if text == printable_path(text):
+        return text
+    raise UnreadableFile(
+        "the name of the file, or of a folder around it, must be UTF-8, it is in another encoding",
+        path=printable_path(shown),
+        remedy="Rename it",
+    )
+
+
+def printable_path(path: Path | str) -> str:
+    """Return a path as text that is valid UTF-8, with other bytes as hexadecimal numbers."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def os_error(error: OSError, *, shown: str, what: str = "file") -> UnreadableFile:
     """Return our error for one of the operating system, without the path in its message.
 

@@ -13,7 +13,7 @@ from typing import Any
 import SimpleITK
 
 from pipeline.errors import BadGeometry, BadSpacing, CorruptImage, ScanError
-from pipeline.formats import colour_error, complex_error
+from pipeline.formats import colour_error, complex_error, text_of_path
 from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.image_checks import (
     REMEDY_EXPORT,
@@ -54,7 +54,7 @@ def read_with_itk(
     """
     reader = sitk.ImageFileReader()
     reader.SetImageIO(reader_name)
-    reader.SetFileName(str(path))
+    reader.SetFileName(text_of_path(path, shown=shown))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
@@ -86,7 +86,7 @@ def header_with_itk(
     """
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    reader.SetFileName(text_of_path(path, shown=shown))
     try:
         reader.ReadImageInformation()
     except RuntimeError:

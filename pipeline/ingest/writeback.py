@@ -17,6 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.formats import text_of_path
 from pipeline.volumes import (
     Grid,
     Turn,
@@ -167,27 +168,28 @@ def write_image(path: Path, array: NDArray[Any], grid: Grid) -> None:
 
     Raises:
         ValueError: The array is not on `grid`.
-        OSError: It could not be written whole.
+        OSError: It could not be written whole, or its path is not UTF-8.
     """
     import SimpleITK
 
     sitk: Any = SimpleITK  # has no types
     if array.shape != grid.shape_zyx:
         raise ValueError(f"the array must lie on its grid {grid.shape_zyx}, got {array.shape}")
+    place = text_of_path(path, shown=str(path))
     image = sitk.GetImageFromArray(array.astype(np.uint8) if array.dtype == np.bool_ else array)
     image.SetSpacing(grid.spacing_xyz_mm)
     image.SetOrigin(grid.origin_xyz_mm)
     image.SetDirection(grid.direction)
     try:
-        sitk.WriteImage(image, str(path), useCompression=True)
+        sitk.WriteImage(image, place, useCompression=True)
     except RuntimeError as error:
         if cause := _disk_error(path.parent):
-            raise OSError(cause.errno, cause.strerror, str(path)) from error
+            raise OSError(cause.errno, cause.strerror, place) from error
         raise
     if not _is_whole(path, array.size * image.GetSizeOfPixelComponent()):
         path.unlink(missing_ok=True)
         cause = _disk_error(path.parent) or OSError(errno.EIO, "only a part of it was written")
-        raise OSError(cause.errno, cause.strerror, str(path))
+        raise OSError(cause.errno, cause.strerror, place)
 
 
 def _is_whole(path: Path, num_bytes: int) -> bool:

@@ -60,12 +60,13 @@ def embedded_page(title: str, body: str, *, app: str) -> str:
 
 def _document(title: str, body: str, *, style: str, refresh: str = "") -> str:
     """Return a page of a body element and a style; `refresh` is markup."""
-    return (
+    page = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">{refresh}'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f"<title>{escape(title)}</title>\n<style>\n{style}</style></head>\n{body}</html>\n"
     )
+    return page.encode("utf-8", "backslashreplace").decode()  # names of files may be no UTF-8
 
 
 def image(picture: Picture) -> str:

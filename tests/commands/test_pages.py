@@ -192,18 +192,27 @@ def test_the_last_page_says_what_ended_the_work(tmp_path: Path) -> None:
 
 def test_the_page_of_a_preparation_has_what_failed_and_why_then_what_is_done(tmp_path: Path) -> None:
     work = scheduler(tmp_path, (job("ann", 40), job("bob", 30), job("cid", 30))).work
-    failure = Failure(scan_id="bob", location="bob.nii", reason="is <empty>", remedy="copy it", kind="K")
+    named = "b\udcfcb.nii"  # bytes that are no UTF-8
+    failure = Failure(scan_id="bob", location=named, reason="is <empty>", remedy="copy it", kind="K")
     work.record(
         [
             Outcome(scan_id="ann", location="ann", state="committed", why="new", num_proposals=1234,
                     notes=("turned",)),
-            Outcome(scan_id="bob", location="bob.nii", state="failed", failure=failure, why="new"),
+            Outcome(scan_id="bob", location=named, state="failed", failure=failure, why="new"),
         ]
     )  # fmt: skip
     page = preparing_page(work, now="2/3 scans", refresh_seconds=10)
     assert balanced(page)
     assert 'http-equiv="refresh" content="10"' in page
-    for text in ("2/3 scans", "prepared of 3 to do", "is &lt;empty&gt;", "copy it", "1,234", "turned"):
+    for text in (
+        "2/3 scans",
+        "prepared of 3 to do",
+        "is &lt;empty&gt;",
+        "copy it",
+        "1,234",
+        "turned",
+        r"b\udcfcb.nii",
+    ):
         assert text in page
     assert "mass inspect" in preparing_page(work)
     with watched_preparing(work) as take:

@@ -47,6 +47,7 @@ def spoil(raw: Path) -> dict[str, str]:
     (raw / "text_ct.nii.gz").write_bytes(gzip.compress(b"no image at all"))
     (raw / "empty_ct.nii.gz").write_bytes(b"")
     (raw / "link_ct.nii.gz").symlink_to(raw / "nowhere")
+    (raw / os.fsdecode(b"M\xfcller_ct.nii.gz")).write_bytes(whole)
     good.replace(image=np.full_like(good.image, 7)).write(raw / "flat_ct.nii.gz")
     nan = good.image.astype(np.float32)
     nan[np.random.default_rng(0).random(nan.shape) < 0.7] = np.nan
@@ -62,6 +63,7 @@ def spoil(raw: Path) -> dict[str, str]:
         "text_ct": "NotAnImage",
         "empty_ct": "UnreadableFile",
         "link_ct": "UnreadableFile",
+        "M-ller_ct": "UnreadableFile",
         "flat_ct": "ConstantImage",
         "nan_ct": "NotFinite",
         "air_ct": "EmptyForeground",

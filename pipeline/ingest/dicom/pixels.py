@@ -35,6 +35,7 @@ from pipeline.formats import (
     quiet_pydicom,
     read_header,
     split_series,
+    text_of_path,
 )
 
 sitk: Any = SimpleITK
@@ -140,9 +141,9 @@ def _decode(paths: Sequence[Path], shown: str) -> NDArray[np.float32]:
     reader.SetImageIO("GDCMImageIO")
     reader.SetOutputPixelType(sitk.sitkFloat32)
     if len(paths) > 1:
-        reader.SetFileNames([str(path) for path in paths])
+        reader.SetFileNames([text_of_path(path, shown=shown) for path in paths])
     else:
-        reader.SetFileName(str(paths[0]))
+        reader.SetFileName(text_of_path(paths[0], shown=shown))
     try:
         array = sitk.GetArrayFromImage(reader.Execute())
     except (RuntimeError, MemoryError):
