@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from storage import StorePath, check_locks
@@ -21,11 +22,12 @@ def explain_disk_error(error: OSError, given: Iterable[object]) -> str:
 
     Args:
         error: The error of the operating system.
-        given: Arguments of the command. A path is named only if it lies in one of them or is one: other paths
-            may hold a patient's name.
+        given: Arguments of the command, also lists of them. A path is named only if it lies in one of
+            them or is one: other paths may hold a patient's name.
     """
     path = str(error.filename) if isinstance(error.filename, str | Path) else ""
-    folders = [str(folder.absolute()) for folder in given if isinstance(folder, Path)]
+    each = chain.from_iterable(one if isinstance(one, list | tuple) else [one] for one in given)
+    folders = [name for one in each if isinstance(one, Path) for name in (str(one), str(one.absolute()))]
     is_given = any(path == folder or path.startswith(f"{folder}/") for folder in folders)
     remedies = (
         (_FULL, "Free space or raise the quota"),

@@ -26,6 +26,7 @@ from pipeline.formats import (
     check_readable,
     companions,
     has_dicom_preamble,
+    os_error,
     read_header,
     volume_suffix,
 )
@@ -152,6 +153,8 @@ def _entry(row: Row, root: Path, rules: SeriesRules, *, default_dataset: str) ->
         return replace(entry, source=replace(base, labels=labels))
     except ScanError as error:
         return replace(entry, error=error)
+    except OSError as error:  # such as of a folder that may not be entered
+        return replace(entry, error=os_error(error, shown=""))
 
 
 def _is_dicom_file(path: Path) -> bool:

@@ -72,9 +72,9 @@ def find_value_names(label: Path, root: Path) -> tuple[dict[int, str] | None, st
     own = label.with_name(stem_of(label.name) + ".json")
     note = None
     for path in [own, *(folder / name for folder in folders for name in SIDECARS)]:
-        if not path.is_file():
-            continue
         try:
+            if not path.is_file():
+                continue
             names = parse_value_names(json.loads(path.read_text(encoding="utf-8-sig")), None)
         except (OSError, ValueError):
             names = None

@@ -113,13 +113,13 @@ def check_readable(path: Path, *, shown: str, what: str = "file") -> None:
     Raises:
         UnreadableFile: It is not; the message says why.
     """
-    if path.is_symlink() and not path.exists():
-        raise UnreadableFile(
-            f"the {what} is a link to a path that does not exist",
-            path=shown,
-            remedy="Restore what it points to",
-        )
     try:
+        if path.is_symlink() and not path.exists():
+            raise UnreadableFile(
+                f"the {what} is a link to a path that does not exist",
+                path=shown,
+                remedy="Restore what it points to",
+            )
         if path.is_dir():
             raise UnreadableFile(
                 f"the {what} must be a file, a folder is in its place", path=shown, remedy="Remove the folder"

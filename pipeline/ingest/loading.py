@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.discovery import Discovery, LabelSource, Source, discover, find_value_names, id_from_parts
 from pipeline.errors import LabelMismatch, NoSuchFrame, NotAnImage, UnreadableFile
-from pipeline.formats import companions, result_suffix, stem_of, volume_suffix
+from pipeline.formats import companions, os_error, result_suffix, stem_of, volume_suffix
 from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.labels import refuse_label_as_scan
 from pipeline.ingest.reading import RawScan, read_source
@@ -106,9 +106,13 @@ def find_targets(path: Path, config: IngestConfig) -> Discovery:
     A file that is given by name is always a scan. In folders, label maps are recognised by their names.
 
     Raises:
-        ScanError: There is nothing at the path, or no scan.
+        ScanError: There is nothing at the path, or no scan, or its folder may not be entered.
     """
-    if path.is_file() and volume_suffix(path.name):
+    try:
+        is_file, is_there = path.is_file(), path.exists()
+    except OSError as error:  # of a folder around it
+        raise os_error(error, shown=str(path)) from None
+    if is_file and volume_suffix(path.name):
         source = Source(
             scan_id=id_from_parts([stem_of(path.name)]),
             format="file",
@@ -116,7 +120,7 @@ def find_targets(path: Path, config: IngestConfig) -> Discovery:
             location=str(path),
         )
         return Discovery(sources=(source,), failures=(), notes=())
-    if not path.exists():
+    if not is_there:
         raise UnreadableFile("there is no such file or folder", path=path, remedy="Check the path")
     found = discover(path, config.series_rules)
     if not found.sources and not found.failures:

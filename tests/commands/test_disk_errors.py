@@ -44,6 +44,17 @@ def test_a_path_that_nobody_gave_is_not_named(tmp_path: Path) -> None:
     assert beside.startswith("Input/output error. ")
 
 
+def test_a_path_of_a_list_that_was_given_is_named_however_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [Path("scans") / "a.nii.gz", tmp_path / "b.nii.gz"]
+    for path in (given[0], given[0].absolute(), given[1]):
+        told = explain_disk_error(error(errno.EACCES, path), [tmp_path / "store", given, None])
+        assert told.startswith(f"{path}: Permission denied. ")
+    assert explain_disk_error(error(errno.EACCES, tmp_path / "c"), [given]).startswith("Permission denied. ")
+
+
 def test_a_missing_file_is_explained_where_it_was_named_and_is_a_bug_elsewhere(tmp_path: Path) -> None:
     gone = error(errno.ENOENT, tmp_path / "out" / "x.json")
     assert "Correct the path" in explain_disk_error(gone, [tmp_path / "out" / "x.json"])
