@@ -211,6 +211,7 @@ def to_document(folder: Path, config: FinetuneConfig, done: Finetuning) -> dict[
         "structures": [{"value": part.values[0], "name": part.name} for part in scans.structures],
         "training_scans": list(scans.training),
         "carried_scans": list(scans.carried),
+        "stale_carried_scans": list(scans.stale),
         "held_out_scans": list(scans.held_out),
         "resumed": done.resumed,
         "step": result.step,

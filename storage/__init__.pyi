@@ -32,7 +32,7 @@ from .errors import (
     StoreNotFound as StoreNotFound,
     StoreUnreachable as StoreUnreachable,
 )
-from .files import checksum as checksum, write_atomically as write_atomically
+from .files import checksum as checksum, folder_lock as folder_lock, write_atomically as write_atomically
 from .layout import (
     COMMIT_FILE as COMMIT_FILE,
     FORMAT_VERSION as FORMAT_VERSION,

@@ -70,6 +70,31 @@ def flock(handle: int, operation: int, where: Path) -> None:
 
 
 @contextmanager
+def folder_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of a folder that is no store while the block runs, where its file system has locks.
+
+    Args:
+        folder: The folder.
+        wait: Whether to wait until another process gives it back.
+
+    Raises:
+        BlockingIOError: Another process holds it, and `wait` is false.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            if error.errno not in {*_NO_LOCKS, errno.EBADF}:  # NFS: a folder cannot be opened for writing
+                raise
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def reader_lock(store: Path) -> Iterator[None]:
     """Keep writers from publishing inside the block; needs no write permission, and no existing lock file."""
     try:

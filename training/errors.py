@@ -14,6 +14,9 @@ Each takes one message, so that it can be pickled and sent back from a worker pr
 # ruff: noqa: N818 - "NonFiniteLoss" is clear without the suffix "Error".
 from __future__ import annotations
 
+import zipfile
+import zlib
+
 
 class TrainingError(Exception):
     """Base class of all errors that this package raises itself."""
@@ -45,3 +48,17 @@ class DataError(TrainingError, RuntimeError):
 
 class NonFiniteLoss(TrainingError, ArithmeticError):
     """A loss or gradient is NaN or infinite; the weights were not updated with it."""
+
+
+DAMAGED_ARCHIVE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What reading a damaged .npz file may raise."""

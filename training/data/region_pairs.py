@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import write_atomically
-from training.errors import DataError
+from training.errors import DAMAGED_ARCHIVE, DataError
 
 LEAST_REGIONS = 12
 """Pairs of scans with fewer paired regions are not drawn: a sample needs some that both views show."""
@@ -102,7 +101,7 @@ def read_pairs(path: Path) -> RegionPairs:
             )
             if pairs.name != path.name or pairs.proposals.shape != (2, len(pairs.overlaps)):
                 raise ValueError("its contents are of other scans")
-    except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED_ARCHIVE as error:
         raise DataError(f"{path}: damaged ({error}). Remove it and run `mass pair` again") from error
     return pairs
 

@@ -23,7 +23,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -293,8 +293,10 @@ def locked_run(folder: Path) -> Iterator[None]:
     finally:
         os.close(handle)
         if created and not is_run(folder):
-            (folder / LOCK).unlink(missing_ok=True)
-            folder.rmdir()
+            with suppress(OSError):  # an error here must not hide the first one
+                for name in (CONFIG, LOCK):
+                    (folder / name).unlink(missing_ok=True)
+                folder.rmdir()
 
 
 @contextmanager

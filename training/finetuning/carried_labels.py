@@ -3,8 +3,8 @@
 *Reads* and *writes* a folder with a file for each scan, ID.npz, without pickle: the label map, cropped to the
 box of its structures, on the grid of the store's scan; the confidence of each structure; the labelled scans
 that it was carried over from; the digests of all these scans. A file is there whole or not at all. If one of
-the scans was prepared anew since, the map is out of date: a training ends with an error, and `mass carry`
-makes it again. Memory holds the maps that were read last, a few million voxels at most.
+the scans was prepared anew since, the map is out of date: it is not trained on, and `mass carry` makes it
+again. Memory holds the maps that were read last, 64 million voxels at most.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 
 from storage import Level, Scan, downsample_labels, write_atomically
 from training.data import Triple, box_of_mask
-from training.errors import DataError
+from training.errors import DAMAGED_ARCHIVE, DataError
 
 _KEPT_VOXELS = 64_000_000
 """Most voxels of label maps that a process keeps in memory."""
@@ -174,7 +173,7 @@ def read_carried(path: Path) -> CarriedLabels:
         )
         if path.name != file_name(carried.scan_id) or box.ndim != 3:
             raise ValueError("its contents are of another scan")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED_ARCHIVE as error:
         raise DataError(f"{path}: damaged ({error}). Remove it and run `mass carry` again") from error
     return carried
 
@@ -223,6 +222,8 @@ class CarriedTable:
     """Mean confidence of each scan's structures, 0..1, by scan id."""
     checksums: Mapping[str, str]
     """Checksum of each scan's map, by scan id."""
+    stale: tuple[str, ...] = ()
+    """Ids of the scans whose maps are out of date, sorted: these are in no other field."""
 
 
 def read_carried_table(folder: str | Path, digests: Mapping[str, str]) -> CarriedTable:
@@ -233,43 +234,44 @@ def read_carried_table(folder: str | Path, digests: Mapping[str, str]) -> Carrie
         digests: Digest of each scan of the store, as in the index, by scan id.
 
     Raises:
-        DataError: There is no such folder, a file is damaged or out of date, or there is no map of the store.
+        DataError: There is no such folder, a file is damaged, maps are of different structures or from
+            different scans, or there is no map of the store that is up to date.
     """
     folder = Path(folder)
-    found: dict[str, CarriedLabels] = {}
+    question: Question | None = None
+    confidences: dict[str, float] = {}
     checksums: dict[str, str] = {}
+    stale: list[str] = []
     for path in carried_files(folder):
         scan_id = path.name.removesuffix(".npz")
         if scan_id not in digests:
             continue
         carried = read_carried(path)
-        stale = [carried.digest != digests[scan_id]] + [
-            digests.get(name) != digest for name, digest in carried.question.references.items()
-        ]
-        if any(stale):
-            raise DataError(
-                f"{path}: {scan_id}, or a scan that its labels are from, was prepared anew since or removed. "
-                "Run `mass carry` again, which makes only such maps anew, and begin a new run"
-            )
-        first = next(iter(found.values()), carried)
-        if carried.question != first.question:
+        sources = {scan_id: carried.digest, **carried.question.references}
+        if any(digests.get(name) != digest for name, digest in sources.items()):
+            stale.append(scan_id)
+            continue
+        question = question or carried.question
+        if carried.question != question:
             raise DataError(
                 f"{folder}: the labels of {scan_id} are from other scans, or of other structures, than those "
-                f"of {first.scan_id}. Carry the labels of each into a folder of its own"
+                f"of {next(iter(confidences))}. Carry the labels of each into a folder of its own"
             )
-        found[scan_id] = carried
+        confidences[scan_id] = carried.confidence
         about = json.dumps([carried.shape, carried.corner, carried.box.shape]).encode()
         checksums[scan_id] = hashlib.sha256(about + carried.box.tobytes()).hexdigest()[:16]
-    if not found:
+    if question is None and stale:
+        raise DataError(
+            f"{folder}: all {len(stale)} label maps are out of date: their scans, or those that the labels "
+            "are from, were prepared anew since or removed. Run `mass carry` again, and begin a new run"
+        )
+    if question is None:
         raise DataError(
             f"{folder}: no labels here that are carried over to scans of this store. Name the folder that "
             "`mass carry` has filled, or run it"
         )
     return CarriedTable(
-        folder=folder,
-        question=next(iter(found.values())).question,
-        confidences={scan_id: one.confidence for scan_id, one in found.items()},
-        checksums=checksums,
+        folder=folder, question=question, confidences=confidences, checksums=checksums, stale=tuple(stale)
     )
 
 

@@ -13,16 +13,17 @@ label of a target is read.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import suppress
+import json
+from collections.abc import Container, Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
-from storage import IndexEntry, StorageError, Store, StorePath, open_store
+from storage import IndexEntry, StorageError, Store, StorePath, folder_lock, open_store
 from training.data import cases_in_turn, of_other_cases
 from training.engine import in_processes
 from training.errors import ConfigError, DataError
@@ -34,7 +35,14 @@ from training.finetuning.carried_labels import (
     read_carried,
     write_carried,
 )
-from training.finetuning.scans import FinetuneTaskConfig, LabelledScans, check_known, choose_scans
+from training.finetuning.scans import (
+    FinetuneTaskConfig,
+    LabelledScans,
+    check_known,
+    choose_scans,
+    count_scans,
+    find_structures,
+)
 from training.inference import THRESHOLD, Case, Reference, Structure, carry_structures, write_png
 
 REFERENCES = 5
@@ -96,7 +104,8 @@ def plan_carrying(
 
     Raises:
         ConfigError: A scan is a reference and kept out.
-        DataError: There is no such label or scan, or there is no target.
+        DataError: There is no such label or scan, there is no target, or the labelled scans of a target's
+            modality lack a structure that those of another have.
     """
     entries = store.entries
     check_known(store, (*targets, *kept_out))
@@ -106,7 +115,7 @@ def plan_carrying(
         raise ConfigError(f"scan {torn[0]!r}, or another of its case, is to be carried from and held out")
     config = replace(config, holdout_fraction=0.0, exclude=(*config.exclude, *sorted(apart)))
     if not config.scans and not config.num_scans:
-        config = replace(config, num_scans=min(REFERENCES, len(choose_scans(store, config).training)))
+        config = replace(config, num_scans=min(REFERENCES, count_scans(store, config)))
     chosen = choose_scans(store, config)
     if targets:
         found = sorted(set(targets))
@@ -115,6 +124,7 @@ def plan_carrying(
         found = _without_label(store, config, chosen)
         generator = np.random.default_rng(config.scan_seed)
         found = cases_in_turn((found[k] for k in generator.permutation(len(found))), entries)[:most]
+    _check_structures(store, chosen, {entries[scan_id].modality for scan_id in found})
     return CarryPlan(
         question=Question(
             label=chosen.label,
@@ -144,6 +154,21 @@ def _check_targets(
             raise DataError(
                 f"{store.path}: scan {scan_id!r} is {modality.upper()}, the labelled scans are "
                 f"{' and '.join(chosen.modalities).upper()}: registration compares intensities. Leave it out"
+            )
+
+
+def _check_structures(store: Store, chosen: LabelledScans, modalities: Set[str]) -> None:
+    """Check that the labelled scans of each modality show every structure."""
+    for modality in sorted(modalities) if len(chosen.modalities) > 1 else ():
+        ids = [scan_id for scan_id in chosen.training if store.entries[scan_id].modality == modality]
+        shown = {part.values[0] for part in find_structures(store, chosen.label, ids)}
+        lacking = [part for part in chosen.structures if part.values[0] not in shown]
+        if lacking:
+            raise DataError(
+                f"{store.path}: no labelled {modality.upper()} scan of these shows {lacking[0].name} (label "
+                f"{lacking[0].values[0]}), so the labels of other {modality.upper()} scans would "
+                "lack it, and teach that it is absent. Choose structures that all modalities show "
+                "(--values), other labelled scans (--scans), or targets of another modality (--to)"
             )
 
 
@@ -181,11 +206,25 @@ def carry_labels(
 
     Raises:
         ConfigError: The folder has labels of other structures or from other scans.
-        DataError: It is something else than a folder of carried labels.
+        DataError: It is something else than a folder of carried labels, or another process writes into it.
         TrainingError: A process ended early.
     """
     opened = open_store(store)
     check_folder(folder, plan.question, opened.entries)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(folder_lock(folder))
+        except BlockingIOError as error:
+            raise DataError(
+                f"{folder}: another command carries labels into this folder. Wait for it"
+            ) from error
+        yield from _carry_all(store, opened, folder, plan, workers)
+
+
+def _carry_all(
+    store: StorePath, opened: Store, folder: Path, plan: CarryPlan, workers: int
+) -> Iterator[CarriedScan]:
     left = []
     for scan_id in plan.targets:
         found = _up_to_date(folder, scan_id, plan.question, opened.entries)
@@ -279,8 +318,16 @@ def carried_labels(
 
 
 def _carry_alone(store: StorePath, folder: Path, question: Question, scan_id: str) -> CarriedScan:
+    """Carry labels over to a scan, in a worker."""
+    opened, references = _opened(store, json.dumps(question.to_json()))
+    return _carry(opened, folder, question, references, scan_id)
+
+
+@lru_cache(maxsize=1)
+def _opened(store: StorePath, question: str) -> tuple[Store, dict[str, _Shown]]:
+    """Return a store and the labelled scans of a question (as JSON); a worker reads them once."""
     opened = open_store(store)
-    return _carry(opened, folder, question, _references(opened, question), scan_id)
+    return opened, _references(opened, Question.from_json(json.loads(question)))
 
 
 def _carry(

@@ -6,16 +6,17 @@ row, of the whole image, at the three deepest stages: (K + 1, 11, C) each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from storage import Store
+from training.data import labels_to_window
 from training.finetuning.config import FinetuneConfig
 from training.finetuning.scans import LabelledScans
-from training.inference import Reference, encode_references
+from training.inference import InferenceConfig, Prompt, Reference, Structure, encode_references
 from training.network import NUM_QUERIES, Iris, Priors
 
 OnScan = Callable[[str, int, int], None]
@@ -67,14 +68,34 @@ def initial_tokens(
         for first in range(0, len(wanted), at_once):
             group = wanted[first : first + at_once]
             assert reference is not None
-            prompt = encode_references(
-                net, [reference], [structures[k] for k in group], inference, device=device
-            )
-            rows = [*group, len(structures)]
-            counts[rows] += 1
-            for total, stage in zip(sums, prompt.priors[0], strict=True):
-                total[rows] += stage.clone()
+            for rows, prompt in _prompts(net, reference, structures, group, inference, device):
+                counts[rows] += 1
+                for total, stage in zip(sums, prompt.priors[0], strict=True):
+                    total[rows] += stage.clone()
         if on_scan:
             on_scan("encode", number + 1, len(scans.training))
     one, two, three = (total / counts[:, None, None] for total in sums)
     return one, two, three
+
+
+def _prompts(
+    net: Iris,
+    reference: Reference,
+    structures: Sequence[Structure],
+    group: Sequence[int],
+    inference: InferenceConfig,
+    device: torch.device,
+) -> Iterator[tuple[list[int], Prompt]]:
+    """Yield prompts of a reference, each with the rows of its tokens: its structures, and the whole image.
+
+    A structure that is too small to be seen in a window of the whole scan is shown in a finer window.
+    """
+    small: list[int] = []
+    if inference.whole_scans:
+        seen = set(np.unique(labels_to_window(reference.labels, inference.window_voxels)).tolist())
+        small = [k for k in group if not seen & set(structures[k].values)]
+    finer = replace(inference, whole_scans=False)
+    for part, config in (([k for k in group if k not in small], inference), (small, finer)):
+        if part:
+            shown = [structures[k] for k in part]
+            yield [*part, len(structures)], encode_references(net, [reference], shown, config, device=device)

@@ -135,7 +135,7 @@ def finetune(
     checkpoint = weights_file(checkpoint)
     net = load_checkpoint(checkpoint)
     store = open_store(store_path)
-    warning = preparation_warning(net.trained_on, store)
+    warning = "" if config.finetune.from_scratch else preparation_warning(net.trained_on, store)
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
     config = replace(config, finetune=replace(config.finetune, checkpoint_digest=digest))
     scans = choose_scans(store, config.finetune)
@@ -160,7 +160,7 @@ def finetune(
         )
         with open_run(folder, record, precision, resume=resume, ranks=ranks):
             if ranks.is_first:
-                _announce(callbacks, precision, "" if config.finetune.from_scratch else warning)
+                _announce(callbacks, precision, (warning, _stale_warning(scans)))
             return job.train(net, callbacks.progress)
 
 
@@ -191,10 +191,22 @@ def _as_begun(config: FinetuneConfig, folder: Path) -> FinetuneConfig:
     return replace(config, finetune=replace(config.finetune, carried=begun["carried"]))
 
 
-def _announce(callbacks: Callbacks, precision: ChosenPrecision, warning: str) -> None:
-    """Call the callbacks for precision and warning, before the first step."""
-    if warning and callbacks.warning:
-        callbacks.warning(warning)
+def _stale_warning(scans: LabelledScans) -> str:
+    """Return which carried labels are left out because they are out of date; empty if none is."""
+    if not scans.stale:
+        return ""
+    more = f" and {len(scans.stale) - 1} more" if len(scans.stale) > 1 else ""
+    return (
+        f"carried labels of {scans.stale[0]}{more} are left out: these scans, or those that the labels are "
+        "from, were prepared anew since. `mass carry` makes them again (--to names scans that have labels)"
+    )
+
+
+def _announce(callbacks: Callbacks, precision: ChosenPrecision, warnings: Iterable[str]) -> None:
+    """Call the callbacks for precision and warnings, before the first step."""
+    for warning in warnings:
+        if warning and callbacks.warning:
+            callbacks.warning(warning)
     if callbacks.precision:
         callbacks.precision(precision)
 

@@ -109,6 +109,8 @@ class LabelledScans:
     """Ids of the scans that are trained on with carried labels, sorted."""
     carried_digest: str = ""
     """Digest of these labels; empty without."""
+    stale: tuple[str, ...] = ()
+    """Ids of the scans whose carried labels are left out, because they are out of date."""
 
     @property
     def trained_on(self) -> tuple[str, ...]:
@@ -126,21 +128,14 @@ def choose_scans(store: Store, config: FinetuneTaskConfig) -> LabelledScans:
     Raises:
         ConfigError: A scan is to be trained on and held out, or the carried labels are of others.
         DataError: There is no such label or scan, there are too few scans, labels have different names, or
-            carried labels are damaged or out of date, or none is confident enough.
+            carried labels are damaged, or none is up to date and confident enough.
     """
     table = _carried_table(store, config)
     references = tuple(table.question.references) if table else ()
     if table:
         named = config.scans or (() if config.num_scans else references)
         config = replace(config, label=table.question.label, scans=named)
-    label = _label(store, config)
-    candidates = {
-        scan_id: entry
-        for scan_id, entry in store.entries.items()
-        if label in entry.labels
-        and scan_id not in config.exclude
-        and (not config.datasets or entry.dataset in config.datasets)
-    }
+    label, candidates = _candidates(store, config)
     _check_ids(store, label, (*config.scans, *config.held_out), candidates)
     generator = np.random.default_rng(config.scan_seed)
     pool, held_out = _pools(candidates, config)
@@ -170,7 +165,33 @@ def choose_scans(store: Store, config: FinetuneTaskConfig) -> LabelledScans:
         modalities=tuple(sorted({store.entries[scan_id].modality for scan_id in training})),
         carried=carried,
         carried_digest=digest_of({name: table.checksums[name] for name in carried}) if table else "",
+        stale=table.stale if table else (),
     )
+
+
+def count_scans(store: Store, config: FinetuneTaskConfig) -> int:
+    """Return how many labelled scans there are to train on; reads the index alone.
+
+    Args:
+        store: The store.
+        config: The table [finetune], without carried labels.
+
+    Raises:
+        DataError: There is no such label.
+    """
+    return len(_pools(_candidates(store, config)[1], config)[0])
+
+
+def _candidates(store: Store, config: FinetuneTaskConfig) -> tuple[str, dict[str, IndexEntry]]:
+    """Return the name of the label map, and the scans that have it and are not excluded."""
+    label = _label(store, config)
+    return label, {
+        scan_id: entry
+        for scan_id, entry in store.entries.items()
+        if label in entry.labels
+        and scan_id not in config.exclude
+        and (not config.datasets or entry.dataset in config.datasets)
+    }
 
 
 def _carried_table(store: Store, config: FinetuneTaskConfig) -> CarriedTable | None:

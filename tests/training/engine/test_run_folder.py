@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import tomllib
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from hypothesis import given, strategies as st
 
+from training import files
 from training.engine.run_folder import (
     RunRecord,
     begin_run,
@@ -117,6 +120,25 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     with locked_run(folder), pytest.raises(RunError, match="another process"), locked_run(folder):
         pass
     assert not folder.exists()  # no run was begun in it
+
+
+def test_a_failure_at_the_start_is_told_and_leaves_nothing_that_is_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, write = tmp_path / "new", files.write_atomically
+
+    def fail_at_the_record(path: Path, content: Callable[[IO[bytes]], object]) -> None:
+        if path.name == files.RECORD:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(files, "write_atomically", fail_at_the_record)
+    with pytest.raises(OSError, match="No space left"):  # noqa: SIM117
+        with locked_run(folder):
+            begin_run(folder, RECORD)
+    monkeypatch.undo()
+    with locked_run(folder):
+        begin_run(folder, RECORD)
 
 
 @pytest.mark.parametrize("config", [published(), small()])

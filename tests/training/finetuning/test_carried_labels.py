@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def test_a_folder_is_only_trained_on_as_long_as_it_is_of_these_scans(tmp_path: P
     table = read_carried_table(tmp_path, digests)
     assert table.confidences == {"phantom-1": 0.7}
     for changed in ("phantom-0", "phantom-1"):
-        with pytest.raises(DataError, match="prepared anew"):
+        with pytest.raises(DataError, match="all 1 label maps are out of date"):
             read_carried_table(tmp_path, digests | {changed: "c"})
     with pytest.raises(DataError, match="prepared anew since or removed"):
         read_carried_table(tmp_path, {"phantom-1": "b"})
@@ -117,3 +118,46 @@ def test_the_checksum_follows_what_is_drawn_and_where(tmp_path: Path) -> None:
         digests = {"phantom-0": "a", "phantom-1": "b"}
         sums.add(read_carried_table(tmp_path, digests).checksums["phantom-1"])
     assert len(sums) == 3
+
+
+def test_a_map_that_is_out_of_date_is_left_out(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        write_carried(tmp_path, drawn_map(np.ones((2, 2, 2)), f"phantom-{number}"))
+    digests = {"phantom-0": "a", "phantom-1": "c", "phantom-2": "b", "phantom-3": "b"}
+    table = read_carried_table(tmp_path, digests)
+    assert table.stale == ("phantom-1",)
+    assert set(table.confidences) == set(table.checksums) == {"phantom-2", "phantom-3"}
+
+
+def is_named_damaged(path: Path) -> bool:
+    try:
+        read_carried(path)
+    except DataError as error:
+        return "damaged" in str(error)
+    return False
+
+
+def test_a_flipped_bit_anywhere_is_named_and_no_other_error(tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).integers(0, 4, (9, 9, 9))
+    write_carried(tmp_path, drawn_map(labels))
+    path = tmp_path / file_name("phantom-1")
+    whole = path.read_bytes()
+    named = 0
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        named += is_named_damaged(path)
+    assert named > len(whole) // 14
+
+
+def test_the_table_keeps_no_label_map_in_memory(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 4, (60, 60, 60))  # 432 kB a map
+    digests = {"phantom-0": "a"}
+    for number in range(1, 11):
+        write_carried(tmp_path, drawn_map(noise, f"phantom-{number}"))
+        digests[f"phantom-{number}"] = "b"
+    tracemalloc.start()
+    try:
+        read_carried_table(tmp_path, digests)
+        assert tracemalloc.get_traced_memory()[1] < 4 * 2 * noise.size
+    finally:
+        tracemalloc.stop()
