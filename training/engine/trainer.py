@@ -132,7 +132,8 @@ class Trainer(Generic[BatchT, ViewsT]):
         if rest:
             raise ConfigError(
                 f"batch_size {optimisation.batch_size} must be a multiple of accumulation "
-                f"{optimisation.accumulation} times {self.ranks.world_size} processes: all take as many"
+                f"{optimisation.accumulation} times {self.ranks.world_size} processes: all take as many. Set "
+                "[optimisation] batch_size (--config)"
             )
         self.device = next(task.net.parameters()).device
         self.average = copy.deepcopy(task.net).eval().requires_grad_(False)
