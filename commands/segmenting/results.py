@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import fcntl
 import io
 import json
 import os
@@ -30,7 +29,7 @@ from typing import Any
 
 from pipeline.discovery import Source, source_digest
 from pipeline.errors import ScanError
-from storage import checksum
+from storage import checksum, folder_lock
 from training.inference import LOW_CONFIDENCE, Found
 
 TABLE = "results.csv"
@@ -235,7 +234,7 @@ def write_results_table(out: Path, job: str, *, without: Collection[str] = ()) -
     Raises:
         OSError: It cannot be written.
     """
-    with _locked(out):  # two runs that end at once each see the records of the other
+    with folder_lock(out, wait=True):  # two runs that end at once each see the records of the other
         found = [_Record.read(path) for path in sorted(out.glob(f"*{_RECORD_SUFFIX}"))]
         chosen = [record for record in found if record and record.job == job]
         chosen = [record for record in chosen if record.written.scan_id not in without]
@@ -258,18 +257,6 @@ def _table_of(records: Sequence[_Record]) -> str:
     for record in records:
         rows.writerows(_rows_of(replace(record.written, edited=record.is_edited)))
     return text.getvalue()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock while the block runs, where its file system has one for folders."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _rows_of(one: Written) -> Iterator[tuple[object, ...]]:
