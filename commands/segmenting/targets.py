@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import time
 import traceback
@@ -35,6 +36,8 @@ from training.network import weights_digest
 CHOOSE_FRAME = "Choose one with --frame N, counted from 0"
 _RULES = "2"
 """Raised where the same settings give another answer than before; results of before are then made again."""
+_ALLOCATORS = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "alloc_failed")
+"""In the messages of PyTorch and ITK, on the CPU and the GPU; PyTorch's own error is a `RuntimeError`."""
 
 OnStep = Callable[[Step, int, int], None]
 
@@ -199,11 +202,12 @@ def _failure(source: Source, error: Exception) -> Failure:
     if isinstance(error, TrainingError):
         reason = reason.removeprefix(f"{source.location}: ")
         reason, _, remedy = reason.partition(". ")
-    elif isinstance(error, MemoryError) or "memory" in reason.lower():
+    elif _is_out_of_memory(error):
         reason = "there is not enough memory for this scan"
         remedy = "Use a larger --spacing or a smaller --window"
     elif isinstance(error, OSError):
-        reason = f"its result cannot be written ({error.strerror or error})"
+        name = f"{Path(error.filename).name}: " if isinstance(error.filename, str) else ""
+        reason = f"its result cannot be written ({name}{error.strerror or error})"
         remedy = "Check the folder of --out, and the space on its disk"
     else:
         traceback.print_exception(error)
@@ -216,6 +220,15 @@ def _failure(source: Source, error: Exception) -> Failure:
         remedy=remedy,
         kind=type(error).__name__,
     )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an error is that of an allocator; a path in its message may hold any word."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, RuntimeError):
+        return any(words in str(error).lower() for words in _ALLOCATORS)
+    return isinstance(error, MemoryError)
 
 
 def with_own_remedy(failure: Failure) -> Failure:

@@ -58,13 +58,13 @@ def read_with_itk(
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise _library_error(error, shown) from None
+        raise _library_error(error, path, shown) from None
     component = _choose_frame(reader, config, frame, shown)
     check_spacing(reader.GetSpacing()[:3], reader.GetSize()[:3], config, shown)
     try:
         image = reader.Execute()
     except (RuntimeError, MemoryError) as error:
-        raise _library_error(error, shown) from None
+        raise _library_error(error, path, shown) from None
     if component is not None:
         image = sitk.VectorIndexSelectionCast(image, component)
     x, y, z = image.GetSize()
@@ -139,9 +139,9 @@ def _extract(reader: Any, frame: int) -> None:
         reader.SetExtractSize([*size[:3], *[0] * (len(size) - 3)])
 
 
-def _library_error(error: Exception, shown: str) -> ScanError:
+def _library_error(error: Exception, path: Path, shown: str) -> ScanError:
     """Return our error for one of the image library, whose messages contain paths."""
-    text = str(error).lower()
+    text = str(error).replace(str(path), "").lower()
     if "orthonormal" in text or "determinant" in text:
         sheared_error = sheared(
             "the header's orientation is sheared, or its sform and qform are no rotation", shown

@@ -14,6 +14,7 @@ from pipeline.exchange.image_masks import read_image_masks
 from pipeline.ingest import read_scan
 from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.image_files import read_file_header
+from pipeline.ingest.itk_files import _library_error
 from pipeline.ingest.writeback import write_image
 from tests.phantom import phantom, write_dicom
 
@@ -62,3 +63,12 @@ def test_other_letters_than_ascii_are_no_hindrance(tmp_path: Path) -> None:
     scan = phantom()
     scan.write(tmp_path / "Müller.nii.gz")
     assert read_scan(tmp_path / "Müller.nii.gz").own_shape == scan.grid.shape_zyx
+
+
+@pytest.mark.parametrize("word", ["memory_study", "spacing_study", "orthonormal", "allocated"])
+def test_words_of_a_path_are_no_cause_of_an_error(word: str) -> None:
+    path = Path("/mnt") / word / "a.nii"
+    error = _library_error(RuntimeError(f"ITK ERROR: {path}: read failed"), path, "a.nii")
+    assert "cut short or damaged" in error.reason
+    kind = _library_error(RuntimeError(f"ITK ERROR: {path}: Failed to allocate memory"), path, "a.nii")
+    assert "not enough memory" in kind.reason
