@@ -6,8 +6,10 @@ at a time: `commands.segmenting.workers`.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from argparse import Namespace
@@ -30,6 +32,7 @@ from commands.segmenting.results import (
 )
 from commands.segmenting.targets import (
     CHOOSE_FRAME,
+    NO_ROOM,
     Job,
     OnStep,
     collect_targets,
@@ -60,6 +63,8 @@ _STEPS: dict[str, tuple[Step, ...]] = {
     "both": ("windows", "references"),
 }
 """Steps that are counted for a target, in order, by method."""
+_ROOM_BYTES = 65_536
+"""Written into the folder of the results before the first target is read."""
 _LISTED_STRUCTURES = 6
 """Most structures that the table lists for a target, the largest first."""
 _LISTED_TARGETS = 50
@@ -214,7 +219,6 @@ def segment_targets(arguments: Namespace, job: Job) -> tuple[int, dict[str, Any]
         job: What is done with a target.
     """
     began = time.monotonic()
-    code = 0
     make_out(job.out)
     sources, failed = collect_targets(arguments.targets, job.ingest, job.out)
     if not sources and not failed:
@@ -222,8 +226,49 @@ def segment_targets(arguments: Namespace, job: Job) -> tuple[int, dict[str, Any]
     there = {} if job.again else _results_there(job, sources)
     written = [one for one in there.values() if isinstance(one, Written)]
     failed += [one for one in there.values() if isinstance(one, Failure)]
-    broken: list[Failure] = []
     left = [source for source in sources if source.scan_id not in there]
+    if left:
+        check_room(job.out)
+    broken: list[Failure] = []
+    is_interrupted = _segment_all(arguments, job, left, written, broken)
+    order = {source.scan_id: number for number, source in enumerate(sources)}
+    written.sort(key=lambda one: order[one.scan_id])
+    failed = [with_own_remedy(failure) for failure in [*failed, *broken]]
+    _print_targets(written)
+    print_failures(failed)
+    done = {one.scan_id for one in written} | {one.scan_id for one in broken}
+    not_done = [source.scan_id for source in left if source.scan_id not in done]
+    if not_done and not is_interrupted:
+        named = ", ".join(not_done[:_LISTED_TARGETS]) + (", ..." if len(not_done) > _LISTED_TARGETS else "")
+        print(f"not done ({len(not_done)}), because nothing more can be written into {job.out}: {named}")
+        print("Make room there; the same command goes on")
+    segmenter = job.segmenter
+    document = {
+        "targets": [one.to_json() for one in written],
+        "failed": [asdict(failure) for failure in failed],
+        "spacing_mm": job.ingest.spacing_mm,
+        "window_voxels": list(segmenter.inference.window_voxels),
+        "structures": {str(s.values[0]): s.name for s in segmenter.structures},
+        "not_in_references": [s.values[0] for s in segmenter.missing],
+        "not_done": not_done,
+        "interrupted": is_interrupted,
+        "seconds": time.monotonic() - began,
+    }
+    return 130 if is_interrupted else int(bool(failed)), document
+
+
+def _segment_all(
+    arguments: Namespace, job: Job, left: Sequence[Source], written: list[Written], broken: list[Failure]
+) -> bool:
+    """Segment targets, until nothing more can be written, and write the table; whether it was interrupted.
+
+    Args:
+        arguments: As for `segment_targets`.
+        job: What is done with a target.
+        left: The targets.
+        written: Results of before; those of these targets are added.
+        broken: Failures of these targets are added.
+    """
     alone = arguments.workers == 1 or len(left) < 2
     try:
         with (
@@ -233,33 +278,19 @@ def segment_targets(arguments: Namespace, job: Job) -> tuple[int, dict[str, Any]
             ) as results,
         ):
             for result in results:
-                if isinstance(result, Failure):
-                    broken.append(result)
-                else:
+                if isinstance(result, Written):
                     written.append(result)
+                    continue
+                broken.append(result)
+                if result.kind == NO_ROOM:
+                    break
     except KeyboardInterrupt:
         done = "the targets in the table are complete, of the others nothing" if written else "nothing"
         print(f"interrupted: {done} was written. The same command goes on")
-        code = 130
+        return True
     finally:
         _write_table(job, [one for one in broken if one.kind != ResultInTheWayError.__name__])
-    order = {source.scan_id: number for number, source in enumerate(sources)}
-    written.sort(key=lambda one: order[one.scan_id])
-    failed = [with_own_remedy(failure) for failure in [*failed, *broken]]
-    _print_targets(written)
-    print_failures(failed)
-    segmenter = job.segmenter
-    document = {
-        "targets": [one.to_json() for one in written],
-        "failed": [asdict(failure) for failure in failed],
-        "spacing_mm": job.ingest.spacing_mm,
-        "window_voxels": list(segmenter.inference.window_voxels),
-        "structures": {str(s.values[0]): s.name for s in segmenter.structures},
-        "not_in_references": [s.values[0] for s in segmenter.missing],
-        "interrupted": code == 130,
-        "seconds": time.monotonic() - began,
-    }
-    return code or int(bool(failed)), document
+    return False
 
 
 def check_name_of_out(out: Path) -> None:
@@ -281,6 +312,23 @@ def make_out(out: Path) -> None:
             f"--out {out}: there can be no such folder ({error.strerror}). Name another"
         ) from None
     clear_leftovers(out)
+
+
+def check_room(out: Path) -> None:
+    """Refuse a folder of results that nothing can be written into, before hours are spent on results.
+
+    Raises:
+        CommandError: Nothing can be written there.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".", suffix=".mass.part", dir=out) as file:
+            file.write(bytes(_ROOM_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise CommandError(
+            f"--out {out}: nothing can be written there ({error.strerror}). Make room, or name another"
+        ) from None
 
 
 def _write_table(job: Job, failed: Sequence[Failure]) -> None:

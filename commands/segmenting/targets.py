@@ -36,6 +36,9 @@ from training.network import weights_digest
 CHOOSE_FRAME = "Choose one with --frame N, counted from 0"
 _RULES = "2"
 """Raised where the same settings give another answer than before; results of before are then made again."""
+NO_ROOM = "NoRoom"
+"""Kind of the failure of a target that holds for all others too: nothing more can be written."""
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _ALLOCATORS = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "alloc_failed")
 """In the messages of PyTorch and ITK, on the CPU and the GPU; PyTorch's own error is a `RuntimeError`."""
 
@@ -218,7 +221,7 @@ def _failure(source: Source, error: Exception) -> Failure:
         location=source.location,
         reason=reason,
         remedy=remedy,
-        kind=type(error).__name__,
+        kind=NO_ROOM if isinstance(error, OSError) and error.errno in _NO_ROOM else type(error).__name__,
     )
 
 
