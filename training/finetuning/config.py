@@ -104,7 +104,8 @@ def with_chosen_window(
 ) -> FinetuneConfig:
     """Return the settings with the window to show whole scans in, if `max_window_voxels` is set.
 
-    It is that of the checkpoint's training on whole scans, or the best one for the training scans.
+    It is that of the checkpoint's training on whole scans, or the best one for the training scans, if there
+    is none or with `choose_window`.
 
     Args:
         config: All settings.
@@ -113,7 +114,7 @@ def with_chosen_window(
     """
     data = config.data
     if data.max_window_voxels:
-        own = trained_on.crop_voxels if trained_on.whole_scans else None
+        own = trained_on.crop_voxels if trained_on.whole_scans and not data.choose_window else None
         window = own or window_for(shapes, data.max_window_voxels)
         data = replace(data, crop_voxels=window, cut_voxels=cut_around(window))
     if not data.whole_fraction:

@@ -43,7 +43,8 @@ def initial_tokens(
         net: The network in evaluation mode, on the device to compute on.
         store: The store with the scans.
         scans: Training scans and structures; one scan is in memory at a time.
-        config: Gives `max_token_references`, and the windows of [inference].
+        config: Gives `max_token_references`, and the windows of [inference], where the network was not
+            trained on whole scans.
         on_scan: Called after each scan.
 
     Returns:
@@ -52,6 +53,9 @@ def initial_tokens(
     """
     device = next(net.parameters()).device
     inference = replace(config.inference, whole_mask=True)
+    own = net.trained_on.crop_voxels if net.trained_on.whole_scans else None
+    if own and inference.whole_scans:  # as the network knows them
+        inference = replace(inference, window_voxels=own, reference_voxels=own)
     structures, at_once = scans.structures, config.data.structures_at_once
     counts = torch.zeros(len(structures) + 1, device=device)
     sums = [torch.zeros(shape, device=device) for shape in token_shapes(net, len(structures))]

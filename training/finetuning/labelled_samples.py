@@ -80,6 +80,9 @@ class LabelledDataConfig:
     max_window_voxels: int = 0
     """Above 0, the size of a view is that of the checkpoint's training if it was trained on whole scans, else
     the best window of at most this many voxels for the training scans, instead of `crop_voxels`."""
+    choose_window: bool = False
+    """Whether the window is chosen even if the checkpoint has one. With a larger `max_window_voxels`, many
+    structures that fill the scan, as in a head, are drawn better, in several times the time."""
     whole_fraction: float = 0.0
     """Above 0, samples are views of any scale, not crops: this fraction of them shows the whole scan, or a
     large part of it, and the others are fine views of some structures, as in prediction."""

@@ -13,9 +13,8 @@ from training.finetuning.config import finetune_recipe
 from training.finetuning.initial_tokens import initial_tokens
 from training.finetuning.scans import LabelledScans
 from training.inference import Structure
-from training.network import Iris, Priors
+from training.network import Iris, Priors, TrainedOn
 
-WINDOW = (32, 32, 32)
 LARGE, SMALL = 1, 2
 
 
@@ -40,11 +39,14 @@ class DrawnStore:
         return DrawnScan(values)
 
 
-def tokens_of(*values: int) -> Priors:
+def tokens_of(*values: int, shown_in: int = 32, trained_in: int | None = None) -> Priors:
     torch.manual_seed(0)
     net = Iris((8, 8, 16, 16, 16)).eval()
+    if trained_in:
+        net.trained_on = TrainedOn(crop_voxels=(trained_in,) * 3, whole_scans=True)
     config = finetune_recipe("whole")
-    inference = replace(config.inference, window_voxels=WINDOW, reference_voxels=WINDOW, whole_scans=True)
+    window = (shown_in,) * 3
+    inference = replace(config.inference, window_voxels=window, reference_voxels=window, whole_scans=True)
     structures = tuple(Structure(name=str(value), values=(value,)) for value in values)
     scans = LabelledScans(
         label="drawn", training=("a",), held_out=(), structures=structures, modalities=("ct",)
@@ -62,3 +64,10 @@ def test_a_structure_too_small_to_be_seen_in_the_whole_scan_has_tokens(values: t
         if LARGE in values:  # its tokens are those without the other
             assert torch.allclose(stage[0], large[0], atol=1e-5)
             assert not torch.allclose(stage[0], stage[1], atol=1e-3)
+
+
+def test_references_are_shown_in_the_window_that_the_network_was_trained_with() -> None:
+    own = tokens_of(LARGE, shown_in=32)
+    larger = tokens_of(LARGE, shown_in=48, trained_in=32)
+    for stage, same in zip(own, larger, strict=True):
+        assert torch.equal(stage, same)

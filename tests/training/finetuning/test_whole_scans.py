@@ -143,6 +143,9 @@ def test_the_window_is_that_of_the_checkpoint_or_else_chosen_for_the_scans() -> 
     for other in (TrainedOn(), replace(own, whole_scans=False)):
         chosen = with_chosen_window(config, other, shapes)
         assert chosen.data.crop_voxels == window_for(shapes, 65_536)
+    larger = replace(config.data, max_window_voxels=262_144, choose_window=True)
+    chosen = with_chosen_window(replace(config, data=larger), own, shapes)
+    assert chosen.data.crop_voxels == chosen.inference.window_voxels == window_for(shapes, 262_144)
     for name in ("published", "small"):
         crops = finetune_recipe(name)
         assert with_chosen_window(crops, own, shapes) == crops
