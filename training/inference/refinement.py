@@ -8,7 +8,7 @@
 *Takes* and *gives* arrays (z, y, x) of one voxel size; nothing is learned and nothing is random.
 Bounds: a structure as bright as its surroundings stays where it is. Neither step finds structures that the
         registration has missed: a mask gets no voxel farther than `BAND_VOXELS` from the placed masks. Memory
-        holds some float32 volumes of the window around the masks per structure.
+        holds the masks and the result per structure, and three float32 volumes of the box around each.
 
 vote: Coupe et al. 2011, "Patch-based segmentation using expert priors", here with one registered reference.
 sharpen: Van Leemput et al. 1999, "Automated model-based tissue classification of MR images of the brain",
@@ -17,7 +17,7 @@ with histograms in place of normal distributions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TypeAlias
@@ -86,7 +86,8 @@ def vote(masks: Image, warped: Image, target: Image) -> Image:
     if spread <= 0:
         return masks
     boxes = [_window_of(mask[None], SEARCH_VOXELS) or _NOWHERE for mask in own]
-    sums, weights = np.zeros_like(own), np.zeros(here.shape, np.float32)
+    sums = [np.zeros_like(mask[box]) for mask, box in zip(own, boxes, strict=True)]
+    weights = np.zeros(here.shape, np.float32)
     for shift in _shifts():
         squares = ((here - _shifted(there, shift)) / np.float32(spread)) ** 2
         mean = ndimage.uniform_filter(squares, PATCH_VOXELS, mode="nearest")
@@ -94,9 +95,11 @@ def vote(masks: Image, warped: Image, target: Image) -> Image:
         weight = np.exp(-mean / np.float32(LIKENESS**2) - np.float32(distance)) + np.float32(1e-8)
         weights += weight
         for voices, mask, box in zip(sums, own, boxes, strict=True):
-            voices[box] += weight[box] * _shifted(mask[box], shift)
+            voices += weight[box] * _shifted(mask[box], shift)
     voted = masks.copy()
-    voted[(slice(None), *window)] = sums / weights
+    voted[(slice(None), *window)] = 0
+    for k, (voices, box) in enumerate(zip(sums, boxes, strict=True)):
+        voted[k][window][box] = voices / weights[box]
     return voted
 
 
@@ -111,9 +114,8 @@ def sharpen(masks: Image, target: Image) -> Image:
         target: (z, y, x).
     """
     window = _window_of(masks, BAND_VOXELS + 2)
-    sharp = np.zeros_like(masks)
     if window is None:
-        return sharp
+        return np.zeros_like(masks)
     own = masks[(slice(None), *window)]
     near = ndimage.binary_dilation(own.sum(axis=0) > _PLACED, iterations=BAND_VOXELS)
     if not near.any():
@@ -126,11 +128,17 @@ def sharpen(masks: Image, target: Image) -> Image:
             _Part(prior.box, prior.values * _likelihood(posterior, codes[prior.box], near[prior.box]))
             for prior, posterior in zip(priors, posteriors, strict=True)
         ]
+        posteriors.clear()
         posteriors = _coupled(evidence, near)
-    for k, (part, posterior) in enumerate(zip(evidence[1:], posteriors[1:], strict=True)):
-        sharp[k][window][part.box] = posterior
+        evidence.clear()
+    boxes = [prior.box for prior in priors]
+    priors.clear()
+    sharp = np.zeros_like(masks)
+    for k, (box, posterior) in enumerate(zip(boxes[1:], posteriors[1:], strict=True)):
+        sharp[k][window][box] = posterior
     surrounding = np.ones(target.shape, np.float32)
     surrounding[window] = posteriors[0]
+    posteriors.clear()
     return _beside_the_next_best(sharp, surrounding)
 
 
@@ -176,15 +184,15 @@ def correlation(first: Image, second: Image) -> float:
 
 
 def _beside_the_next_best(probabilities: Image, surrounding: Image) -> Image:
+    """Return p / (p + q), q that of the next best class, in the memory of the probabilities."""
     first, second = surrounding.copy(), np.zeros_like(surrounding)
     for probability in probabilities:
         np.maximum(second, np.minimum(first, probability), out=second)
         np.maximum(first, probability, out=first)
-    beside = np.zeros_like(probabilities)
-    for k, probability in enumerate(probabilities):
+    for probability in probabilities:  # in place
         next_best = np.where(probability >= first, second, first)
-        np.divide(probability, probability + next_best, out=beside[k], where=probability > 0)
-    return beside
+        np.divide(probability, probability + next_best, out=probability, where=probability > 0)
+    return probabilities
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,10 +208,14 @@ def _priors(masks: Image, near: NDArray[np.bool_]) -> list[_Part]:
     smooth = [ndimage.gaussian_filter(mask, _prior_sigma(mask)) for mask in masks]
     rest = np.clip(1 - sum(smooth, np.zeros(near.shape, np.float32)), _LEAST_PRIOR, 1)
     parts = [_Part(_whole(near.shape), rest)]
-    for mask in smooth:
+    smooth.reverse()
+    while smooth:
+        mask = smooth.pop()
         box = _window_of(mask[None], BAND_VOXELS) or _NOWHERE
         parts.append(_Part(box, np.where(near[box], np.maximum(mask[box], _LEAST_PRIOR), 0)))
-    return [_Part(part.box, values) for part, values in zip(parts, _normal(parts, near.shape), strict=True)]
+    boxes, values = [part.box for part in parts], [part.values for part in parts]
+    _normalize(values, boxes, near.shape)
+    return [_Part(box, one) for box, one in zip(boxes, values, strict=True)]
 
 
 def _prior_sigma(mask: Image) -> float:
@@ -214,25 +226,24 @@ def _prior_sigma(mask: Image) -> float:
 
 def _coupled(evidence: list[_Part], near: NDArray[np.bool_]) -> list[Image]:
     """Return posteriors of the classes: the evidence, after two rounds of coupling between neighbours."""
-    posteriors = _normal(evidence, near.shape)
+    boxes = [part.box for part in evidence]
+    posteriors = [part.values.copy() for part in evidence]
+    _normalize(posteriors, boxes, near.shape)
     for _ in range(2):
-        pulled = [
-            _Part(
-                part.box,
-                part.values * np.exp(2 * COUPLING * ndimage.gaussian_filter(posterior, COUPLING_SIGMA)),
-            )
-            for part, posterior in zip(evidence, posteriors, strict=True)
-        ]
-        posteriors = _normal(pulled, near.shape)
+        for k, part in enumerate(evidence):
+            smooth = ndimage.gaussian_filter(posteriors[k], COUPLING_SIGMA)
+            posteriors[k] = part.values * np.exp(2 * COUPLING * smooth)
+        _normalize(posteriors, boxes, near.shape)
     return posteriors
 
 
-def _normal(parts: list[_Part], shape: tuple[int, ...]) -> list[Image]:
-    """Return the classes' values, divided by their sum at each voxel."""
+def _normalize(values: Sequence[Image], boxes: Sequence[Window], shape: tuple[int, ...]) -> None:
+    """Divide the classes' values, each in its box, by their sum at each voxel, in place."""
     total = np.full(shape, 1e-12, np.float32)
-    for part in parts:
-        total[part.box] += part.values
-    return [part.values / total[part.box] for part in parts]
+    for one, box in zip(values, boxes, strict=True):
+        total[box] += one
+    for one, box in zip(values, boxes, strict=True):
+        one /= total[box]
 
 
 def _likelihood(posterior: Image, codes: NDArray[np.intp], near: NDArray[np.bool_]) -> Image:

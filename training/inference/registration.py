@@ -9,7 +9,9 @@
 *Takes* and *gives* arrays (z, y, x) of one voxel size, images z-scores. One thread, seconds per target; the
 same input gives the same bytes. Nothing is learned: it is the baseline for networks (docs/results.md).
 Bounds: large rotations are not found (`poses` lists those that are tried). A window of fewer than 8 voxels
-        along an axis is only moved. Memory holds two float32 volumes of the target per structure.
+        along an axis is only moved. Memory holds two float32 volumes of the target per structure, and of the
+        box around each structure one more per reference, or three while it is refined. The search for
+        positions takes some volumes of the target, however many structures there are.
 
 Template matching: Lewis 1995, "Fast Normalized Cross-Correlation". Demons: Vercauteren et al. 2009,
 "Diffeomorphic demons", here the symmetric forces of ITK.
@@ -146,10 +148,10 @@ def carry(image: Image, masks: NDArray[np.bool_], target: Image, *, seen: Image 
         seen: (z, y, x) of the target, 0..1: probability of the structures from elsewhere, for one more
             position.
     """
-    probabilities = np.zeros((len(masks), *target.shape), np.float32)
-    warped = target.copy()
     together = np.asarray(masks.any(axis=0))
     best = _best(image, together, target, seen) if together.any() else None
+    probabilities = np.zeros((len(masks), *target.shape), np.float32)
+    warped = target.copy()
     if best is None:
         return Carried(probabilities=probabilities, agreement=0.0, warped=warped)
     warped[best.window] = _warped(image, best.fixed, best.transform)
@@ -231,46 +233,59 @@ def carry_structures(
         progress: Called with the number of references done and of all, before the first and after each.
     """
     answers: list[_Answer] = []
-    best: Carried | None = None
+    best: tuple[float, Image] | None = None
     if progress is not None:
         progress(0, len(references))
     for done, reference in enumerate(references, start=1):
-        masks = np.stack([structure.mask(reference.labels) for structure in structures])
-        carried = carry(reference.image, masks, target, seen=seen)
-        weight = max(carried.agreement, 1e-3) ** AGREEMENT_POWER
-        voted = vote(carried.probabilities, carried.warped, target)
-        answers.append(_Answer.of(voted, np.asarray(masks.any(axis=(1, 2, 3))), weight))
-        if best is None or carried.agreement > best.agreement:
-            best = carried
+        answer, agreement, warped = _answer(reference, structures, target, seen)
+        answers.append(answer)
+        if best is None or agreement > best[0]:
+            best = agreement, warped
         if progress is not None:
             progress(done, len(references))
     if best is None:
         raise ValueError("at least one reference is needed")
-    sharp = sharpen(_mean(_by_consensus(answers, target.shape), target.shape), target)
-    drawn = [probability >= THRESHOLD for probability in sharp]
+    together = _mean(_by_consensus(answers, target.shape), target.shape)
+    answers.clear()
+    sharp = sharpen(together, target)
+    del together
+    agreement, warped = best
     confidences = (
-        confidence(probability, mask, best.warped, target, agreement=best.agreement)
-        for probability, mask in zip(sharp, drawn, strict=True)
+        confidence(probability, probability >= THRESHOLD, warped, target, agreement=agreement)
+        for probability in sharp
     )
-    return replace(best, probabilities=sharp, confidences=tuple(confidences))
+    return Carried(probabilities=sharp, agreement=agreement, warped=warped, confidences=tuple(confidences))
+
+
+def _answer(
+    reference: Reference, structures: Sequence[Structure], target: Image, seen: Image | None
+) -> tuple[_Answer, float, Image]:
+    """Return a reference's corrected masks, its agreement, and its image on the target's grid."""
+    masks = np.stack([structure.mask(reference.labels) for structure in structures])
+    carried = carry(reference.image, masks, target, seen=seen)
+    weight = max(carried.agreement, 1e-3) ** AGREEMENT_POWER
+    voted = vote(carried.probabilities, carried.warped, target)
+    answer = _Answer.of(voted, np.asarray(masks.any(axis=(1, 2, 3))), weight)
+    return answer, carried.agreement, carried.warped
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Answer:
-    """Masks of K structures from one reference, in the box that they reach."""
+    """Masks of K structures from one reference, each in the box that it reaches."""
 
-    box: Window
-    masks: NDArray[np.float32]
-    """(K, z, y, x) of the box, 0..1."""
+    boxes: tuple[Window, ...]
+    masks: tuple[Image, ...]
+    """K arrays (z, y, x) of these boxes, 0..1."""
     shown: NDArray[np.bool_]
     """(K,): whether the reference shows each structure."""
     weight: float
 
     @classmethod
     def of(cls, masks: NDArray[np.float32], shown: NDArray[np.bool_], weight: float) -> _Answer:
-        """Return masks (K, z, y, x), cropped to the box that is not empty."""
-        box = box_of_mask(np.asarray(masks.any(axis=0))) or (slice(0, 0),) * 3
-        return cls(box=box, masks=masks[(slice(None), *box)].copy(), shown=shown, weight=weight)
+        """Return masks (K, z, y, x), each cropped to the box that is not empty."""
+        boxes = tuple(box_of_mask(mask != 0) or (slice(0, 0),) * 3 for mask in masks)
+        cropped = tuple(mask[box].copy() for mask, box in zip(masks, boxes, strict=True))
+        return cls(boxes=boxes, masks=cropped, shown=shown, weight=weight)
 
 
 def _mean(answers: Sequence[_Answer], shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -280,7 +295,7 @@ def _mean(answers: Sequence[_Answer], shape: tuple[int, ...]) -> NDArray[np.floa
     for answer in answers:
         weight = np.float32(answer.weight)
         for k in np.flatnonzero(answer.shown):
-            sums[k][answer.box] += weight * answer.masks[k]
+            sums[k][answer.boxes[k]] += weight * answer.masks[k]
         weights[answer.shown] += weight
     sums /= np.maximum(weights, np.float32(1e-6))[:, None, None, None]
     return sums
@@ -300,7 +315,7 @@ def _by_consensus(answers: Sequence[_Answer], shape: tuple[int, ...]) -> list[_A
         dice = []
         for k in np.flatnonzero(answer.shown):
             own = answer.masks[k] >= THRESHOLD
-            both = float((own & together[k][answer.box]).sum())
+            both = float((own & together[k][answer.boxes[k]]).sum())
             dice.append(2 * both / max(float(own.sum() + sizes[k]), 1.0))
         likenesses.append(max(float(np.mean(dice)) if dice else 0.0, 1e-3))
     parts = [(likeness / max(likenesses)) ** CONSENSUS_POWER for likeness in likenesses]

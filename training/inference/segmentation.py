@@ -7,7 +7,8 @@
 to save it. Probabilities are interpolated to the target's own grid, and each voxel there takes the most
 probable structure that reaches the threshold: so outlines are as smooth as the target's voxels allow. Bounds:
 beside one window's features and `max_accumulator_bytes` of probabilities, memory holds the target three times
-on its own grid and one structure's probability on it, however many structures there are.
+on its own grid and one structure's probability on it, however many structures there are; by registration also
+two volumes of the prepared target per structure (`registration`).
 """
 
 from __future__ import annotations

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from training.inference import registration
+from training.inference.poses import Pose
 from training.inference.prompts import Reference, Structure
 from training.inference.refinement import sharpen, vote
 from training.inference.registration import _Answer, _by_consensus, _mean, carry, carry_structures
@@ -255,3 +258,30 @@ def test_a_reference_is_judged_by_what_it_shows_only() -> None:
     assert [one.weight for one in weighted[:3]] == [1.0, 1.0, 1.0]
     assert _mean(weighted, (4, 12, 12))[1, 1, 3, 7] == pytest.approx(0.8), "not thinned by who lacks it"
     assert _by_consensus(answers[:1], (4, 12, 12)) == answers[:1]
+
+
+@pytest.mark.parametrize("num_references", [1, 3])
+def test_memory_holds_two_volumes_of_the_target_per_structure(
+    num_references: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The images lie on each other already; one volume more is left for all that is of one structure."""
+    shape, side = (36, 60, 60), 8
+    image = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=shape), 2).astype(np.float32)
+    labels = np.zeros(shape, np.uint8)
+    for k in range(24):
+        z, y, x = (k // 16) * 12 + 6, (k // 4 % 4) * 12 + 6, (k % 4) * 12 + 6
+        labels[z : z + side, y : y + side, x : x + side] = k + 1
+    structures = [Structure(name=str(k), values=(k,)) for k in range(1, 25)]
+    pose = Pose.moved((0, 0, 0))
+    monkeypatch.setattr(registration, "places", lambda *_: [pose])
+    monkeypatch.setattr(registration, "turned", lambda *_: [])
+    monkeypatch.setattr(registration, "_bent", lambda fixed, moving, start, *_: start)
+    references = [Reference(image=image, labels=labels)] * num_references
+    tracemalloc.start()
+    try:
+        found = carry_structures(references, structures, image)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (found.probabilities >= 0.5).any(axis=(1, 2, 3)).all()
+    assert peak < 3 * found.probabilities.nbytes
