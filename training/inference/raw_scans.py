@@ -1,4 +1,4 @@
-"""Interface of raw scans for `segment`: protocols of a scan and of its reader, and the installed reader.
+"""Interface of raw scans for `segment`: protocols of a scan and of its reader; structures in masks.
 
 `training` does not read image files itself. The reader is found by the entry point group "mass3d.scans"
 (this distribution registers its ingest there), or is passed as an argument. This module reads and writes
@@ -7,7 +7,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -15,7 +15,8 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from training.errors import ConfigError
+from training.errors import ConfigError, DataError
+from training.inference.prompts import Structure
 
 Integer = TypeVar("Integer", bound=np.integer[Any])
 OwnBox: TypeAlias = tuple[slice, slice, slice]
@@ -137,3 +138,44 @@ def installed_reader() -> ScanReader:
         )
     reader: ScanReader = found[0].load()
     return reader
+
+
+def structures_of(references: Sequence[RawScan], labels: Sequence[int]) -> list[Structure]:
+    """Return a structure for each requested label value in the masks of references.
+
+    Args:
+        references: Scans with masks; values without a name in one have that of another.
+        labels: Label values; empty takes all.
+
+    Raises:
+        DataError: There is no such label value, or one has two names.
+    """
+    present = sorted({value for scan in references for value in scan.label_values})
+    for value in labels:
+        if value not in present:
+            where = references[0].location if len(references) == 1 else f"{len(references)} references"
+            raise DataError(
+                f"{where}: there is no label {value} in the mask, which holds {listed(present)}. "
+                "Choose one of these"
+            )
+    wanted = sorted(set(labels) or present)
+    names: dict[int, tuple[str, str]] = {}
+    for scan in references:
+        for value, name in scan.value_names.items():
+            first, where = names.setdefault(value, (name, scan.location))
+            if first != name and value in wanted:
+                raise DataError(
+                    f"label {value} is {first!r} in the mask of {where} and {name!r} in that of "
+                    f"{scan.location}. Give references with the same values, correct the names beside the "
+                    "masks, or choose other values (--label)"
+                )
+    return [
+        Structure(name=names[value][0] if value in names else f"label {value}", values=(value,))
+        for value in wanted
+    ]
+
+
+def listed(values: Sequence[int]) -> str:
+    """Return label values as text, the first dozen of many."""
+    more = f" and {len(values) - 12} more" if len(values) > 12 else ""
+    return ", ".join(map(str, values[:12])) + more

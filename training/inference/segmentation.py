@@ -40,7 +40,7 @@ from training.inference.prompts import (
     encode_references,
     inference_for,
 )
-from training.inference.raw_scans import RawScan, installed_reader
+from training.inference.raw_scans import RawScan, installed_reader, listed, structures_of
 from training.inference.registration import THRESHOLD, Carried, carry_structures
 from training.inference.results import Found, Segmentation, confidence_note
 from training.network import TrainedOn, load_checkpoint
@@ -141,12 +141,12 @@ class Segmenter:
         """
         if not references:
             raise DataError("no reference was given; an image and a mask are needed")
-        structures = _structures(references, labels)
+        structures = structures_of(references, labels)
         shown = [_reference(scan) for scan in references]
         if not any(structure.mask(part.labels).any() for structure in structures for part in shown):
             spacing = " x ".join(f"{side:g}" for side in references[0].spacing_zyx_mm)
             raise DataError(
-                f"{references[0].location}: nothing of label {_listed([s.values[0] for s in structures])} is "
+                f"{references[0].location}: nothing of label {listed([s.values[0] for s in structures])} is "
                 f"left at {spacing} mm: the structures are too small, or outside the body that is "
                 "cropped to. Choose a finer spacing, or another reference"
             )
@@ -195,7 +195,7 @@ class Segmenter:
         missing = [value for value in labels if value not in tuned.values]
         if missing:
             raise DataError(
-                f"the network was not fine-tuned on label {missing[0]}, but on {_listed(tuned.values)}"
+                f"the network was not fine-tuned on label {missing[0]}, but on {listed(tuned.values)}"
             )
         if labels:
             rows = [place for place, value in enumerate(tuned.values) if value in labels]
@@ -318,7 +318,7 @@ class Segmenter:
         )
         notes = [*target.notes]
         if self.missing:
-            lost = _listed([structure.values[0] for structure in self.missing])
+            lost = listed([structure.values[0] for structure in self.missing])
             notes.append(f"nothing of label {lost} is left in the references at this spacing: not looked for")
         if carried is not None or self._finetuned:
             notes.append(
@@ -389,25 +389,6 @@ def segment(
     return replace(result, probabilities=kept)
 
 
-def _structures(references: Sequence[RawScan], labels: Sequence[int]) -> list[Structure]:
-    """Return a structure for each requested label value."""
-    present = sorted({value for scan in references for value in scan.label_values})
-    for value in labels:
-        if value not in present:
-            where = references[0].location if len(references) == 1 else f"{len(references)} references"
-            raise DataError(
-                f"{where}: there is no label {value} in the mask, which holds {_listed(present)}. "
-                "Choose one of these"
-            )
-    names: dict[int, str] = {}
-    for scan in references:
-        names = {**scan.value_names, **names}
-    return [
-        Structure(name=names.get(value, f"label {value}"), values=(value,))
-        for value in sorted(set(labels) or present)
-    ]
-
-
 def _encoded(
     net: InContextNet,
     references: Sequence[Reference],
@@ -437,8 +418,3 @@ def _reference(scan: RawScan) -> Reference:
     if scan.labels is None:
         raise DataError(f"{scan.location}: a reference needs a mask")
     return Reference(image=scan.image, labels=scan.labels)
-
-
-def _listed(values: Sequence[int]) -> str:
-    more = f" and {len(values) - 12} more" if len(values) > 12 else ""
-    return ", ".join(map(str, values[:12])) + more
