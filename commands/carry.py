@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
+from shlex import join
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from training.finetuning import (
     FinetuneTaskConfig,
     carry_labels,
     plan_carrying,
+    read_carried_table,
 )
 from training.inference import LOW_CONFIDENCE
 
@@ -40,8 +43,9 @@ def run_carry(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         num_scans=arguments.num or 0,
         scan_seed=arguments.seed or 0,
     )
+    store = open_store(arguments.store)
     plan = plan_carrying(
-        open_store(arguments.store),
+        store,
         config,
         targets=arguments.to or (),
         kept_out=arguments.held_out or (),
@@ -55,7 +59,8 @@ def run_carry(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         f"to {len(plan.targets)}"
     )
     made = _carry(arguments, plan)
-    _print_result(folder, plan, made)
+    digests = {scan_id: entry.digest for scan_id, entry in store.entries.items()}
+    _print_result(arguments, plan, made, digests)
     return int(any(one.error for one in made)), {
         "store": str(arguments.store),
         "folder": str(folder),
@@ -89,10 +94,12 @@ def _carry(arguments: Namespace, plan: CarryPlan) -> list[CarriedScan]:
     return sorted(made, key=lambda one: one.scan_id)
 
 
-def _print_result(folder: Path, plan: CarryPlan, made: list[CarriedScan]) -> None:
+def _print_result(
+    arguments: Namespace, plan: CarryPlan, made: list[CarriedScan], digests: Mapping[str, str]
+) -> None:
     """Print the confidences, the scans to look at, and the next command."""
+    folder = arguments.carried_folder
     good = [one for one in made if not one.error]
-    least = FinetuneTaskConfig().least_confidence
     rows = []
     for value, name in plan.question.names.items():
         found = [one.confidences[value] for one in good]
@@ -105,7 +112,6 @@ def _print_result(folder: Path, plan: CarryPlan, made: list[CarriedScan]) -> Non
         print(f"{kept} of {len(good)} were there before")
     for one in [one for one in made if one.error][:_LISTED]:
         print(f"failed: {one.scan_id}: {one.error}")
-    used = [one for one in good if one.confidence >= least]
     unsure = sorted(good, key=lambda one: one.confidence)[:_LISTED]
     print(
         f"look at {folder}/ID.png; of least confidence are "
@@ -113,17 +119,38 @@ def _print_result(folder: Path, plan: CarryPlan, made: list[CarriedScan]) -> Non
         if unsure
         else "nothing was carried over"
     )
-    if used:
-        print(
-            f"{len(used)} of {len(good)} have a mean confidence of {least:g} or more and are trained on; "
-            "[finetune] exclude leaves others out\n"
-            f"next: mass finetune CHECKPOINT STORE RUN --carried {folder}"
-        )
-    elif good:
+    if good:
+        _print_next(arguments, digests)
+
+
+def _print_next(arguments: Namespace, digests: Mapping[str, str]) -> None:
+    """Print how many label maps of the folder are trained on, and the command that does it."""
+    folder, least = arguments.carried_folder, FinetuneTaskConfig().least_confidence
+    try:
+        numbers = read_carried_table(folder, digests).confidences.values()
+    except DataError as error:  # of a map from before
+        print(f"warning: {error}")
+        return
+    used = sum(number >= least for number in numbers)
+    if not used:
         print(
             f"none has a mean confidence of {least:g}: train on the labelled scans alone, or choose others "
             "to carry over from"
         )
+        return
+    command = ["mass", "finetune", "small-v1", str(arguments.store), "TUNED", "--from-scratch"]
+    command += [
+        "--carried",
+        str(folder),
+        *(["--held-out", *arguments.held_out] if arguments.held_out else []),
+    ]
+    print(
+        f"{used} of the {len(numbers)} label maps in the folder have a mean confidence of {least:g} or more "
+        "and are trained on; [finetune] exclude leaves others out\n"
+        f"next: {join(command)}\n"
+        "or, better, with the folder of a `mass pretrain` of this store in place of small-v1, and without "
+        "--from-scratch"
+    )
 
 
 def _listed(ids: list[str]) -> str:

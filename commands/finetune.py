@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from commands.pages.run import watched_run
@@ -16,7 +17,7 @@ from commands.pretrain import say_where_to_look
 from commands.progress import Progress
 from commands.terminal import CommandError, State, decimals, json_number, print_precision, print_table, shown
 from pipeline.toml_settings import parse_config, read_tables
-from training.engine import CONFIG, Callbacks
+from training.engine import CONFIG, Callbacks, ChosenPrecision
 from training.evaluation import NARROW_COLUMNS, Evaluation, Table
 from training.finetuning import (
     FinetuneConfig,
@@ -50,7 +51,10 @@ def run_finetune(arguments: Namespace) -> tuple[int, dict[str, Any]]:
         warnings.append(text)
         print(f"warning: {text}")
 
-    say_where_to_look(arguments.run_folder)
+    def begun(precision: ChosenPrecision) -> None:
+        say_where_to_look(arguments.run_folder)
+        print_precision(precision)
+
     with watched_run(arguments.run_folder, arguments.watch) as page, FinetuneProgress(page) as show:
         done = finetune(
             arguments.checkpoint,
@@ -59,15 +63,15 @@ def run_finetune(arguments: Namespace) -> tuple[int, dict[str, Any]]:
             config,
             resume=arguments.resume,
             device=arguments.device,
-            callbacks=Callbacks(
-                progress=show.steps, scan=show.scans, warning=warn, precision=print_precision
-            ),
+            callbacks=Callbacks(progress=show.steps, scan=show.scans, warning=warn, precision=begun),
         )
     if done.is_first:
         print_result(config, done)
         if done.weights and not done.report:
             keep = "mass carry --held-out" if done.scans.carried else "--num, --held-out"
             print(f"no labelled scan is kept out: nothing to report on ({keep})")
+        if done.weights:
+            print(f"next: mass segment {quote(str(arguments.run_folder))} --finetuned SCANS --out RESULTS")
     else:
         arguments.json = None  # the first process writes it
     signal_number = done.result.signal_number

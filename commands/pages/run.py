@@ -260,8 +260,7 @@ def _report(run: RunContents) -> str:
     return table(("structure", "Dice", "HD95, mm", "ASD, mm", "cases", "missed"), rows)
 
 
-def _measured(value: Mapping[str, Any] | None) -> str:
-    mean = (value or {}).get("mean")
+def _measured(mean: float | None) -> str:
     return "-" if mean is None else f"{mean:.3f}"
 
 

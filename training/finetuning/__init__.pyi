@@ -1,3 +1,4 @@
+from .carried_labels import read_carried_table as read_carried_table
 from .carrying import (
     REFERENCES as REFERENCES,
     TARGETS as TARGETS,

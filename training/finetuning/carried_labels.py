@@ -263,7 +263,8 @@ def read_carried_table(folder: str | Path, digests: Mapping[str, str]) -> Carrie
     if question is None and stale:
         raise DataError(
             f"{folder}: all {len(stale)} label maps are out of date: their scans, or those that the labels "
-            "are from, were prepared anew since or removed. Run `mass carry` again, and begin a new run"
+            "are from, were prepared anew since or removed. Run `mass carry` again with the same labelled "
+            "scans (--scans), or into a new folder, and begin a new run"
         )
     if question is None:
         raise DataError(

@@ -267,7 +267,10 @@ def check_folder(folder: Path, question: Question, scan_ids: Container[str]) -> 
                 continue
             where = f"{folder}: there are labels here already that are from other scans"
             listed = ", ".join(sorted(other.references))
-            raise ConfigError(f"{where} ({listed}) or of other structures. Name a new folder")
+            raise ConfigError(
+                f"{where} ({listed}) or of other structures. Name a new folder, or the same scans (--scans) "
+                "and structures (--values)"
+            )
 
 
 def carried_labels(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 from commands.main import main
 from storage import commit_scan, finish, folder_lock, open_store
 from tests.training.finetuning.test_carrying import LABEL, as_it_lies, make_store
+from tests.training.finetuning.test_run import TINY, tuned
 from tests.training.phantom_store import phantom_record
+from training.engine.run_folder import to_toml
 from training.errors import DataError
 from training.finetuning import carrying, scans
 from training.finetuning.carrying import carry_labels, plan_carrying
@@ -84,3 +87,25 @@ def test_labelled_scans_are_counted_without_reading_them(
     assert (
         count_scans(store, FinetuneTaskConfig(label=LABEL, holdout_fraction=0.0, exclude=("phantom-1",))) == 4
     )
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_printed_command_trains_and_counts_all_maps_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = make_store(tmp_path / "a store")
+    carry = ["carry", str(store.path), "carried maps", "--scans", "phantom-0", "--held-out", "phantom-4"]
+    assert main([*carry, "--to", "phantom-1", "phantom-2"]) == 0
+    capsys.readouterr()
+    assert main([*carry, "--to", "phantom-3"]) == 0
+    out = capsys.readouterr().out
+    assert "3 of the 3 label maps in the folder" in out
+    (line,) = [line for line in out.splitlines() if line.startswith("next: ")]
+    settings = tmp_path / "c.toml"
+    settings.write_text(to_toml(tuned(TINY, num_steps=1).values()))
+    command = shlex.split(line.removeprefix("next: mass "))
+    assert main([*command, "--config", str(settings), "--num", "1", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "with carried labels, on 3: phantom-1, phantom-2, phantom-3" in out
+    assert "on 1 scans not trained on" in out

@@ -41,7 +41,12 @@ def test_the_command_trains_tells_and_writes_its_report(
     document = json.loads(result.read_text())
     assert (document["mode"], document["step"], document["complete"]) == ("tokens", 2, True)
     assert [case["structure"] for case in document["report"]["cases"]] == ["organ", "lung"]
+    assert f"next: mass segment {tmp_path / 'run'} --finetuned SCANS --out RESULTS" in out
     assert main([*command, "--resume", "--device", "cpu"]) == 0  # done already: reported on again
+    assert main(["inspect", str(tmp_path / "run")]) == 0
+    dice = [case["dice"] for case in document["report"]["cases"]]
+    page = (tmp_path / "run" / "run.html").read_text()
+    assert all(f">{value:.3f}<" in page for value in dice), dice
     assert main([*command, "--resume", "--mode", "full", "--device", "cpu"]) == 2
     assert "finetune.mode tokens -> full" in capsys.readouterr().err
 
