@@ -199,6 +199,8 @@ def print_plan(
     print(f"{counted_scans(found)} found: {len(plan.jobs)} to do, {len(plan.done)} done before")
     for why, count in plan.reasons().items():
         print(f"  {counted_scans(count)}: {why}")
+    if any("settings changed (" in why for why in plan.reasons()):
+        print("  if that is not meant: stop now (Ctrl-C), and give the --config of before")
     if plan.failed:
         print(
             f"  {counted_scans(len(plan.failed))} failed before and nothing changed: not tried again "

@@ -117,11 +117,14 @@ def test_another_case_changes_the_record_alone(
     assert not prepare_store(table, tmp_path / "store", settings, Options()).committed
 
 
-def test_other_ingest_settings_redo_everything(raw: Path, prepared: Path, settings: Settings) -> None:
+def test_other_ingest_settings_redo_everything_and_say_so(
+    raw: Path, prepared: Path, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = prepared
     wider = replace(settings, ingest=replace(settings.ingest, spacing_mm=5.0))
     report = prepare_store(raw, store, wider, Options())
     assert report.reasons == {"ingest settings changed (spacing_mm 4 -> 5)": 3}
+    assert "stop now (Ctrl-C), and give the --config of before" in capsys.readouterr().out
     assert open_store(store).info.spacing_mm == 5.0
     assert open_store(store).scan("ann_ct").spacing_zyx_mm == (5.0, 5.0, 5.0)
 
