@@ -244,6 +244,11 @@ def _carried_scans(
 
 def _label(store: Store, config: FinetuneTaskConfig) -> str:
     """Return the name of the label map to learn: that of the settings, or the only one of the store."""
+    known = {entry.dataset for entry in store.entries.values()}
+    if unknown := sorted(set(config.datasets) - known):
+        raise DataError(
+            f"{store.path}: there is no data set {unknown[0]!r}. There are: {', '.join(sorted(known))}"
+        )
     counts = Counter(
         name
         for entry in store.entries.values()

@@ -53,7 +53,7 @@ def test_a_case_is_never_on_both_sides(tmp_path: Path) -> None:
     ("settings", "error", "message"),
     [
         ({"label": "structure"}, DataError, "no scan has the label 'structure'; did you mean 'structures'?"),
-        ({"datasets": ("nothing",)}, DataError, "no scan has labels"),
+        ({"datasets": ("nothing",)}, DataError, "there is no data set 'nothing'. There are: "),
         ({"scans": ("phantom-9",)}, DataError, "there is no scan 'phantom-9'; did you mean 'phantom-"),
         ({"num_scans": 9}, DataError, "9 scans with the label 'structures' are asked for, 4 are there"),
         ({"values": (1, 8)}, DataError, "has value 8 in its label 'structures'"),
