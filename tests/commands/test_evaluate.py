@@ -165,8 +165,10 @@ def test_what_is_not_in_the_store_is_named(
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert mass(store, tmp_path, *options) == (2, {})
-    assert message in capsys.readouterr().err
+    code, document = mass(store, tmp_path, *options)
+    assert (code, list(document)) == (2, ["error"])
+    assert message in document["error"]
+    assert document["error"] in capsys.readouterr().err
 
 
 def test_a_real_network_is_evaluated(store: Path, tmp_path: Path) -> None:
