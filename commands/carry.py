@@ -139,11 +139,9 @@ def _print_next(arguments: Namespace, digests: Mapping[str, str]) -> None:
         )
         return
     command = ["mass", "finetune", "small-v1", str(arguments.store), "TUNED", "--from-scratch"]
-    command += [
-        "--carried",
-        str(folder),
-        *(["--held-out", *arguments.held_out] if arguments.held_out else []),
-    ]
+    command += ["--carried", str(folder)]
+    if arguments.held_out:
+        command += ["--held-out", *arguments.held_out]
     print(
         f"{used} of the {len(numbers)} label maps in the folder have a mean confidence of {least:g} or more "
         "and are trained on; [finetune] exclude leaves others out\n"

@@ -5,9 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from commands.segmenting import targets
 from commands.segmenting.targets import _failure
 from pipeline.discovery import Source
 from tests.commands.test_segment import draw, files_in, files_of
+from tests.short_disk import files_of_at_most
 
 SOURCE = Source(scan_id="a", format="file", files=(Path("a.nii"),), location="a.nii")
 NO_MEMORY = "there is not enough memory for this scan"
@@ -79,16 +77,6 @@ def segmented(folder: Path, *more: str) -> tuple[int, dict[str, Any]]:
     told = folder / "told.json"
     code = main([*map(str, ["segment", "none", *shown, *rest, "--json", told]), *more])
     return code, json.loads(told.read_text())
-
-
-@contextmanager
-def files_of_at_most(num_bytes: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_folder_that_takes_no_byte_is_told_before_a_target_is_read(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import errno
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ import SimpleITK as sitk
 from pipeline.ingest import writeback
 from pipeline.ingest.writeback import write_image
 from pipeline.volumes.grid import Grid
+from tests.short_disk import files_of_at_most
 
 SUFFIXES = [".nii", ".nii.gz", ".nrrd", ".mha"]
 DTYPES = [np.uint8, np.uint16, np.int16, np.float32, np.bool_]
@@ -26,16 +24,6 @@ def drawn(dtype: type = np.uint8, side: int = 40) -> tuple[np.ndarray, Grid]:
     return array, Grid(
         shape_zyx=array.shape, spacing_xyz_mm=(1.0,) * 3, origin_xyz_mm=(0.0,) * 3, direction=identity
     )
-
-
-@contextmanager
-def files_of_at_most(num_bytes: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
